@@ -1,0 +1,102 @@
+"""The audio encoder of Qwen3-Omni: log-mel frames to features of the thinker's width.
+
+Static shapes: every clip is cut into chunks of 100 frames; a call takes a fixed number of chunk slots, filled with the chunks
+of any number of clips one after another. What the reference does with lists of lengths is carried by three small arrays a
+chunk (valid frames, frames that exist for the convolutions, attention window), see processing/packing.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from omni_jax.config import AudioEncoderConfig, halve
+from omni_jax.nn.attention import attend_segments
+from omni_jax.nn.layers import Init, LayerNorm, Linear, Mlp
+from omni_jax.nn.stack import scan, stack
+
+
+class Conv2d(nnx.Module):
+    """3 x 3 convolution of stride 2 and padding 1 over (mel, frame), then the exact GELU."""
+
+    def __init__(self, init: Init, ins: int, outs: int):
+        self.kernel = init.normal((3, 3, ins, outs), (None, None, None, None), fan_in=9 * ins)
+        self.bias = init.full((outs,), (None,), 0.0)
+
+    def __call__(self, x: Float[Array, "N Z A C"]) -> Float[Array, "N Z2 A2 C2"]:
+        x = jax.lax.conv_general_dilated(
+            x, self.kernel[...], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.nn.gelu(x + self.bias[...], approximate=False)
+
+
+class Block(nnx.Module):
+    """Pre-norm encoder block; every projection has a bias."""
+
+    def __init__(self, init: Init, config: AudioEncoderConfig):
+        heads = (config.heads, config.width // config.heads)
+        inward = ("embed", "heads", "head")
+        self.attention_norm = LayerNorm(init, config.width, eps=1e-5)
+        self.q = Linear(init, (config.width,), heads, axes=inward, bias=True)
+        self.k = Linear(init, (config.width,), heads, axes=inward, bias=True)
+        self.v = Linear(init, (config.width,), heads, axes=inward, bias=True)
+        self.o = Linear(init, heads, (config.width,), axes=("heads", "head", "embed"), bias=True)
+        self.ffn_norm = LayerNorm(init, config.width, eps=1e-5)
+        self.ffn = Mlp(init, config.width, config.ffn_width, config.width)
+
+    def __call__(self, x: Float[Array, "T D"], windows: Int[Array, "T"], reach: int) -> Float[Array, "T D"]:
+        y = self.attention_norm(x)
+        x = x + self.o(attend_segments(self.q(y), self.k(y), self.v(y), windows, reach=reach))
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class AudioEncoder(nnx.Module):
+    """Reference: Qwen3OmniMoeAudioEncoder (arXiv:2509.17765)."""
+
+    def __init__(self, init: Init, config: AudioEncoderConfig):
+        self.conv1 = Conv2d(init, 1, config.channels)
+        self.conv2 = Conv2d(init, config.channels, config.channels)
+        self.conv3 = Conv2d(init, config.channels, config.channels)
+        mels = halve(halve(halve(config.mel_bins)))
+        self.stem = Linear(init, (mels, config.channels), (config.width,), axes=(None, None, "embed"))
+        self.layers = stack(init, config.layers, lambda init: Block(init, config))
+        self.norm = LayerNorm(init, config.width, eps=1e-5)
+        self.projection = Mlp(init, config.width, config.width, config.out_width)
+        self.config = config
+
+    def encode(
+        self,
+        mel: Float[Array, "chunks Z A"],
+        extent: Int[Array, "chunks"],
+        window: Int[Array, "chunks tokens"],
+    ) -> Float[Array, "chunks tokens D"]:
+        """Features of each chunk's tokens.
+
+        Args:
+            mel: chunks of log-mel frames, zero beyond a chunk's own frames.
+            extent: frames that exist for the convolutions: all of the chunk, or fewer for a clip shorter than one. Columns
+                past it stay zero between the convolutions, as if the array ended there; a row in a batch so equals the row
+                alone (the reference pads short clips to the longest chunk of the call and changes their result).
+            window: id of each token's attention window, contiguous and of at most ``config.window_tokens`` tokens; a negative
+                id marks a token that no frame stands behind.
+        """
+        x = mel.astype(self.conv1.kernel.dtype)[..., None]
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = conv(x)
+            extent = halve(extent)
+            x = x * (jnp.arange(x.shape[2]) < extent[:, None])[:, None, :, None].astype(x.dtype)
+        x = self.stem(jnp.moveaxis(x, 1, 2))
+        x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        windows, reach = window.reshape(-1), self.config.window_tokens
+        x, _ = scan(lambda x, block, _: (block(x, windows, reach), None), x, self.layers)
+        return self.projection(self.norm(x)).reshape(*shape[:2], -1)
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Position table [length, width]: sines, then cosines, of geometrically falling frequencies (Whisper's)."""
+    scale = np.log(10000.0) / (width // 2 - 1)
+    angles = np.arange(length)[:, None] * np.exp(-scale * np.arange(width // 2, dtype=np.float32)).astype(np.float32)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

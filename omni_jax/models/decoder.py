@@ -1,0 +1,137 @@
+"""The decoder block that thinker, talker, code predictor and code2wav share, and a stack of it.
+
+What differs between them (q/k norm, rope sections, mixture or dense, layer scale, window) is a number in DecoderConfig.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from omni_jax.config import DecoderConfig
+from omni_jax.nn.attention import attend_causal
+from omni_jax.nn.cache import KVCache
+from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
+from omni_jax.nn.moe import Experts, Router
+from omni_jax.nn.rope import rotate, rotation
+from omni_jax.nn.stack import scan, stack
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention: projections, optional norms of queries and keys, rope."""
+
+    def __init__(self, init: Init, config: DecoderConfig):
+        d, n, k, h = config.width, config.heads, config.kv_heads, config.head_width
+        self.q = Linear(init, (d,), (n, h), axes=("embed", "heads", "head"))
+        self.k = Linear(init, (d,), (k, h), axes=("embed", "kv_heads", "head"))
+        self.v = Linear(init, (d,), (k, h), axes=("embed", "kv_heads", "head"))
+        self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"))
+        self.q_norm = RMSNorm(init, h, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(init, h, eps=config.norm_eps) if config.qk_norm else None
+        self.window = config.window
+
+    def __call__(self, x: Float[Array, "B T D"], turn, past) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        """Args: ``turn`` is rope's (cos, sin), ``past`` the layer's cached (k, v, length) or None.
+
+        Returns: the output, and the new rotated keys and values [B, T, K, H].
+        """
+        q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
+        out = attend_causal(q_BTNH, k_BTKH, v_BTKH, past, window=self.window)
+        return self.o(out), (k_BTKH, v_BTKH)
+
+
+class Block(nnx.Module):
+    """x += attention(norm(x)); x += ffn(norm(x)), each with an optional scale a channel."""
+
+    def __init__(self, init: Init, config: DecoderConfig):
+        self.attention_norm = RMSNorm(init, config.width, eps=config.norm_eps)
+        self.attention = Attention(init, config)
+        self.ffn_norm = RMSNorm(init, config.width, eps=config.norm_eps)
+        if config.experts:
+            self.ffn = Router(
+                init,
+                width=config.width,
+                count=config.experts.count,
+                per_token=config.experts.per_token,
+                normalize=config.experts.normalize,
+                shared_ffn_width=config.experts.shared_ffn_width,
+            )
+        else:
+            self.ffn = GatedMlp(init, config.width, config.ffn_width)
+        self.attention_scale = init.full((config.width,), (None,), 1.0) if config.layer_scale else None
+        self.ffn_scale = init.full((config.width,), (None,), 1.0) if config.layer_scale else None
+
+    def __call__(self, x: Float[Array, "B T D"], turn, past, valid, kernels, layer):
+        y, new = self.attention(self.attention_norm(x), turn, past)
+        x = x + (y if self.attention_scale is None else y * self.attention_scale[...])
+        y = self.ffn_norm(x)
+        y = self.ffn(y, valid, kernels, layer) if isinstance(self.ffn, Router) else self.ffn(y)
+        return x + (y if self.ffn_scale is None else y * self.ffn_scale[...]), new
+
+
+class Decoder(nnx.Module):
+    """A stack of blocks and the final norm; whole pass, prefill and step are one function over more or fewer tokens."""
+
+    def __init__(self, init: Init, config: DecoderConfig):
+        self.layers = stack(init, config.layers, lambda init: Block(init, config))
+        experts = config.experts
+        self.experts = (
+            Experts(init, layers=config.layers, count=experts.count, width=config.width, ffn_width=experts.ffn_width)
+            if experts
+            else None
+        )
+        self.norm = RMSNorm(init, config.width, eps=config.norm_eps)
+        self.config = config
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Num[Array, "3 B T"],
+        valid: Bool[Array, "B T"],
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]]]:
+        """Final-normed states, and the keys and values of the new tokens.
+
+        Args:
+            x: embeddings of T new tokens a row, real ones first.
+            positions: rotary coordinates (time, height, width).
+            valid: which tokens are real.
+            cache: what the rows hold already; None for a whole pass.
+        """
+        config = self.config
+        turn = rotation(
+            positions,
+            head_width=config.head_width,
+            theta=config.rope_theta,
+            section=config.mrope_section,
+            dtype=x.dtype,
+        )
+        kernels = self.experts.flat() if self.experts is not None else None
+
+        def body(x, block, layer, *past):
+            past = (*past, cache.length) if cache is not None else None
+            return block(x, turn, past, valid, kernels, layer)
+
+        xs = () if cache is None else (cache.k, cache.v)
+        x, new = scan(body, x, self.layers, *xs)
+        return self.norm(x), new
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Num[Array, "3 B T"],
+        lengths: Int[Array, "B"],
+        cache: KVCache,
+        *,
+        fresh: bool = False,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Runs T new tokens a row, of which the first ``lengths`` count, and appends them to the cache.
+
+        Args:
+            fresh: the cache is known to be empty, so its slots need not be read.
+        """
+        valid = jnp.arange(x.shape[1]) < lengths[:, None]
+        x, new = self(x, positions, valid, None if fresh else cache)
+        return x, cache.append(*new, lengths)

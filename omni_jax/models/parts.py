@@ -1,0 +1,75 @@
+"""The parts of a checkpoint by name, abstract or random, and their parameters by path."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omni_jax.config import OmniConfig
+from omni_jax.models.audio_encoder import AudioEncoder
+from omni_jax.models.code2wav import Code2Wav
+from omni_jax.models.talker import CodePredictor, Talker
+from omni_jax.models.thinker import Thinker
+from omni_jax.models.vision_encoder import VisionEncoder
+from omni_jax.nn.layers import Init
+
+SPEECH = ("talker", "code_predictor", "code2wav")
+
+
+def builders(config: OmniConfig, *, speech: bool = True) -> dict[str, Callable[[Init], nnx.Module]]:
+    """How to build each part of ``config``; without ``speech``, none of the parts that only speaking needs."""
+    thinker = config.thinker
+    parts: dict[str, Callable[[Init], nnx.Module]] = {
+        "thinker": lambda init: Thinker(init, thinker),
+        "audio_encoder": lambda init: AudioEncoder(init, thinker.audio_encoder),
+        "vision_encoder": lambda init: VisionEncoder(init, thinker.vision_encoder),
+    }
+    talker, code2wav = config.talker, config.code2wav
+    if speech and talker is not None and code2wav is not None:
+        parts["talker"] = lambda init: Talker(init, talker)
+        parts["code_predictor"] = lambda init: CodePredictor(init, talker)
+        parts["code2wav"] = lambda init: Code2Wav(init, code2wav)
+    return parts
+
+
+def abstract(config: OmniConfig, dtype: Any, *, speech: bool = True) -> dict[str, nnx.Module]:
+    """The parts with ShapeDtypeStructs in place of arrays."""
+    return jax.eval_shape(lambda: random(config, dtype, jax.random.key(0), speech=speech))
+
+
+def random(config: OmniConfig, dtype: Any, key: jax.Array, *, speech: bool = True) -> dict[str, nnx.Module]:
+    """The parts with random weights of sensible scale; jit it to make them on the device."""
+    made = builders(config, speech=speech)
+    keys = jax.random.split(key, len(made))
+    return {name: build(Init(part_key, dtype)) for (name, build), part_key in zip(made.items(), keys, strict=True)}
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """Parameters by dotted path, such as ``thinker.decoder.layers.attention.q.kernel``.
+
+    Works for arrays, ShapeDtypeStructs and shardings alike; flax ends its key paths in ``value``, which is dropped here.
+    """
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def replace(tree: Any, values: dict[str, Any]) -> Any:
+    """The same tree with the leaves that ``values`` gives by path."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(_path(path), leaf), tree)
+
+
+def axes(tree: Any) -> dict[str, tuple[str | None, ...]]:
+    """Logical axis names of each parameter by path, named from the right."""
+    params = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))[0]
+    return {_path(path): param.get_metadata("axes") for path, param in params}
+
+
+def dtype_of(part: nnx.Module) -> jnp.dtype:
+    """The dtype of a part's weights."""
+    return jax.tree.leaves(part)[0].dtype
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return ".".join(name for name in names if name != "value")

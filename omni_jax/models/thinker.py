@@ -1,0 +1,68 @@
+"""The thinker: embeddings of text with media in their places, the mixture-of-experts decoder, logits."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num
+
+from omni_jax.config import ThinkerConfig
+from omni_jax.models.decoder import Decoder
+from omni_jax.nn.cache import KVCache
+from omni_jax.nn.layers import Embedding, Init, Linear
+
+
+class Thinker(nnx.Module):
+    """Text decoder of Qwen3-Omni (reference: Qwen3OmniMoeThinkerForConditionalGeneration)."""
+
+    def __init__(self, init: Init, config: ThinkerConfig):
+        self.embedding = Embedding(init, config.vocabulary, config.decoder.width)
+        self.decoder = Decoder(init, config.decoder)
+        self.head = Linear(init, (config.decoder.width,), (config.vocabulary,), axes=("embed", "vocab"))
+        self.config = config
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding(tokens)
+
+    def logits(
+        self, x: Float[Array, "B T D"], positions: Num[Array, "3 B T"], lengths: Int[Array, "B"]
+    ) -> Float[Array, "B T V"]:
+        """One whole pass over rows whose first ``lengths`` tokens are real."""
+        valid = jnp.arange(x.shape[1]) < lengths[:, None]
+        return self.head(self.decoder(x, positions, valid)[0])
+
+    def prefill(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Num[Array, "3 B T"],
+        lengths: Int[Array, "B"],
+        cache: KVCache,
+        *,
+        fresh: bool,
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """Logits after each row's last real token, and the cache with the rows appended."""
+        x, cache = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
+        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+        return self.head(last), cache
+
+    def step(
+        self, tokens: Int[Array, "B"], positions: Num[Array, "3 B"], live: Int[Array, "B"], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """One token a row; rows whose ``live`` is 0 stay as they are."""
+        x, cache = self.decoder.extend(self.embed(tokens[:, None]), positions[:, :, None], live, cache)
+        return self.head(x[:, 0]), cache
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        config = self.config.decoder
+        return KVCache.empty(
+            layers=config.layers,
+            batch=batch,
+            slots=slots,
+            kv_heads=config.kv_heads,
+            head_width=config.head_width,
+            dtype=self.embedding.table.dtype,
+        )
+
+
+def place(x: Float[Array, "B T D"], features: Float[Array, "M D"], index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Puts media features where ``index`` names their row; -1 leaves the token's own embedding."""
+    taken = jnp.take(features, index, axis=0, mode="clip").astype(x.dtype)
+    return jnp.where(index[..., None] >= 0, taken, x)

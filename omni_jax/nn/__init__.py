@@ -1,0 +1,1 @@
+"""Layers. They take numbers, never configs, and know no model by name."""

@@ -1,0 +1,49 @@
+"""The key-value cache: rows of slots, each row filled to its own length."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@struct.dataclass
+class KVCache:
+    """Rotated keys and values of every layer.
+
+    Slots at or past a row's length hold nothing that may be read; a row is written at its own length, so rows of unequal
+    prompts need no padding between prompt and answer.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    length: Int[Array, "B"]
+
+    @classmethod
+    def empty(cls, *, layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype) -> "KVCache":
+        shape = (layers, batch, slots, kv_heads, head_width)
+        return cls(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=jnp.zeros(batch, jnp.int32))
+
+    @property
+    def slots(self) -> int:
+        return self.k.shape[2]
+
+    def append(self, k: Float[Array, "L B T K H"], v: Float[Array, "L B T K H"], lengths: Int[Array, "B"]) -> "KVCache":
+        """Writes T new entries at each row's length, of which the first ``lengths`` count.
+
+        The caller keeps ``length + T <= slots`` for every row: a write beyond the end would be moved back over real entries.
+        """
+
+        def write(cache_LSKH, new_LTKH, start):
+            return jax.lax.dynamic_update_slice(cache_LSKH, new_LTKH, (0, start, 0, 0))
+
+        write_rows = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
+        return KVCache(
+            k=write_rows(self.k, k.astype(self.k.dtype), self.length),
+            v=write_rows(self.v, v.astype(self.v.dtype), self.length),
+            length=self.length + lengths,
+        )
+
+    def grow(self, slots: int) -> "KVCache":
+        """The same entries with room for ``slots``."""
+        padding = [(0, 0), (0, 0), (0, slots - self.slots), (0, 0), (0, 0)]
+        return self.replace(k=jnp.pad(self.k, padding), v=jnp.pad(self.v, padding))

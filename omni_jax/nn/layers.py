@@ -1,0 +1,112 @@
+"""The dense layers, and the one place where parameters are declared: shape, logical axes, dtype and initialiser together."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Axes = tuple[str | None, ...]
+
+
+class Init:
+    """Makes the parameters of a module tree: one dtype, a fresh random key for each.
+
+    A parameter carries the logical names of its axes as metadata, named from the right: a leading axis added by stacking
+    layers needs no name. Under ``jax.eval_shape`` the same declarations give the abstract model.
+    """
+
+    def __init__(self, key: jax.Array, dtype: jnp.dtype | type):
+        self.rngs, self.dtype = nnx.Rngs(key), dtype
+
+    def key(self) -> jax.Array:
+        return self.rngs()
+
+    def normal(self, shape: Sequence[int], axes: Axes, *, fan_in: int) -> nnx.Param:
+        value = jax.random.normal(self.key(), tuple(shape), self.dtype)
+        return nnx.Param(value * jnp.asarray(1 / math.sqrt(fan_in), self.dtype), axes=axes)
+
+    def full(self, shape: Sequence[int], axes: Axes, value: float) -> nnx.Param:
+        return nnx.Param(jnp.full(tuple(shape), value, self.dtype), axes=axes)
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias), over any number of input and output axes.
+
+    Args:
+        ins, outs: sizes of the contracted and of the new axes.
+        axes: the logical name of each axis of the kernel, ins then outs.
+    """
+
+    def __init__(self, init: Init, ins: Sequence[int], outs: Sequence[int], *, axes: Axes, bias: bool = False):
+        self.kernel = init.normal((*ins, *outs), axes, fan_in=math.prod(ins))
+        self.bias = init.full(outs, axes[len(ins) :], 0.0) if bias else None
+        self.contracted = len(ins)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = jnp.tensordot(x, self.kernel[...], axes=self.contracted)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm (arXiv:1910.07467), computed in float32 and cast back *before* the scale, as the reference does."""
+
+    def __init__(self, init: Init, width: int, *, eps: float):
+        self.scale = init.full((width,), (None,), 1.0)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return x32.astype(x.dtype) * self.scale[...]
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with scale and bias, in float32."""
+
+    def __init__(self, init: Init, width: int, *, eps: float):
+        self.scale = init.full((width,), (None,), 1.0)
+        self.bias = init.full((width,), (None,), 0.0)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table."""
+
+    def __init__(self, init: Init, rows: int, width: int, *, axes: Axes = ("vocab", "embed")):
+        self.table = init.normal((rows, width), axes, fan_in=width)
+
+    def __call__(self, ids: Array) -> Float[Array, "... D"]:
+        return jnp.take(self.table[...], ids, axis=0, mode="clip")
+
+
+class GatedMlp(nnx.Module):
+    """SwiGLU (arXiv:2002.05202): down(silu(gate x) * up x), gate and up in one kernel so that one pass reads both."""
+
+    def __init__(self, init: Init, width: int, ffn_width: int):
+        self.gate_up = Linear(init, (width,), (2, ffn_width), axes=("embed", None, "ffn"))
+        self.down = Linear(init, (ffn_width,), (width,), axes=("ffn", "embed"))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        gate_up = self.gate_up(x)
+        return self.down(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :])
+
+
+class Mlp(nnx.Module):
+    """down(gelu(up x)) with biases; the exact (erf) GELU unless ``tanh``."""
+
+    def __init__(self, init: Init, ins: int, ffn_width: int, outs: int, *, tanh: bool = False):
+        self.up = Linear(init, (ins,), (ffn_width,), axes=("embed", "ffn"), bias=True)
+        self.down = Linear(init, (ffn_width,), (outs,), axes=("ffn", "embed"), bias=True)
+        self.tanh = tanh
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(jax.nn.gelu(self.up(x), approximate=self.tanh))

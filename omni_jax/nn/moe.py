@@ -1,0 +1,174 @@
+"""Mixture of experts without capacity: every token reaches its experts, also when all choose the same one.
+
+The weights of all layers stay one array, [L * E, ...], addressed by the layer's offset (docs/adr/0002); the matmul is grouped
+by expert in the way that suits the platform.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from omni_jax.nn.layers import GatedMlp, Init, Linear
+
+# Rows of the largest tile: enough to reach the matrix rate of a CPU core.
+TILE = 256
+
+
+class Experts(nnx.Module):
+    """SwiGLU experts of ``layers`` layers; gate and up in one kernel, gate first."""
+
+    def __init__(self, init: Init, *, layers: int, count: int, width: int, ffn_width: int):
+        self.gate_up = init.normal(
+            (layers, count, width, 2 * ffn_width), ("expert", "embed", "expert_ffn"), fan_in=width
+        )
+        self.down = init.normal((layers, count, ffn_width, width), ("expert", "expert_ffn", "embed"), fan_in=ffn_width)
+
+    def flat(self) -> tuple[Float[Array, "LE D 2F"], Float[Array, "LE F D"]]:
+        """Kernels with layers and experts in one leading axis (a view)."""
+        gate_up, down = self.gate_up[...], self.down[...]
+        return gate_up.reshape(-1, *gate_up.shape[2:]), down.reshape(-1, *down.shape[2:])
+
+
+class Router(nnx.Module):
+    """Chooses the experts of each token; holds the shared expert, where one exists."""
+
+    def __init__(self, init: Init, *, width: int, count: int, per_token: int, normalize: bool, shared_ffn_width: int):
+        self.router = Linear(init, (width,), (count,), axes=("embed", None))
+        self.shared = GatedMlp(init, width, shared_ffn_width) if shared_ffn_width else None
+        self.shared_gate = Linear(init, (width,), (1,), axes=("embed", None)) if shared_ffn_width else None
+        self.count, self.per_token, self.normalize = count, per_token, normalize
+
+    def choose(self, x: Float[Array, "T D"]) -> tuple[Int[Array, "T R"], Float[Array, "T R"]]:
+        """Softmax in float32 over all experts, then the largest, then (if ``normalize``) their share of the sum."""
+        logits = self.router(x)
+        weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.per_token)
+        if self.normalize:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        return chosen, weights.astype(logits.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kernels: tuple[Array, Array], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """Args: ``valid`` marks real tokens (padding reaches no expert), ``kernels`` are ``Experts.flat()``."""
+        flat = x.reshape(-1, x.shape[-1])
+        chosen, weights = self.choose(flat)
+        chosen = jnp.where(valid.reshape(-1, 1), chosen, self.count)
+        y = mixture(flat, chosen, weights, *kernels, layer * self.count, self.count)
+        if self.shared is not None and self.shared_gate is not None:
+            y = y + jax.nn.sigmoid(self.shared_gate(flat)) * self.shared(flat)
+        return y.reshape(x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def mixture(
+    x: Float[Array, "T D"],
+    chosen: Int[Array, "T R"],
+    weights: Float[Array, "T R"],
+    gate_up: Float[Array, "G D 2F"],
+    down: Float[Array, "G F D"],
+    offset: Int[Array, ""],
+    count: int,
+) -> Float[Array, "T D"]:
+    """sum_r weights[t, r] * expert[offset + chosen[t, r]](x[t]); an id of ``count`` means no expert.
+
+    On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert, so a loop over tiles of
+    rows of one expert reads each needed kernel once with a plain dot.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        chosen,
+        weights,
+        gate_up,
+        down,
+        offset,
+        tpu=partial(_ragged, count=count),
+        default=partial(_tiled, count=count),
+    )
+
+
+def _group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], Int[Array, "E"]]:
+    """Slots (t * R + r) in the order of their experts, and the number of slots of each expert."""
+    flat = chosen.reshape(-1)
+    return jnp.argsort(flat, stable=True), jnp.bincount(flat, length=count)
+
+
+def _combine(
+    y: Float[Array, "slots D"], order: Int[Array, "slots"], chosen, weights, count: int
+) -> Float[Array, "T D"]:
+    """Back from expert order to token order, weighted and summed over a token's experts (in float32)."""
+    by_token = y[jnp.argsort(order)].reshape(*chosen.shape, y.shape[-1])
+    live = (chosen < count)[..., None]
+    total = jnp.sum(jnp.where(live, by_token * weights[..., None], 0), axis=1, dtype=jnp.float32)
+    return total.astype(y.dtype)
+
+
+def _activate(gate_up: Float[Array, "T 2F"]) -> Float[Array, "T F"]:
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def _ragged(x, chosen, weights, gate_up, down, offset, *, count: int):
+    order, sizes = _group(chosen, count)
+    groups = jax.lax.dynamic_update_slice(jnp.zeros(gate_up.shape[0], jnp.int32), sizes.astype(jnp.int32), (offset,))
+    rows = x[order // chosen.shape[1]]
+    y = jax.lax.ragged_dot(_activate(jax.lax.ragged_dot(rows, gate_up, groups)), down, groups)
+    return _combine(y, order, chosen, weights, count)
+
+
+def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
+    """Rows that a tile may have: steps of at most 1.5 around the mean load of an expert, so little is padded on the way up,
+    and large enough at the top to reach the matrix rate. An expert gets at most one slot of each token."""
+    least = min(TILE, 1 << max(0, (slots // (4 * count)).bit_length() - 1))
+    ladder = sorted({size for power in range(9) for size in (1 << power, 3 << power >> 1)})
+    top = next((size for size in ladder if size >= min(tokens, 16 * least, TILE)), TILE)
+    return tuple(size for size in ladder if least <= size <= top)
+
+
+def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
+    slots, per_token = chosen.size, chosen.shape[1]
+    sizes = tile_sizes(slots, count, x.shape[0])
+    order, loads = _group(chosen, count)
+    starts = jnp.cumsum(loads) - loads
+    tiles = -(-loads // sizes[-1])
+    ends = jnp.cumsum(tiles)
+    padded_order = jnp.pad(order, (0, sizes[-1]))
+
+    def multiply(size: int, expert, row):
+        tokens = jax.lax.dynamic_slice(padded_order, (row,), (size,)) // per_token
+        hidden = _activate(x[tokens] @ jax.lax.dynamic_index_in_dim(gate_up, offset + expert, keepdims=False))
+        out = hidden @ jax.lax.dynamic_index_in_dim(down, offset + expert, keepdims=False)
+        return jnp.pad(out, [(0, sizes[-1] - size), (0, 0)])
+
+    def tile(i, y):
+        expert = jnp.searchsorted(ends, i, side="right")
+        first = (i - ends[expert] + tiles[expert]) * sizes[-1]
+        row = starts[expert] + first
+        enough = jnp.searchsorted(jnp.asarray(sizes[:-1]), loads[expert] - first)
+        out = jax.lax.switch(enough, [partial(multiply, size) for size in sizes], expert, row)
+        # Rows past the expert's last are written too, and then overwritten by the next expert's. The update stays outside
+        # of the branches, which would copy all of y.
+        return jax.lax.dynamic_update_slice(y, out, (row, 0))
+
+    y = jax.lax.fori_loop(0, ends[-1], tile, jnp.zeros((slots + sizes[-1], x.shape[1]), x.dtype))
+    return _combine(y[:slots], order, chosen, weights, count)
+
+
+def _forward(x, chosen, weights, gate_up, down, offset, count):
+    return mixture(x, chosen, weights, gate_up, down, offset, count), (x, chosen, weights, gate_up, down, offset)
+
+
+def _backward(count, saved, gradient):
+    x, chosen, weights, gate_up, down, offset = saved
+
+    def layer(x, weights, gate_up, down):
+        own = [jax.lax.dynamic_slice_in_dim(kernel, offset, count) for kernel in (gate_up, down)]
+        return _ragged(x, chosen, weights, *own, jnp.zeros((), jnp.int32), count=count)
+
+    dx, dweights, dgate_up, ddown = jax.vjp(layer, x, weights, gate_up, down)[1](gradient)
+    return dx, None, dweights, dgate_up, ddown, None
+
+
+mixture.defvjp(_forward, _backward)

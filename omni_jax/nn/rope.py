@@ -1,0 +1,48 @@
+"""Rotary position embedding (arXiv:2104.09864) and its multimodal form M-RoPE (arXiv:2409.12191), half-split layout."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+
+def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "half"]:
+    """theta ** (-2k / head_width), k = 0 .. head_width / 2 - 1, float32."""
+    return (theta ** (-np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width))).astype(np.float32)
+
+
+def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:
+    """Which coordinate turns each frequency in Qwen3's M-RoPE: 012 012 ... then 0 (section[0] takes what is left).
+
+    interleaved_axes((24, 20, 20), 64) -> [0 1 2] * 20 + [0] * 4
+    """
+    axes = np.zeros(half, dtype=np.int32)
+    axes[1 : 3 * section[1] : 3] = 1
+    axes[2 : 3 * section[2] : 3] = 2
+    return axes
+
+
+def rotation(
+    positions: Num[Array, "3 B T"], *, head_width: int, theta: float, section: tuple[int, int, int] | None, dtype
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosines and sines of positions (time, height, width; they may be fractional), angles in float32, cast to ``dtype``.
+
+    Without ``section`` only the first coordinate counts. The cast comes before use because the reference rotates in the
+    activations' dtype.
+    """
+    inverse = jnp.asarray(frequencies(head_width, theta))
+    positions = positions.astype(jnp.float32)
+    if section is None:
+        angles = positions[0][..., None] * inverse
+    else:
+        axes = interleaved_axes(section, head_width // 2)
+        angles = jnp.moveaxis(positions[axes], 0, -1) * inverse
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
+) -> Float[Array, "B T N H"]:
+    """Turns the pairs (k, k + H/2) of each head."""
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    left, right = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)

@@ -1,0 +1,81 @@
+"""Attention in blocks, over a cache and in segments equals plain masked attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_jax.nn import attention
+from omni_jax.nn.cache import KVCache
+
+
+def qkv(batch, length, heads=4, kv_heads=2, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=(batch, length, n, width)), jnp.float32) for n in (heads, kv_heads, kv_heads)]
+
+
+def plain(q, k, v, mask):
+    """Softmax attention by the book, [B, T, S] mask."""
+    k, v = (np.repeat(np.asarray(x), q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(mask[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+
+
+def causal(length, window=None):
+    at = np.arange(length)
+    mask = at[None] <= at[:, None]
+    return mask & (at[None] > at[:, None] - window) if window else mask
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("scores", [1 << 25, 100, 1])
+def test_blocks_of_queries_equal_the_whole(monkeypatch, window, scores):
+    monkeypatch.setattr(attention, "SCORES", scores)
+    q, k, v = qkv(2, 11)
+    mask = np.broadcast_to(causal(11, window), (2, 11, 11))
+    np.testing.assert_allclose(attention.attend_causal(q, k, v, window=window), plain(q, k, v, mask), atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("cut", [1, 5, 10])
+def test_cache_then_new_tokens_equal_the_whole(window, cut):
+    q, k, v = qkv(2, 11)
+    cache = KVCache.empty(layers=1, batch=2, slots=16, kv_heads=2, head_width=6, dtype=jnp.float32)
+    cache = cache.append(k[None, :, :cut], v[None, :, :cut], jnp.array([cut, cut]))
+    past = (cache.k[0], cache.v[0], cache.length)
+    out = attention.attend_causal(q[:, cut:], k[:, cut:], v[:, cut:], past, window=window)
+    mask = np.broadcast_to(causal(11, window), (2, 11, 11))
+    np.testing.assert_allclose(out, plain(q, k, v, mask)[:, cut:], atol=2e-6)
+
+
+def test_rows_of_unequal_length_are_written_at_their_own_place():
+    cache = KVCache.empty(layers=1, batch=2, slots=8, kv_heads=1, head_width=1, dtype=jnp.float32)
+    first = jnp.arange(1.0, 7.0).reshape(1, 2, 3, 1, 1)
+    cache = cache.append(first, -first, jnp.array([1, 3]))
+    cache = cache.append(jnp.full((1, 2, 1, 1, 1), 9.0), jnp.full((1, 2, 1, 1, 1), 9.0), jnp.array([1, 1]))
+    np.testing.assert_array_equal(cache.length, [2, 4])
+    np.testing.assert_array_equal(cache.k[0, 0, :2, 0, 0], [1, 9])
+    np.testing.assert_array_equal(cache.k[0, 1, :4, 0, 0], [4, 5, 6, 9])
+
+
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=9), seed=st.integers(0, 3))
+@settings(max_examples=12, deadline=None)
+def test_segments_see_only_themselves(lengths, seed):
+    total = sum(lengths)
+    q, k, v = (x[0] for x in qkv(1, total, kv_heads=4, seed=seed))
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    mask = (ids[:, None] == ids[None])[None]
+    out = attention.attend_segments(q, k, v, jnp.asarray(ids), reach=8)
+    np.testing.assert_allclose(out, plain(q[None], k[None], v[None], mask)[0], atol=2e-6)
+
+
+def test_segments_hold_no_square_of_the_length():
+    """The compiled program for 832 tokens in windows of 104 has no array of 832 x 832 or more scores."""
+    shapes = [jax.ShapeDtypeStruct((832, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((832,), jnp.int32)]
+    text = jax.jit(lambda *a: attention.attend_segments(*a, reach=104)).lower(*shapes).compile().as_text()
+    assert "104,312]" in text
+    assert "832,832]" not in text
