@@ -1,0 +1,139 @@
+"""Clips of any length in a few static shapes: chunks of mel frames, packed one after another into calls of the encoder."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from omni_jax.config import AudioEncoderConfig, halve
+from omni_jax.processing.prompt import audio_tokens
+
+# Chunk slots (seconds of sound) a call can have: the programs of the encoder. Between 10 s and the largest, each is at most
+# 30 % more than the shortest clip that needs it; the largest is seven attention windows and bounds the memory of a call.
+SIZES = (1, 2, 4, 8, 12, 15, 19, 24, 30, 38, 47, 56)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One call of the audio encoder (see AudioEncoder.encode).
+
+    Attributes:
+        mel: chunks, zero beyond their frames. extent: frames that exist for the convolutions. window: attention window of
+            each token, -1 for none.
+        order: which token of the whole request each row of the result is (clips one after another), -1 for none.
+    """
+
+    mel: Float[np.ndarray, "N Z A"]
+    extent: Int[np.ndarray, "N"]
+    window: Int[np.ndarray, "N tokens"]
+    order: Int[np.ndarray, "N tokens"]
+
+    def place(self, index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+        """From numbers of audio tokens to rows of this call's result; -1 for tokens of another call."""
+        order = self.order.reshape(-1)
+        rows = np.full(max(order.max(), index.max()) + 2, -1, np.int32)
+        rows[order[order >= 0]] = np.flatnonzero(order >= 0)
+        return rows[index]
+
+
+def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: AudioEncoderConfig) -> Iterator[Pack]:
+    """Cuts clips into attention windows and fills calls with whole windows, in order.
+
+    A clip shorter than a chunk is convolved as if its array ended with it; a longer clip's last chunk is padded with zero
+    frames. So a clip's features never depend on its company.
+    """
+    waiting: list[tuple[int, int, int, int]] = []
+    done = 0
+    windows = list(_windows(clips, config))
+    for window in windows:
+        size = -(-(window[2] - window[1]) // config.chunk_frames)
+        if done + size > SIZES[-1]:
+            yield _fill(clips, waiting, config)
+            waiting, done = [], 0
+        waiting.append(window)
+        done += size
+    if waiting:
+        yield _fill(clips, waiting, config)
+
+
+def _windows(clips: Sequence[np.ndarray], config: AudioEncoderConfig) -> Iterator[tuple[int, int, int, int]]:
+    """(clip, first frame, last frame, number of its first token) of each attention window."""
+    span, token = config.chunk_frames * config.window_chunks, 0
+    for clip, mel in enumerate(clips):
+        for first in range(0, mel.shape[1], span):
+            last = min(first + span, mel.shape[1])
+            yield clip, first, last, token
+            token += int(audio_tokens(last - first))
+
+
+def _fill(
+    clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, int]], config: AudioEncoderConfig
+) -> Pack:
+    frames, tokens = config.chunk_frames, config.chunk_tokens
+    used = sum(-(-(last - first) // frames) for _, first, last, _ in windows)
+    slots = next(size for size in SIZES if size >= used)
+    mel = np.zeros((slots, config.mel_bins, frames), np.float32)
+    extent = np.full(slots, frames, np.int32)
+    window = np.full((slots, tokens), -1, np.int32)
+    order = np.full((slots, tokens), -1, np.int32)
+    slot = 0
+    for number, (clip, first, last, token) in enumerate(windows):
+        for start in range(first, last, frames):
+            chunk = clips[clip][:, start : min(start + frames, last)]
+            count = halve(halve(halve(chunk.shape[1])))
+            mel[slot, :, : chunk.shape[1]] = chunk
+            extent[slot] = min(clips[clip].shape[1], frames)
+            window[slot, :count] = number
+            order[slot, :count] = token + np.arange(count)
+            token += count
+            slot += 1
+    return Pack(mel=mel, extent=extent, window=window, order=order)
+
+
+def split(mel: object, *, mask: object = None, lengths: object = None, mel_bins: int = 128) -> list[np.ndarray]:
+    """Clips [Z, A] from a list of clips or from a padded array [B, Z, A] with a frame mask [B, A] or lengths [B].
+
+    Raises:
+        ValueError: a layout, a mask or lengths that do not fit the array, or a clip without frames.
+    """
+    if isinstance(mel, list | tuple):
+        if mask is not None or lengths is not None:
+            raise ValueError(
+                "mel: a list of clips carries its own lengths; give mask= or lengths= with a [B, Z, A] array only"
+            )
+        clips = [np.asarray(clip, np.float32) for clip in mel]
+    else:
+        array = np.asarray(mel, np.float32)
+        if array.ndim == 2:
+            array = array[None]
+        if array.ndim != 3:
+            raise ValueError(
+                f"mel: expected a list of [{mel_bins}, A] or one [B, {mel_bins}, A] array, got shape {array.shape}"
+            )
+        batch, _, frames = array.shape
+        if mask is not None and lengths is not None:
+            raise ValueError("mel: expected mask= or lengths=, got both; give one")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.shape != (batch, frames):
+                raise ValueError(
+                    f"mask: expected shape {(batch, frames)} for mel of shape {array.shape}, got {mask.shape}"
+                )
+            lengths = mask.astype(bool).sum(axis=1)
+            if not np.array_equal(mask.astype(bool), np.arange(frames) < lengths[:, None]):
+                raise ValueError("mask: expected ones on the first frames of each clip and zeros after them")
+        counts = np.full(batch, frames) if lengths is None else np.asarray(lengths)
+        if counts.shape != (batch,) or counts.dtype.kind not in "iu":
+            raise ValueError(f"lengths: expected {batch} whole numbers, one a clip, got {lengths!r}")
+        if counts.max(initial=0) > frames or counts.min(initial=0) < 0:
+            raise ValueError(f"lengths: expected 1 to {frames} frames a clip, as mel holds, got {counts.tolist()}")
+        clips = [clip[:, :count] for clip, count in zip(array, counts, strict=True)]
+    for number, clip in enumerate(clips):
+        if clip.ndim != 2 or clip.shape[0] != mel_bins:
+            raise ValueError(
+                f"mel: clip {number}: expected shape [{mel_bins}, A] (mel bins, frames), got {list(clip.shape)}"
+            )
+        if not clip.shape[1]:
+            raise ValueError(f"mel: clip {number}: expected at least one frame, got none")
+    return clips

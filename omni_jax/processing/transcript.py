@@ -1,0 +1,285 @@
+"""The transcript: generated tokens become text, thinking and tool calls, a piece at a time.
+
+A whole reply is the same reader pushed once, so that a stream equals the whole by construction. Tokens of a byte-level
+tokenizer are bytes; they are decoded one by one, so the pieces cannot depend on how the tokens were grouped.
+"""
+
+import codecs
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What became certain with some tokens: new characters of the answer and of the thinking before it."""
+
+    text: str = ""
+    thinking: str = ""
+
+
+class Transcript:
+    """Reads generated tokens in order and keeps what they say.
+
+    Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
+    the answer, special tokens left out. Text never ends within a character, and bytes that cannot become one are
+    U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
+    of the answer wait until it is known what follows them.
+
+    Attributes:
+        tool_calls: `{"name": str, "arguments": dict}` of each call completed so far. A block that is no such JSON, or
+            is never closed, is part of the answer, tags included.
+        stopped: a stop string was met; the answer ends before it and further tokens are ignored.
+        tokens_used: how many of the pushed tokens were read, the one that completed a stop string included.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        stop_strings: Sequence[str] | str = (),
+        thinking: bool = False,
+    ) -> None:
+        """Starts an empty transcript.
+
+        Args:
+            tokenizer: a byte-level tokenizer, from `prompt.load_tokenizer`.
+            stop_strings: the answer is cut before the first of these that is complete; thinking and tool calls are
+                not searched.
+            thinking: the prompt has already opened the thinking.
+
+        Raises:
+            ValueError: a stop string is empty, or `thinking` with a tokenizer that has no thinking tags.
+        """
+        self._stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        if not all(isinstance(stop, str) and stop for stop in self._stops):
+            raise ValueError(f"stop_strings: expected non-empty strings, got {stop_strings!r}; leave the empty one out")
+        added = tokenizer.get_added_vocab()
+        if thinking and not {"<think>", "</think>"} <= added.keys():
+            raise ValueError("thinking=True, but the tokenizer has no <think> and </think>; pass thinking=False")
+        self._tokenizer = tokenizer
+        self._tags = {added[tag]: tag for tag in TAGS if tag in added}
+        self._skipped = {token for token, spec in tokenizer.added_tokens_decoder.items() if spec.special}
+        self._bytes = {character: byte for byte, character in byte_alphabet().items()}
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._mode = "thinking" if thinking else "answer"
+        self._call: list[str] = []  # the open tool call, as far as it came
+        self._answer = _Answer(self._stops)
+        self._thoughts = _Thoughts()
+        self._taken = 0, 0  # parts of both that earlier pieces gave
+        self._finished = False
+        self.tool_calls: list[dict[str, Any]] = []
+        self.tokens_used = 0
+
+    @property
+    def text(self) -> str:
+        """The answer so far: all pieces' text joined."""
+        return "".join(self._answer.parts)
+
+    @property
+    def thinking(self) -> str:
+        """The thinking so far: all pieces' thinking joined."""
+        return "".join(self._thoughts.parts)
+
+    @property
+    def stopped(self) -> bool:
+        return self._answer.stopped
+
+    def push(self, tokens: Sequence[int]) -> Piece:
+        """Reads more tokens and returns what became certain with them."""
+        if self._finished:
+            raise ValueError("the transcript is finished; start a new one for another reply")
+        for token in tokens:
+            if self.stopped:
+                break
+            self.tokens_used += 1
+            self._read(int(token))
+        return self._take()
+
+    def finish(self) -> Piece:
+        """Ends the reply and returns what was held back: half characters, open calls, beginnings of stop strings."""
+        if not self._finished:
+            self._finished = True
+            self._flush()
+            if self._mode == "call":
+                self._return_call()
+            self._answer.finish()
+        return self._take()
+
+    def _read(self, token: int) -> None:
+        tag = self._tags.get(token)
+        if tag is not None and self._switch(tag):
+            return
+        if token in self._skipped:
+            return
+        # Rows of the embedding beyond the vocabulary have no token; the tokenizer's decode passes over them too.
+        word = str(self._tokenizer.convert_ids_to_tokens(token) or "")
+        try:
+            raw = bytes(self._bytes[character] for character in word)
+        except KeyError:  # an added token is written as it is
+            raw = word.encode()
+        self._write(self._utf8.decode(raw))
+
+    def _switch(self, tag: str) -> bool:
+        """Enters or leaves a block; False where the tag has no meaning and is ordinary text."""
+        match self._mode, tag:
+            case "answer", "<think>":
+                self._flush()
+                self._mode = "thinking"
+                self._thoughts.open()
+            case "thinking", "</think>":
+                self._flush()
+                self._mode = "answer"
+                self._answer.skip_newlines = True
+            case "answer", "<tool_call>":
+                self._flush()
+                self._mode = "call"
+            case "call", "<tool_call>":  # the block before was never closed
+                self._flush()
+                self._return_call()
+                self._mode = "call"
+            case "call", "</tool_call>":
+                self._flush()
+                call = _parse_call("".join(self._call))
+                if call is None:
+                    self._return_call("</tool_call>")
+                else:
+                    self._call.clear()
+                    self._mode = "answer"
+                    self._answer.mark_call()
+                    self.tool_calls.append(call)
+            case _:
+                return False
+        return True
+
+    def _return_call(self, end: str = "") -> None:
+        """Gives a block that is no tool call to the answer, as it was written."""
+        self._mode = "answer"
+        self._write("".join(["<tool_call>", *self._call, end]))
+        self._call.clear()
+
+    def _write(self, text: str) -> None:
+        if self._mode == "call":
+            self._call.append(text)
+        elif text:
+            (self._answer if self._mode == "answer" else self._thoughts).write(text)
+
+    def _flush(self) -> None:
+        """Bytes still waiting to become a character will not."""
+        self._write(self._utf8.decode(b"", final=True))
+
+    def _take(self) -> Piece:
+        text, thinking = self._taken
+        self._taken = len(self._answer.parts), len(self._thoughts.parts)
+        return Piece("".join(self._answer.parts[text:]), "".join(self._thoughts.parts[thinking:]))
+
+
+class _Answer:
+    """The answer's text: cut at a stop string, its last newlines held back, dropped where a tool call touches them."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.parts: list[str] = []
+        self.stopped = False
+        self.skip_newlines = False  # just after </think>
+        self._stops = stops
+        self._tail = ""  # may become a stop string
+        self._newlines = 0  # certain, but not given out yet; a count, so that a long run stays cheap
+        self._length = 0  # characters of the answer up to here, _tail and _newlines included
+        self._last_call = -1  # the length at which the latest tool call stands
+
+    def write(self, text: str) -> None:
+        if self.skip_newlines:
+            text = text.lstrip("\n")
+            self.skip_newlines = not text
+        if self.stopped or not text:
+            return
+        self._length += len(text)
+        text = self._tail + text
+        # The first to be complete, so that the cut depends on the text and not on the tokens that brought it.
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
+        if found:
+            self.stopped = True
+            cut = min(found)[1]
+            self._length -= len(text) - cut
+            self._tail = text[:cut]
+            self.finish()
+            return
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._tail = text[len(text) - held :]
+        self._give(text[: len(text) - held])
+
+    def mark_call(self) -> None:
+        """A tool call stands here."""
+        self._last_call = self._length
+
+    def finish(self) -> None:
+        """Nothing follows: gives out the tail, and the last newlines unless a tool call stands beside them."""
+        self._give(self._tail)
+        self._tail = ""
+        if not self._length - self._newlines <= self._last_call <= self._length and self._newlines:
+            self.parts.append("\n" * self._newlines)
+        self._newlines = 0
+
+    def _give(self, text: str) -> None:
+        body = text.rstrip("\n")
+        if body:
+            self.parts.append("\n" * self._newlines + body)
+            self._newlines = 0
+        self._newlines += len(text) - len(body)
+
+
+class _Thoughts:
+    """The thinking's text, without the whitespace at both ends; blocks after the first start on a new line."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self._gap: list[str] = []  # whitespace that is given out once something follows it
+        self._empty = True  # this block so far
+
+    def open(self) -> None:
+        self._gap = ["\n"] if self.parts else []
+        self._empty = True
+
+    def write(self, text: str) -> None:
+        if self._empty:
+            text = text.lstrip()
+            self._empty = not text
+        body = text.rstrip()
+        if body:
+            self.parts.append("".join([*self._gap, body]))
+            self._gap.clear()
+        self._gap.append(text[len(body) :])
+
+
+def byte_alphabet() -> dict[int, str]:
+    """Byte -> the character that spells it in a byte-level vocabulary.
+
+    Printable characters of Latin-1 spell themselves; the other bytes take the characters from U+0100 on, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that a stop string not yet complete begins with."""
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _parse_call(text: str) -> dict[str, Any] | None:
+    """The call that a block holds as JSON, arguments decoded also where they were written as a string; else None."""
+    try:
+        call = json.loads(text)
+        name, arguments = call["name"], call.get("arguments")
+        arguments = {} if arguments in (None, "") else arguments
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    is_call = isinstance(name, str) and isinstance(arguments, dict)
+    return {"name": name, "arguments": arguments} if is_call else None

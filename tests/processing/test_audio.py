@@ -1,0 +1,425 @@
+"""Sound of any format, rate, channels and type in; the right samples and features out; faults named."""
+
+import base64
+import io
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import av
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_jax.processing import audio
+
+HELLO = Path(audio.__file__).parents[1] / "assets" / "hello.flac"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "mel_hello.npz"
+RATES = (8_000, 22_050, 44_100, 48_000)
+SECONDS, PITCH = 0.5, 1_000  # Hz
+CONFIG = audio.FeatureConfig()
+
+
+def tone(rate, channels):
+    """A tone in the first of [W, channels], silence in the others: the mean is the tone over their number."""
+    samples = np.zeros((round(SECONDS * rate), channels), np.float32)
+    samples[:, 0] = 0.8 * np.sin(2 * np.pi * PITCH / rate * np.arange(len(samples)))
+    return samples
+
+
+def as_int16(samples):
+    return np.round(samples * 32767).astype(np.int16)
+
+
+def write_av(path, samples, rate, codec):
+    """Encodes [W, channels] by PyAV, in the container that the path names."""
+    with av.open(str(path), "w") as container:
+        layout = "mono" if samples.shape[1] == 1 else "stereo"
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(as_int16(samples).reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_video(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def peak(samples):
+    """Frequency in Hz and amplitude of the strongest partial."""
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(samples.size)))
+    return np.argmax(spectrum) * audio.SAMPLE_RATE / samples.size, spectrum.max() * 4 / samples.size
+
+
+def assert_is_tone(samples, channels):
+    """Equal to the tone at 16 kHz, sample by sample; the ends, where a resampler meets an edge, left out."""
+    assert samples.dtype == np.float32
+    assert samples.shape == (round(SECONDS * audio.SAMPLE_RATE),)
+    expected = tone(audio.SAMPLE_RATE, 1)[:, 0] / channels
+    np.testing.assert_allclose(samples[200:-200], expected[200:-200], atol=2e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("aiff", "PCM_24")],
+)
+def test_lossless_files_by_soundfile(tmp_path, suffix, subtype, rate, channels):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(rate, channels), rate, subtype=subtype)
+    assert_is_tone(audio.load(path), channels)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "pcm_s16le"), ("m4a", "alac")])  # interleaved, planar
+def test_lossless_files_by_pyav(tmp_path, suffix, codec, rate, channels):
+    path = tmp_path / f"tone.{suffix}"
+    write_av(path, tone(rate, channels), rate, codec)
+    with pytest.raises(soundfile.SoundFileError):
+        soundfile.info(path)
+    assert_is_tone(audio.load(path), channels)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("suffix", ["ogg", "mp3", "m4a"])
+def test_lossy_files(tmp_path, suffix, rate, channels):
+    path = tmp_path / f"tone.{suffix}"
+    if suffix == "m4a":
+        write_av(path, tone(rate, channels), rate, "aac")
+    else:
+        soundfile.write(path, tone(rate, channels), rate)
+    samples = audio.load(path)
+    codec_frame = 2048 / rate  # seconds: what an encoder may leave at the end
+    assert SECONDS <= samples.size / audio.SAMPLE_RATE <= SECONDS + codec_frame
+    frequency, amplitude = peak(samples[: round(SECONDS * audio.SAMPLE_RATE)])
+    assert frequency == pytest.approx(PITCH, abs=audio.SAMPLE_RATE / samples.size)
+    assert amplitude == pytest.approx(0.8 / channels, rel=0.1)
+
+
+def test_opus(tmp_path):
+    path = tmp_path / "tone.opus"
+    soundfile.write(path, tone(48_000, 1), 48_000, format="OGG", subtype="OPUS")
+    samples = audio.load(path)
+    assert samples.size == round(SECONDS * audio.SAMPLE_RATE)
+    assert peak(samples)[0] == pytest.approx(PITCH, abs=audio.SAMPLE_RATE / samples.size)
+
+
+def test_a_path_is_read_in_every_way_alike():
+    expected = soundfile.read(HELLO, dtype="float32")[0]
+    content = HELLO.read_bytes()
+    sources = [
+        HELLO,
+        str(HELLO),
+        HELLO.as_uri(),
+        content,
+        bytearray(content),
+        memoryview(content),
+        io.BytesIO(content),
+        f"data:audio/flac;base64,{base64.b64encode(content).decode()}",
+        f"data:audio/flac;base64,{quote(base64.b64encode(content), safe='')}",
+        expected,
+        (expected, audio.SAMPLE_RATE),
+        (expected, np.float32(audio.SAMPLE_RATE)),
+    ]
+    with open(HELLO, "rb") as file:
+        loaded = [audio.load(source) for source in [*sources, file]]
+    for samples in loaded:
+        np.testing.assert_array_equal(samples, expected)
+
+
+def test_a_pipe_is_read():
+    end, start = os.pipe()
+    with open(start, "wb") as file:
+        file.write(HELLO.read_bytes())  # 40 kB: less than a pipe holds
+    try:
+        assert audio.load(f"/dev/fd/{end}").size == soundfile.info(HELLO).frames
+    finally:
+        os.close(end)
+
+
+def test_a_file_url_with_a_space(tmp_path):
+    path = tmp_path / "a b.wav"
+    soundfile.write(path, tone(16_000, 1), 16_000)
+    assert "%20" in path.as_uri()
+    assert_is_tone(audio.load(path.as_uri()), 1)
+
+
+def test_a_name_that_lies_about_its_content(tmp_path):
+    path = tmp_path / "tone.mp3"
+    soundfile.write(path, tone(16_000, 1), 16_000, format="WAV")
+    assert_is_tone(audio.load(path), 1)
+    assert_is_tone(audio.load(path.rename(tmp_path / "tone.raw")), 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.int8, [-128, 0, 64], [-1, 0, 0.5]),
+        (np.uint8, [0, 128, 192], [-1, 0, 0.5]),
+        (np.int16, [-32768, 0, 16384], [-1, 0, 0.5]),
+        (np.uint16, [0, 32768, 49152], [-1, 0, 0.5]),
+        (np.int32, [-(2**31), 0, 2**30], [-1, 0, 0.5]),
+        (np.float16, [-1, 0, 0.5], [-1, 0, 0.5]),
+        (np.float64, [-3, 0, 0.5], [-3, 0, 0.5]),
+    ],
+)
+def test_number_types(dtype, values, expected):
+    samples = audio.load(np.tile(np.array(values, dtype), 100))
+    np.testing.assert_array_equal(samples, np.tile(np.array(expected, np.float32), 100))
+
+
+def test_the_smaller_axis_is_channels_and_their_mean_is_taken():
+    stereo = tone(16_000, 2)
+    assert_is_tone(audio.load(stereo), 2)
+    assert_is_tone(audio.load(stereo.T), 2)
+    assert_is_tone(audio.load((as_int16(tone(48_000, 3)).T, 48_000)), 3)
+    assert_is_tone(audio.load(tone(16_000, 1).T), 1)
+
+
+def test_the_result_is_a_new_array():
+    samples = tone(16_000, 1)[:, 0]
+    assert not np.shares_memory(audio.load(samples), samples)
+
+
+def bad_files(folder):
+    """Writes one file a fault; returns (source, pattern) of each, by name."""
+    quiet = np.zeros(16_000)
+    soundfile.write(folder / "none.wav", quiet[:0], 16_000)
+    soundfile.write(folder / "short.wav", quiet[:200], 16_000)
+    soundfile.write(folder / "short48.wav", quiet[:597], 48_000)
+    soundfile.write(folder / "slow.wav", quiet, 999)
+    soundfile.write(folder / "nan.wav", np.where(np.arange(16_000) == 8_000, np.nan, 0), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "inf.wav", np.where(np.arange(16_000) == 4_000, np.inf, 0), 16_000, subtype="FLOAT")
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("not sound at all\n" * 100)
+    (folder / "bytes.mp3").write_bytes(np.random.default_rng(0).bytes(4096))
+    (folder / "cut.flac").write_bytes(HELLO.read_bytes()[:20_000])
+    (folder / "headerless.raw").write_bytes(bytes(4096))
+    (folder / "folder.wav").mkdir()
+    write_video(folder / "video.mp4")
+    return {
+        "missing.wav": "no such file",
+        "folder.wav": "is a folder",
+        "empty.wav": r"is empty \(0 bytes\)",
+        "none.wav": "holds no samples",
+        "short.wav": r"200 samples at 16000 Hz \(12.5 ms\) are too few; expected at least 201 \(12.6 ms\)",
+        "short48.wav": r"199 samples at 16000 Hz",
+        "slow.wav": "a sample rate of 999 Hz; expected 1000 to 1000000 Hz",
+        "nan.wav": r"NaN or infinite samples, the first at 0\.500 s",
+        "inf.wav": r"NaN or infinite samples, the first at 0\.250 s",
+        "text.wav": "not audio, or damaged",
+        "bytes.mp3": "not audio, or damaged",
+        "cut.flac": "not audio, or damaged",
+        "headerless.raw": "not audio, or damaged",
+        "video.mp4": "no audio stream",
+    }
+
+
+def assert_refused(source, pattern, **options):
+    with pytest.raises(ValueError, match=pattern) as caught:
+        audio.load(source, **options)
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_bad_files_are_named_with_their_fault(tmp_path):
+    for name, pattern in bad_files(tmp_path).items():
+        path = tmp_path / name
+        assert_refused(path, f"^{re.escape(str(path))}: .*{pattern}")
+        assert_refused(str(path), f"^message 3, audio 1: .*{pattern}", name="message 3, audio 1")
+
+
+SAMPLES = np.zeros(1_000, np.float32)
+BAD_SOURCES = {
+    "http": ("https://example.org/a.wav", r"^https://example\.org/a\.wav: https URLs .* download it first"),
+    "bucket": ("gs://bucket/a.wav", "gs URLs are not fetched"),
+    "relative file URL": ("file://a.wav", "host 'a.wav'; expected file:///"),
+    "plain data URL": ("data:audio/wav,abc", "without base64"),
+    "broken base64": ("data:audio/wav;base64,@@@@", "audio data URL: broken base64"),
+    "data URL of text": ("data:audio/wav;base64,aGVsbG8h", "audio data URL: not audio"),
+    "no path": ("", "no such file"),
+    "NUL": ("a\0.wav", "cannot be opened"),
+    "two lines": ("two\nlines.wav", "two lines.wav: no such file"),
+    "endless": ("x" * 10_000, r"x\.\.\.x+: cannot be opened"),
+    "no bytes": (b"", r"audio \(bytes\): is empty"),
+    "bytes": (b"hello" * 100, r"audio \(bytes\): not audio"),
+    "text file": (io.StringIO("hello"), "binary mode"),
+    "read to its end": (io.BytesIO(b""), r"audio \(BytesIO\): is empty"),
+    "None": (None, "expected a path, URL, bytes, binary file, NumPy array or .* got NoneType"),
+    "list": ([0.0] * 1_000, "got list"),
+    "rate first": ((16_000, SAMPLES), r"expected \(samples, rate\) .* got a tuple of \(int, ndarray\)"),
+    "no rate": ((SAMPLES,), r"expected \(samples, rate\)"),
+    "text rate": ((SAMPLES, "16000"), "rate a number in Hz, got str"),
+    "true rate": ((SAMPLES, True), "rate a number in Hz, got bool"),
+    "kHz": ((SAMPLES, 44.1), r"a sample rate of 44\.1 Hz"),
+    "MHz": ((SAMPLES, 2_000_000), "a sample rate of 2000000 Hz"),
+    "negative rate": ((SAMPLES, -16_000), "a sample rate of -16000 Hz"),
+    "NaN rate": ((SAMPLES, float("nan")), "a sample rate of nan Hz"),
+    "no samples": (SAMPLES[:0], "holds no samples"),
+    "no frames": (np.zeros((0, 2)), "holds no samples"),
+    "scalar": (np.float32(1), r"shape \[\]"),
+    "3-D": (np.zeros((2, 3, 1_000)), r"shape \[2, 3, 1000\]; expected \[W\]"),
+    "spectrogram": (np.zeros((128, 300)), "128 channels; expected at most 64"),
+    "complex": (SAMPLES.astype(complex), "dtype complex128"),
+    "object": (SAMPLES.astype(object), "dtype object"),
+    "bool": (SAMPLES.astype(bool), "dtype bool"),
+    "text": (SAMPLES.astype(str), "dtype <U"),
+    "int64": (SAMPLES.astype(np.int64), "dtype int64 have no known range; convert to int16"),
+    "NaN": (SAMPLES + np.nan, "NaN or infinite"),
+    "-inf": (SAMPLES - np.inf, "NaN or infinite"),
+    "beyond float32": (np.full(1_000, 1e300), "NaN or infinite"),
+    "opposite infinities": (np.stack([SAMPLES - np.inf, SAMPLES + np.inf]), "NaN or infinite"),
+    "short": (SAMPLES[:200], "200 samples .* too few"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_bad_sources(case):
+    message = assert_refused(*BAD_SOURCES[case])
+    assert len(message) < 400
+
+
+def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "secret.wav", tone(16_000, 1), 16_000)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(b"ffconcat version 1.0\nfile secret.wav\n", "not audio")
+    assert_refused(b"ffconcat version 1.0\nfile http://127.0.0.1:9/a.wav\n", "not audio")
+
+
+def test_features_of_the_recording_are_the_golden_ones():
+    with np.load(GOLDEN) as golden:
+        features = audio.log_mel(audio.load(HELLO), CONFIG)
+        assert features.shape == (128, golden["frames"])
+        assert features.dtype == np.float32
+        assert features.flags.c_contiguous
+        np.testing.assert_allclose(features[:, :: golden["step"]], golden["features"], rtol=0, atol=1e-5)
+
+
+def test_silence_is_a_constant():
+    np.testing.assert_array_equal(audio.log_mel(np.zeros(800, np.float32), CONFIG), np.full((128, 5), -1.5))
+
+
+def test_blocks_do_not_show(monkeypatch):
+    samples = audio.load(HELLO)
+    whole = audio.log_mel(samples, CONFIG)
+    for frames in (1, 7, whole.shape[1] - 1):
+        monkeypatch.setattr(audio, "_MEL_FRAMES", frames)
+        np.testing.assert_allclose(audio.log_mel(samples, CONFIG), whole, rtol=0, atol=1e-6)
+
+
+def test_a_clip_backwards_gives_its_frames_backwards():
+    # Frames are centred on samples 0, 160, ...: with one sample more than whole hops, both ends are reflected alike.
+    samples = np.random.default_rng(0).standard_normal(160 * 4 + 1).astype(np.float32)
+    forwards, backwards = (audio.log_mel(clip, CONFIG)[:, 1:] for clip in (samples, samples[::-1]))
+    np.testing.assert_allclose(backwards, forwards[:, ::-1], rtol=0, atol=1e-6)
+
+
+def test_a_tone_is_in_its_bin():
+    # Slaney's scale has 200/3 Hz a mel up to 1 kHz (500 Hz is 7.5 mel), then 27 / ln(6.4) mel a factor of e.
+    top = 15 + 27 * np.log(8) / np.log(6.4)
+    samples = np.sin(2 * np.pi * 500 / audio.SAMPLE_RATE * np.arange(8_000)).astype(np.float32)
+    strongest = audio.log_mel(samples, CONFIG)[:, 5:-5].argmax(axis=0)
+    assert np.all(np.abs(strongest - (7.5 / top * 129 - 1)) <= 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    samples=arrays.arrays(
+        np.float32,
+        st.integers(201, 3_000),
+        elements=st.floats(-1, 1, width=32),
+        fill=st.floats(-1, 1, width=32),
+    )
+)
+def test_any_clip_gives_a_frame_a_hop(samples):
+    loaded = audio.load(samples)
+    np.testing.assert_array_equal(loaded, samples)
+    features = audio.log_mel(loaded, CONFIG)
+    assert features.shape == (128, samples.size // 160)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+    assert features.max() - features.min() <= 2 + 1e-6
+    assert features.min() >= -1.5
+
+
+@settings(deadline=None, max_examples=50)
+@given(rate=st.integers(1_000, 200_000), seconds=st.floats(0.02, 0.2), channels=st.integers(1, 3))
+def test_any_rate_gives_its_seconds(rate, seconds, channels):
+    length = int(seconds * rate)
+    samples = audio.load((np.full((channels, length), 0.25), rate))
+    assert samples.size == -(-length * 16_000 // rate)
+    assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "pattern"),
+    [
+        (np.zeros((2, 1_000), np.float32), r"expected float samples \[W\], got float32 \[2, 1000\]"),
+        (np.zeros(1_000, np.int16), r"got int16 \[1000\]"),
+        (np.zeros(200, np.float32), "200 samples .* too few"),
+        (np.full(1_000, np.nan, np.float32), "NaN or infinite"),
+        (np.full(1_000, 1e300), "NaN or infinite"),
+    ],
+)
+def test_bad_samples_for_features(samples, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        audio.log_mel(samples, CONFIG)
+
+
+PUBLISHED = {
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "sampling_rate": 16000,
+    "feature_size": 128,
+    "n_fft": 400,
+    "hop_length": 160,
+    "dither": 0.0,
+    "padding_value": 0.0,
+    "n_samples": 4800000,
+    "patch_size": 16,
+}
+
+
+def test_config_from_the_published_file():
+    assert audio.FeatureConfig.from_hf(json.loads(json.dumps(PUBLISHED))) == audio.FeatureConfig()
+    smaller = audio.FeatureConfig.from_hf(PUBLISHED | {"feature_size": 80, "hop_length": 200})
+    assert smaller == audio.FeatureConfig(hop=200, mel_bins=80)
+    assert audio.log_mel(np.zeros(1_000, np.float32), smaller).shape == (80, 5)
+    assert hash(smaller) != hash(audio.FeatureConfig())
+
+
+def test_the_shortest_clip_gives_a_frame():
+    for config in (CONFIG, audio.FeatureConfig(hop=400), audio.FeatureConfig(n_fft=512, hop=1)):
+        samples = np.zeros(config.min_samples, np.float32)
+        assert audio.log_mel(samples, config).shape[1] == config.min_samples // config.hop >= 1
+        with pytest.raises(ValueError, match="too few"):
+            audio.log_mel(samples[1:], config)
+
+
+def test_config_faults_come_in_one_line():
+    broken = {"sampling_rate": 8000, "n_fft": 401, "hop_length": 0, "dither": 0.1}
+    expected = (
+        "preprocessor_config.json: sampling_rate is 8000 (expected 16000); "
+        "n_fft is 401 (expected an even number from 2 to 65536); hop_length is 0 (expected 1 to n_fft); "
+        "feature_size is missing; dither is 0.1 (expected 0)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        audio.FeatureConfig.from_hf(broken)
+    with pytest.raises(ValueError, match=r"^FeatureConfig: hop_length is 160\.0"):
+        audio.FeatureConfig(hop=160.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="feature_size is 201"):
+        audio.FeatureConfig(mel_bins=201)

@@ -1,0 +1,321 @@
+"""The prompt: what a conversation may hold, how it is written, and its placeholders."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_jax.processing.prompt import (
+    Media,
+    audio_tokens,
+    check,
+    encode,
+    expand,
+    load_tokenizer,
+    media,
+    render,
+)
+
+from .tiny_tokenizer import CHAT_TEMPLATE, write_tiny_tokenizer
+
+AUDIO = "<|audio_start|><|audio_pad|><|audio_end|>"
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def user(*parts):
+    return [{"role": "user", "content": list(parts)}]
+
+
+# --- what a conversation may hold
+
+
+def test_media_in_prompt_order_in_every_spelling():
+    samples = np.zeros(3, np.float32)
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "audio", "audio": "a.wav"},
+                {"type": "text", "text": "and"},
+                {"type": "audio_url", "audio_url": {"url": "b.wav"}},
+                {"audio_url": "c.wav"},
+                {"type": "audio", "audio_url": "d.wav"},
+                {"type": "image", "image": b"png", "text": None},
+            ],
+        },
+        {"role": "assistant", "content": "Yes."},
+        {
+            "role": "user",
+            "content": [{"video": "v.mp4"}, {"image_url": {"url": "i.png"}}, {"audio": (samples, 16000)}],
+        },
+    ]
+    found = media(conversation)
+    assert found[:-1] == [
+        Media("audio", "a.wav", "message 1, part 0"),
+        Media("audio", "b.wav", "message 1, part 2"),
+        Media("audio", "c.wav", "message 1, part 3"),
+        Media("audio", "d.wav", "message 1, part 4"),
+        Media("image", b"png", "message 1, part 5"),
+        Media("video", "v.mp4", "message 3, part 0"),
+        Media("image", "i.png", "message 3, part 1"),
+    ]
+    assert found[-1].kind == "audio"
+    assert isinstance(found[-1].source, tuple)
+    assert found[-1].source[0] is samples
+
+
+@pytest.mark.parametrize(
+    ("conversation", "said"),
+    [
+        ([], "no messages"),
+        ("hello", "expected a list of messages"),
+        ({"role": "user", "content": "hello"}, "expected a list of messages"),
+        (["hello"], "message 0: expected a dict"),
+        ([{"role": "robot", "content": "hi"}], "unknown role 'robot'"),
+        ([{"content": "hi"}], "unknown role None"),
+        ([{"role": "user"}], "message 0: no content"),
+        ([{"role": "assistant", "content": None}], "message 0: no content"),
+        ([{"role": "user", "content": []}], "got an empty one"),
+        ([{"role": "user", "content": np.zeros(2)}], "got ndarray"),
+        (user("hi"), "message 0, part 0: expected a dict"),
+        (user({"type": "smell", "smell": "rose"}), "unknown content type 'smell'"),
+        (user({"type": ["text"], "text": "hi"}), "unknown content type"),
+        (user({"type": "audio"}), "no payload under audio or audio_url"),
+        (user({"type": "audio", "audio": ""}), "no payload under audio or audio_url"),
+        (user({"type": "image_url", "image_url": {"url": ""}}), "no payload under image or image_url"),
+        (user({"type": "video", "audio": "a.wav"}), "no payload under video or video_url"),
+        (user({"type": "text"}), "no payload under text"),
+        (user({}), "no payload under text or audio"),
+        (user({"type": "text", "text": "a", "audio": "a.wav"}), "holds text and audio"),
+        (user({"type": "text", "text": 3}), "expected text as a string, got int"),
+        ([{"role": "assistant", "content": "", "reasoning_content": 3}], "expected reasoning_content"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "expected tool_calls"),
+    ],
+)
+def test_a_faulty_conversation_is_one_clear_line(tokenizer, conversation, said):
+    for use in (check, media, lambda c: render(tokenizer, c)):
+        with pytest.raises(ValueError, match=r"^conversation: ") as error:
+            use(conversation)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_all_faults_are_told_at_once():
+    conversation = [
+        {"role": "robot", "content": "hi"},
+        *user({"type": "text", "text": "ok"}, {"type": "smell"}),
+        7,
+    ]
+    with pytest.raises(ValueError, match=r"message 0: .*message 1, part 1: .*message 2: "):
+        check(conversation)
+
+
+# --- how it is written
+
+
+def test_a_prompt_with_audio_is_written_by_the_template(tokenizer):
+    text = render(tokenizer, user({"type": "audio", "audio": b"wav"}, {"type": "text", "text": "Describe."}))
+    assert text == f"<|im_start|>user\n{AUDIO}Describe.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_every_spelling_of_a_medium_is_written_alike(tokenizer):
+    parts = [
+        {"audio_url": "a"},
+        {"type": "image_url", "image_url": {"url": "i"}},
+        {"type": "video_url", "video_url": "v"},
+    ]
+    assert f"user\n{AUDIO}{IMAGE}{VIDEO}<|im_end|>" in render(tokenizer, user(*parts))
+
+
+def test_a_part_filled_with_none_writes_no_placeholder(tokenizer):
+    assert AUDIO not in render(tokenizer, user({"type": "text", "text": "hi", "audio": None}))
+
+
+def test_the_template_never_sees_a_payload(tokenizer):
+    tokenizer = load_tokenizer(tokenizer.name_or_path)
+    tokenizer.chat_template = "{{ messages | tojson }}"
+    conversation = user({"type": "audio", "audio": "secret" * 1000}, {"type": "text", "text": "hi"})
+    seen = json.loads(render(tokenizer, conversation))
+    assert seen == user({"type": "audio", "audio": ""}, {"type": "text", "text": "hi"})
+    assert conversation[0]["content"][0]["audio"] == "secret" * 1000
+
+
+def test_tools_and_options_reach_the_template(tokenizer):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    hello = [{"role": "user", "content": "hi"}]
+    assert json.dumps(tool) in render(tokenizer, hello, tools=[tool])
+    assert "Tools" not in render(tokenizer, hello, tools=[])
+    assert render(tokenizer, hello, enable_thinking=False).endswith("assistant\n<think>\n\n</think>\n\n")
+    with pytest.raises(ValueError, match="tools: expected a list"):
+        render(tokenizer, hello, tools=["weather"])
+
+
+def test_tool_calls_and_their_answers_are_written(tokenizer):
+    calls = [{"name": "weather", "arguments": {"city": "Bern"}}]
+    text = render(
+        tokenizer,
+        [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": None, "reasoning_content": "Ask.", "tool_calls": calls},
+            {"role": "tool", "content": "sunny"},
+        ],
+    )
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call><|im_end|>' in text
+    assert "<think>\nAsk.\n</think>" in text
+    assert text.endswith("<tool_response>\nsunny\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("content", ["", "Sure, ", "ends with a line\n", [{"type": "text", "text": "parts"}]])
+def test_a_last_assistant_message_is_left_open(tokenizer, content):
+    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    said = content if isinstance(content, str) else content[0]["text"]
+    turn = f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{said}"
+    assert render(tokenizer, conversation) == turn
+    assert render(tokenizer, conversation, add_generation_prompt=False) == turn + "<|im_end|>\n"
+    assert render(tokenizer, conversation, add_generation_prompt=True) == turn + "<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.apply_chat_template(conversation, tokenize=False, continue_final_message=True) == turn
+
+
+def test_a_template_that_refuses_or_leaves_no_end_is_a_clear_error(tokenizer):
+    tokenizer = load_tokenizer(tokenizer.name_or_path)
+    hello = [{"role": "user", "content": "hi"}]
+    tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+    with pytest.raises(ValueError, match=r"chat template refuses.*no users here"):
+        render(tokenizer, hello)
+    for template in ("{{ messages[0].content }}", "{{ messages[0].content }}<|im_end|>tail"):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match=r"does not close its last turn with <\|im_end\|>"):
+            render(tokenizer, [{"role": "assistant", "content": "hi"}])
+
+
+# --- tokens and placeholders
+
+
+def test_tokens_of_a_prompt(tokenizer):
+    special = tokenizer.convert_tokens_to_ids
+    tokens = encode(tokenizer, f"<|im_start|>user\n{AUDIO}")
+    names = ["<|im_start|>", "user", "Ċ", "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>"]
+    assert tokens == special(names)
+    assert encode(tokenizer, "") == []
+
+
+def test_expand_repeats_each_placeholder_by_its_own_count():
+    assert expand([7, 1, 8, 1, 9, 2, 1], {1: [3, 0, np.int64(1)], 2: [2]}) == [7, 1, 1, 1, 8, 9, 2, 2, 1]
+    assert expand([7, 8], {}) == [7, 8]
+
+
+def test_expand_says_how_many_placeholders_and_media_there_are():
+    with pytest.raises(ValueError, match="token 1 stands 2 times for 1 media; token 2 stands 0 times for 1 media"):
+        expand([1, 5, 1], {1: [4], 2: [4]})
+    with pytest.raises(ValueError, match="negative count"):
+        expand([1], {1: [-1]})
+
+
+def test_a_placeholder_in_the_text_is_found_out(tokenizer):
+    text = render(tokenizer, user({"audio": "a.wav"}, {"text": "What is <|audio_pad|>?"}))
+    with pytest.raises(ValueError, match="stands 2 times for 1 media"):
+        expand(encode(tokenizer, text), {tokenizer.convert_tokens_to_ids("<|audio_pad|>"): [5]})
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5)), st.data())
+def test_expand_keeps_the_rest_and_sums_up(tokens, data):
+    sizes = [data.draw(st.integers(0, 9)) for token in tokens if token == 1]
+    expanded = expand(tokens, {1: sizes})
+    assert [token for token in expanded if token != 1] == [token for token in tokens if token != 1]
+    assert expanded.count(1) == sum(sizes)
+
+
+def test_audio_tokens_of_the_published_encoder():
+    frames = [0, 1, 2, 3, 7, 8, 9, 99, 100, 101, 108, 109, 200, 201, 237, 3000, 240000]
+    tokens = [0, 1, 1, 1, 1, 1, 2, 13, 13, 14, 14, 15, 26, 27, 31, 390, 31200]
+    assert [audio_tokens(n) for n in frames] == tokens
+    np.testing.assert_array_equal(audio_tokens(np.array(frames)), tokens)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**4))
+def test_audio_tokens_are_three_halvings_of_each_hundred_frames(frames):
+    tokens = 0
+    for start in range(0, frames, 100):
+        left = min(100, frames - start)
+        for _ in range(3):
+            left = (left + 1) // 2
+        tokens += left
+    assert audio_tokens(frames) == tokens
+
+
+# --- loading
+
+
+def test_loading_takes_the_template_from_the_first_file_that_has_one(tmp_path):
+    folder = write_tiny_tokenizer(tmp_path)
+    assert load_tokenizer(folder).chat_template == CHAT_TEMPLATE
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "from the config"}))
+    assert load_tokenizer(str(folder)).chat_template == CHAT_TEMPLATE
+    (folder / "chat_template.jinja").write_text("from jinja")
+    assert load_tokenizer(folder).chat_template == "from jinja"
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").unlink()
+    assert load_tokenizer(folder).chat_template == "from the config"
+
+
+def test_vocabulary_and_tokenizer_json_read_alike(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert (tmp_path / "tokenizer.json").is_file()
+    text = f"<|im_start|>user\n{AUDIO}你好, é é 123  <think>\n"
+    assert encode(load_tokenizer(tmp_path), text) == encode(tokenizer, text)
+
+
+def test_merges_with_a_version_line_read_alike(tmp_path, tokenizer):
+    folder = write_tiny_tokenizer(tmp_path)
+    merges = (folder / "merges.txt").read_text(encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    assert encode(load_tokenizer(folder), "user ab system") == encode(tokenizer, "user ab system")
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        (["vocab.json"], "missing vocab.json;"),
+        (["merges.txt", "tokenizer_config.json"], "missing tokenizer_config.json, merges.txt;"),
+        (["chat_template.json"], "missing a chat template"),
+    ],
+)
+def test_missing_files_are_named(tmp_path, gone, said):
+    folder = write_tiny_tokenizer(tmp_path)
+    for name in gone:
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=said):
+        load_tokenizer(folder)
+
+
+def test_a_folder_that_is_none_names_all_files(tmp_path):
+    with pytest.raises(ValueError, match=r"missing tokenizer_config.json, vocab.json, merges.txt"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"])
+def test_a_corrupt_file_is_one_line(tmp_path, name):
+    folder = write_tiny_tokenizer(tmp_path)
+    (folder / name).write_text("{ broken")
+    with pytest.raises(ValueError, match=r"copy (it|them) anew") as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value)

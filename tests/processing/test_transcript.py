@@ -1,0 +1,390 @@
+"""The transcript: text, thinking and tool calls from tokens, the same however the tokens arrive."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from omni_jax.processing.prompt import encode, load_tokenizer, render
+from omni_jax.processing.transcript import TAGS, Piece, Transcript, byte_alphabet
+
+from .tiny_tokenizer import byte_letters, write_tiny_tokenizer
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+WEATHER = {"name": "weather", "arguments": {"city": "Zürich"}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def plain_tokenizer(tmp_path_factory):
+    """Without thinking and tool calls, as Qwen2.5-Omni's is without thinking."""
+    return load_tokenizer(write_tiny_tokenizer(tmp_path_factory.mktemp("plain"), leave_out=TAGS))
+
+
+def read(tokenizer, said, **options):
+    """The transcript of a whole reply, pushed at once."""
+    transcript = Transcript(tokenizer, **options)
+    transcript.push(encode(tokenizer, said) if isinstance(said, str) else said)
+    transcript.finish()
+    return transcript
+
+
+def stream(tokenizer, tokens, sizes, **options):
+    """The transcript of a reply pushed in groups of the given sizes, then one by one; and its pieces."""
+    transcript, pieces, start = Transcript(tokenizer, **options), [], 0
+    for size in (*sizes, *[1] * len(tokens)):
+        pieces.append(transcript.push(tokens[start : start + size]))
+        start += size
+    return transcript, [*pieces, transcript.finish()]
+
+
+def result(transcript):
+    return (
+        transcript.text,
+        transcript.thinking,
+        transcript.tool_calls,
+        transcript.stopped,
+        transcript.tokens_used,
+    )
+
+
+def assert_same_in_any_split(tokenizer, tokens, sizes, **options):
+    whole = read(tokenizer, tokens, **options)
+    transcript, pieces = stream(tokenizer, tokens, sizes, **options)
+    assert result(transcript) == result(whole)
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert "".join(piece.thinking for piece in pieces) == whole.thinking
+    return whole
+
+
+SIZES = st.lists(st.integers(0, 5), max_size=20)
+
+# --- characters
+
+
+@settings(deadline=None)
+@given(text=st.text(), sizes=SIZES)
+@example(text="你好 👩‍👩‍👧 \ufffd é \n\n", sizes=[])
+def test_any_text_comes_back(tokenizer, text, sizes):
+    tokens = [token for token in encode(tokenizer, text) if token not in tokenizer.get_added_vocab().values()]
+    whole = assert_same_in_any_split(tokenizer, tokens, sizes)
+    assert whole.text == tokenizer.decode(tokens)
+    assert whole.tokens_used == len(tokens)
+    if text.isascii() and "<" not in text:
+        assert whole.text == text
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=("Cs", "Cn"))))
+def test_normalised_text_comes_back_unchanged(tokenizer, text):
+    text = unicodedata.normalize("NFC", text).replace("<", "")
+    assert read(tokenizer, text).text == text
+
+
+@settings(deadline=None)
+@given(data=st.data(), sizes=SIZES)
+def test_any_tokens_read_as_the_tokenizer_decodes_them(plain_tokenizer, data, sizes):
+    # Ids beyond the vocabulary too: the embedding has more rows than the tokenizer has tokens.
+    tokens = data.draw(st.lists(st.integers(0, len(plain_tokenizer) + 9)))
+    whole = assert_same_in_any_split(plain_tokenizer, tokens, sizes)
+    assert whole.text == plain_tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@settings(deadline=None)
+@given(data=st.binary(), sizes=SIZES)
+@example(data=b"\xf0\x9f\x91", sizes=[])
+@example(data=b"\xed\xa0\x80\xc0\xaf\xf5\xe4\xbd", sizes=[1, 1])
+def test_any_bytes_read_as_the_tokenizer_decodes_them(tokenizer, data, sizes):
+    whole = assert_same_in_any_split(tokenizer, list(data), sizes)  # the tiny vocabulary's id of a byte is the byte
+    assert whole.text == tokenizer.decode(list(data))
+
+
+def test_a_character_is_given_out_whole(tokenizer):
+    transcript = Transcript(tokenizer)
+    given_out = [transcript.push([byte]).text for byte in "a👧é".encode()]
+    assert given_out == ["a", "", "", "", "👧", "", "é"]
+    assert transcript.finish() == Piece()
+
+
+def test_bytes_that_cannot_become_a_character_do_not_hold_others_back(tokenizer):
+    transcript = Transcript(tokenizer)
+    assert [transcript.push([0x80]).text for _ in range(5)] == ["\ufffd"] * 5
+    assert transcript.push([0xE4, 0xBD]).text == ""
+    assert transcript.push([ord("a")]).text == "\ufffda"
+    assert transcript.push([0xE4, 0xBD]).text == ""
+    assert transcript.finish().text == "\ufffd"
+    assert transcript.text == "\ufffd" * 5 + "\ufffda\ufffd"
+
+
+def test_special_tokens_are_left_out(tokenizer):
+    assert read(tokenizer, "a<|audio_start|>b<|im_end|>\n<|im_end|>").text == "ab\n"
+    assert read(tokenizer, "<|fim_prefix|>").text == "<|fim_prefix|>"  # added, but not special
+
+
+def test_an_added_token_beyond_the_byte_alphabet_is_written_as_it_is(tokenizer):
+    tokenizer = load_tokenizer(tokenizer.name_or_path)
+    tokenizer.add_tokens(["hello 世界"])
+    tokens = encode(tokenizer, "a hello 世界!")
+    assert read(tokenizer, tokens).text == tokenizer.decode(tokens) == "a hello 世界!"
+
+
+def test_a_finished_transcript_takes_no_more(tokenizer):
+    transcript = read(tokenizer, "a")
+    assert transcript.finish() == Piece()
+    with pytest.raises(ValueError, match="finished"):
+        transcript.push([1])
+
+
+def test_byte_alphabet():
+    assert list(dict(sorted(byte_alphabet().items())).values()) == byte_letters()
+
+
+# --- thinking
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "thinking"),
+    [
+        ("<think>\nwell,\n\nso\n</think>\n\nYes.", "Yes.", "well,\n\nso"),
+        ("<think>\n\n</think>\n\nYes.\n", "Yes.\n", ""),
+        ("<think>\nnever done \n", "", "never done"),
+        ("<think>a</think>\nb<think> c </think>d", "bd", "a\nc"),
+        ("no </think> was open", "no </think> was open", ""),
+        ("<think>a <think> b</think>", "", "a <think> b"),
+        ("<think>I call <tool_call> soon</think>", "", "I call <tool_call> soon"),
+    ],
+)
+def test_thinking_is_kept_apart(tokenizer, said, text, thinking):
+    whole = assert_same_in_any_split(tokenizer, encode(tokenizer, said), [])
+    assert (whole.text, whole.thinking, whole.tool_calls) == (text, thinking, [])
+
+
+def test_thinking_that_the_prompt_opened(tokenizer):
+    transcript = read(tokenizer, "\nwell\n</think>\n\nYes.", thinking=True)
+    assert (transcript.text, transcript.thinking) == ("Yes.", "well")
+    assert read(tokenizer, " all of it", thinking=True).thinking == "all of it"
+
+
+def test_thinking_is_streamed(tokenizer):
+    transcript = Transcript(tokenizer)
+    assert transcript.push(encode(tokenizer, "<think>\n\na ")) == Piece(thinking="a")
+    assert transcript.push(encode(tokenizer, " b\n")) == Piece(thinking="  b")
+    assert transcript.push(encode(tokenizer, "</think>\n\nc")) == Piece(text="c")
+
+
+def test_an_unfinished_character_ends_with_its_block(tokenizer):
+    think, unthink = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    transcript = read(tokenizer, [0xE4, think, 0xE4, unthink, 0xBD])
+    assert (transcript.text, transcript.thinking) == ("\ufffd\ufffd", "\ufffd")
+
+
+def test_tags_in_several_tokens_are_text(tokenizer):
+    tokens = [*b"<think>a</think>"]
+    assert read(tokenizer, tokens).text == "<think>a</think>"
+
+
+def test_a_tokenizer_without_thinking(plain_tokenizer):
+    assert read(plain_tokenizer, "<think>a</think>").text == "<think>a</think>"
+    with pytest.raises(ValueError, match="no <think>"):
+        Transcript(plain_tokenizer, thinking=True)
+
+
+# --- tool calls
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "calls"),
+    [
+        (CALL, "", [WEATHER]),
+        (f"I look.\n\n{CALL}\n", "I look.", [WEATHER]),
+        (f"I look.\n{CALL}\n{CALL}", "I look.", [WEATHER, WEATHER]),
+        (f"I look.\n{CALL}\nDone.\n", "I look.\n\nDone.\n", [WEATHER]),
+        (f"<think>\nhm\n</think>\n\n{CALL}<|im_end|>", "", [WEATHER]),
+        ('<tool_call>{"name": "now"}</tool_call>', "", [{"name": "now", "arguments": {}}]),
+        (
+            r'<tool_call>{"name": "f", "arguments": "{\"x\": 1}"}</tool_call>',
+            "",
+            [{"name": "f", "arguments": {"x": 1}}],
+        ),
+        ("Newlines only\n\n", "Newlines only\n\n", []),
+    ],
+)
+def test_tool_calls_are_read_and_kept_out_of_the_text(tokenizer, said, text, calls):
+    whole = assert_same_in_any_split(tokenizer, encode(tokenizer, said), [])
+    assert (whole.text, whole.tool_calls) == (text, calls)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "a\n<tool_call>\n{broken}\n</tool_call>\nb\n",
+        "<tool_call></tool_call>",
+        "<tool_call>[1]</tool_call>",
+        '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": []}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "not json"}</tool_call>',
+        "<tool_call>" + "[" * 5000 + "</tool_call>",
+        'a\n<tool_call>\n{"name": "f", "argu',
+        "<tool_call>a <think> b",
+        "never opened </tool_call>",
+    ],
+)
+def test_what_is_no_tool_call_goes_back_to_the_text(tokenizer, said):
+    whole = assert_same_in_any_split(tokenizer, encode(tokenizer, said), [])
+    assert (whole.text, whole.thinking, whole.tool_calls) == (said, "", [])
+
+
+def test_a_block_that_is_never_closed_does_not_take_the_next_one_along(tokenizer):
+    transcript = read(tokenizer, f"<tool_call>{{lost {CALL}")
+    assert (transcript.text, transcript.tool_calls) == ("<tool_call>{lost ", [WEATHER])
+
+
+def test_a_call_is_there_as_soon_as_it_is_closed(tokenizer):
+    transcript = Transcript(tokenizer)
+    *tokens, close = encode(tokenizer, f"a\n{CALL}")
+    assert transcript.push(tokens) == Piece(text="a")
+    assert transcript.tool_calls == []
+    assert transcript.push([close]) == Piece()
+    assert transcript.tool_calls == [WEATHER]
+
+
+def test_calls_read_back_can_be_put_into_the_next_prompt(tokenizer):
+    calls = read(tokenizer, CALL).tool_calls
+    text = render(tokenizer, [{"role": "assistant", "content": "", "tool_calls": calls}])
+    assert read(tokenizer, text).tool_calls == calls
+
+
+WORD = st.text(max_size=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | WORD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORD, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(name=WORD, arguments=st.dictionaries(WORD, JSON, max_size=3), sizes=SIZES)
+def test_any_arguments_come_back(tokenizer, name, arguments, sizes):
+    call = {"name": name, "arguments": arguments}
+    # Escaped, so that neither normalisation nor a tag inside a string is in the way.
+    written = json.dumps(call).replace("<", "\\u003c")
+    tokens = encode(tokenizer, f"<tool_call>\n{written}\n</tool_call>")
+    assert assert_same_in_any_split(tokenizer, tokens, sizes).tool_calls == [call]
+
+
+# --- stop strings
+
+
+def cut(text, stops):
+    """The text before the stop string that is complete first (of several at once, the longest); and whether one is."""
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end - len(stop)], end
+    return text, None
+
+
+@settings(deadline=None)
+@given(
+    text=st.text("ab你\n"),
+    stops=st.lists(st.text("ab你\n", min_size=1, max_size=4), max_size=3),
+    sizes=SIZES,
+)
+@example(text="aab", stops=["ab", "aab"], sizes=[])
+@example(text="ab\n\n\n", stops=["\n\n"], sizes=[2])
+def test_the_text_is_cut_before_the_first_stop_string(tokenizer, text, stops, sizes):
+    tokens = list(text.encode())
+    whole = assert_same_in_any_split(tokenizer, tokens, sizes, stop_strings=stops)
+    expected, end = cut(text, stops)
+    assert whole.text == expected
+    assert whole.stopped == (end is not None)
+    assert whole.tokens_used == len(text[:end].encode())
+
+
+@settings(deadline=None)
+@given(
+    text=st.lists(st.sampled_from(["user", "system", "us", "e"]), max_size=6).map("".join),
+    stops=st.lists(st.sampled_from(["user", "use", "s", "sy", "es", "erus"]), min_size=1, max_size=3),
+)
+@example(text="user", stops=["user", "s"])
+def test_a_stop_string_does_not_depend_on_how_the_text_is_tokenised(tokenizer, text, stops):
+    merged, single = (read(tokenizer, said, stop_strings=stops) for said in (text, list(text.encode())))
+    assert (merged.text, merged.stopped) == (single.text, single.stopped)
+    assert merged.text == cut(text, stops)[0]
+
+
+def test_only_what_may_become_a_stop_string_is_held_back(tokenizer):
+    transcript = Transcript(tokenizer, stop_strings=["END"])
+    given_out = [transcript.push([byte]).text for byte in b"xENxEENDy"]
+    assert given_out == ["x", "", "", "ENx", "", "E", "", "", ""]
+    assert (transcript.text, transcript.stopped, transcript.tokens_used) == ("xENxE", True, 8)
+    assert transcript.finish() == Piece()
+
+
+def test_a_beginning_of_a_stop_string_is_given_out_at_the_end(tokenizer):
+    assert read(tokenizer, "xEN", stop_strings="END").text == "xEN"
+
+
+def test_stop_strings_are_not_sought_in_thinking_and_tool_calls(tokenizer):
+    transcript = read(tokenizer, f"<think>city</think>a\n{CALL}b city c", stop_strings=["city"])
+    assert (transcript.text, transcript.thinking) == ("a\nb ", "city")
+    assert transcript.tool_calls == [WEATHER]
+    assert transcript.stopped
+
+
+def test_newlines_between_a_call_and_a_stop_string_belong_to_neither(tokenizer):
+    assert read(tokenizer, f"a\n{CALL}\nEND", stop_strings=["END"]).text == "a"
+    assert read(tokenizer, f"{CALL}a\nEND", stop_strings=["END"]).text == "a\n"
+
+
+def test_nothing_follows_a_stop_string_that_a_broken_character_completed(tokenizer):
+    tokens = [0xE4, *encode(tokenizer, "<tool_call>a")]
+    transcript = read(tokenizer, tokens, stop_strings=["\ufffd"])
+    assert (transcript.text, transcript.stopped, transcript.tokens_used) == ("", True, 2)
+
+
+def test_a_stop_string_is_found_in_a_block_given_back(tokenizer):
+    transcript = read(tokenizer, "a<tool_call>{b}</tool_call>c", stop_strings=["b}"])
+    assert (transcript.text, transcript.stopped) == ("a<tool_call>{", True)
+
+
+def test_a_held_beginning_of_a_stop_string_does_not_hide_the_newlines_at_a_call(tokenizer):
+    assert read(tokenizer, f"a\n{CALL}\n", stop_strings=["\n\n\n"]).text == "a"
+    assert read(tokenizer, f"{CALL}a\n", stop_strings=["ax"]).text == "a\n"
+
+
+@pytest.mark.parametrize("stops", [[""], ["a", ""], "", [3]])
+def test_an_empty_stop_string_is_refused(tokenizer, stops):
+    with pytest.raises(ValueError, match="expected non-empty strings"):
+        Transcript(tokenizer, stop_strings=stops)
+
+
+# --- all together
+
+FRAGMENTS = [*TAGS, CALL, "{}", "\n", " ", "a", "b", "<|im_end|>", "你"]
+
+
+@settings(deadline=None)
+@given(
+    fragments=st.lists(st.sampled_from(FRAGMENTS) | st.integers(0, 255)),
+    stops=st.lists(st.sampled_from(["\n\n", "a", "b\n", "</tool"]), max_size=2),
+    thinking=st.booleans(),
+    sizes=SIZES,
+)
+def test_a_stream_equals_the_whole(tokenizer, fragments, stops, thinking, sizes):
+    tokens = []
+    for fragment in fragments:
+        tokens += encode(tokenizer, fragment) if isinstance(fragment, str) else [fragment]
+    whole = assert_same_in_any_split(tokenizer, tokens, sizes, stop_strings=stops, thinking=thinking)
+    assert not any(stop in whole.text for stop in stops)
+    assert whole.thinking == whole.thinking.strip()
+    # What counts is what was used: the rest may be cut off without changing the reply.
+    cut_off = read(tokenizer, tokens[: whole.tokens_used], stop_strings=stops, thinking=thinking)
+    assert result(cut_off) == result(whole)
