@@ -1,0 +1,256 @@
+"""The shell's way in: omni-jax demo | generate | convert | inspect."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(
+    help="Qwen's omni models in JAX: they hear, read and write.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+note = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Model = Annotated[
+    str, typer.Argument(help="A Hugging Face folder, a converted folder or a hub id (owner/name).", metavar="MODEL")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32 or bfloat16; by default bfloat16 on TPU and GPU, float32 on CPU.")
+]
+
+
+def main() -> None:
+    """Runs a command; a user's mistake is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("OMNI_JAX_DEBUG"):
+            raise
+        note.print(f"omni-jax: {' '.join(str(error).split())}", markup=False)
+        sys.exit(2)
+
+
+@app.callback()
+def _setup() -> None:
+    """Compiled programs are kept between runs (JAX_COMPILATION_CACHE_DIR chooses where, empty switches it off)."""
+    import jax
+
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "omni_jax" / "programs"))
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@app.command()
+def generate(
+    model: Model,
+    text: Annotated[str | None, typer.Argument(help="What to ask.", metavar="[TEXT]")] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(help="A recording: wav, flac, ogg, mp3, m4a; repeatable, in order.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
+    thinking: Annotated[bool | None, typer.Option(help="Ask a thinking model to think, or not to.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="JSON file with a list of function schemas.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this total probability.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    dtype: Dtype = None,
+) -> None:
+    """Answers a question about recordings and text."""
+    from omni_jax.decoding.sampling import Sampling
+
+    if stream and as_json:
+        raise ValueError("--stream and --json: expected one of them, got both")
+    for path in audio or []:
+        if not path.exists():
+            raise ValueError(f"{path}: no such audio file")
+    parts: list[dict[str, str]] = [{"type": "audio", "audio": str(path)} for path in audio or []]
+    parts += [{"type": "text", "text": text}] if text else []
+    if not parts:
+        raise ValueError("nothing to answer: give a text, --audio FILE, or both")
+    conversation: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    conversation.append({"role": "user", "content": parts})
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        repetition_penalty=repetition_penalty, do_sample=False if greedy else None, stop_strings=tuple(stop) if stop else None,
+    )  # fmt: skip
+    options: dict[str, Any] = {"thinker": sampling, "seed": seed}
+    if tools:
+        options["tools"] = _tools(tools)
+    if thinking is not None:
+        options["template"] = {"enable_thinking": thinking}
+    omni = _load(model, dtype, speech=False)
+    if stream:
+        _print_stream(omni.stream(conversation, **options))
+        return
+    reply = omni.generate(conversation, **options)
+    if as_json:
+        print(
+            json.dumps(
+                {name: value for name, value in asdict(reply).items() if name not in ("codes", "audio", "sample_rate")}
+            )
+        )
+        return
+    if reply.thinking:
+        note.print(reply.thinking, style="dim", markup=False)
+    print(reply.text)
+    for call in reply.tool_calls:
+        print(json.dumps(call, ensure_ascii=False))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder (or, with --to-hf, a converted one).")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default as stored.")] = None,
+    to_hf: Annotated[
+        bool, typer.Option("--to-hf", help="Write published safetensors from a converted folder.")
+    ] = False,
+) -> None:
+    """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped."""
+    from omni_jax import checkpoint, weights
+
+    action = weights.export if to_hf else checkpoint.convert
+    with _bar("converting") as progress:
+        action(source, target, dtype=_dtype(dtype), progress=progress)
+    note.print(f"wrote {target}", markup=False)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows the parts of a checkpoint, their parameters, stored dtypes and memory; reads no weights."""
+    from omni_jax.inspect import describe
+
+    found = describe(model)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(
+        "part", "parameters", "stored as", "bfloat16", "float32", title=f"{found['folder']}  ({found['family']})"
+    )
+    for part in found["parts"]:
+        table.add_row(
+            part["name"],
+            f"{part['parameters']:,}",
+            part["stored"],
+            *(_gigabytes(part["parameters"] * size) for size in (2, 4)),
+        )
+    table.add_section()
+    total = found["parameters"]
+    table.add_row("all", f"{total:,}", "", _gigabytes(2 * total), _gigabytes(4 * total))
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(
+        f"context {found['context']:,} tokens; cache {found['cache_bytes_per_token'] / 1e3:.1f} kB a token in bfloat16"
+    )
+    out.print(f"speakers: {', '.join(found['speakers']) or 'none (text only)'}")
+
+
+@app.command()
+def demo(
+    keep: Annotated[Path | None, typer.Option(help="Keep the model in this folder (default: a temporary one).")] = None,
+) -> None:
+    """Hears a recording with a tiny model of random weights: needs no download. Shows that everything works."""
+    from omni_jax import checkpoint
+    from omni_jax.testing import write_tiny
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(keep or scratch)
+        note.print("1/3  writing a tiny random Qwen3-Omni in the published layout")
+        write_tiny(folder / "published")
+        note.print("2/3  converting it")
+        with _bar("converting") as progress:
+            checkpoint.convert(folder / "published", folder / "converted", progress=progress)
+        note.print("3/3  listening to a recording and answering")
+        omni = _load(str(folder / "converted"), None, speech=None)
+        with resources.as_file(resources.files("omni_jax") / "assets" / RECORDING) as recording:
+            content = [{"type": "audio", "audio": str(recording)}, {"type": "text", "text": "What is said?"}]
+            _print_stream(omni.stream([{"role": "user", "content": content}], thinker_max_new_tokens=48))
+    note.print(
+        "The weights are random, so the answer is noise: this shows that the whole path runs, not what the model knows.\n"
+        "With real weights: omni-jax generate Qwen/Qwen3-Omni-30B-A3B-Instruct --audio FILE \"What is said?\"",
+        markup=False,
+    )  # fmt: skip
+
+
+RECORDING = "hello.flac"
+
+
+def _print_stream(events: Iterator[Any]) -> None:
+    for event in events:
+        if event.thinking:
+            note.print(event.thinking, end="", style="dim", markup=False)
+        print(event.text, end="", flush=True)
+        for call in event.reply.tool_calls if event.reply else ():
+            print("\n" + json.dumps(call, ensure_ascii=False), end="")
+    print()
+
+
+def _load(model: str, dtype: str | None, *, speech: bool | None) -> Any:
+    from omni_jax.omni import Omni
+
+    with _bar("loading") as progress:
+        return Omni.load(model, dtype=_dtype(dtype), speech=speech, progress=progress)
+
+
+def _dtype(name: str | None) -> Any:
+    import jax.numpy as jnp
+
+    if name not in (None, "float32", "bfloat16"):
+        raise ValueError(f"--dtype: expected float32 or bfloat16, got {name}")
+    return name and jnp.dtype(name)
+
+
+def _tools(path: Path) -> list[dict[str, Any]]:
+    try:
+        tools = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected a JSON list of function schemas ({error})") from None
+    if not isinstance(tools, list):
+        raise ValueError(f"{path}: expected a JSON list of function schemas, got {type(tools).__name__}")
+    return tools
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+@contextmanager
+def _bar(action: str) -> Iterator[Callable[[int, int, str], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=note, transient=True, disable=not note.is_terminal) as bar:
+        task = bar.add_task(action, total=None)
+
+        def progress(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{action} {name}")
+
+        yield progress
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Choosing tokens: model-agnostic, on any module with ``prefill`` and ``step``."""

@@ -1,0 +1,185 @@
+"""Autoregressive generation over any module with ``prefill``, ``step`` and ``empty_cache``: a prefill, then calls of n steps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from omni_jax.buckets import bucket
+from omni_jax.decoding.sampling import SamplingRows, sample
+from omni_jax.nn.cache import KVCache
+
+# Steps that one call can make; fewer on request, in the same program.
+CALL_STEPS = 32
+# New tokens that a cache has room for at first; it doubles when they are used up.
+ROOM = 512
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model."""
+
+    def prefill(
+        self, x: Array, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool
+    ) -> tuple[Array, KVCache]: ...
+    def step(self, tokens: Array, positions: Array, live: Array, cache: KVCache) -> tuple[Array, KVCache]: ...
+    def empty_cache(self, batch: int, slots: int) -> KVCache: ...
+
+
+@struct.dataclass
+class DecodeState:
+    """All that changes between steps.
+
+    Attributes:
+        cache: keys and values of everything but ``tokens``.
+        tokens: the last token of each row, chosen but not yet fed.
+        positions: the rotary coordinates at which it will be fed.
+        seen: tokens in prompt and reply, for the repetition penalty.
+        count: tokens made. finished: rows that need no more.
+    """
+
+    cache: KVCache
+    tokens: Int[Array, "B"]
+    positions: Num[Array, "3 B"]
+    seen: Bool[Array, "B V"]
+    count: Int[Array, "B"]
+    finished: Bool[Array, "B"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tokens of one call: [B, n] ids and log-probabilities, and how many of them belong to each row."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    counts: np.ndarray
+
+
+def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeState:
+    """Appends a chosen token to each unfinished row."""
+    live = ~state.finished
+    count = state.count + live
+    ended = jnp.any(tokens[:, None] == rows.eos, axis=-1) | (count >= rows.most)
+    column = jnp.where(live, tokens, state.seen.shape[1])
+    return state.replace(
+        tokens=jnp.where(live, tokens, state.tokens),
+        seen=state.seen.at[jnp.arange(tokens.shape[0]), column].set(True, mode="drop"),
+        count=count,
+        finished=state.finished | ended,
+    )
+
+
+@partial(jax.jit, static_argnames=("candidates", "fresh"), donate_argnames=("cache",))
+def start(
+    model: LanguageModel,
+    x: Float[Array, "B T D"],
+    prompt: Int[Array, "B T"],
+    positions: Num[Array, "3 B T"],
+    lengths: Int[Array, "B"],
+    cache: KVCache,
+    rows: SamplingRows,
+    *,
+    candidates: int,
+    fresh: bool = True,
+) -> tuple[DecodeState, Float[Array, "B"]]:
+    """Prefills the prompts and chooses the first token of each row.
+
+    Args:
+        x: embeddings of ``prompt``, media in place. Rows of length 0 are padding of the batch and start finished.
+        fresh: the cache is empty.
+
+    Returns: the state, and the log-probability of each row's first token.
+    """
+    batch = x.shape[0]
+    logits, cache = model.prefill(x, positions, lengths, cache, fresh=fresh)
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    vocabulary = logits.shape[1]
+    seen = jnp.zeros((batch, vocabulary), bool)
+    seen = seen.at[jnp.arange(batch)[:, None], jnp.where(real, prompt, vocabulary)].set(True, mode="drop")
+    count = jnp.zeros(batch, jnp.int32)
+    tokens, logprobs = sample(logits, seen, count, rows, candidates=candidates)
+    # After a prompt all three coordinates go on from the largest one of its last token.
+    last = jnp.take_along_axis(positions, jnp.maximum(lengths - 1, 0)[None, :, None], axis=2)[:, :, 0]
+    following = jnp.broadcast_to(jnp.max(last, axis=0) + 1, last.shape)
+    state = DecodeState(cache=cache, tokens=tokens, positions=following, seen=seen, count=count, finished=lengths == 0)
+    return _accept(state, tokens, rows), logprobs
+
+
+@partial(jax.jit, static_argnames=("candidates",), donate_argnames=("state",))
+def advance(
+    model: LanguageModel, state: DecodeState, rows: SamplingRows, steps: Int[Array, ""], *, candidates: int
+) -> tuple[DecodeState, Int[Array, "B n"], Float[Array, "B n"]]:
+    """Makes up to ``steps`` (at most CALL_STEPS) tokens a row without a word to the host; stops early when all have finished."""
+    batch = state.tokens.shape[0]
+
+    def more(carry):
+        step, state, _, _ = carry
+        return (step < steps) & ~jnp.all(state.finished)
+
+    def make(carry):
+        step, state, made, logprobs = carry
+        live = (~state.finished).astype(jnp.int32)
+        logits, cache = model.step(state.tokens, state.positions, live, state.cache)
+        state = state.replace(cache=cache, positions=state.positions + live)
+        tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates)
+        return step + 1, _accept(state, tokens, rows), made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
+
+    empty = (jnp.zeros((batch, CALL_STEPS), jnp.int32), jnp.zeros((batch, CALL_STEPS), jnp.float32))
+    _, state, made, logprobs = jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), state, *empty))
+    return state, made, logprobs
+
+
+@partial(jax.jit, static_argnames=("slots",))
+def _grow(cache: KVCache, slots: int) -> KVCache:
+    return cache.grow(slots)
+
+
+def generate(
+    model: Any,
+    x: Float[Array, "B T D"],
+    prompt: Int[Array, "B T"],
+    positions: Num[Array, "3 B T"],
+    lengths: np.ndarray,
+    rows: SamplingRows,
+    *,
+    candidates: int,
+    steps: int = CALL_STEPS,
+    first_steps: int | None = None,
+) -> Iterator[Made]:
+    """Runs prompts to their replies, yielding the tokens of each call; send row flags to finish rows from outside.
+
+    Args:
+        lengths: prompt tokens of each row; 0 for a padding row.
+        steps: tokens a call. first_steps: tokens of the second call, for a quick start of a stream (default ``steps``).
+
+    The cache starts with room for 512 new tokens and doubles when a call might overrun it, so that a generous
+    ``max_new_tokens`` costs memory only when it is used. Its size follows from the padded length of the prompts, so that
+    all prompts of a bucket share one program.
+    """
+    most = np.asarray(rows.most)
+    room = int(np.max(np.minimum(most, ROOM), where=lengths > 0, initial=0))
+    cache = model.empty_cache(x.shape[0], bucket(x.shape[1] + room))
+    state, logprobs = start(model, x, prompt, positions, jnp.asarray(lengths), cache, rows, candidates=candidates)
+    counts, calls = np.zeros(len(lengths), int), 0
+    made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
+    while True:
+        total, finished = np.asarray(state.count), np.asarray(state.finished)
+        stop = yield Made(tokens=made, logprobs=logprobs, counts=total - counts)
+        counts = total
+        if stop is not None and np.any(stop & ~finished):
+            finished = finished | stop
+            state = state.replace(finished=jnp.asarray(finished))
+        if finished.all():
+            return
+        now = min(first_steps if first_steps and not calls else steps, CALL_STEPS)
+        calls += 1
+        needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
+        if needed > state.cache.slots:
+            state = state.replace(cache=_grow(state.cache, slots=2 * state.cache.slots))
+        state, made, logprobs = advance(model, state, rows, jnp.asarray(now, jnp.int32), candidates=candidates)
+        made, logprobs = np.asarray(made), np.asarray(logprobs)

@@ -1,0 +1,182 @@
+"""Sampling options and the function from logits to tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+STOPS = 8
+INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen; names and meanings are Transformers'. None means: as the checkpoint's generation config says.
+
+    Attributes:
+        max_new_tokens, min_new_tokens: bounds on the reply's length.
+        do_sample: draw instead of taking the likeliest; a temperature, top_k or top_p alone means True.
+        temperature: divides the logits, above 0. top_k: draws among so many (0: all). top_p: among the fewest whose
+            probabilities add up to it. The order is penalty, temperature, top_k, top_p.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt and reply.
+        eos_token_id: ids that end the reply, at most 8. stop_strings: texts that end it, and are cut off.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    stop_strings: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        limits = {
+            "max_new_tokens": (1, INT32), "min_new_tokens": (0, INT32), "temperature": (0, None), "top_k": (0, INT32),
+            "top_p": (0, 1), "repetition_penalty": (0, None),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            whole = name.endswith("tokens") or name == "top_k"
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not np.isfinite(value):
+                raise ValueError(f"{name}: expected a{' whole' if whole else ''} number, got {value!r}")
+            if value < low or (high is not None and value > high) or (not whole and value == 0):
+                bounds = (f"at least {low}" if whole else f"above {low}") + (f" and at most {high}" if high else "")
+                hint = "; for the likeliest token use do_sample=False" if name == "temperature" else ""
+                raise ValueError(f"{name}: expected a number {bounds}, got {value!r}{hint}")
+        if self.do_sample not in (None, True, False):
+            raise ValueError(f"do_sample: expected True or False, got {self.do_sample!r}")
+        if not all(isinstance(text, str) and text for text in self.stops):
+            raise ValueError(f"stop_strings: expected non-empty strings, got {self.stop_strings!r}")
+        if not all(isinstance(token, Integral) and abs(token) <= INT32 for token in self.eos):
+            raise ValueError(f"eos_token_id: expected token ids, got {self.eos_token_id!r}")
+        if len(self.eos) > STOPS:
+            raise ValueError(
+                f"eos_token_id: expected at most {STOPS} ids, got {len(self.eos)}; use stop_strings for more"
+            )
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any], *, prefix: str = "") -> "Sampling":
+        """From options with a prefix, such as ``thinker_temperature``; an unknown name is an error."""
+        known = {prefix + field.name for field in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise ValueError(f"unknown option {name}; expected one of {', '.join(sorted(known))}")
+        return cls(**{name.removeprefix(prefix): value for name, value in options.items()})
+
+    def over(self, defaults: "Sampling") -> "Sampling":
+        """These options where given, else the defaults; a temperature, top_k or top_p given here decides to sample."""
+        given = {
+            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
+        }
+        if "do_sample" not in given and given.keys() & {"temperature", "top_k", "top_p"}:
+            given["do_sample"] = True
+        return replace(defaults, **given)
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        value = self.eos_token_id
+        return () if value is None else tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        value = self.stop_strings
+        return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+
+    def candidates(self, vocabulary: int) -> int:
+        """How many of the likeliest tokens a draw must look at: 0 when greedy; a power of two, so that programs stay few."""
+        if not self.do_sample:
+            return 0
+        top_k = 50 if self.top_k is None else int(self.top_k)
+        return vocabulary if not 0 < top_k < vocabulary else min(vocabulary, 1 << (top_k - 1).bit_length())
+
+
+@struct.dataclass
+class SamplingRows:
+    """Sampling options as arrays, a row of the batch each, so that changing a number compiles nothing."""
+
+    temperature: Float[Array, "B"]
+    top_k: Int[Array, "B"]
+    top_p: Float[Array, "B"]
+    penalty: Float[Array, "B"]
+    least: Int[Array, "B"]
+    most: Int[Array, "B"]
+    eos: Int[Array, "B X"]
+    seed: Int[Array, "B"]
+
+    @classmethod
+    def of(cls, options: Sequence[Sampling], seeds: Sequence[int], most: Sequence[int]) -> "SamplingRows":
+        """``most`` is the number of tokens that each row may still make."""
+
+        def column(values, dtype):
+            return jnp.asarray(np.asarray(values, dtype))
+
+        return cls(
+            temperature=column(
+                [1.0 if row.temperature is None else max(row.temperature, 1e-30) for row in options], np.float32
+            ),
+            top_k=column([50 if row.top_k is None else row.top_k for row in options], np.int32),
+            top_p=column([1.0 if row.top_p is None else row.top_p for row in options], np.float32),
+            penalty=column([row.repetition_penalty or 1.0 for row in options], np.float32),
+            least=column([row.min_new_tokens or 0 for row in options], np.int32),
+            most=column(most, np.int32),
+            eos=column([(*row.eos, *[-1] * (STOPS - len(row.eos))) for row in options], np.int32),
+            seed=column([int(seed) & 0xFFFFFFFF for seed in seeds], np.uint32),
+        )
+
+
+def sample(
+    logits: Float[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    count: Int[Array, "B"],
+    rows: SamplingRows,
+    *,
+    candidates: int,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """The next token of each row and its log-probability under the model (before penalty, temperature and cuts).
+
+    Args:
+        seen: tokens that the repetition penalty covers.
+        count: tokens that the row has made so far; with the row's seed it is all that its randomness depends on.
+        candidates: 0 for the likeliest token; else how many of the likeliest a draw chooses among at most.
+    """
+    batch, vocabulary = logits.shape
+    logits = logits.astype(jnp.float32)
+    penalty = rows.penalty[:, None]
+    scores = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    ends = jnp.where(rows.eos >= 0, rows.eos, vocabulary)
+    early = (count < rows.least)[:, None]
+    scores = scores.at[jnp.arange(batch)[:, None], ends].add(jnp.where(early, -jnp.inf, 0.0), mode="drop")
+    tokens = _draw(scores, count, rows, candidates) if candidates else jnp.argmax(scores, axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _draw(scores, count, rows: SamplingRows, candidates: int):
+    """Inverts the cumulative distribution with one uniform number a row, so the draw does not depend on array sizes."""
+    top, ids = jax.lax.top_k(scores, candidates)
+    top = (top - top[:, :1]) / rows.temperature[:, None]  # a temperature near 0 must not make infinities of them
+    rank = jnp.arange(candidates)
+    top_k = jnp.where(rows.top_k > 0, rows.top_k, scores.shape[-1])[:, None]
+    weights = jax.nn.softmax(jnp.where(rank < top_k, top, -jnp.inf), axis=-1)
+    before = jnp.cumsum(weights, axis=-1) - weights
+    weights = jnp.where((before < rows.top_p[:, None]) | (rank == 0), weights, 0)
+    sums = jnp.cumsum(weights, axis=-1)
+
+    def uniform(seed, step):
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
+
+    # u < 1, but u * sum may round up to the sum: the last token of positive weight is the bound.
+    last = jnp.sum(weights > 0, axis=-1) - 1
+    at = jnp.sum(sums <= jax.vmap(uniform)(rows.seed, count)[:, None] * sums[:, -1:], axis=-1)
+    return jnp.take_along_axis(ids, jnp.minimum(at, last)[:, None], axis=-1)[:, 0]

@@ -1,0 +1,34 @@
+"""Where a checkpoint is: a folder on this machine, or a download from the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
+
+
+def locate(path: str | Path) -> Path:
+    """The folder of a checkpoint; a hub id is downloaded (or found in the hub's cache) first.
+
+    Raises:
+        ValueError: neither a folder nor a hub id, or a hub that cannot be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{path}: expected a model folder, got a file; give the folder that holds config.json")
+    if isinstance(path, Path) or not HUB_ID.fullmatch(path) or path.startswith("."):
+        raise ValueError(
+            f"{path}: no such folder; expected a Hugging Face folder, a converted folder or a hub id (owner/name)"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(FILES)))
+    except Exception as error:  # The hub's client raises many kinds, from its own and from its network library.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: no such folder here, and the hub did not give it ({reason}); check the name and the network, or download "
+            "it elsewhere and give the folder"
+        ) from None

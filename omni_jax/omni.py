@@ -1,0 +1,369 @@
+"""The facade: a checkpoint as one object that takes conversations. The only file that knows every part."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from omni_jax import checkpoint, weights
+from omni_jax.config import OmniConfig, from_hf, read_json
+from omni_jax.decoding.generate import CALL_STEPS, generate
+from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.hub import locate
+from omni_jax.models import parts as model_parts
+from omni_jax.models.thinker import place
+from omni_jax.processing import request
+from omni_jax.processing.audio import FeatureConfig
+from omni_jax.processing.packing import pack, split
+from omni_jax.processing.prompt import load_tokenizer
+from omni_jax.processing.request import Batch
+from omni_jax.processing.transcript import Piece, Transcript
+from omni_jax.sharding import shardings
+
+DEFAULT_NEW_TOKENS = 1024
+
+_embed = jax.jit(lambda thinker, tokens: thinker.embed(tokens))
+_encode = jax.jit(lambda encoder, mel, extent, window: encoder.encode(mel, extent, window))
+_place = jax.jit(lambda x, features, index: place(x, features.reshape(-1, features.shape[-1]), index), donate_argnums=0)
+_logits = jax.jit(lambda thinker, x, positions, lengths: thinker.logits(x, positions, lengths))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered.
+
+    Attributes:
+        text: the answer, without thinking, tool calls and special tokens. thinking: a thinking model's ``<think>`` part.
+        tool_calls: ``{"name": ..., "arguments": {...}}`` of each call.
+        tokens: generated ids, the one that ended the reply included. logprobs: of each, under the model itself.
+        finish_reason: "stop" (an end token or stop string) or "length".
+        codes, audio: codec ids [Q, Y] and samples [W] of a spoken reply, else None. sample_rate: of ``audio``, in Hz.
+    """
+
+    text: str
+    thinking: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = "stop"
+    codes: np.ndarray | None = None
+    audio: np.ndarray | None = None
+    sample_rate: int = 24_000
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of a streamed reply. ``reply`` is the whole of it, on the last event only."""
+
+    text: str = ""
+    thinking: str = ""
+    audio: np.ndarray | None = None
+    reply: Reply | None = None
+
+
+class Omni:
+    """A Qwen omni model. Make one with ``Omni.load``."""
+
+    def __init__(self, parts: Mapping[str, Any], config: OmniConfig, folder: str | Path):
+        self.parts, self.config, self.folder = dict(parts), config, Path(folder)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: Any = None,
+        speech: bool | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> "Omni":
+        """Loads a checkpoint.
+
+        Args:
+            path: a Hugging Face folder, a folder that ``omni-jax convert`` wrote, or a hub id such as
+                ``Qwen/Qwen3-Omni-30B-A3B-Instruct``.
+            mesh: devices to spread the weights over, by the axes of ``omni_jax.sharding``; None for the first device.
+            dtype: of the weights and of the arithmetic; None for bfloat16 on TPU and GPU, float32 on CPU.
+            speech: False leaves the weights that only speaking needs on the disk; None loads them where they exist.
+            progress: called with bytes done, bytes in all and the name of what was read.
+
+        Raises:
+            ValueError: a folder that is absent, of another model, incomplete or damaged; one line says which.
+        """
+        folder = locate(path)
+        config = from_hf(folder)
+        if speech and config.talker is None:
+            raise ValueError(f"{folder}: speech=True, but this checkpoint has no talker; use the Instruct release")
+        speech = config.talker is not None if speech is None else speech
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
+        reader = checkpoint if checkpoint.is_converted(folder) else weights
+        parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
+        return cls(parts, config, folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a converted checkpoint that ``load`` reads back, onto any mesh."""
+        checkpoint.save(self.parts, folder, files_from=self.folder)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, with its chat template."""
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def features(self) -> FeatureConfig:
+        """How sound becomes log-mel frames."""
+        return FeatureConfig.from_hf(read_json(self.folder / "preprocessor_config.json"))
+
+    @cached_property
+    def defaults(self) -> Sampling:
+        """The thinker's sampling options as the checkpoint's generation config has them."""
+        path = self.folder / "generation_config.json"
+        published = read_json(path) if path.exists() else {}
+        known = {name.removeprefix("thinker_"): value for name, value in published.items()}
+        own = {name: known[name] for name in Sampling.__dataclass_fields__ if known.get(name) is not None}
+        basis = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=self.config.im_end)
+        try:
+            return Sampling.named(own).over(basis)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Voices of the talker; empty for a text-only checkpoint."""
+        return tuple(name for name, _ in self.config.talker.speakers) if self.config.talker else ()
+
+    def prepare(self, conversation: Any, *, tools: Sequence[Mapping[str, Any]] | None = None, **template: Any) -> Batch:
+        """One conversation, or a list of conversations, as arrays. ``template`` goes to the chat template."""
+        several = (
+            isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+        )
+        return request.prepare(
+            conversation if several else [conversation],
+            tokenizer=self.tokenizer, config=self.config.thinker, features=self.features, tools=tools, **template,
+        )  # fmt: skip
+
+    def generate(self, conversation: Any, *, seed: int = 0, **options: Any) -> Reply:
+        """Answers one conversation. Options: see ``generate_batch``."""
+        return self.generate_batch([conversation], seed=seed, **options)[0]
+
+    def generate_batch(
+        self,
+        conversations: Sequence[Any] | Batch,
+        *,
+        seed: int | Sequence[int] = 0,
+        thinker: Sampling | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        return_audio: bool | None = None,
+        template: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> list[Reply]:
+        """Answers several conversations; each row is what it would be alone.
+
+        Args:
+            conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, or a Batch.
+            seed: one for all, or one a conversation; a sampled reply depends on its own seed and prompt alone.
+            thinker: sampling options, over the checkpoint's; or single ones such as ``thinker_temperature=0.7``.
+            tools: JSON schemas of functions the model may call.
+            template: variables of the chat template, such as ``{"enable_thinking": False}``.
+
+        Raises:
+            ValueError: input that cannot be used, said in one line.
+        """
+        self._refuse_speech(return_audio)
+        run = self._run(
+            conversations, seed=seed, thinker=thinker, tools=tools, template=template or {}, options=options
+        )
+        rows = list(run)[-1]
+        return [row.reply() for row in rows]
+
+    def stream(
+        self,
+        conversation: Any,
+        *,
+        seed: int = 0,
+        thinker: Sampling | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        return_audio: bool | None = None,
+        template: Mapping[str, Any] | None = None,
+        steps: int = 4,
+        **options: Any,
+    ) -> Iterator[Event]:
+        """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
+
+        Args:
+            steps: tokens the device makes between two events, 1 to 32.
+
+        A character is never split, and text that may yet become a stop string or a tool call is held back. Closing the
+        iterator stops the work.
+        """
+        self._refuse_speech(return_audio)
+        if not 1 <= steps <= CALL_STEPS:
+            raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
+        run = self._run(
+            [conversation],
+            seed=seed,
+            thinker=thinker,
+            tools=tools,
+            template=template or {},
+            options=options,
+            steps=steps,
+        )
+        for rows in run:
+            row = rows[0]
+            event = Event(text=row.piece.text, thinking=row.piece.thinking, reply=row.reply() if row.done else None)
+            if event.text or event.thinking or event.reply:
+                yield event
+
+    def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:
+        """Features of log-mel clips, each as it would be alone.
+
+        Args:
+            mel: a list of clips [Z, A], or one array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames.
+        """
+        clips = split(mel, mask=mask, lengths=lengths, mel_bins=self.config.thinker.audio_encoder.mel_bins)
+        if not clips:
+            return []
+        rows, order = [], []
+        for item in pack(clips, self.config.thinker.audio_encoder):
+            features = np.asarray(_encode(self.parts["audio_encoder"], item.mel, item.extent, item.window))
+            rows.append(features[item.order >= 0])
+            order.append(item.order[item.order >= 0])
+        joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
+        counts = [int(request.prompt.audio_tokens(clip.shape[1])) for clip in clips]
+        return [jnp.asarray(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
+
+    def logits(self, tokens: Any, mask: Any = None) -> Float[Array, "B T V"]:
+        """One whole pass of the thinker over ids [B, T] with a mask (padding on either side), or over a Batch.
+
+        What stands at padding has no meaning.
+        """
+        batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
+        padded, x = self._embed(batch)
+        logits = _logits(self.parts["thinker"], x, padded.positions, padded.lengths)
+        rows = np.arange(len(batch.tokens))[:, None]
+        return logits[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)]
+
+    def _refuse_speech(self, return_audio: bool | None) -> None:
+        if return_audio:
+            raise ValueError("return_audio=True: this version answers in text only; leave return_audio out")
+
+    def _embed(self, batch: Batch) -> tuple[Batch, Float[Array, "B T D"]]:
+        """The batch at its bucket's shape, and its embeddings with media in place."""
+        padded, config = batch.padded(), self.config.thinker
+        ids = padded.tokens
+        if ids.max() >= config.vocabulary or ids.min() < 0:
+            raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
+        index = padded.audio_index(config)
+        x = _embed(self.parts["thinker"], ids)
+        for item in pack(split(batch.mel, mel_bins=config.audio_encoder.mel_bins), config.audio_encoder):
+            features = _encode(self.parts["audio_encoder"], item.mel, item.extent, item.window)
+            x = _place(x, features, item.place(index))
+        return padded, x
+
+    def _run(
+        self,
+        conversations: Any,
+        *,
+        seed: Any,
+        thinker: Sampling | None,
+        tools: Any,
+        template: Any,
+        options: Any,
+        steps: int = CALL_STEPS,
+    ) -> Iterator[list["_Row"]]:
+        sampling = (thinker or Sampling()).over(self.defaults)
+        sampling = Sampling.named(options, prefix="thinker_").over(sampling)
+        batch = (
+            conversations
+            if isinstance(conversations, Batch)
+            else self.prepare(list(conversations), tools=tools, **template)
+        )
+        count = len(batch.tokens)
+        seeds = list(seed) if np.ndim(seed) else [seed] * count
+        if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):
+            raise ValueError(
+                f"seed: expected one whole number, or one for each of the {count} conversations, got {seed!r}"
+            )
+        context = self.config.thinker.context
+        if batch.lengths.max() >= context:
+            raise ValueError(
+                f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
+            )
+        padded, x = self._embed(batch)
+        longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
+        most = [min(longest, context - int(length)) for length in padded.lengths]
+        rows = [_Row(self._transcript(batch, row, sampling), sampling) for row in range(count)]
+        made = generate(
+            self.parts["thinker"], x, padded.tokens, padded.positions, padded.lengths,
+            SamplingRows.of([sampling] * len(most), seeds + [0] * (len(most) - count), most),
+            candidates=sampling.candidates(self.config.thinker.vocabulary), steps=steps,
+        )  # fmt: skip
+        tokens = next(made)
+        while True:
+            stop = np.ones(len(most), bool)
+            for number, row in enumerate(rows):
+                new = slice(0, int(tokens.counts[number]))
+                stop[number] = row.take(
+                    tokens.tokens[number, new].tolist(), tokens.logprobs[number, new].tolist(), most[number]
+                )
+            yield rows
+            try:
+                tokens = made.send(stop)
+            except StopIteration:
+                return
+
+    def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
+        """Reads the reply to one row; some templates open the thinking block in the prompt already."""
+        prompt = batch.tokens[row][batch.mask[row]].tolist()
+        turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
+        opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
+        return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)
+
+
+class _Row:
+    """One reply in the making."""
+
+    def __init__(self, transcript: Transcript, sampling: Sampling):
+        self.transcript, self.sampling = transcript, sampling
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.done, self.reason, self.piece = False, "length", Piece()
+
+    def take(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
+        """Reads the tokens of one call; True when the reply is complete."""
+        if self.done:
+            self.piece = Piece()
+            return True
+        self.piece = self.transcript.push(tokens)
+        self.tokens += tokens
+        self.logprobs += logprobs
+        if self.transcript.stopped:
+            del self.tokens[self.transcript.tokens_used :], self.logprobs[self.transcript.tokens_used :]
+        ended = (
+            bool(self.tokens)
+            and self.tokens[-1] in self.sampling.eos
+            and len(self.tokens) > (self.sampling.min_new_tokens or 0)
+        )
+        if self.transcript.stopped or ended:
+            self.done, self.reason = True, "stop"
+        elif len(self.tokens) >= most:
+            self.done = True
+        if self.done:
+            rest = self.transcript.finish()
+            self.piece = Piece(text=self.piece.text + rest.text, thinking=self.piece.thinking + rest.thinking)
+        return self.done
+
+    def reply(self) -> Reply:
+        return Reply(
+            text=self.transcript.text, thinking=self.transcript.thinking, tool_calls=list(self.transcript.tool_calls),
+            tokens=list(self.tokens), logprobs=list(self.logprobs), finish_reason=self.reason,
+        )  # fmt: skip

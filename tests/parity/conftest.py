@@ -1,0 +1,22 @@
+"""The reference: Transformers on the same tiny checkpoint, float32."""
+
+import warnings
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def reference(tiny):
+    from transformers import Qwen3OmniMoeForConditionalGeneration
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, info = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+            tiny, dtype=torch.float32, output_loading_info=True
+        )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model.eval()

@@ -1,0 +1,13 @@
+"""One measure of agreement for all parity tests: the largest difference, relative to the largest value."""
+
+import numpy as np
+
+LAYER = 1e-5
+STACK = 1e-4
+
+
+def assert_close(ours, theirs, tolerance=STACK):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    assert error <= tolerance, f"relative error {error:.2e}, allowed {tolerance:.0e}"
