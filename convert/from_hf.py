@@ -1,0 +1,32 @@
+"""Converts a Hugging Face folder into a checkpoint that loads onto any mesh.
+
+    python convert/from_hf.py Qwen3-Omni-30B-A3B-Instruct converted --dtype bfloat16
+
+Reads layer by layer, so neither side needs to fit into memory. Run again after a stop, it goes on where it was.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from shell import bar, note, run
+
+from omni_jax import checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a folder with config.json and safetensors")
+    parser.add_argument("target", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the converted weights (default: as stored)"
+    )
+    given = parser.parse_args(arguments)
+    with bar("converting") as progress:
+        checkpoint.convert(given.source, given.target, dtype=given.dtype, progress=progress)
+    note.print(f"wrote {given.target}", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

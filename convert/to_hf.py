@@ -1,0 +1,34 @@
+"""Writes a converted checkpoint back as a Hugging Face folder, in the published layout.
+
+python convert/to_hf.py converted exported --dtype bfloat16 --shard-gb 5
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from shell import bar, note, run
+
+from omni_jax import checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a converted folder")
+    parser.add_argument("target", type=Path, help="the folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the tensors (default: as stored)")
+    parser.add_argument(
+        "--shard-gb", type=float, default=5.0, help="largest size of a file, in GB (default: %(default)s)"
+    )
+    given = parser.parse_args(arguments)
+    if given.shard_gb <= 0:
+        raise ValueError(f"--shard-gb: expected a size above 0, got {given.shard_gb}")
+    shard_bytes = int(given.shard_gb * 1e9)
+    with bar("exporting") as progress:
+        checkpoint.export(given.source, given.target, dtype=given.dtype, shard_bytes=shard_bytes, progress=progress)
+    note.print(f"wrote {given.target}", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,132 @@
+"""Random weights in the published layout: the conversion table, run backwards."""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_jax import weights
+from omni_jax.config import from_hf
+from omni_jax.models import parts
+from omni_jax.testing.config import preprocessor, tiny_config
+from omni_jax.testing.tokenizer import readable_ids, write_tokenizer
+from omni_jax.weights import write_json
+from omni_jax.weights.pieces import Group, Leaf, leaves
+from omni_jax.weights.rows import Binding
+
+# generation_config.json of the releases that speak, and of those that only write.
+SPEAKING = {
+    "talker_max_new_tokens": 4096,
+    "talker_repetition_penalty": 1.05,
+    "talker_temperature": 0.9,
+    "talker_top_k": 50,
+    "talker_top_p": 1.0,
+}
+THINKING = {"max_new_tokens": 32768, "repetition_penalty": 1.0, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+
+
+def write_tiny(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    speech: bool = True,
+    shards: int = 2,
+) -> Path:
+    """Writes a random checkpoint in the published layout; the same arguments write the same weights on any machine.
+
+    Args:
+        folder: made where it is not there; must not hold weights yet.
+        seed: of the weights.
+        config: the content of config.json; ``tiny_config()`` by default. Larger ones are written layer by layer, so
+            a checkpoint may be larger than the memory.
+        dtype: of the tensors, "float32" or "bfloat16".
+        speech: False writes a text-only model, as the Thinking and Captioner releases are.
+        shards: files of weights, at most.
+
+    Returns:
+        The folder.
+    """
+    folder, kind = Path(folder), weights.float_dtype(dtype)
+    config = dict(tiny_config() if config is None else config)
+    if not speech:
+        config["enable_audio_output"] = False
+        for name in [
+            name for name in config if name in ("talker_config", "code2wav_config") or name.startswith("tts_")
+        ]:
+            del config[name]
+    model = from_hf(config)
+    speech = model.talker is not None
+    abstract = parts.abstract(model, kind, speech=speech)
+    bound, found = weights.bindings(model, abstract), leaves(abstract)
+    drawn = np.dtype(np.float32)
+    source = _Random(
+        dtype=drawn, bindings=bound, leaves=found, seed=seed, silent=(model.talker.codec_eos,) if model.talker else ()
+    )
+    total = sum(math.prod(leaf.shape) for leaf in found.values())
+    largest = max(math.prod(binding.shape) for binding in bound.values())
+    shard_bytes = (total // shards + largest) * kind.itemsize if shards > 1 else total * kind.itemsize
+    weights.save(source, folder, config, dtype=dtype, speech=speech, shard_bytes=shard_bytes)
+    write_tokenizer(folder)
+    write_json(folder / "generation_config.json", SPEAKING if speech else THINKING)
+    write_json(folder / "preprocessor_config.json", preprocessor(config["thinker_config"]))
+    return folder
+
+
+_SCALES = {
+    "scale": (1.0, 0.1),
+    "bias": (0.0, 0.05),
+    "table": (0.0, 0.5),
+    "gamma": (0.3, 0.1),
+    "attention_scale": (0.3, 0.1),
+    "ffn_scale": (0.3, 0.1),
+    "alpha": (0.0, 0.3),
+    "beta": (0.0, 0.3),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Random:
+    """Source: random weights, each piece from a seed of its own path and layer, so that no piece depends on another.
+
+    Everything is random, norms and biases too, for a constant would hide a mistake; scales keep activations near 1.
+    The vocoder's convolutions have half gain, as its sines turn large activations into chaos. The ``silent`` codec
+    ids have zeros in the talker's head, or greedy speech might end before it began; so have, in the thinker's, the ids
+    that do not print, or greedy text would be invisible.
+    """
+
+    bindings: Mapping[str, Binding]
+    leaves: Mapping[str, Leaf]
+    seed: int
+    silent: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+        for path in group.paths:
+            key = [self.seed, zlib.crc32(path.encode()), 0 if group.layer is None else group.layer + 1]
+            values = np.random.default_rng(key).standard_normal(self.leaves[path].piece, np.float32)
+            mean, spread = self._scale(path)
+            values *= np.float32(spread)
+            values += np.float32(mean)
+            if path == "talker.head.kernel":
+                values[:, list(self.silent)] = 0
+            if path == "thinker.head.kernel":
+                values[:, np.setdiff1d(np.arange(values.shape[1]), readable_ids())] = 0
+            yield path, values
+
+    def _scale(self, path: str) -> tuple[float, float]:
+        """Mean and spread."""
+        name = path.rsplit(".", 1)[-1]
+        if name in _SCALES:
+            return _SCALES[name]
+        shape = self.bindings[path].shape
+        if path.startswith("code2wav.") and len(shape) == 3:
+            # A transposed convolution is [in, out, width], and two of its taps meet in each sample.
+            transposed = path.endswith(".conv.kernel")
+            return 0.0, 0.5 / math.sqrt(2 * shape[0] if transposed else shape[1] * shape[2])
+        return 0.0, 1 / math.sqrt(math.prod(shape[1:]))

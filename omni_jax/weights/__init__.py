@@ -1,0 +1,30 @@
+"""Weights: Hugging Face safetensors to our tree and back, by a table that reads in both directions.
+
+load(folder, config, dtype=...)           parts with the weights of a folder in the published layout
+save(parts, folder, config_json, ...)     parts, or any source of pieces, into the published layout
+published(folder, config, ...)            such a folder as a source of pieces, and the abstract parts that it fills
+assemble(source, abstract, ...)           parts on the devices from any source
+"""
+
+from omni_jax.weights.assemble import Shardings, assemble
+from omni_jax.weights.huggingface import bindings, copy_files, float_dtype, load, published, save
+from omni_jax.weights.pieces import InMemory, Progress, Published, Source, compare
+from omni_jax.weights.writer import ensure_room, write_json
+
+__all__ = [
+    "InMemory",
+    "Progress",
+    "Published",
+    "Shardings",
+    "Source",
+    "assemble",
+    "bindings",
+    "compare",
+    "copy_files",
+    "ensure_room",
+    "float_dtype",
+    "load",
+    "published",
+    "save",
+    "write_json",
+]

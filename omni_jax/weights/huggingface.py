@@ -1,0 +1,220 @@
+"""A checkpoint in the published layout: checked as a whole before anything is read, loaded, and written."""
+
+import fnmatch
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from omni_jax.config import OmniConfig, from_hf
+from omni_jax.models import parts as model_parts
+from omni_jax.weights import pieces, qwen3_omni, writer
+from omni_jax.weights.assemble import Shardings, assemble
+from omni_jax.weights.pieces import InMemory, Progress, Published, Source
+from omni_jax.weights.rows import Binding, bind, report
+from omni_jax.weights.source import Safetensors
+
+TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni}
+
+# What a checkpoint's folder holds beside the weights is small: configuration, tokenizer, templates, notes.
+COPIED_BYTES = 64 << 20
+NOT_COPIED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+)
+NOT_COPIED += ("*.onnx", "*.partial", "omni_jax*.json", ".*")
+
+
+def load(
+    folder: str | Path,
+    config: OmniConfig,
+    *,
+    dtype: Any,
+    speech: bool = True,
+    shardings: Shardings | None = None,
+    progress: Progress | None = None,
+) -> dict[str, nnx.Module]:
+    """Reads a folder in the published layout into parts on the devices.
+
+    Args:
+        folder: holds safetensors, single or sharded.
+        config: of the same folder.
+        dtype: float32 or bfloat16; what is stored otherwise is cast.
+        speech: False leaves the talker, its code predictor and code2wav on the disk: their tensors are neither read nor
+            checked, and shards that hold nothing else may be absent.
+        shardings: by path of the leaf; the default device where there is none.
+        progress: called with (bytes done, bytes in all, path) after each piece.
+
+    Raises:
+        ValueError: the folder does not hold this model whole; one report of all faults.
+    """
+    source, abstract = published(folder, config, dtype=dtype, speech=speech)
+    return assemble(source, abstract, shardings=shardings, progress=progress)
+
+
+def published(
+    folder: str | Path, config: OmniConfig, *, dtype: Any = None, speech: bool = True
+) -> tuple[Published, dict[str, nnx.Module]]:
+    """Checks a folder in the published layout against the model, by names, shapes and dtypes alone.
+
+    Args:
+        dtype: as in ``load``; None for the stored one: bfloat16 where every tensor is, else float32.
+
+    Returns:
+        The folder as a source of pieces, and the abstract parts that it fills.
+
+    Raises:
+        ValueError: as in ``load``.
+    """
+    table = TABLES[config.family]
+    speech = speech and config.talker is not None
+    tensors = Safetensors(folder, wanted=lambda name: speech or not name.startswith(table.SPEECH))
+    names, twice = _names(tensors, table)
+    if dtype is None:
+        kinds = {tensors.tensors[name].dtype for name in names.values()}
+        dtype = "bfloat16" if kinds == {"BF16"} else "float32"
+    dtype = float_dtype(dtype)
+    abstract = model_parts.abstract(config, dtype, speech=speech)
+    found = pieces.leaves(abstract)
+    bound, faults = bind(table.rows(config), {path: leaf.shape for path, leaf in found.items()}, names)
+    expected = {name: binding.shape for binding in bound.values() for name in binding.names()}
+    missing = [(name, "missing") for name in expected if name not in names]
+    unknown = [(theirs, "unknown tensor") for name, theirs in names.items() if name not in expected]
+    for name in expected.keys() & names.keys():
+        stored = tensors.tensors[names[name]]
+        if stored.shape != expected[name]:
+            faults.append((name, f"expected shape {list(expected[name])}, got {list(stored.shape)}"))
+        if stored.dtype not in ("F32", "BF16", "F16"):
+            faults.append((name, f"expected float32, bfloat16 or float16, got {stored.dtype}"))
+    faults = twice + sorted(faults) + unknown + missing
+    if faults:
+        counts = f"{len(missing)} missing, {len(unknown)} unknown, {len(faults) - len(missing) - len(unknown)} wrong"
+        raise ValueError(f"{folder}: tensors are not those of config.json's model ({counts}):\n{report(faults)}")
+    return Published(tensors=tensors, bindings=bound, names=names, leaves=found, dtype=dtype), abstract
+
+
+def save(
+    weights: Mapping[str, nnx.Module] | Source,
+    folder: str | Path,
+    config_json: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    speech: bool = True,
+    files_from: str | Path | None = None,
+    shard_bytes: int = writer.SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes weights in the published layout: config.json, safetensors shards and their index.
+
+    Args:
+        weights: parts, or a source of their pieces.
+        folder: made where it is not there; must not hold weights yet.
+        config_json: the content of config.json.
+        dtype: float32 or bfloat16; None for the weights' own.
+        speech: whether the source holds the speaking parts too; known of parts. Without them config.json says so.
+        files_from: a folder whose small files (tokenizer, templates, ...) are copied.
+        shard_bytes: the largest size of a file of several tensors.
+
+    Raises:
+        ValueError: the folder holds weights already, or the parts are not the model that ``config_json`` describes.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    given = InMemory(weights) if isinstance(weights, Mapping) else weights
+    dtype = float_dtype(given.dtype if dtype is None else dtype)
+    config = from_hf(config_json)
+    if isinstance(weights, Mapping):
+        speech = "talker" in weights
+    speech = speech and config.talker is not None
+    abstract = model_parts.abstract(config, dtype, speech=speech)
+    if isinstance(weights, Mapping):
+        pieces.agree(pieces.leaves(abstract), pieces.leaves(weights), "the parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    writer.write(
+        given,
+        pieces.leaves(abstract),
+        bindings(config, abstract),
+        folder,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        progress=progress,
+    )
+    if files_from is not None:
+        copy_files(files_from, folder)
+    described = _stored_as(config_json, dtype.name)
+    writer.write_json(folder / "config.json", described if speech else {**described, "enable_audio_output": False})
+    return folder
+
+
+def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str, Binding]:
+    """How each leaf of the abstract parts is stored in the published layout."""
+    bound, faults = bind(
+        TABLES[config.family].rows(config),
+        {path: leaf.shape for path, leaf in pieces.leaves(abstract).items()},
+    )
+    if faults:
+        raise ValueError(f"the weight table does not cover the model:\n{report(faults)}")
+    return bound
+
+
+def copy_files(source: str | Path, target: str | Path) -> None:
+    """Copies the small files of a checkpoint's folder: everything but weights, hidden files and what is over 64 MiB."""
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve():
+        return
+    for path in sorted(source.iterdir()):
+        if not path.is_file() or any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_COPIED):
+            continue
+        if path.stat().st_size <= COPIED_BYTES:
+            temporary = target / f"{path.name}.partial"
+            shutil.copyfile(path, temporary)
+            temporary.replace(target / path.name)
+
+
+def float_dtype(dtype: Any) -> np.dtype:
+    """float32 or bfloat16 as NumPy knows it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        found = np.dtype(jnp.dtype(dtype))
+    except TypeError:
+        found = None
+    if found is None or found.name not in writer.CODES:
+        raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
+    return found
+
+
+def _names(tensors: Safetensors, table: ModuleType) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The folder's name of each published name, without what is ignored; and faults where two are the same."""
+    names: dict[str, str] = {}
+    faults = []
+    for name in tensors.tensors:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in table.IGNORED):
+            continue
+        ours = next((new + name.removeprefix(old) for old, new in table.ALIASES if name.startswith(old)), name)
+        if names.setdefault(ours, name) != name:
+            faults.append((name, f"the same tensor as {names[ours]}"))
+    return names, faults
+
+
+def _stored_as(config_json: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json with the dtype that is written, in the new spelling, for the whole and each part that names one."""
+    described = {name: value for name, value in config_json.items() if name != "torch_dtype"}
+    for name, value in described.items():
+        if isinstance(value, Mapping) and {"dtype", "torch_dtype"} & value.keys():
+            described[name] = _stored_as(value, dtype)
+    return {**described, "dtype": dtype}

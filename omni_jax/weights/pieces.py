@@ -1,0 +1,202 @@
+"""Weights in pieces, so that a checkpoint larger than the memory can be read, written and compared.
+
+A piece is one layer of a leaf that stacks its layers, or a whole leaf that does not. Pieces come in groups: for each
+part the leaves that are not stacked, then layer by layer all that are. Whoever holds weights is a Source: a Hugging
+Face folder, a converted one, or arrays in memory; whoever takes them goes through the groups in their order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from omni_jax.models import parts
+from omni_jax.weights.rows import Binding, report
+from omni_jax.weights.source import Safetensors
+
+Progress = Callable[[int, int, str], object]
+
+# Stacked leaves up to this size are handled whole: fewer compiled programs, and no layer's tensors are smaller at
+# full size.
+SMALL_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A parameter's shape, and whether its first axis counts layers."""
+
+    shape: tuple[int, ...]
+    stacked: bool
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        return self.shape[1:] if self.stacked else self.shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Pieces that are read and written together: the leaves ``paths`` of a part, whole or at one layer."""
+
+    part: str
+    layer: int | None
+    paths: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.part if self.layer is None else f"{self.part}.{self.layer:03d}"
+
+
+class Source(Protocol):
+    """Whoever holds weights, in pieces of one dtype."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+        """The group's pieces, one after the other."""
+        ...
+
+
+def leaves(tree: Mapping[str, nnx.Module]) -> dict[str, Leaf]:
+    """The leaves of parts by path. Axes are named from the right, so a leaf with one axis too many is stacked."""
+    axes = parts.axes(tree)
+    return {
+        path: Leaf(shape=tuple(leaf.shape), stacked=len(leaf.shape) > len(axes[path]))
+        for path, leaf in parts.leaves(tree).items()
+    }
+
+
+def groups(found: Mapping[str, Leaf]) -> list[Group]:
+    """All pieces in the order of reading and writing: what only speaking needs comes last."""
+    by_part: dict[str, list[str]] = {}
+    for path in found:
+        by_part.setdefault(path.split(".")[0], []).append(path)
+    result = []
+    for part in sorted(by_part, key=lambda part: (part in parts.SPEECH, part)):
+        paths = by_part[part]
+        result.append(Group(part=part, layer=None, paths=tuple(path for path in paths if not found[path].stacked)))
+        depth = max((found[path].shape[0] for path in paths if found[path].stacked), default=0)
+        for layer in range(depth):
+            chosen = tuple(path for path in paths if found[path].stacked and layer < found[path].shape[0])
+            result.append(Group(part=part, layer=layer, paths=chosen))
+    return [group for group in result if group.paths]
+
+
+def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> None:
+    """Refuses leaves that are not the wanted ones (ValueError with every fault)."""
+    faults = [(path, "missing") for path in wanted if path not in held]
+    faults += [(path, "unknown") for path in held if path not in wanted]
+    for path, leaf in wanted.items():
+        if path in held and leaf != held[path]:
+            faults.append((path, f"expected shape {list(leaf.shape)}, got {list(held[path].shape)}"))
+    if faults:
+        lines = report(faults)
+        raise ValueError(f"{what}: not the model that config.json describes; {len(faults)} faults:\n{lines}")
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Host memory at an address from which the CPU backend takes an array without copying it."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Source: tensors in the published layout, put together by the table.
+
+    Attributes:
+        tensors: the folder's tensors.
+        bindings: which of them make which leaf, by path.
+        names: the name that the folder gives to a published name.
+        leaves: shapes, by path.
+        dtype: of the pieces; other floats are cast.
+    """
+
+    tensors: Safetensors
+    bindings: Mapping[str, Binding]
+    names: Mapping[str, str]
+    leaves: Mapping[str, Leaf]
+    dtype: np.dtype
+
+    def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+        with self.tensors:
+            for path in group.paths:
+                piece = empty(self.leaves[path].piece, self.dtype)
+                for name, index in self.bindings[path].tensors(group.layer):
+                    self.bindings[path].put(piece, index, self.tensors.read(self.names[name]))
+                yield path, piece
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Source: parts as arrays, of JAX or NumPy."""
+
+    parts: Mapping[str, nnx.Module]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(jax.tree.leaves(self.parts)[0].dtype)
+
+    def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+        held = parts.leaves({group.part: self.parts[group.part]})
+        for path in group.paths:
+            array = held[path]
+            if group.layer is None:
+                yield path, np.asarray(array)
+            elif isinstance(array, np.ndarray) or array.nbytes <= SMALL_BYTES:
+                yield path, np.asarray(array)[group.layer]
+            else:
+                yield path, np.asarray(_layer(array, group.layer))
+
+
+def drain(
+    found: Mapping[str, Leaf], source: Source, itemsize: int, progress: Progress | None
+) -> Iterator[tuple[Group, str, np.ndarray]]:
+    """Every piece of a source in order, with a word to ``progress`` (bytes done, bytes in all, path) after each."""
+    total, done = sum(int(np.prod(leaf.shape)) for leaf in found.values()) * itemsize, 0
+    for group in groups(found):
+        for path, piece in source.read(group):
+            yield group, path, piece
+            done += piece.size * itemsize
+            if progress is not None:
+                progress(done, total, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What comparing one piece found: values in all, how many differ, and by how much at most (NaN if one is)."""
+
+    path: str
+    layer: int | None
+    values: int
+    differing: int
+    largest: float
+
+
+def compare(left: Published, right: Source, *, progress: Progress | None = None) -> Iterator[Difference]:
+    """Compares two sources of the same leaves, piece by piece and bit by bit."""
+    pairs = drain(left.leaves, left, left.dtype.itemsize, progress)
+    for group in groups(left.leaves):
+        for path, theirs in right.read(group):
+            ours = next(pairs)[2]
+            differing = _bits(ours) != _bits(theirs)
+            gap = np.abs(ours[differing].astype(np.float64) - theirs[differing].astype(np.float64)).max(initial=0.0)
+            yield Difference(
+                path=path, layer=group.layer, values=ours.size, differing=int(differing.sum()), largest=float(gap)
+            )
+    next(pairs, None)  # lets the last piece be reported
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}")
+
+
+@jax.jit
+def _layer(array: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, layer, 0, keepdims=False)

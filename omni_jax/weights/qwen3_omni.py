@@ -1,0 +1,193 @@
+"""Qwen3-Omni: where each parameter of ours lies in the published checkpoints.
+
+The grammar of the rows is explained in `rows.py`; both names go on from the prefixes of their block (see the end).
+
+Names and shapes are the published files' own, one tensor an expert and projection; `or` lines and ALIASES admit what
+Transformers writes from its memory. A linear weight of theirs is [out, in]; a convolution [out, in, width], a
+transposed one [in, out, width].
+"""
+
+from collections.abc import Sequence
+
+from omni_jax.config import OmniConfig
+from omni_jax.weights.rows import Row, parse
+
+# The block that thinker, talker, code predictor and code2wav share; rows for what a stack does not have find no leaf.
+DECODER = """
+.norm.scale                       | .norm.weight                                          | d -> d
+.layers.attention_norm.scale      | .layers.{l}.input_layernorm.weight                    | l d -> l d
+.layers.attention.q.kernel        | .layers.{l}.self_attn.q_proj.weight                   | l (n h) d -> l d n h
+.layers.attention.k.kernel        | .layers.{l}.self_attn.k_proj.weight                   | l (n h) d -> l d n h
+.layers.attention.v.kernel        | .layers.{l}.self_attn.v_proj.weight                   | l (n h) d -> l d n h
+.layers.attention.o.kernel        | .layers.{l}.self_attn.o_proj.weight                   | l d (n h) -> l n h d
+.layers.attention.q_norm.scale    | .layers.{l}.self_attn.q_norm.weight                   | l h -> l h
+.layers.attention.k_norm.scale    | .layers.{l}.self_attn.k_norm.weight                   | l h -> l h
+.layers.attention_scale           | .layers.{l}.self_attn_layer_scale.scale               | l d -> l d
+.layers.ffn_norm.scale            | .layers.{l}.post_attention_layernorm.weight           | l d -> l d
+.layers.ffn_scale                 | .layers.{l}.mlp_layer_scale.scale                     | l d -> l d
+.layers.ffn.gate_up.kernel        | .layers.{l}.mlp.{p:gate,up}_proj.weight               | l p f d -> l d p f
+.layers.ffn.down.kernel           | .layers.{l}.mlp.down_proj.weight                      | l d f -> l f d
+.layers.ffn.router.kernel         | .layers.{l}.mlp.gate.weight                           | l e d -> l d e
+.layers.ffn.shared_gate.kernel    | .layers.{l}.mlp.shared_expert_gate.weight             | l 1 d -> l d 1
+.layers.ffn.shared.gate_up.kernel | .layers.{l}.mlp.shared_expert.{p:gate,up}_proj.weight | l p f d -> l d p f
+.layers.ffn.shared.down.kernel    | .layers.{l}.mlp.shared_expert.down_proj.weight        | l d f -> l f d
+.experts.gate_up                  | .layers.{l}.mlp.experts.{e}.{p:gate,up}_proj.weight   | l e p f d -> l e d (p f)
+or                                | .layers.{l}.mlp.experts.gate_up_proj                  | l e g d -> l e d g
+.experts.down                     | .layers.{l}.mlp.experts.{e}.down_proj.weight          | l e d f -> l e f d
+or                                | .layers.{l}.mlp.experts.down_proj                     | l e d f -> l e f d
+"""
+
+THINKER = """
+.embedding.table | .model.embed_tokens.weight | v d -> v d
+.head.kernel     | .lm_head.weight            | v d -> d v
+"""
+
+AUDIO_ENCODER = """
+.conv1.kernel                | .conv2d1.weight                         | o i h w -> h w i o
+.conv1.bias                  | .conv2d1.bias                           | o -> o
+.conv2.kernel                | .conv2d2.weight                         | o i h w -> h w i o
+.conv2.bias                  | .conv2d2.bias                           | o -> o
+.conv3.kernel                | .conv2d3.weight                         | o i h w -> h w i o
+.conv3.bias                  | .conv2d3.bias                           | o -> o
+.stem.kernel                 | .conv_out.weight                        | d (c f) -> f c d
+.layers.attention_norm.scale | .layers.{l}.self_attn_layer_norm.weight | l d -> l d
+.layers.attention_norm.bias  | .layers.{l}.self_attn_layer_norm.bias   | l d -> l d
+.layers.q.kernel             | .layers.{l}.self_attn.q_proj.weight     | l (n h) d -> l d n h
+.layers.q.bias               | .layers.{l}.self_attn.q_proj.bias       | l (n h) -> l n h
+.layers.k.kernel             | .layers.{l}.self_attn.k_proj.weight     | l (n h) d -> l d n h
+.layers.k.bias               | .layers.{l}.self_attn.k_proj.bias       | l (n h) -> l n h
+.layers.v.kernel             | .layers.{l}.self_attn.v_proj.weight     | l (n h) d -> l d n h
+.layers.v.bias               | .layers.{l}.self_attn.v_proj.bias       | l (n h) -> l n h
+.layers.o.kernel             | .layers.{l}.self_attn.out_proj.weight   | l d (n h) -> l n h d
+.layers.o.bias               | .layers.{l}.self_attn.out_proj.bias     | l d -> l d
+.layers.ffn_norm.scale       | .layers.{l}.final_layer_norm.weight     | l d -> l d
+.layers.ffn_norm.bias        | .layers.{l}.final_layer_norm.bias       | l d -> l d
+.layers.ffn.up.kernel        | .layers.{l}.fc1.weight                  | l f d -> l d f
+.layers.ffn.up.bias          | .layers.{l}.fc1.bias                    | l f -> l f
+.layers.ffn.down.kernel      | .layers.{l}.fc2.weight                  | l d f -> l f d
+.layers.ffn.down.bias        | .layers.{l}.fc2.bias                    | l d -> l d
+.norm.scale                  | .ln_post.weight                         | d -> d
+.norm.bias                   | .ln_post.bias                           | d -> d
+.projection.up.kernel        | .proj1.weight                           | f d -> d f
+.projection.up.bias          | .proj1.bias                             | f -> f
+.projection.down.kernel      | .proj2.weight                           | o f -> f o
+.projection.down.bias        | .proj2.bias                             | o -> o
+"""
+
+VISION_ENCODER = """
+.patches.kernel              | .patch_embed.proj.weight          | d c t h w -> c t h w d
+.patches.bias                | .patch_embed.proj.bias            | d -> d
+.positions.table             | .pos_embed.weight                 | s d -> s d
+.layers.attention_norm.scale | .blocks.{l}.norm1.weight          | l d -> l d
+.layers.attention_norm.bias  | .blocks.{l}.norm1.bias            | l d -> l d
+.layers.qkv.kernel           | .blocks.{l}.attn.qkv.weight       | l (q n h) d -> l d q n h
+.layers.qkv.bias             | .blocks.{l}.attn.qkv.bias         | l (q n h) -> l q n h
+.layers.o.kernel             | .blocks.{l}.attn.proj.weight      | l d (n h) -> l n h d
+.layers.o.bias               | .blocks.{l}.attn.proj.bias        | l d -> l d
+.layers.ffn_norm.scale       | .blocks.{l}.norm2.weight          | l d -> l d
+.layers.ffn_norm.bias        | .blocks.{l}.norm2.bias            | l d -> l d
+.layers.ffn.up.kernel        | .blocks.{l}.mlp.linear_fc1.weight | l f d -> l d f
+.layers.ffn.up.bias          | .blocks.{l}.mlp.linear_fc1.bias   | l f -> l f
+.layers.ffn.down.kernel      | .blocks.{l}.mlp.linear_fc2.weight | l d f -> l f d
+.layers.ffn.down.bias        | .blocks.{l}.mlp.linear_fc2.bias   | l d -> l d
+.merger.norm.scale           | .merger.ln_q.weight               | d -> d
+.merger.norm.bias            | .merger.ln_q.bias                 | d -> d
+.merger.mlp.up.kernel        | .merger.mlp.0.weight              | f d -> d f
+.merger.mlp.up.bias          | .merger.mlp.0.bias                | f -> f
+.merger.mlp.down.kernel      | .merger.mlp.2.weight              | d f -> f d
+.merger.mlp.down.bias        | .merger.mlp.2.bias                | d -> d
+.deepstack.norm.scale        | .merger_list.{l}.ln_q.weight      | l d -> l d
+.deepstack.norm.bias         | .merger_list.{l}.ln_q.bias        | l d -> l d
+.deepstack.mlp.up.kernel     | .merger_list.{l}.mlp.0.weight     | l f d -> l d f
+.deepstack.mlp.up.bias       | .merger_list.{l}.mlp.0.bias       | l f -> l f
+.deepstack.mlp.down.kernel   | .merger_list.{l}.mlp.2.weight     | l d f -> l f d
+.deepstack.mlp.down.bias     | .merger_list.{l}.mlp.2.bias       | l d -> l d
+"""
+
+TALKER = """
+.embedding.table               | .model.codec_embedding.weight        | v d -> v d
+.head.kernel                   | .codec_head.weight                   | v d -> d v
+.text_projection.up.kernel     | .text_projection.linear_fc1.weight   | f d -> d f
+.text_projection.up.bias       | .text_projection.linear_fc1.bias     | f -> f
+.text_projection.down.kernel   | .text_projection.linear_fc2.weight   | d f -> f d
+.text_projection.down.bias     | .text_projection.linear_fc2.bias     | d -> d
+.hidden_projection.up.kernel   | .hidden_projection.linear_fc1.weight | f d -> d f
+.hidden_projection.up.bias     | .hidden_projection.linear_fc1.bias   | f -> f
+.hidden_projection.down.kernel | .hidden_projection.linear_fc2.weight | d f -> f d
+.hidden_projection.down.bias   | .hidden_projection.linear_fc2.bias   | d -> d
+"""
+
+CODE_PREDICTOR = """
+.embeddings.table | .model.codec_embedding.{l}.weight | l v d -> l v d
+.heads.kernel     | .lm_head.{l}.weight               | l v d -> l d v
+"""
+
+# Their decoder is one list: the first convolution, the stages, a snake, the last convolution.
+CODE2WAV = """
+.embedding.table                | .code_embedding.weight                       | v d -> v d
+.upsamples.{i}.conv.kernel      | .upsample.{i}.0.conv.weight                  | c o k -> k c o
+.upsamples.{i}.conv.bias        | .upsample.{i}.0.conv.bias                    | o -> o
+.upsamples.{i}.depthwise.kernel | .upsample.{i}.1.dwconv.conv.weight           | c 1 k -> k 1 c
+.upsamples.{i}.depthwise.bias   | .upsample.{i}.1.dwconv.conv.bias             | c -> c
+.upsamples.{i}.norm.scale       | .upsample.{i}.1.norm.weight                  | c -> c
+.upsamples.{i}.norm.bias        | .upsample.{i}.1.norm.bias                    | c -> c
+.upsamples.{i}.mlp.up.kernel    | .upsample.{i}.1.pwconv1.weight               | f c -> c f
+.upsamples.{i}.mlp.up.bias      | .upsample.{i}.1.pwconv1.bias                 | f -> f
+.upsamples.{i}.mlp.down.kernel  | .upsample.{i}.1.pwconv2.weight               | c f -> f c
+.upsamples.{i}.mlp.down.bias    | .upsample.{i}.1.pwconv2.bias                 | c -> c
+.upsamples.{i}.gamma            | .upsample.{i}.1.gamma                        | c -> c
+.conv_in.kernel                 | .decoder.0.conv.weight                       | o c k -> k c o
+.conv_in.bias                   | .decoder.0.conv.bias                         | o -> o
+.stages.{i}.snake.alpha         | .decoder.{i+1}.block.0.alpha                 | c -> c
+.stages.{i}.snake.beta          | .decoder.{i+1}.block.0.beta                  | c -> c
+.stages.{i}.conv.kernel         | .decoder.{i+1}.block.1.conv.weight           | c o k -> k c o
+.stages.{i}.conv.bias           | .decoder.{i+1}.block.1.conv.bias             | o -> o
+.stages.{i}.units.snake1.alpha  | .decoder.{i+1}.block.{l+2}.act1.alpha        | l c -> l c
+.stages.{i}.units.snake1.beta   | .decoder.{i+1}.block.{l+2}.act1.beta         | l c -> l c
+.stages.{i}.units.conv1.kernel  | .decoder.{i+1}.block.{l+2}.conv1.conv.weight | l o c k -> l k c o
+.stages.{i}.units.conv1.bias    | .decoder.{i+1}.block.{l+2}.conv1.conv.bias   | l o -> l o
+.stages.{i}.units.snake2.alpha  | .decoder.{i+1}.block.{l+2}.act2.alpha        | l c -> l c
+.stages.{i}.units.snake2.beta   | .decoder.{i+1}.block.{l+2}.act2.beta         | l c -> l c
+.stages.{i}.units.conv2.kernel  | .decoder.{i+1}.block.{l+2}.conv2.conv.weight | l o c k -> l k c o
+.stages.{i}.units.conv2.bias    | .decoder.{i+1}.block.{l+2}.conv2.conv.bias   | l o -> l o
+.snake.alpha                    | .decoder.SNAKE.alpha                         | c -> c
+.snake.beta                     | .decoder.SNAKE.beta                          | c -> c
+.conv_out.kernel                | .decoder.LAST.conv.weight                    | o c k -> k c o
+.conv_out.bias                  | .decoder.LAST.conv.bias                      | o -> o
+"""
+
+# What Transformers calls in memory what the published files call otherwise.
+ALIASES = (
+    ("thinker.model.language_model.", "thinker.model."),
+    ("thinker.model.audio_tower.", "thinker.audio_tower."),
+    ("thinker.model.visual.", "thinker.visual."),
+)
+
+# Tensors of which nothing is read, by pattern, and why.
+IGNORED = {
+    "*.inv_freq": "rotary frequencies are computed",
+    "*.original_inv_freq": "rotary frequencies are computed",
+    "code2wav.code_offset": "the codebooks' first rows in the joined table are computed",
+    "thinker.audio_tower.positional_embedding.*": "the audio encoder's sinusoids are computed",
+}
+
+# What only speaking needs, passed over unread where nothing is to be said.
+SPEECH = ("talker.", "code2wav.")
+
+
+def rows(config: OmniConfig) -> Sequence[Row]:
+    """The table for one checkpoint; what it has no leaf for finds none."""
+    stages = len(config.code2wav.rates) if config.code2wav else 0
+    blocks = (
+        ("thinker", "thinker", THINKER),
+        ("thinker.decoder", "thinker.model", DECODER),
+        ("audio_encoder", "thinker.audio_tower", AUDIO_ENCODER),
+        ("vision_encoder", "thinker.visual", VISION_ENCODER),
+        ("talker", "talker", TALKER),
+        ("talker.decoder", "talker.model", DECODER),
+        ("code_predictor", "talker.code_predictor", CODE_PREDICTOR),
+        ("code_predictor.decoder", "talker.code_predictor.model", DECODER),
+        ("code2wav", "code2wav", CODE2WAV.replace("SNAKE", str(stages + 1)).replace("LAST", str(stages + 2))),
+        ("code2wav.decoder", "code2wav.pre_transformer", DECODER),
+    )
+    return [row for ours, theirs, text in blocks for row in parse(text, ours, theirs)]

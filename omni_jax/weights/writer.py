@@ -1,0 +1,136 @@
+"""Writing the published layout: safetensors shards, streamed piece by piece, and their index."""
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_jax.weights import pieces
+from omni_jax.weights.rows import Binding, Shape
+from omni_jax.weights.source import INDEX, SINGLE
+
+CODES = {"float32": "F32", "bfloat16": "BF16"}
+SHARD_BYTES = 5_000_000_000
+
+
+def write(
+    source: pieces.Source,
+    found: Mapping[str, pieces.Leaf],
+    bindings: Mapping[str, Binding],
+    folder: Path,
+    *,
+    dtype: np.dtype,
+    shard_bytes: int = SHARD_BYTES,
+    progress: pieces.Progress | None = None,
+) -> None:
+    """Writes a source's weights into ``folder`` as safetensors in the published layout.
+
+    Shards are written under temporary names and renamed when all are whole, the index last; without it a reader takes
+    none.
+
+    Raises:
+        ValueError: the folder holds weights already.
+        OSError: the disk is full, say; no temporary file stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if list(folder.glob("*.safetensors")) or (folder / INDEX).exists():
+        raise ValueError(f"{folder}: already holds safetensors; choose an empty folder")
+    shards = _plan(found, bindings, dtype.itemsize, shard_bytes)
+    total = sum(math.prod(shape) for shard in shards for shape in shard.values()) * dtype.itemsize
+    ensure_room(folder, total)
+    files = (
+        [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        if len(shards) > 1
+        else [SINGLE]
+    )
+    partial = [folder / f"{file}.partial" for file in files]
+    stream = _tensors(source, found, bindings, dtype, progress)
+    try:
+        for path, shard in zip(partial, shards, strict=True):
+            _write_shard(path, shard, dtype, stream)
+        next(stream, None)  # lets the stream report its last piece
+        for path, file in zip(partial, files, strict=True):
+            path.rename(folder / file)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{folder}: cannot be written ({error.strerror}); nothing was left there, make room"
+        ) from error
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+    if len(shards) > 1:
+        where = {name: file for shard, file in zip(shards, files, strict=True) for name in shard}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+
+
+def ensure_room(folder: Path, needed: int) -> None:
+    """Refuses to begin what the disk has no room for (OSError)."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        sizes = f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, f"{folder}: {sizes}; make room or choose another disk")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file so that it is there whole or not at all, also after a crash."""
+    temporary = path.with_name(f"{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _plan(
+    found: Mapping[str, pieces.Leaf], bindings: Mapping[str, Binding], itemsize: int, limit: int
+) -> list[dict[str, Shape]]:
+    """Which tensors each shard holds, with their shapes, in the order in which they will come."""
+    shards: list[dict[str, Shape]] = [{}]
+    filled = 0
+    for group in pieces.groups(found):
+        for path in group.paths:
+            shape = bindings[path].shape
+            size = math.prod(shape) * itemsize
+            for name, _ in bindings[path].tensors(group.layer):
+                if filled + size > limit and shards[-1]:
+                    shards.append({})
+                    filled = 0
+                shards[-1][name] = shape
+                filled += size
+    return shards
+
+
+def _tensors(
+    source: pieces.Source,
+    found: Mapping[str, pieces.Leaf],
+    bindings: Mapping[str, Binding],
+    dtype: np.dtype,
+    progress: pieces.Progress | None,
+) -> Iterator[np.ndarray]:
+    for group, path, piece in pieces.drain(found, source, dtype.itemsize, progress):
+        for _, index in bindings[path].tensors(group.layer):
+            yield bindings[path].take(piece, index).astype(dtype, copy=False)
+
+
+def _write_shard(path: Path, shard: Mapping[str, Shape], dtype: np.dtype, stream: Iterator[np.ndarray]) -> None:
+    """A safetensors file: the head's length in 8 bytes, the head in JSON, padded to align the data, the data."""
+    start, entries = 0, dict[str, Any](__metadata__={"format": "pt"})  # Transformers refuses files that do not say so
+    for name, shape in shard.items():
+        end = start + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": CODES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for _ in shard:
+            file.write(next(stream).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())

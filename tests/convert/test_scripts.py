@@ -1,0 +1,118 @@
+"""The conversion scripts: there and back, the comparison, and a user's mistakes in one line with exit code 2."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from omni_jax import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Loads a script as Python would run it, from its own folder."""
+    monkeypatch.syspath_prepend(ROOT / "convert")
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "convert" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def converted(tiny, tmp_path_factory):
+    return checkpoint.convert(tiny, tmp_path_factory.mktemp("converted") / "folder")
+
+
+def everything(folder):
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def test_there_and_back(script, tiny, tmp_path):
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert script("from_hf").main([str(tiny), str(there)]) == 0
+    assert checkpoint.is_converted(there)
+    assert script("to_hf").main([str(there), str(back), "--shard-gb", "0.001"]) == 0
+    assert len(list(back.glob("*.safetensors"))) > 2
+    tensors, again = everything(tiny), everything(back)
+    assert tensors.keys() == again.keys()
+    assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+def test_dtype(script, tiny, tmp_path):
+    assert script("from_hf").main([str(tiny), str(tmp_path / "there"), "--dtype", "bfloat16"]) == 0
+    assert script("to_hf").main([str(tmp_path / "there"), str(tmp_path / "back")]) == 0
+    assert {tensor.dtype.name for tensor in everything(tmp_path / "back").values()} == {"bfloat16"}
+
+
+def test_check_finds_equal_what_is(script, tiny, converted, capsys):
+    assert script("check").main([str(tiny), str(converted)]) == 0
+    out = capsys.readouterr().out
+    assert "314,048" in out  # values of the thinker
+    assert out.splitlines()[-1] == "equal"
+    for part in ("thinker", "audio_encoder", "vision_encoder", "talker", "code_predictor", "code2wav"):
+        assert part in out
+
+
+def test_check_in_the_converted_dtype(script, tiny, tmp_path, capsys):
+    checkpoint.convert(tiny, tmp_path / "brain", dtype="bfloat16")
+    assert script("check").main([str(tiny), str(tmp_path / "brain")]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+
+
+def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
+    folder = shutil.copytree(tiny, tmp_path / "other")
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        if "thinker.model.layers.2.mlp.experts.5.up_proj.weight" in tensors:
+            tensors["thinker.model.layers.2.mlp.experts.5.up_proj.weight"][3, 4] += 0.5
+            tensors["thinker.model.norm.weight"][7] = np.nan
+            save_file(tensors, path)
+    assert script("check").main([str(folder), str(converted)]) == 1
+    out = capsys.readouterr().out
+    assert "thinker.decoder.experts.gate_up [layer 2]: 1 of 32,768 values differ, by up to 0.5" in out
+    assert "thinker.decoder.norm.scale: 1 of 64 values differ, by up to nan" in out
+    assert out.splitlines()[-1] == "the converted weights differ"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("from_hf", ["GONE", "NEW"], "no such folder"),
+        ("from_hf", ["CONVERTED", "NEW"], "needs no conversion"),
+        ("to_hf", ["TINY", "NEW"], "found no omni_jax.json"),
+        ("to_hf", ["CONVERTED", "TINY"], "already holds safetensors"),
+        ("to_hf", ["CONVERTED", "NEW", "--shard-gb", "0"], "--shard-gb: expected a size above 0"),
+        ("check", ["TINY", "TINY"], "found no omni_jax.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(script, tiny, converted, tmp_path, capsys, name, arguments, words):
+    places = {"GONE": tmp_path / "gone", "NEW": tmp_path / "new", "TINY": tiny, "CONVERTED": converted}
+    module = script(name)
+    with pytest.raises(SystemExit) as left:
+        module.run(lambda: module.main([str(places.get(argument, argument)) for argument in arguments]))
+    assert left.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_script_of_its_own(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "convert" / "from_hf.py"]
+    run = subprocess.run([*command, tmp_path, tmp_path / "new"], env=environment, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "config.json" in run.stderr
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,330 @@
+"""Converted checkpoints: equal to their source, resumed after a stop, never half taken for whole."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omni_jax import checkpoint, weights
+from omni_jax.config import from_hf, read_json
+from omni_jax.models import parts
+from omni_jax.testing import tiny_config, write_tiny
+
+CONFIG = from_hf(tiny_config())
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def same(left, right):
+    left, right = parts.leaves(left), parts.leaves(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        assert left[path].dtype == right[path].dtype, path
+        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    return weights.load(tiny, CONFIG, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def converted(tiny, tmp_path_factory):
+    return checkpoint.convert(tiny, tmp_path_factory.mktemp("converted") / "new" / "folder")
+
+
+@pytest.fixture
+def copy(converted, tmp_path):
+    return Path(shutil.copytree(converted, tmp_path / "copy"))
+
+
+def refuses(folder, *words, **options):
+    with pytest.raises(ValueError, match=re.escape(str(folder))) as caught:
+        checkpoint.load(folder, options.pop("config", CONFIG), dtype="float32", **options)
+    for word in words:
+        assert word in str(caught.value)
+    return str(caught.value)
+
+
+def test_loads_what_was_converted(converted, tiny, loaded):
+    assert checkpoint.is_converted(converted)
+    assert not checkpoint.is_converted(tiny)
+    same(checkpoint.load(converted, from_hf(converted), dtype="float32"), loaded)
+
+
+def test_small_files_are_copied_and_weights_are_not(converted, tiny):
+    small = {path.name for path in tiny.iterdir() if "safetensors" not in path.name}
+    assert {path.name for path in converted.iterdir()} == small | {"omni_jax.json", "weights"}
+    for name in small:
+        assert (converted / name).read_bytes() == (tiny / name).read_bytes()
+
+
+def test_one_orbax_checkpoint_a_part_and_a_layer(converted):
+    found = {path.name for path in (converted / "weights").iterdir()}
+    assert {"thinker", "thinker.000", "thinker.003", "audio_encoder.001", "code2wav.002", "code_predictor.002"} <= found
+    assert "thinker.004" not in found
+    assert len(found) == 6 + 4 + 2 + 4 + 3 + 3 + 3
+
+
+def test_cast_while_converting_and_while_loading(tiny, loaded, converted, tmp_path):
+    brain = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), loaded)
+    folder = checkpoint.convert(tiny, tmp_path / "brain", dtype="bfloat16")
+    same(checkpoint.load(folder, CONFIG), brain)
+    same(checkpoint.load(converted, CONFIG, dtype="bfloat16"), brain)
+
+
+def test_placed_on_eight_devices(converted, loaded):
+    mesh = jax.make_mesh((2, 4), ("data", "expert"))
+    where = NamedSharding(mesh, PartitionSpec(None, "expert"))
+    made = checkpoint.load(converted, CONFIG, dtype="float32", shardings={"talker.decoder.experts.gate_up": where})
+    same(made, loaded)
+    assert parts.leaves(made)["talker.decoder.experts.gate_up"].sharding.is_equivalent_to(where, 4)
+
+
+def test_progress_ends_at_all_bytes(tiny, tmp_path, loaded):
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
+    for action in (
+        lambda progress: checkpoint.convert(tiny, tmp_path / "a", progress=progress),
+        lambda progress: checkpoint.load(tmp_path / "a", CONFIG, progress=progress),
+        lambda progress: checkpoint.export(tmp_path / "a", tmp_path / "b", progress=progress),
+    ):
+        calls = []
+        action(lambda *call, calls=calls: calls.append(call))
+        assert calls[-1][:2] == (total, total)
+        assert [call[0] for call in calls] == sorted(call[0] for call in calls)
+
+
+def test_without_speech_nothing_of_it_is_touched(copy, loaded):
+    for path in (copy / "weights").iterdir():
+        if path.name.split(".")[0] in parts.SPEECH:
+            shutil.rmtree(path)
+    made = checkpoint.load(copy, CONFIG, dtype="float32", speech=False)
+    same(made, {name: part for name, part in loaded.items() if name not in parts.SPEECH})
+    refuses(copy, "12 of 25 pieces are gone", "convert the checkpoint again")
+
+
+def test_converting_again_changes_nothing(tiny, copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    checkpoint.convert(tiny, copy)
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def test_another_checkpoint_is_not_overwritten(tiny, copy, tmp_path):
+    with pytest.raises(ValueError, match="already holds a converted checkpoint"):
+        checkpoint.convert(tiny, copy, dtype="bfloat16")
+    with pytest.raises(ValueError, match="already holds a converted checkpoint"):
+        checkpoint.convert(write_tiny(tmp_path / "other", seed=1), copy)
+
+
+def test_source_and_target_must_be_folders_of_their_kind(tiny, converted, tmp_path):
+    with pytest.raises(ValueError, match="got a converted one"):
+        checkpoint.convert(converted, tmp_path / "new")
+    with pytest.raises(ValueError, match="holds a checkpoint in safetensors"):
+        checkpoint.convert(tiny, shutil.copytree(tiny, tmp_path / "hf"))
+    with pytest.raises(ValueError, match="no such folder"):
+        checkpoint.convert(tmp_path / "gone", tmp_path / "new")
+    (tmp_path / "mine" / "weights").mkdir(parents=True)
+    with pytest.raises(ValueError, match="not of a conversion"):
+        checkpoint.convert(tiny, tmp_path / "mine")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_not_converted(tiny, tmp_path):
+    refuses(tiny, "found no omni_jax.json")
+    refuses(tmp_path / "gone", "no such folder")
+
+
+def test_a_damaged_manifest(copy):
+    (copy / "omni_jax.json").write_text('{"format": 1, "leaves": {')
+    refuses(copy, "omni_jax.json", "damaged")
+
+
+def test_a_manifest_of_another_format(copy):
+    manifest = json.loads((copy / "omni_jax.json").read_text())
+    (copy / "omni_jax.json").write_text(json.dumps(manifest | {"format": 99}))
+    refuses(copy, "format 99")
+
+
+def test_a_config_of_another_model(copy):
+    config = tiny_config()
+    config["thinker_config"]["text_config"]["num_hidden_layers"] = 5
+    text = refuses(
+        copy, "thinker.decoder.experts.down: expected shape [5, 8, 32, 64], got [4, 8, 32, 64]", config=from_hf(config)
+    )
+    assert "not the model that config.json describes" in text
+
+
+def test_a_truncated_piece_is_named(copy):
+    largest = max((copy / "weights" / "thinker.002").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    text = refuses(copy, "1 of 25 pieces", "truncated", "weights/thinker.002", "convert the checkpoint again")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("other", ["talker", "thinker.001"])
+def test_pieces_of_another_checkpoint_are_refused(copy, other):
+    """The sizes are made to fit, so that the piece itself is looked at."""
+    shutil.rmtree(copy / "weights" / "thinker")
+    shutil.copytree(copy / "weights" / other, copy / "weights" / "thinker")
+    manifest = json.loads((copy / "omni_jax.json").read_text())
+    manifest["bytes"]["thinker"] = manifest["bytes"][other]
+    (copy / "omni_jax.json").write_text(json.dumps(manifest))
+    text = refuses(copy, "weights/thinker: damaged")
+    assert "\n" not in text
+
+
+def test_export_is_the_inverse_of_convert(converted, tiny, loaded, tmp_path):
+    folder = checkpoint.export(converted, tmp_path / "hf", shard_bytes=1_000_000)
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    same(weights.load(folder, from_hf(folder), dtype="float32"), loaded)
+    assert not list(folder.glob("omni_jax*"))
+    assert read_json(folder / "config.json") == read_json(tiny / "config.json")
+
+
+def test_save(converted, loaded, tmp_path):
+    folder = checkpoint.save(loaded, tmp_path / "saved", files_from=converted)
+    same(checkpoint.load(folder, from_hf(folder)), loaded)
+    with pytest.raises(ValueError, match="already holds a converted checkpoint"):
+        checkpoint.save(loaded, folder, files_from=converted)
+
+
+def test_save_without_speech_says_so(converted, loaded, tmp_path):
+    thinking = {name: part for name, part in loaded.items() if name not in parts.SPEECH}
+    folder = checkpoint.save(thinking, tmp_path / "saved", files_from=converted)
+    assert from_hf(folder).talker is None
+    same(checkpoint.load(folder, from_hf(folder)), thinking)
+
+
+def test_save_refuses_parts_of_another_model(tiny, loaded, tmp_path):
+    config = tiny_config()
+    config["thinker_config"]["text_config"]["vocab_size"] = 600
+    other = weights.load(write_tiny(tmp_path / "other", config=config), from_hf(config), dtype="float32")
+    with pytest.raises(ValueError, match=r"thinker\.head\.kernel: expected shape \[64, 512\], got \[64, 600\]"):
+        checkpoint.save(other, tmp_path / "saved", files_from=tiny)
+
+
+def stop_at(monkeypatch, count, error):
+    """Makes the writing of the given group raise."""
+    written, write = [], checkpoint._write_group
+
+    def stopping(held, where):
+        if len(written) == count:
+            raise error
+        written.append(where.name)
+        write(held, where)
+
+    monkeypatch.setattr(checkpoint, "_write_group", stopping)
+    return written
+
+
+def test_goes_on_where_it_stopped(tiny, loaded, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    first = stop_at(monkeypatch, 5, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(tiny, target)
+    assert checkpoint.is_converted(target)
+    refuses(target, "was not finished; run it again")
+    monkeypatch.undo()
+    second = stop_at(monkeypatch, -1, None)
+    checkpoint.convert(tiny, target)
+    assert len(first) == 5
+    assert not set(first) & set(second)
+    same(checkpoint.load(target, CONFIG), loaded)
+
+
+@pytest.mark.parametrize("change", ["source", "dtype"])
+def test_pieces_of_another_plan_are_not_kept(tiny, tmp_path, monkeypatch, change):
+    target = tmp_path / "target"
+    source = write_tiny(tmp_path / "other", seed=1) if change == "source" else tiny
+    stop_at(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(source, target, dtype="bfloat16" if change == "dtype" else None)
+    assert len(list((target / "weights").iterdir())) == 3
+    stop_at(monkeypatch, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(tiny, target)
+    assert list((target / "weights").iterdir()) == []
+    assert not (target / "weights.stale").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, loaded, tmp_path, monkeypatch):
+    write = checkpoint.ocp.Checkpointer.save
+
+    def full(self, where, *args, **options):
+        if where.name == "thinker.001":
+            where.with_name(f"{where.name}.orbax-checkpoint-tmp").mkdir()  # what Orbax leaves behind
+            raise OSError(28, "No space left on device")
+        return write(self, where, *args, **options)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+    with pytest.raises(
+        OSError, match=r"thinker\.001: cannot be written .the disk is full.*finished pieces are kept"
+    ) as caught:
+        checkpoint.convert(tiny, tmp_path / "target")
+    assert caught.value.errno == 28
+    refuses(tmp_path / "target", "was not finished")
+    monkeypatch.undo()
+    checkpoint.convert(tiny, tmp_path / "target")
+    same(checkpoint.load(tmp_path / "target", CONFIG), loaded)
+    assert not list((tmp_path / "target").rglob("*tmp*"))
+
+
+def test_no_room_is_said_before_writing(tiny, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="are needed"):
+        checkpoint.convert(tiny, tmp_path / "target")
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from omni_jax import checkpoint
+
+source, target, moment = sys.argv[1:]
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+def watch():
+    while not list((Path(target) / "weights").glob("thinker.*orbax-checkpoint-tmp*")):
+        time.sleep(0.0005)
+    die()
+
+if moment == "while a piece is written":
+    threading.Thread(target=watch, daemon=True).start()
+elif moment == "before the manifest":
+    Path.rename = lambda self, to: die() if to.name == "omni_jax.json" else os.rename(self, to)
+calls = []
+
+def progress(*call):
+    calls.append(call)
+    if moment == "after the third piece" and len(calls) == 3:
+        die()
+
+checkpoint.convert(source, target, progress=progress)
+"""
+
+
+def test_killed_at_any_moment(tiny, loaded, tmp_path):
+    """A killed conversion is never taken for a whole one, and the next run finishes it."""
+    moments = ("after the third piece", "while a piece is written", "before the manifest")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    runs = {
+        moment: subprocess.Popen(
+            [sys.executable, "-c", KILLED, tiny, tmp_path / moment, moment], env=environment, stderr=subprocess.PIPE
+        )
+        for moment in moments
+    }
+    for moment, run in runs.items():
+        _, errors = run.communicate()
+        assert run.returncode == -9, errors.decode()
+        refuses(tmp_path / moment, "was not finished; run it again")
+        checkpoint.convert(tiny, tmp_path / moment)
+        same(checkpoint.load(tmp_path / moment, CONFIG), loaded)

@@ -1,0 +1,196 @@
+"""Configuration: the published files whole, every spelling in use, and one error that names every fault."""
+
+import copy
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from omni_jax.config import from_hf, read_json
+from omni_jax.models import parts
+from omni_jax.testing import tiny_config
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def published(release):
+    return json.loads((CONFIGS / f"qwen3_omni_{release}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("release", "count"),
+    [("instruct", 35_259_818_545), ("thinking", 31_719_205_488), ("captioner", 31_719_205_488)],
+)
+def test_published_parameter_counts(release, count):
+    facts = published(release)
+    config = from_hf(facts["config"])
+    hash(config)
+    found = parts.leaves(parts.abstract(config, jnp.bfloat16))
+    assert sum(leaf.size for leaf in found.values()) == count == facts["parameters"]
+    assert (config.talker is None) == (config.code2wav is None) == (release != "instruct")
+
+
+def test_values_that_defaults_would_get_wrong():
+    config = from_hf(published("instruct")["config"])
+    assert config.thinker.decoder.head_width == 128
+    assert config.thinker.decoder.layers == 48
+    assert config.thinker.decoder.mrope_section == (24, 20, 20)
+    assert config.thinker.positions_per_second == 13
+    assert config.thinker.audio_token == 151675
+    assert config.thinker.audio_encoder.chunk_tokens == 13
+    assert config.thinker.audio_encoder.window_tokens == 104
+    assert config.thinker.vision_encoder.taps == (8, 16, 24)
+    assert config.talker is not None
+    assert config.code2wav is not None
+    assert config.talker.decoder.experts.per_token == 6
+    assert config.talker.decoder.experts.shared_ffn_width == 768
+    assert config.talker.decoder.experts.normalize
+    assert config.talker.decoder.rope_theta == 1e6
+    assert config.talker.accept_layer == 24
+    assert config.talker.speakers == (("chelsie", 2301), ("ethan", 2302), ("aiden", 2303))
+    assert config.code2wav.decoder.window == 72
+    assert config.code2wav.decoder.head_width == 64
+    assert config.code2wav.decoder.norm_eps == 1e-5
+
+
+def test_reads_a_dict_a_file_and_a_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
+    config = from_hf(tiny_config())
+    assert from_hf(tmp_path) == from_hf(str(tmp_path / "config.json")) == config
+
+
+def change(path, value, config=None):
+    """The tiny configuration with the field at a dotted path set, or deleted where the value is None."""
+    config = copy.deepcopy(tiny_config() if config is None else config)
+    *groups, name = path.split(".")
+    place = config
+    for group in groups:
+        place = place[group]
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    return config
+
+
+TEXT = "thinker_config.text_config"
+TALKER = "talker_config.text_config"
+
+
+def test_rope_in_both_spellings():
+    config = tiny_config()
+    for path in (TEXT, TALKER):
+        config = change(f"{path}.rope_theta", None, config)
+        config = change(f"{path}.rope_scaling", None, config)
+        section = {"rope_type": "default", "rope_theta": 1000000, "mrope_section": [4, 2, 2]}
+        config = change(f"{path}.rope_parameters", section, config)
+    config = change("code2wav_config.rope_theta", None, config)
+    config = change("code2wav_config.rope_parameters", {"rope_type": "default", "rope_theta": 10000.0}, config)
+    assert from_hf(config) == from_hf(tiny_config())
+
+
+def test_experts_in_both_spellings():
+    config = change(f"{TALKER}.num_experts", None)
+    config = change(f"{TALKER}.num_local_experts", 8, config)
+    assert from_hf(config) == from_hf(tiny_config())
+    both = change(f"{TALKER}.num_local_experts", 8)
+    assert from_hf(both) == from_hf(tiny_config())
+
+
+def test_without_audio_output_the_speaking_parts_are_none():
+    config = change("enable_audio_output", False)
+    for name in ("talker_config", "code2wav_config", "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id"):
+        config = change(name, None, config)
+    made = from_hf(config)
+    assert made.talker is None
+    assert made.code2wav is None
+    assert made.thinker == from_hf(tiny_config()).thinker
+
+
+def refuses(config, *words):
+    with pytest.raises(ValueError, match=r"^config\.json: ") as caught:
+        from_hf(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_omni", "", None])
+def test_another_models_folder(family):
+    refuses({**tiny_config(), "model_type": family}, "model_type", repr(family), "another model's folder")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("thinker_config", None, "thinker_config: expected an object, got nothing"),
+        ("talker_config", None, "talker_config: expected an object, got nothing"),
+        ("im_end_token_id", None, "im_end_token_id: missing"),
+        (f"{TEXT}.hidden_size", None, f"{TEXT}.hidden_size: missing"),
+        (f"{TEXT}.head_dim", None, f"{TEXT}.head_dim: missing"),
+        (f"{TEXT}.num_experts", None, f"{TEXT}.num_experts: missing"),
+        (f"{TEXT}.norm_topk_prob", None, f"{TEXT}.norm_topk_prob: missing"),
+        (f"{TEXT}.rope_theta", None, f"{TEXT}.rope_theta: expected a positive number, got nothing"),
+        (f"{TEXT}.rope_scaling", None, f"{TEXT}.mrope_section: expected three integers, got nothing"),
+        ("thinker_config.position_id_per_seconds", None, "position_id_per_seconds: missing"),
+        ("talker_config.accept_hidden_layer", None, "accept_hidden_layer: missing"),
+        ("code2wav_config.sliding_window", None, "code2wav_config.sliding_window: missing"),
+        (f"{TEXT}.hidden_size", "64", f"{TEXT}.hidden_size: expected int, got '64'"),
+        (f"{TEXT}.hidden_size", True, f"{TEXT}.hidden_size: expected int, got True"),
+        (f"{TEXT}.num_hidden_layers", 0, "expected a size of at least 1, got 0"),
+        (f"{TEXT}.num_hidden_layers", -3, "expected a size of at least 1, got -3"),
+        (f"{TEXT}.num_local_experts", 16, "num_experts = 8 and num_local_experts = 16 contradict each other"),
+        (f"{TEXT}.rope_parameters", {"rope_theta": 5}, "contradict each other"),
+        (f"{TEXT}.rope_parameters", {"mrope_section": [2, 3, 3]}, "contradict each other"),
+        (f"{TEXT}.rope_scaling", {"mrope_section": [4, 4, 4]}, "adds up to 12, expected head_dim / 2 = 8"),
+        (f"{TEXT}.rope_scaling", {"mrope_section": [4, 2, 2], "rope_type": "yarn"}, "expected 'default', got 'yarn'"),
+        (f"{TEXT}.hidden_act", "gelu", "hidden_act: expected 'silu', got 'gelu'"),
+        (f"{TEXT}.tie_word_embeddings", True, "tie_word_embeddings: expected False, got True"),
+        (f"{TEXT}.mlp_only_layers", [1], "mlp_only_layers: expected [], got [1]"),
+        (f"{TEXT}.num_experts_per_tok", 9, "num_experts_per_tok 9 is more than the 8 experts"),
+        (f"{TEXT}.num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ("thinker_config.audio_config.output_dim", 48, "output_dim 48 differs from the thinker's hidden_size 64"),
+        ("thinker_config.vision_config.out_hidden_size", 48, "out_hidden_size 48 differs"),
+        ("thinker_config.audio_config.n_window_infer", 250, "n_window_infer 250 is no multiple"),
+        ("thinker_config.audio_token_id", 512, "audio_token_id 512 is outside the vocabulary of 512"),
+        ("talker_config.thinker_hidden_size", 32, "expected equal sizes, got 32 and 64"),
+        ("talker_config.num_code_groups", 5, "expected equal sizes, got 5 and 4"),
+        ("talker_config.accept_hidden_layer", 5, "accept_hidden_layer 5 is beyond the thinker's 4 layers"),
+        ("code2wav_config.codebook_size", 128, "expected equal sizes, got 64 and 128"),
+        ("code2wav_config.upsample_rates", "8543", "upsample_rates: expected list"),
+    ],
+)
+def test_one_fault(path, value, words):
+    refuses(change(path, value), words)
+
+
+def test_all_faults_are_named_at_once():
+    config = change(f"{TEXT}.hidden_act", "relu")
+    config = change("thinker_config.audio_config.d_model", None, config)
+    config = change("talker_config.codec_bos_id", None, config)
+    config = change("code2wav_config", None, config)
+    config = change("user_token_id", None, config)
+    refuses(
+        config,
+        "text_config.hidden_act: expected 'silu'",
+        "audio_config.d_model: missing",
+        "talker_config.codec_bos_id: missing",
+        "code2wav_config: expected an object",
+        "user_token_id: missing",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "found no config.json"), ("{", "does not parse"), ("[1]", "got list"), (b"\xff\xfe", "does not parse")],
+)
+def test_unreadable_files(tmp_path, content, words):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=words) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

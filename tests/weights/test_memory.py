@@ -1,0 +1,60 @@
+"""Loading holds the weights and one layer, never a whole stack beside them: the process's peak is measured (on Linux)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omni_jax import checkpoint
+from omni_jax.testing import tiny_config, write_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS, EXPERTS, WIDTH, FFN = 8, 32, 256, 512
+LAYER_MB = EXPERTS * 3 * WIDTH * FFN * 4 / 2**20  # 48; the gate_up stack alone is 256 MB, of 388 in all
+
+# The kernel's own figures: getrusage would report the peak of the process that started this one, if that was higher.
+SCRIPT = """
+import re, sys
+from pathlib import Path
+import jax
+from omni_jax import checkpoint, weights
+from omni_jax.config import from_hf
+
+def megabytes(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+folder, warm = sys.argv[1:]
+reader = checkpoint if checkpoint.is_converted(folder) else weights
+jax.block_until_ready(reader.load(warm, from_hf(warm), dtype="float32"))  # imports and compiles
+before = megabytes("VmRSS")
+made = jax.block_until_ready(reader.load(folder, from_hf(folder), dtype="float32"))
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(made)) / 2**20, megabytes("VmHWM") - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    config = tiny_config()
+    thinker = config["thinker_config"]
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_experts": EXPERTS, "moe_intermediate_size": FFN}
+    thinker["text_config"] |= sizes
+    thinker["audio_config"]["output_dim"] = thinker["vision_config"]["out_hidden_size"] = WIDTH
+    return write_tiny(tmp_path_factory.mktemp("large"), config=config, speech=False)
+
+
+@pytest.mark.parametrize("kind", ["published", "converted"])
+def test_peak_is_the_weights_and_one_layer(large, tiny, tmp_path, kind):
+    folder, warm = large, tiny
+    if kind == "converted":
+        folder, warm = (checkpoint.convert(path, tmp_path / path.name) for path in (large, tiny))
+    # A fixed threshold, or the C library keeps freed layers for later and the peak is its own.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "1000000", "XLA_FLAGS": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, folder, warm], env=environment, capture_output=True, text=True, check=True
+    )
+    weights_mb, grown_mb = map(float, run.stdout.split())
+    assert weights_mb > 380
+    # A layer as it comes from the file, one as it goes, and 64 MB for all else; a second copy of one stack adds 256.
+    assert grown_mb < weights_mb + 2 * LAYER_MB + 64

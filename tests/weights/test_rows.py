@@ -1,0 +1,153 @@
+"""The table's engine, and the table against the published names and shapes."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import einops
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.config import from_hf
+from omni_jax.models import parts
+from omni_jax.testing import tiny_config
+from omni_jax.weights import qwen3_omni
+from omni_jax.weights.pieces import leaves
+from omni_jax.weights.rows import bind, parse, report
+
+HERE = Path(__file__).parent
+RUN = re.compile(r"\[(\d+)\.\.(\d+)\]")
+
+
+def published():
+    """Every published tensor and its shape."""
+    found = {}
+    for line in (HERE / "published_keys.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        name, *shape = line.split()
+        runs = [range(int(low), int(high) + 1) for low, high in RUN.findall(name)]
+        template = RUN.sub("{}", name)
+        found |= {template.format(*numbers): tuple(map(int, shape)) for numbers in itertools.product(*runs)}
+    return found
+
+
+def full_size(release):
+    config = from_hf(json.loads((HERE.parent / "configs" / f"qwen3_omni_{release}.json").read_text())["config"])
+    return config, leaves(parts.abstract(config, jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("release", "count"), [("instruct", 28_010), ("thinking", 19_743), ("captioner", 19_743)])
+def test_the_table_covers_exactly_the_published_tensors(release, count):
+    config, found = full_size(release)
+    wanted = {
+        name: shape for name, shape in published().items() if release == "instruct" or name.startswith("thinker.")
+    }
+    bound, faults = bind(qwen3_omni.rows(config), {path: leaf.shape for path, leaf in found.items()})
+    assert not faults
+    ours = {name: binding.shape for binding in bound.values() for name in binding.names()}
+    assert len(wanted) == count
+    assert ours == wanted
+
+
+def test_rows_and_leaves_agree_on_what_is_stacked():
+    config, found = full_size("instruct")
+    bound, _ = bind(qwen3_omni.rows(config), {path: leaf.shape for path, leaf in found.items()})
+    assert {path: binding.stacked for path, binding in bound.items()} == {
+        path: leaf.stacked for path, leaf in found.items()
+    }
+
+
+def test_no_row_is_dead():
+    _, found = full_size("instruct")
+    blocks = ("DECODER", "THINKER", "AUDIO_ENCODER", "VISION_ENCODER", "TALKER", "CODE_PREDICTOR", "CODE2WAV")
+    for row in (row for block in blocks for row in parse(getattr(qwen3_omni, block))):
+        pattern = re.compile(".*" + re.escape(row.ours).replace(r"\{i\}", r"\d+"))
+        assert any(pattern.fullmatch(path) for path in found), row.ours
+
+
+def test_pieces_equal_einops():
+    """Each row of the tiny model, put together by hand from all of its tensors, is what einops makes of the pattern."""
+    config = from_hf(tiny_config())
+    found = leaves(parts.abstract(config, jnp.float32))
+    rows = qwen3_omni.rows(config)
+    random = np.random.default_rng(0)
+    seen = 0
+    for row in rows:
+        pattern = re.compile(re.escape(row.ours).replace(r"\{i\}", r"\d+"))
+        for path in filter(pattern.fullmatch, found):
+            leaf = found[path]
+            binding = bind([row], {path: leaf.shape})[0][path] if not row.alternative else None
+            if binding is None:
+                continue
+            tensors = {name: random.standard_normal(binding.shape, np.float32) for name in binding.names()}
+            slots = [len(labels) for _, labels in binding.slots]
+            stacked = np.stack(list(tensors.values())).reshape(*slots, *binding.shape)
+            sizes = dict(zip((name for group in row.right for name in group), _atoms(binding, leaf), strict=True))
+            wanted = einops.rearrange(stacked, f"{_text(row.left)} -> {_text(row.right)}", **sizes)
+            made = np.full(leaf.shape, np.nan, np.float32)
+            for layer in range(binding.layers):
+                piece = made[layer] if leaf.stacked else made
+                for name, index in binding.tensors(layer if leaf.stacked else None):
+                    binding.put(piece, index, tensors[name])
+                    np.testing.assert_array_equal(binding.take(piece, index), tensors[name])
+            np.testing.assert_array_equal(made, wanted, err_msg=path)
+            seen += 1
+    assert seen == len(found)
+
+
+def _atoms(binding, leaf):
+    return (*leaf.shape[:1], *binding.atoms) if leaf.stacked else binding.atoms
+
+
+def _text(groups):
+    return " ".join("1" if not group else group[0] if len(group) == 1 else f"({' '.join(group)})" for group in groups)
+
+
+def test_slots_number_from_their_offset_and_lists_from_theirs():
+    rows = parse(".{i}.units.k | .{i+1}.block.{l+2}.{p:a,b}.w | l p o k -> l k p o", "s", "decoder")
+    bound, faults = bind(rows, {"s.3.units.k": (2, 5, 2, 7)})
+    assert not faults
+    assert list(bound["s.3.units.k"].names()) == [f"decoder.4.block.{n}.{p}.w" for n in (2, 3) for p in "ab"]
+    assert bound["s.3.units.k"].shape == (7, 5)
+
+
+def test_the_way_that_a_checkpoint_holds_is_taken():
+    rows = parse("x | x.{l}.{e}.w | l e d -> l e d\nor | x.{l}.fused | l e d -> l e d")
+    shapes = {"x": (2, 3, 4)}
+    assert next(bind(rows, shapes)[0]["x"].names()) == "x.0.0.w"
+    assert list(bind(rows, shapes, {"x.0.fused", "x.1.fused"})[0]["x"].names()) == ["x.0.fused", "x.1.fused"]
+
+
+def test_bind_reports_leaves_without_a_row_with_two_and_tensors_claimed_twice():
+    rows = parse("a | t | d -> d\na | u | d -> d\nb | t | d -> d")
+    _, faults = bind(rows, {"a": (2,), "b": (2,), "c": (2,)})
+    assert ("a", "two rows of the weight table fill it") in faults
+    assert ("c", "no row of the weight table fills it") in faults
+    assert ("t", "claimed by both a and b") in faults
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("a | t | d e -> d", (2,)),  # an axis is lost
+        ("a | t.{l} | d l -> l d", (2, 2)),  # the slot is not first
+        ("a | t | d -> d", (2, 2)),  # another rank
+        ("a | t | (d e) -> (d e)", (4,)),  # no size for d and e
+        ("a | t.{p:x,y} | p d -> (p d)", (3,)),  # two halves of three
+    ],
+)
+def test_a_broken_table_says_so(text, shape):
+    with pytest.raises(ValueError, match="weight table"):
+        bind(parse(text), {"a": shape})
+
+
+def test_report_joins_runs_and_is_capped():
+    faults = [(f"m.layers.{i}.e.{j}.w", "missing") for i in range(48) for j in range(128)]
+    assert report(faults) == "  m.layers.[0..47].e.[0..127].w: missing (6144 times)"
+    assert report([("m.3.w", "missing"), ("m.3.w", "odd")]) == "  m.3.w: missing;\n  m.3.w: odd"
+    lines = report([(f"name{chr(97 + i)}", "unknown") for i in range(26)]).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "  ... and 6 more kinds of fault"
