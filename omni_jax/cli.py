@@ -35,6 +35,7 @@ Dtype = Annotated[
 
 def main() -> None:
     """Runs a command; a user's mistake is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing here, it is not needed
     try:
         app()
     except (ValueError, OSError) as error:
@@ -130,9 +131,9 @@ def convert(
     ] = False,
 ) -> None:
     """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped."""
-    from omni_jax import checkpoint, weights
+    from omni_jax import checkpoint
 
-    action = weights.export if to_hf else checkpoint.convert
+    action = checkpoint.export if to_hf else checkpoint.convert
     with _bar("converting") as progress:
         action(source, target, dtype=_dtype(dtype), progress=progress)
     note.print(f"wrote {target}", markup=False)
@@ -144,7 +145,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows the parts of a checkpoint, their parameters, stored dtypes and memory; reads no weights."""
-    from omni_jax.inspect import describe
+    from omni_jax.describe import describe
 
     found = describe(model)
     if as_json:
@@ -190,7 +191,9 @@ def demo(
         omni = _load(str(folder / "converted"), None, speech=None)
         with resources.as_file(resources.files("omni_jax") / "assets" / RECORDING) as recording:
             content = [{"type": "audio", "audio": str(recording)}, {"type": "text", "text": "What is said?"}]
-            _print_stream(omni.stream([{"role": "user", "content": content}], thinker_max_new_tokens=48))
+            _print_stream(
+                omni.stream([{"role": "user", "content": content}], thinker_max_new_tokens=48, thinker_top_k=20)
+            )
     note.print(
         "The weights are random, so the answer is noise: this shows that the whole path runs, not what the model knows.\n"
         "With real weights: omni-jax generate Qwen/Qwen3-Omni-30B-A3B-Instruct --audio FILE \"What is said?\"",

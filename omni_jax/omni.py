@@ -239,7 +239,8 @@ class Omni:
             order.append(item.order[item.order >= 0])
         joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
         counts = [int(request.prompt.audio_tokens(clip.shape[1])) for clip in clips]
-        return [jnp.asarray(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
+        # device_put, for jnp.asarray would compile a copy for each new length.
+        return [jax.device_put(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
 
     def logits(self, tokens: Any, mask: Any = None) -> Float[Array, "B T V"]:
         """One whole pass of the thinker over ids [B, T] with a mask (padding on either side), or over a Batch.
@@ -348,11 +349,7 @@ class _Row:
         self.logprobs += logprobs
         if self.transcript.stopped:
             del self.tokens[self.transcript.tokens_used :], self.logprobs[self.transcript.tokens_used :]
-        ended = (
-            bool(self.tokens)
-            and self.tokens[-1] in self.sampling.eos
-            and len(self.tokens) > (self.sampling.min_new_tokens or 0)
-        )
+        ended = bool(self.tokens) and self.tokens[-1] in self.sampling.eos
         if self.transcript.stopped or ended:
             self.done, self.reason = True, "stop"
         elif len(self.tokens) >= most:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.models import parts
 
@@ -24,8 +24,13 @@ def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
     An axis whose size the mesh does not divide (4 key heads on 8 devices, 20 heads of the audio encoder on 8) is replicated.
 
     Raises:
-        ValueError: a mesh without any of the axes ``data``, ``expert``, ``model``.
+        ValueError: a mesh without any of the axes ``data``, ``expert``, ``model``, or with explicit axes.
     """
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            "mesh: expected axes of type Auto, got explicit ones; make it with jax.sharding.Mesh(devices, names) or "
+            "jax.make_mesh(..., axis_types=(AxisType.Auto,) * n)"
+        )
     if not set(mesh.axis_names) & {"data", "expert", "model"}:
         raise ValueError(f"mesh: expected axes among data, expert and model, got {mesh.axis_names}")
     names, leaves = parts.axes(tree), parts.leaves(tree)

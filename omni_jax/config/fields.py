@@ -37,6 +37,11 @@ class Fields:
     def fault(self, text: str) -> None:
         self.faults.append(text)
 
+    @property
+    def sound(self) -> bool:
+        """Whether nothing under this path is at fault yet; what contradicts a missing field is no second fault."""
+        return not any(fault.startswith(self.path) for fault in self.faults)
+
     def sub(self, name: str) -> "Fields":
         value = self.values.get(name)
         if not isinstance(value, Mapping):
@@ -87,6 +92,10 @@ class Fields:
 
 class Silent(Fields):
     """Stands in for an absent object, whose absence is already reported."""
+
+    @property
+    def sound(self) -> bool:
+        return False
 
     def fault(self, text: str) -> None:
         del text

@@ -42,9 +42,8 @@ def _rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tu
         if isinstance(value, Mapping):
             for key, item in value.items():
                 if key in nested and nested[key] != item:
-                    fields.fault(
-                        f"{fields.path}rope_scaling.{key} = {nested[key]!r} and rope_parameters.{key} = {item!r} contradict each other"
-                    )
+                    both = f"rope_scaling.{key} = {nested[key]!r} and rope_parameters.{key} = {item!r}"
+                    fields.fault(f"{fields.path}{both} contradict each other")
                 nested[key] = item
     kind = nested.get("rope_type", nested.get("type", "default"))
     if kind not in ("default", "mrope"):
@@ -67,7 +66,7 @@ def _rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tu
             f"{fields.path}mrope_section: expected three integers, got {'nothing' if section is None else repr(section)}"
         )
         return float(theta), (0, 0, 0)
-    if sum(section) != head_width // 2:
+    if sum(section) != head_width // 2 and fields.sound:
         fields.fault(
             f"{fields.path}mrope_section {section} adds up to {sum(section)}, expected head_dim / 2 = {head_width // 2}"
         )
@@ -83,11 +82,11 @@ def _decoder(fields: Fields, *, moe: bool = False, sections: bool = False, **res
     )
     if not head_width:
         head_width = width // heads
-        if width % heads:
+        if width % heads and fields.sound:
             fields.fault(
                 f"{fields.path}hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing"
             )
-    if heads % kv_heads:
+    if heads % kv_heads and fields.sound:
         fields.fault(f"{fields.path}num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     fields.must("hidden_act", "silu", "the gated feed-forward uses SiLU")
     fields.must("attention_bias", False, "this family's attention has no bias")
@@ -104,7 +103,7 @@ def _decoder(fields: Fields, *, moe: bool = False, sections: bool = False, **res
             normalize=fields.get("norm_topk_prob", bool),
             shared_ffn_width=fields.get("shared_expert_intermediate_size", int, 0),
         )
-        if experts.per_token > experts.count:
+        if experts.per_token > experts.count and fields.sound:
             fields.fault(
                 f"{fields.path}num_experts_per_tok {experts.per_token} is more than the {experts.count} experts"
             )
@@ -129,11 +128,11 @@ def _thinker(fields: Fields) -> ThinkerConfig:
     decoder = _decoder(text, moe=True, sections=True, qk_norm=True)
     audio.must("activation_function", "gelu", "the published encoder uses the exact GELU")
     n_window, infer = audio.size("n_window"), audio.size("n_window_infer")
-    if audio.values and n_window != 50:
+    if n_window != 50 and audio.sound:
         audio.fault(
             f"{audio.path}n_window: expected 50, got {n_window} (the token count of a chunk, 13, belongs to 100 frames)"
         )
-    if audio.values and infer % (2 * n_window):
+    if infer % (2 * n_window) and audio.sound:
         audio.fault(f"{audio.path}n_window_infer {infer} is no multiple of the chunk of {2 * n_window} frames")
     audio_encoder = AudioEncoderConfig(
         mel_bins=audio.size("num_mel_bins"),
@@ -146,7 +145,7 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         window_chunks=max(infer // (2 * n_window), 1),
         out_width=audio.size("output_dim"),
     )
-    if audio_encoder.width % audio_encoder.heads:
+    if audio_encoder.width % audio_encoder.heads and audio.sound:
         audio.fault(
             f"{audio.path}d_model {audio_encoder.width} is no multiple of encoder_attention_heads {audio_encoder.heads}"
         )
@@ -164,8 +163,12 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         taps=vision.ints("deepstack_visual_indexes"),
         out_width=vision.size("out_hidden_size"),
     )
+    if vision_encoder.width % vision_encoder.heads and vision.sound:
+        vision.fault(
+            f"{vision.path}hidden_size {vision_encoder.width} is no multiple of num_heads {vision_encoder.heads}"
+        )
     for part, encoder, name in ((audio, audio_encoder, "output_dim"), (vision, vision_encoder, "out_hidden_size")):
-        if part.values and encoder.out_width != decoder.width:
+        if encoder.out_width != decoder.width and part.sound and text.sound:
             part.fault(f"{part.path}{name} {encoder.out_width} differs from the thinker's hidden_size {decoder.width}")
     names = dict(
         audio_token="audio_token_id",
@@ -179,7 +182,7 @@ def _thinker(fields: Fields) -> ThinkerConfig:
     vocabulary = text.size("vocab_size")
     ids = {ours: fields.get(theirs, int) for ours, theirs in names.items()}
     for ours, token in ids.items():
-        if not 0 <= token < vocabulary and text.values:
+        if not 0 <= token < vocabulary and text.sound:
             fields.fault(f"{fields.path}{names[ours]} {token} is outside the vocabulary of {vocabulary}")
     return ThinkerConfig(
         decoder=decoder,

@@ -1,7 +1,7 @@
 """Autoregressive generation over any module with ``prefill``, ``step`` and ``empty_cache``: a prefill, then calls of n steps."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -66,7 +66,8 @@ def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeStat
     count = state.count + live
     ended = jnp.any(tokens[:, None] == rows.eos, axis=-1) | (count >= rows.most)
     column = jnp.where(live, tokens, state.seen.shape[1])
-    return state.replace(
+    return replace(
+        state,
         tokens=jnp.where(live, tokens, state.tokens),
         seen=state.seen.at[jnp.arange(tokens.shape[0]), column].set(True, mode="drop"),
         count=count,
@@ -125,7 +126,7 @@ def advance(
         step, state, made, logprobs = carry
         live = (~state.finished).astype(jnp.int32)
         logits, cache = model.step(state.tokens, state.positions, live, state.cache)
-        state = state.replace(cache=cache, positions=state.positions + live)
+        state = replace(state, cache=cache, positions=state.positions + live)
         tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates)
         return step + 1, _accept(state, tokens, rows), made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
 
@@ -142,15 +143,15 @@ def _grow(cache: KVCache, slots: int) -> KVCache:
 def generate(
     model: Any,
     x: Float[Array, "B T D"],
-    prompt: Int[Array, "B T"],
-    positions: Num[Array, "3 B T"],
-    lengths: np.ndarray,
+    prompt: Int[np.ndarray, "B T"],
+    positions: Num[np.ndarray, "3 B T"],
+    lengths: Int[np.ndarray, "B"],
     rows: SamplingRows,
     *,
     candidates: int,
     steps: int = CALL_STEPS,
     first_steps: int | None = None,
-) -> Iterator[Made]:
+) -> Generator[Made, np.ndarray | None, None]:
     """Runs prompts to their replies, yielding the tokens of each call; send row flags to finish rows from outside.
 
     Args:
@@ -164,7 +165,8 @@ def generate(
     most = np.asarray(rows.most)
     room = int(np.max(np.minimum(most, ROOM), where=lengths > 0, initial=0))
     cache = model.empty_cache(x.shape[0], bucket(x.shape[1] + room))
-    state, logprobs = start(model, x, prompt, positions, jnp.asarray(lengths), cache, rows, candidates=candidates)
+    first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
+    state, logprobs = start(model, x, *first, cache, rows, candidates=candidates)
     counts, calls = np.zeros(len(lengths), int), 0
     made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
     while True:
@@ -173,13 +175,13 @@ def generate(
         counts = total
         if stop is not None and np.any(stop & ~finished):
             finished = finished | stop
-            state = state.replace(finished=jnp.asarray(finished))
+            state = replace(state, finished=jnp.asarray(finished))
         if finished.all():
             return
         now = min(first_steps if first_steps and not calls else steps, CALL_STEPS)
         calls += 1
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
-            state = state.replace(cache=_grow(state.cache, slots=2 * state.cache.slots))
+            state = replace(state, cache=_grow(state.cache, slots=2 * state.cache.slots))
         state, made, logprobs = advance(model, state, rows, jnp.asarray(now, jnp.int32), candidates=candidates)
         made, logprobs = np.asarray(made), np.asarray(logprobs)

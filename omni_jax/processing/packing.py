@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -91,7 +92,7 @@ def _fill(
     return Pack(mel=mel, extent=extent, window=window, order=order)
 
 
-def split(mel: object, *, mask: object = None, lengths: object = None, mel_bins: int = 128) -> list[np.ndarray]:
+def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:
     """Clips [Z, A] from a list of clips or from a padded array [B, Z, A] with a frame mask [B, A] or lengths [B].
 
     Raises:

@@ -39,7 +39,7 @@ class Media:
     """
 
     kind: str
-    source: object
+    source: Any
     where: str
 
 
@@ -72,7 +72,7 @@ def render(
     tokenizer: PreTrainedTokenizerFast,
     conversation: object,
     *,
-    tools: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool | None = None,
     **template_options: Any,
 ) -> str:
@@ -98,7 +98,7 @@ def render(
     try:
         text = tokenizer.apply_chat_template(
             messages,
-            tools=list(tools) if tools else None,
+            tools=[dict(tool) for tool in tools] if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **template_options,

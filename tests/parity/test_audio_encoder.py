@@ -1,4 +1,4 @@
-"""The audio encoder against Transformers: lengths around chunks and windows, batches, and batches that the reference gets wrong."""
+"""The audio encoder against Transformers: lengths around chunks and windows, and batches, also those it gets wrong."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_padded_array_with_mask_or_lengths(omni, reference):
 
 
 def test_beyond_the_window_at_the_published_width(tmp_path):
-    """Windows of 8 chunks as published (104 tokens): 25 s of sound are four of them, and the 9th second does not change the 1st."""
+    """Windows of 8 chunks as published (104 tokens): 25 s are four of them, and the 9th second does not change the 1st."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
     from omni_jax import Omni

@@ -3,7 +3,6 @@
 "Equal" is up to ties in float32; a random model has none in these prompts.
 """
 
-import numpy as np
 import pytest
 import torch
 from parity_inputs import clip, ids, pad, reference_inputs

@@ -1,4 +1,4 @@
-"""The thinker against Transformers: text, audio in text, padding on either side, rows of unequal length, bfloat16's order of casts."""
+"""The thinker against Transformers: text, audio in text, padding on either side, rows of unequal length."""
 
 import numpy as np
 import pytest
