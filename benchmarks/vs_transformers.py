@@ -1,0 +1,173 @@
+"""Ours against Transformers: the same random model, the same inputs, one run, alternating; medians and ratios.
+
+    python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER]
+
+The model is a mid-size Qwen3-Omni of about 1.06 B parameters, made once in the published layout (4.3 GB in a temporary folder)
+and loaded by both from there. float32 on the CPU; both use all cores. Each row is also given as a share of the matrix rate or
+memory bandwidth that this machine showed in the same run (the better of what jax and torch reached).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from transformers import Qwen3OmniMoeForConditionalGeneration
+
+from omni_jax import Omni
+from omni_jax.processing.request import Batch
+from omni_jax.testing import tiny_config, write_tiny
+
+PROMPT, NEW, SECONDS = 512, 32, 30
+LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, EXPERTS, PER_TOKEN, FFN, VOCABULARY = 12, 1024, 16, 4, 64, 64, 8, 384, 32_000
+AUDIO_LAYERS, AUDIO_WIDTH, CHANNELS = 8, 512, 128
+
+
+def mid_config() -> dict:
+    """The tiny configuration at mid size, without the parts that this benchmark does not run."""
+    config = tiny_config()
+    config["enable_audio_output"] = False
+    thinker = config["thinker_config"]
+    thinker["text_config"] |= {
+        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS, "head_dim": HEAD, "num_experts": EXPERTS, "num_experts_per_tok": PER_TOKEN,
+        "moe_intermediate_size": FFN,
+    }  # fmt: skip
+    thinker["text_config"]["rope_scaling"]["mrope_section"] = [12, 10, 10]
+    thinker["audio_config"] |= {
+        "encoder_layers": AUDIO_LAYERS, "d_model": AUDIO_WIDTH, "encoder_attention_heads": 8, "encoder_ffn_dim": 4 * AUDIO_WIDTH,
+        "n_window_infer": 800, "conv_chunksize": 500, "downsample_hidden_size": CHANNELS, "output_dim": WIDTH,
+    }  # fmt: skip
+    thinker["vision_config"]["out_hidden_size"] = WIDTH
+    return config
+
+
+def active(tokens: int) -> float:
+    """Weights of the thinker that a token needs, without the output head (one row of it counts apart)."""
+    attention = WIDTH * HEAD * (2 * HEADS + 2 * KV_HEADS)
+    return LAYERS * (attention + PER_TOKEN * 3 * WIDTH * FFN + WIDTH * EXPERTS) * tokens
+
+
+def audio_work(seconds: int) -> float:
+    """Multiplications of the audio encoder for whole seconds: stem, blocks, windows of 104 tokens, projections."""
+    stem = CHANNELS * 9 * (64 * 50 + CHANNELS * (32 * 25 + 16 * 13))
+    block = 4 * AUDIO_WIDTH**2 + 8 * AUDIO_WIDTH**2 + 2 * 104 * AUDIO_WIDTH
+    token = AUDIO_LAYERS * block + 16 * CHANNELS * AUDIO_WIDTH + AUDIO_WIDTH * (AUDIO_WIDTH + WIDTH)
+    return seconds * (stem + 13 * token)
+
+
+def timed(action) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def machine(repeat: int) -> tuple[float, float]:
+    """Matrix rate in FLOP/s and read bandwidth in bytes/s: the best that either library shows."""
+    size, vector = 2048, 1 << 27
+    square, flat = np.ones((size, size), np.float32), np.ones((vector // 4096, 4096), np.float32)
+    ours, mine = jax.jit(lambda a: a @ a), jax.jit(lambda a, x: a @ x)
+    on_jax = [jnp.asarray(square), jnp.asarray(flat), jnp.ones(4096)]
+    on_torch = [torch.from_numpy(square), torch.from_numpy(flat), torch.ones(4096)]
+    matrix = [lambda: jax.block_until_ready(ours(on_jax[0])), lambda: on_torch[0] @ on_torch[0]]
+    stream = [lambda: jax.block_until_ready(mine(*on_jax[1:])), lambda: on_torch[1] @ on_torch[2]]
+    best = [min(timed(action) for action in actions for _ in range(repeat + 1)) for actions in (matrix, stream)]
+    return 2 * size**3 / best[0], flat.nbytes / best[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path, help="make the model in this folder and leave it there for the next run")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.keep or Path(scratch)
+        if not (folder / "config.json").exists():
+            write_tiny(folder, config=mid_config())
+        result = compare(folder, arguments.repeat)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1))
+
+
+def compare(folder: Path, repeat: int) -> dict:
+    omni = Omni.load(folder, dtype=jnp.float32)
+    reference = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval().thinker
+    torch.set_grad_enabled(False)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, (1, PROMPT))
+    batch = Batch.from_tokens(tokens)
+    ids = torch.from_numpy(tokens)
+    mel = rng.normal(size=(128, 100 * SECONDS)).astype(np.float32)
+    features, mask = torch.from_numpy(mel[None]), torch.ones(1, 100 * SECONDS, dtype=torch.long)
+    options = {"thinker_do_sample": False, "thinker_eos_token_id": (-1,)}
+
+    def ours(new):
+        return omni.generate_batch(batch, thinker_max_new_tokens=new, **options)[0].tokens
+
+    def theirs(new):
+        made = reference.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        return made[0, PROMPT:].tolist()
+
+    def encode_theirs():
+        return reference.get_audio_features(features, feature_attention_mask=mask).pooler_output
+
+    same = ours(NEW + 1) == theirs(NEW + 1)
+    error = float(np.abs(np.asarray(omni.encode_audio([mel])[0]) - encode_theirs().numpy()).max())
+    print(f"greedy tokens equal: {same}; largest difference of the audio features: {error:.1e}")
+    actions = {
+        "prefill": (lambda: ours(1), lambda: theirs(1)),
+        "prefill and decode": (lambda: ours(NEW + 1), lambda: theirs(NEW + 1)),
+        "audio": (lambda: omni.encode_audio([mel]), encode_theirs),
+    }
+    times: dict[str, list[list[float]]] = {name: [[], []] for name in actions}
+    rates = []
+    for _ in range(repeat):
+        for name, pair in actions.items():
+            for side, action in enumerate(pair):
+                times[name][side].append(timed(action))
+        rates.append(machine(2))
+    matrix, bandwidth = (max(column) for column in zip(*rates, strict=True))
+    found = {name: [statistics.median(side) for side in sides] for name, sides in times.items()}
+    decode = []
+    for side in (0, 1):
+        runs = zip(times["prefill and decode"][side], times["prefill"][side], strict=True)
+        decode.append(statistics.median((whole - start) / NEW for whole, start in runs))
+    bytes_a_token = 4 * (active(1) + WIDTH * VOCABULARY)
+    rows = {
+        f"prefill of {PROMPT} tokens": (*found["prefill"], 2 * active(PROMPT) / matrix),
+        "decoding a token": (*decode, bytes_a_token / bandwidth),
+        f"encoding {SECONDS} s of audio": (*found["audio"], 2 * audio_work(SECONDS) / matrix),
+    }
+    cpu = platform.processor() or platform.machine()
+    print(f"{cpu}, {torch.get_num_threads()} threads, float32; medians of {repeat} runs")
+    print(f"matrix rate {matrix / 1e9:.0f} GFLOP/s, bandwidth {bandwidth / 1e9:.1f} GB/s")
+    print(f"{'':26}{'ours':>10}{'theirs':>10}{'ratio':>8}{'our share':>12}{'their share':>13}")
+    for name, (mine, their, least) in rows.items():
+        print(
+            f"{name:26}{mine * 1e3:8.1f}ms{their * 1e3:8.1f}ms{their / mine:7.2f}x{least / mine:11.0%}{least / their:12.0%}"
+        )
+    return {
+        "tokens_equal": same,
+        "audio_error": error,
+        "matrix_rate": matrix,
+        "bandwidth": bandwidth,
+        "rows": {
+            name: {"ours_s": mine, "theirs_s": their, "ratio": their / mine, "least_s": least}
+            for name, (mine, their, least) in rows.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
