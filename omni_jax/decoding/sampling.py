@@ -48,7 +48,11 @@ class Sampling:
             whole = name.endswith("tokens") or name == "top_k"
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not np.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, Integral if whole else Real)
+                or not np.isfinite(float(value))
+            ):
                 raise ValueError(f"{name}: expected a{' whole' if whole else ''} number, got {value!r}")
             if value < low or (high is not None and value > high) or (not whole and value == 0):
                 bounds = (f"at least {low}" if whole else f"above {low}") + (f" and at most {high}" if high else "")
@@ -90,7 +94,7 @@ class Sampling:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        value = self.stop_strings
+        value: Any = self.stop_strings
         return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
 
     def candidates(self, vocabulary: int) -> int:

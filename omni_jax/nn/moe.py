@@ -109,11 +109,13 @@ def _ragged(x, chosen, weights, gate_up, down, offset, *, count: int):
 
 
 def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
-    """Rows that a tile may have: steps of at most 1.5 around the mean load of an expert, so little is padded on the way up,
-    and large enough at the top to reach the matrix rate. An expert gets at most one slot of each token."""
+    """Rows that a tile may have: four sizes an octave, from a quarter of an expert's mean load to twice the mean.
+
+    So little is padded, and the largest reaches the matrix rate. An expert gets at most one slot of each token.
+    """
     least = min(TILE, 1 << max(0, (slots // (4 * count)).bit_length() - 1))
-    ladder = sorted({size for power in range(9) for size in (1 << power, 3 << power >> 1)})
-    top = next((size for size in ladder if size >= min(tokens, 16 * least, TILE)), TILE)
+    ladder = sorted({(step << power) // 4 for power in range(9) for step in (4, 5, 6, 7)})
+    top = next((size for size in ladder if size >= min(tokens, 8 * least, TILE)), TILE)
     return tuple(size for size in ladder if least <= size <= top)
 
 

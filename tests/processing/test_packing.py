@@ -1,0 +1,179 @@
+"""Packing: every frame once and in order, whole windows, and clips from arrays with masks or lengths."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_jax.config import AudioEncoderConfig
+from omni_jax.processing.packing import SIZES, pack, split
+from omni_jax.processing.prompt import audio_tokens
+
+LENGTHS = st.lists(st.integers(1, 1300), min_size=1, max_size=9)
+WINDOWS = st.sampled_from([1, 2, 3, 8])
+
+
+def config(window_chunks):
+    return AudioEncoderConfig(
+        mel_bins=2, layers=1, width=8, heads=1, ffn_width=8, channels=1, chunk_frames=100, window_chunks=window_chunks,
+        out_width=8,
+    )  # fmt: skip
+
+
+def numbered(lengths):
+    """Clips whose frames are numbered from 1 over all clips, in both mel bins."""
+    ends = np.cumsum(lengths)
+    frames = [np.arange(end - length + 1, end + 1) for end, length in zip(ends, lengths, strict=True)]
+    return [np.stack([numbers, -numbers]).astype(np.float32) for numbers in frames]
+
+
+@given(lengths=LENGTHS, window_chunks=WINDOWS)
+@settings(max_examples=60, deadline=None)
+def test_every_frame_appears_once_and_in_order(lengths, window_chunks):
+    calls = list(pack(numbered(lengths), config(window_chunks)))
+    mel = np.concatenate([np.moveaxis(item.mel, 1, 0).reshape(2, -1) for item in calls], axis=1)
+    np.testing.assert_array_equal(mel[0], -mel[1])
+    np.testing.assert_array_equal(mel[0][mel[0] != 0], np.arange(1, sum(lengths) + 1))
+    for item in calls:
+        assert len(item.mel) in SIZES
+        assert item.mel.dtype == np.float32
+
+
+@given(lengths=LENGTHS, window_chunks=WINDOWS)
+@settings(max_examples=60, deadline=None)
+def test_tokens_stand_at_their_frames(lengths, window_chunks):
+    """A token of a clip's n-th chunk comes from that chunk's row; all tokens together are each there once."""
+    first = np.cumsum([0, *(int(audio_tokens(n)) for n in lengths)])
+    starts = np.cumsum([0, *lengths])
+    seen = []
+    for item in pack(numbered(lengths), config(window_chunks)):
+        np.testing.assert_array_equal(item.order >= 0, item.window >= 0)
+        for mel, order in zip(item.mel, item.order, strict=True):
+            tokens = order[order >= 0]
+            frames = mel[0][mel[0] != 0]
+            if not tokens.size:
+                assert not frames.size
+                continue
+            clip = np.searchsorted(first, tokens[0], side="right") - 1
+            chunk = (tokens[0] - first[clip]) // 13
+            np.testing.assert_array_equal(tokens, first[clip] + 13 * chunk + np.arange(audio_tokens(len(frames))))
+            assert frames[0] == starts[clip] + 100 * chunk + 1
+            seen.append(tokens)
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(first[-1]))
+
+
+@given(lengths=LENGTHS, window_chunks=WINDOWS)
+@settings(max_examples=60, deadline=None)
+def test_windows_are_contiguous_of_one_clip_and_short_enough(lengths, window_chunks):
+    own = config(window_chunks)
+    owner = np.repeat(np.arange(len(lengths)), [audio_tokens(n) for n in lengths])
+    within = np.concatenate([np.arange(audio_tokens(n)) for n in lengths])
+    for item in pack(numbered(lengths), own):
+        # Padding inside a clip's last chunk parts no window, for no window goes on after it.
+        ids, order = item.window[item.window >= 0], item.order[item.order >= 0]
+        assert (np.diff(ids) >= 0).all()
+        for number in np.unique(ids):
+            tokens = order[ids == number]
+            assert len(tokens) <= own.window_tokens
+            assert len(set(owner[tokens])) == 1
+            assert len(set(within[tokens] // own.window_tokens)) == 1
+        spans = [np.flatnonzero(item.window.reshape(-1) == number) for number in np.unique(ids)]
+        assert all(np.ptp(span) < own.window_tokens for span in spans)
+        keys = list(zip(owner[order], within[order] // own.window_tokens, strict=True))
+        assert len(set(keys)) == len(np.unique(ids))
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=30, deadline=None)
+def test_the_extent_is_the_clip_or_a_whole_chunk(lengths):
+    """A clip shorter than a chunk is convolved as if its array ended with it, in any company."""
+    owner = np.repeat(np.arange(len(lengths)), [audio_tokens(n) for n in lengths])
+    for item in pack(numbered(lengths), config(2)):
+        for extent, order in zip(item.extent, item.order, strict=True):
+            assert extent == (min(lengths[owner[order[0]]], 100) if order[0] >= 0 else 100)
+
+
+@given(lengths=LENGTHS, seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_place_gives_the_row_of_each_token(lengths, seed):
+    total = sum(int(audio_tokens(n)) for n in lengths)
+    rng = np.random.default_rng(seed)
+    index = np.full((3, total), -1, np.int32)  # each token somewhere in a batch of three rows
+    index[rng.integers(0, 3, total), np.arange(total)] = np.arange(total)
+    found = np.full((3, total), -1)
+    for item in pack(numbered(lengths), config(2)):
+        rows = item.place(index)
+        assert rows.shape == index.shape
+        here = rows >= 0
+        found[here] = item.order.reshape(-1)[rows[here]]
+    np.testing.assert_array_equal(found, index)
+
+
+def test_features_of_a_batch_without_audio_are_nowhere():
+    (item,) = pack(numbered([50]), config(2))
+    np.testing.assert_array_equal(item.place(np.full((2, 5), -1)), np.full((2, 5), -1))
+    assert list(pack([], config(2))) == []
+
+
+# --- clips from arrays
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), spare=st.integers(0, 5), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_list_a_mask_and_lengths_are_the_same_clips(lengths, spare, data):
+    clips = numbered(lengths)
+    array = np.full((len(lengths), 2, max(lengths) + spare), 99.0)
+    for row, clip in zip(array, clips, strict=True):
+        row[:, : clip.shape[1]] = clip
+    mask = np.arange(array.shape[2]) < np.array(lengths)[:, None]
+    mask = mask.astype(data.draw(st.sampled_from([bool, np.int32, np.float32])))
+    for found in (
+        split(clips, mel_bins=2),
+        split(array, mask=mask, mel_bins=2),
+        split(array, lengths=lengths, mel_bins=2),
+    ):
+        assert len(found) == len(clips)
+        for one, other in zip(found, clips, strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == np.float32
+
+
+def test_one_clip_and_a_full_array():
+    assert [clip.shape for clip in split(np.zeros((128, 7)))] == [(128, 7)]
+    assert [clip.shape for clip in split(np.zeros((2, 128, 7)))] == [(128, 7)] * 2
+    assert split([]) == []
+
+
+ARRAY = np.zeros((2, 128, 10), np.float32)
+HOLE = np.ones((2, 10), int)
+HOLE[1, 4] = 0
+WRONG = {
+    "one axis": (np.zeros(10), {}, r"expected a list of \[128, A\] or one \[B, 128, A\] array, got shape \(10,\)"),
+    "four axes": (np.zeros((1, 2, 128, 10)), {}, "got shape"),
+    "frames first": (np.zeros((2, 10, 128)), {}, r"clip 0: expected shape \[128, A\] .* got \[10, 128\]"),
+    "a clip of 80 bins": ([np.zeros((128, 5)), np.zeros((80, 5))], {}, r"clip 1: .* got \[80, 5\]"),
+    "a clip of one axis": ([np.zeros(128)], {}, r"clip 0: expected shape"),
+    "mask of another shape": (ARRAY, {"mask": np.ones((2, 9))}, r"mask: expected shape \(2, 10\) .* got \(2, 9\)"),
+    "mask of one row": (ARRAY, {"mask": np.ones(10)}, r"mask: expected shape \(2, 10\)"),
+    "a hole in the mask": (ARRAY, {"mask": HOLE}, "mask: expected ones on the first frames of each clip"),
+    "padding on the left": (ARRAY, {"mask": np.tile(np.arange(10) > 3, (2, 1))}, "mask: expected ones on the first"),
+    "an empty mask": (ARRAY, {"mask": np.zeros((2, 10))}, "clip 0: expected at least one frame, got none"),
+    "one length too few": (ARRAY, {"lengths": [3]}, "lengths: expected 2 whole numbers, one a clip"),
+    "one for all": (ARRAY, {"lengths": 3}, "lengths: expected 2 whole numbers, one a clip"),
+    "half a frame": (ARRAY, {"lengths": [3, 2.5]}, "lengths: expected 2 whole numbers"),
+    "too long": (ARRAY, {"lengths": [3, 11]}, r"lengths: expected 1 to 10 frames a clip.* got \[3, 11\]"),
+    "negative": (ARRAY, {"lengths": [3, -1]}, r"lengths: expected 1 to 10 frames a clip.* got \[3, -1\]"),
+    "no frames": (ARRAY, {"lengths": [3, 0]}, "clip 1: expected at least one frame, got none"),
+    "an empty clip": ([np.zeros((128, 5)), np.zeros((128, 0))], {}, "clip 1: expected at least one frame, got none"),
+    "both": (ARRAY, {"lengths": [3, 3], "mask": HOLE}, "expected mask= or lengths=, got both; give one"),
+    "a list with lengths": ([ARRAY[0]], {"lengths": [3]}, "a list of clips carries its own lengths"),
+    "a list with a mask": ([ARRAY[0]], {"mask": HOLE[:1]}, "a list of clips carries its own lengths"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_one_clear_line(case):
+    mel, options, said = WRONG[case]
+    with pytest.raises(ValueError, match=said) as error:
+        split(mel, **options)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,232 @@
+"""The shell: answers on standard output, and one line and exit code 2 for a user's mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import resources
+
+import jax
+import pytest
+
+from omni_jax import Omni, Reply, cli
+from omni_jax.config import from_hf
+from omni_jax.testing import tiny_config, write_tiny
+
+RECORDING = resources.files("omni_jax") / "assets" / cli.RECORDING
+SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
+
+
+@pytest.fixture(autouse=True)
+def _no_program_cache(monkeypatch):
+    """The cache of compiled programs is a setting of the whole process; other tests must not see it."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs omni-jax in this process: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["omni-jax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+def user(words):
+    return [{"role": "user", "content": [{"type": "text", "text": words}]}]
+
+
+# --- generate
+
+
+def test_generate_prints_the_answer_and_nothing_else(run, tiny, omni):
+    expected = omni.generate(user("Hi"), thinker_max_new_tokens=24)
+    assert run("generate", tiny, "Hi", *SHORT) == (0, expected.text + "\n", "")
+
+
+def test_json_is_the_whole_reply(run, tiny, omni):
+    expected = omni.generate(user("Hi"), seed=7, thinker_max_new_tokens=24, thinker_temperature=1.5, thinker_top_k=50)
+    code, out, err = run(
+        "generate", tiny, "Hi", "--json", "--max-new-tokens", 24, "--temperature", 1.5, "--top-k", 50, "--seed", 7
+    )
+    assert (code, err) == (0, "")
+    reply = json.loads(out)
+    assert reply["text"] == expected.text
+    assert reply["tokens"] == expected.tokens
+    assert reply["logprobs"] == pytest.approx(expected.logprobs, rel=1e-5)
+    assert reply.keys() == {"text", "thinking", "tool_calls", "tokens", "logprobs", "finish_reason"}
+
+
+def test_a_stream_prints_the_same(run, tiny, omni):
+    expected = omni.generate(user("Hi"), thinker_max_new_tokens=24)
+    assert run("generate", tiny, "Hi", "--stream", *SHORT) == (0, expected.text + "\n", "")
+
+
+def test_recordings_come_before_the_text_in_their_order(run, tiny, omni):
+    audio = [{"type": "audio", "audio": str(RECORDING)}]
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [*audio, *audio, {"type": "text", "text": "a"}]},
+    ]
+    expected = omni.generate(conversation, thinker_max_new_tokens=24)
+    options = ("--audio", RECORDING, "--audio", RECORDING, "--system", "Be brief.", *SHORT)
+    assert run("generate", tiny, "a", *options) == (0, expected.text + "\n", "")
+
+
+def test_thinking_tools_and_calls(run, tiny, tmp_path, monkeypatch):
+    """Thinking goes to standard error, calls are lines of JSON; the options reach the template."""
+    asked = {}
+
+    def answer(self, conversation, **options):
+        asked.update(options)
+        return Reply(text="Well:", thinking="Hm.", tool_calls=[{"name": "clock", "arguments": {"zone": "Köln"}}])
+
+    monkeypatch.setattr(Omni, "generate", answer)
+    (tmp_path / "tools.json").write_text('[{"type": "function"}]')
+    code, out, err = run("generate", tiny, "Hi", "--tools", tmp_path / "tools.json", "--no-thinking", "--stop", "END")
+    assert (code, err) == (0, "Hm.\n")
+    assert out == 'Well:\n{"name": "clock", "arguments": {"zone": "Köln"}}\n'
+    assert asked["tools"] == [{"type": "function"}]
+    assert asked["template"] == {"enable_thinking": False}
+    assert asked["thinker"].stops == ("END",)
+
+
+# --- convert, inspect, demo
+
+
+def test_convert_and_back(run, tiny, tmp_path, omni):
+    code, out, err = run("convert", tiny, tmp_path / "ours")
+    assert (code, out, err) == (0, "", f"wrote {tmp_path / 'ours'}\n")
+    assert run("convert", tiny, tmp_path / "ours")[0] == 0  # again: there is nothing left to do
+    code, out, _ = run("generate", tmp_path / "ours", "Hi", *SHORT)
+    assert (code, out) == (0, omni.generate(user("Hi"), thinker_max_new_tokens=24).text + "\n")
+    assert run("convert", "--to-hf", tmp_path / "ours", tmp_path / "theirs")[0] == 0
+    assert from_hf(tmp_path / "theirs") == from_hf(tiny)
+    assert list((tmp_path / "theirs").glob("*.safetensors"))
+
+
+def test_inspect(run, tiny, omni):
+    code, out, err = run("inspect", tiny, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in omni.parts.items()}
+    assert {part["name"]: part["parameters"] for part in found["parts"]} == sizes
+    assert found["parameters"] == sum(sizes.values())
+    assert {part["stored"] for part in found["parts"]} <= {"float32", "F32"}  # as ours and as safetensors spells it
+    assert (found["context"], found["speakers"]) == (4096, ["chelsie", "ethan", "aiden"])
+    code, out, err = run("inspect", tiny)
+    assert (code, err) == (0, "")
+    assert all(f"{name} " in out and f"{size:,}" in out for name, size in sizes.items())
+
+
+def test_demo(run, tmp_path):
+    code, out, err = run("demo", "--keep", tmp_path / "kept")
+    assert code == 0
+    assert out.strip()
+    lines = err.splitlines()
+    assert [line[:3] for line in lines[:3]] == ["1/3", "2/3", "3/3"]
+    assert "The weights are random" in err
+    assert (tmp_path / "kept" / "published" / "config.json").exists()
+
+
+def test_help_names_every_command(run):
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert all(command in out for command in ("generate", "convert", "inspect", "demo"))
+
+
+def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        cli._setup()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "omni_jax" / "programs")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+# --- mistakes
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A folder of things that are not what they should be."""
+    (tmp_path / "noise.wav").write_bytes(b"RIFF but no sound at all")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "tools.json").write_text("{")
+    (tmp_path / "one.json").write_text('{"type": "function"}')
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "bare").mkdir()
+    return tmp_path
+
+
+MISTAKES = {
+    "generate TINY --audio HERE/a.wav": "a.wav: no such audio file",
+    "generate TINY --audio HERE/noise.wav": "noise.wav: not audio, or damaged",
+    "generate TINY --audio HERE/empty.wav": "empty.wav: is empty",
+    "generate HERE/absent Hi": "absent: no such folder; expected a Hugging Face folder",
+    "generate owner/absent Hi": "owner/absent: no such folder here, and the hub did not give it",
+    "generate HERE/bare Hi": "no config.json",
+    "generate HERE/other Hi": "expected model_type .* got 'llama'; this is another model's folder",
+    "generate TINY Hi --stream --json": "--stream and --json: expected one of them, got both",
+    "generate TINY Hi --dtype int8": "--dtype: expected float32 or bfloat16, got int8",
+    "generate TINY": "nothing to answer: give a text, --audio FILE, or both",
+    "generate TINY Hi --top-p 2": "top_p: expected a number above 0 and at most 1, got 2.0",
+    "generate TINY Hi --tools HERE/tools.json": "tools.json: expected a JSON list of function schemas",
+    "generate TINY Hi --tools HERE/one.json": "one.json: expected a JSON list of function schemas, got dict",
+    "inspect HERE/absent": "absent: no such folder; expected a Hugging Face folder",
+    "inspect HERE/other": "expected model_type .* got 'llama'",
+    "convert HERE/absent HERE/out": "absent",
+    "convert HERE/other HERE/out": "expected model_type .* got 'llama'",
+    "convert TINY HERE/out --dtype float16": "--dtype: expected float32 or bfloat16, got float16",
+    "convert --to-hf TINY HERE/out": "expected a converted checkpoint",
+    "convert TINY HERE/empty.wav": "empty.wav",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(run, tiny, here, monkeypatch, command):
+    monkeypatch.setenv("HF_HOME", str(here / "hub"))
+    code, out, err = run(*(word.replace("TINY", str(tiny)).replace("HERE", str(here)) for word in command.split()))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(f"omni-jax: .*{MISTAKES[command]}.*\n", err)
+    assert not (here / "out" / "omni_jax.json").exists()
+
+
+def test_a_prompt_longer_than_the_context(run, tmp_path):
+    config = tiny_config()
+    config["thinker_config"]["text_config"]["max_position_embeddings"] = 16
+    folder = write_tiny(tmp_path / "small", config=config, speech=False)
+    code, out, err = run("generate", folder, "What is said in all of this?")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the context holds 16: shorten the text or the audio" in err
+
+
+def test_the_traceback_on_request(monkeypatch, tiny):
+    monkeypatch.setattr(sys, "argv", ["omni-jax", "generate", str(tiny)])
+    monkeypatch.setenv("OMNI_JAX_DEBUG", "1")
+    with pytest.raises(ValueError, match="nothing to answer"):
+        cli.main()
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    """What a shell sees: no traceback, nothing else on standard error."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-m", "omni_jax.cli", "generate", str(tmp_path / "absent"), "Hi"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.splitlines() == [
+        f"omni-jax: {tmp_path / 'absent'}: no such folder; expected a Hugging Face folder, a converted folder or a hub id "
+        "(owner/name)"
+    ]

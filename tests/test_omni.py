@@ -1,0 +1,465 @@
+"""The facade: what a user calls, streams that equal the whole, programs that are compiled once, and what may go wrong."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from omni_jax import Omni, Reply, Sampling
+from omni_jax.decoding import generate as generation
+from omni_jax.decoding.generate import Made
+from omni_jax.models.parts import SPEECH, leaves
+from omni_jax.processing.request import Batch
+from omni_jax.testing import write_tiny
+
+# Prompts of up to 16 tokens and 24 new ones: the tests share their programs, and those of tests/decoding.
+GREEDY = {"thinker_max_new_tokens": 24, "thinker_eos_token_id": -1}
+SAMPLED = GREEDY | {"thinker_temperature": 1.5, "thinker_top_k": 50}
+
+
+def user(*content):
+    return [{"role": "user", "content": content[0] if isinstance(content[0], str) else list(content)}]
+
+
+def sound(seconds, seed=0):
+    samples = np.random.default_rng(seed).normal(scale=0.1, size=int(16_000 * seconds)).astype(np.float32)
+    return {"type": "audio", "audio": samples}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+
+
+def joined(events):
+    return "".join(event.text for event in events), "".join(event.thinking for event in events)
+
+
+@pytest.fixture
+def says(monkeypatch, omni):
+    """Makes the model say given texts, one a row, where the random weights would say something else."""
+
+    def script(*replies):
+        rows = [omni.tokenizer.encode(reply, add_special_tokens=False) for reply in replies]
+
+        def generate(model, x, prompt, positions, lengths, options, *, candidates, steps):
+            for at in range(0, max(map(len, rows)), steps):
+                tokens = np.zeros((len(lengths), steps), int)
+                counts = np.zeros(len(lengths), int)
+                for number, row in enumerate(rows):
+                    new = row[at : at + steps]
+                    tokens[number, : len(new)], counts[number] = new, len(new)
+                yield Made(tokens=tokens, logprobs=np.zeros(tokens.shape), counts=counts)
+
+        monkeypatch.setattr("omni_jax.omni.generate", generate)
+
+    return script
+
+
+# --- answers
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("steps", [1, 4, 32])
+def test_a_stream_equals_the_whole(omni, options, steps):
+    whole = omni.generate(user("Hi"), seed=5, **options)
+    events = list(omni.stream(user("Hi"), seed=5, steps=steps, **options))
+    assert joined(events) == (whole.text, whole.thinking)
+    assert events[-1].reply == whole
+    assert all(event.reply is None for event in events[:-1])
+    assert all(event.text or event.thinking for event in events[:-1])
+    assert len(whole.tokens) == len(whole.logprobs) == 24
+
+
+def test_audio_is_heard(omni):
+    conversations = [user(sound(0.3, seed), text("a")) for seed in (1, 2, 1)]
+    first, second, third = omni.generate_batch(conversations, **GREEDY)
+    assert first.tokens != second.tokens
+    assert first == third
+
+
+def test_a_batch_equals_its_rows(omni):
+    conversations = [user("Hi"), user(sound(0.2)), user("What?")]
+    replies = omni.generate_batch(conversations, seed=[1, 2, 3], **SAMPLED)
+    for conversation, seed, reply in zip(conversations, [1, 2, 3], replies, strict=True):
+        assert omni.generate(conversation, seed=seed, **SAMPLED).tokens == reply.tokens
+    prepared = omni.prepare(conversations)
+    assert [r.tokens for r in omni.generate_batch(prepared, seed=[1, 2, 3], **SAMPLED)] == [r.tokens for r in replies]
+
+
+def test_seeds(omni):
+    one = omni.generate(user("Hi"), seed=1, **SAMPLED)
+    assert isinstance(one, Reply)
+    assert omni.generate(user("Hi"), seed=np.int64(1), **SAMPLED) == one
+    assert omni.generate(user("Hi"), seed=2, **SAMPLED).tokens != one.tokens
+    assert omni.generate_batch([user("Hi")] * 3, seed=1, **SAMPLED)[2].tokens == one.tokens
+
+
+def test_options_are_a_sampling_or_single_ones_over_it(omni):
+    sampling = Sampling(max_new_tokens=24, eos_token_id=-1, temperature=1.5, top_k=50)
+    assert omni.generate(user("Hi"), thinker=sampling, seed=3) == omni.generate(user("Hi"), seed=3, **SAMPLED)
+    greedy = omni.generate(user("Hi"), thinker=sampling, thinker_do_sample=False)
+    assert greedy == omni.generate(user("Hi"), **GREEDY)
+
+
+def test_a_reply_ends_at_the_end_of_the_turn_by_default(omni, says):
+    assert omni.defaults.eos == (omni.config.im_end,)
+    says("Yes.<|im_end|>")
+    reply = omni.generate(user("Hi"))
+    assert (reply.text, reply.finish_reason) == ("Yes.", "stop")
+    assert reply.tokens[-1] == omni.config.im_end
+    assert reply.codes is None
+    assert reply.audio is None
+
+
+# --- thinking, tool calls, characters: the model says what the test wants
+
+CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "Köln"}}\n</tool_call>'
+
+
+def test_thinking_and_tool_calls_are_read_apart(omni, says):
+    says(f"<think>\nWell, 5 o'clock…\n</think>\n\nI look. 你好\n{CALL}<|im_end|>")
+    reply = omni.generate(user("What time is it?"))
+    assert reply.thinking == "Well, 5 o'clock…"
+    assert reply.text == "I look. 你好"
+    assert reply.tool_calls == [{"name": "clock", "arguments": {"zone": "Köln"}}]
+    assert reply.finish_reason == "stop"
+    for steps in (1, 2, 5, 32):
+        events = list(omni.stream(user("What time is it?"), steps=steps))
+        assert joined(events) == (reply.text, reply.thinking)
+        assert events[-1].reply == reply
+        assert not any("\ufffd" in event.text + event.thinking for event in events)
+
+
+def test_a_thinking_block_that_the_template_opened(omni, says):
+    says("Hm.\n</think>\n\nYes.<|im_end|>")
+    batch = Batch.from_tokens(omni.tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"))
+    (reply,) = omni.generate_batch(batch)
+    assert (reply.thinking, reply.text) == ("Hm.", "Yes.")
+    earlier = omni.tokenizer.encode("<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n")
+    (reply,) = omni.generate_batch(Batch.from_tokens(earlier))
+    assert (reply.thinking, reply.text) == ("", "Hm.\n</think>\n\nYes.")  # the user's tag opened nothing
+
+
+def test_no_thinking_when_told_so(omni, says):
+    says("Yes.<|im_end|>")
+    (prompt,) = omni.prepare(user("Hi"), enable_thinking=False).tokens
+    assert omni.tokenizer.decode(prompt).endswith("<think>\n\n</think>\n\n")
+    reply = omni.generate(user("Hi"), template={"enable_thinking": False})
+    assert (reply.thinking, reply.text) == ("", "Yes.")
+
+
+def test_tool_answers_go_back_into_the_conversation(omni, says):
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}]
+    says(f"{CALL}<|im_end|>")
+    reply = omni.generate(user("Time?"), tools=tools)
+    conversation = [
+        *user("Time?"),
+        {"role": "assistant", "content": reply.text, "tool_calls": reply.tool_calls},
+        {"role": "tool", "content": "17:00"},
+    ]
+    prompt = omni.tokenizer.decode(omni.prepare(conversation, tools=tools).tokens[0])
+    assert CALL in prompt
+    assert "<tool_response>\n17:00\n</tool_response>" in prompt
+    assert prompt.count('"name": "clock"') == 2
+
+
+def test_stop_strings_hold_back_what_may_become_one(omni, says):
+    says("Count: one two END three<|im_end|>")
+    for steps in (1, 3, 32):
+        events = list(omni.stream(user("Hi"), thinker_stop_strings=["END", "never"], steps=steps))
+        assert joined(events)[0] == "Count: one two "
+        assert events[-1].reply.finish_reason == "stop"
+        assert omni.tokenizer.decode(events[-1].reply.tokens).endswith("END")
+        assert len(events[-1].reply.logprobs) == len(events[-1].reply.tokens)
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "thinking"),
+    [
+        ("One E", "One E", ""),  # a beginning of a stop string that stays one
+        ("One\n\n", "One\n\n", ""),  # newlines that no tool call followed
+        ("<think>Hm", "", "Hm"),
+        ('One <tool_call>{"name"', 'One <tool_call>{"name"', ""),
+    ],
+)
+def test_what_was_held_back_is_given_out_at_the_end(omni, says, said, text, thinking):
+    says(f"{said}<|im_end|>")
+    for steps in (1, 32):
+        events = list(omni.stream(user("Hi"), thinker_stop_strings="END", steps=steps))
+        assert joined(events) == (text, thinking) == (events[-1].reply.text, events[-1].reply.thinking)
+
+
+def test_rows_of_a_batch_end_each_on_its_own(omni, says):
+    says("Yes.<|im_end|>", "No, not at all.<|im_end|>", "Perhaps: END of it")
+    replies = omni.generate_batch(
+        [user("a"), user("b"), user("c")], thinker_stop_strings="END", thinker_max_new_tokens=99
+    )
+    assert [reply.text for reply in replies] == ["Yes.", "No, not at all.", "Perhaps: "]
+
+
+# --- streams
+
+
+def test_a_stream_that_is_closed_stops_the_work(omni, monkeypatch):
+    calls, advance = [], generation.advance
+    monkeypatch.setattr(generation, "advance", lambda *a, **k: calls.append(1) or advance(*a, **k))
+    stream = omni.stream(user("Hi"), steps=1, **GREEDY)
+    next(stream)
+    made = len(calls)
+    stream.close()
+    assert list(stream) == []
+    assert len(calls) == made < 23
+    assert omni.generate(user("Hi"), **GREEDY).finish_reason == "length"
+
+
+@pytest.mark.parametrize("steps", [0, 33, -1])
+def test_steps_out_of_range(omni, steps):
+    with pytest.raises(ValueError, match=f"^steps: expected 1 to 32 tokens an event, got {steps}") as error:
+        next(omni.stream(user("Hi"), steps=steps))
+    one_line(error)
+
+
+# --- parts alone
+
+
+def test_prepare_gives_arrays(omni):
+    batch = omni.prepare([user(sound(0.5), text("a")), user("b")])
+    assert batch.tokens.shape == batch.mask.shape == batch.positions.shape[1:]
+    assert [mel.shape for mel in batch.mel] == [(128, 50)]
+    alone = omni.prepare(user("b"))
+    assert alone.tokens.shape == (1, batch.lengths[1])
+
+
+def test_logits_on_either_side_of_the_padding_agree(omni):
+    tokens = np.random.default_rng(0).integers(0, 250, (3, 40))
+    right = np.arange(40) < np.array([40, 3, 33])[:, None]
+    left = right[:, ::-1]
+    turned = np.zeros_like(tokens)
+    turned[left] = tokens[right]
+    one, other = np.asarray(omni.logits(tokens, right)), np.asarray(omni.logits(turned, left))
+    assert one.shape == (3, 40, omni.config.thinker.vocabulary)
+    np.testing.assert_array_equal(one[right], other[left])
+    alone = np.asarray(omni.logits(tokens[2, :33]))[0]
+    np.testing.assert_allclose(one[2, :33], alone, atol=1e-5 * np.abs(alone).max())
+
+
+def test_logits_of_a_prepared_batch_hear_the_audio(omni):
+    batch = omni.prepare(user(sound(0.3), text("a")))
+    logits = np.asarray(omni.logits(batch))
+    louder = np.asarray(omni.logits(replace(batch, mel=(batch.mel[0] + 1,))))
+    at = np.flatnonzero(batch.tokens[0] == omni.config.thinker.audio_token)[0]
+    np.testing.assert_array_equal(logits[0, :at], louder[0, :at])
+    assert (np.abs(logits - louder)[0, at:].max(axis=1) > 1e-3).all()
+    reply = omni.generate(user(sound(0.3), text("a")), **GREEDY)
+    assert reply.tokens[0] == logits[0, -1].argmax()
+
+
+# --- programs
+
+
+@pytest.fixture
+def compiled():
+    """Counts the programs that XLA compiles."""
+    counted = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counted
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_compilation_is_counted(compiled):
+    jax.jit(lambda x: x * 3 + 1)(np.arange(7))
+    assert compiled
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED])
+def test_a_second_request_of_a_new_length_within_a_bucket_compiles_nothing(omni, compiled, options):
+    omni.generate(user(sound(0.16, 1), text("a")), **options)  # 13 tokens: bucket 16, and a chunk of audio
+    compiled.clear()
+    omni.generate(user(sound(0.3, 2), text("ab")), **options)
+    omni.generate(user(sound(0.4, 2), text("a")), **options | {"thinker_max_new_tokens": 17})
+    list(omni.stream(user(sound(0.1, 3), text("abcd")), **options))
+    changed = {"thinker_repetition_penalty": 1.2, "thinker_min_new_tokens": 3, "thinker_eos_token_id": [4, 5]}
+    if options is SAMPLED:
+        changed |= {"thinker_temperature": 0.7, "thinker_top_k": 40, "thinker_top_p": 0.9}
+    omni.generate(user(sound(0.2), text("ab")), seed=9, **options | changed)
+    assert not compiled
+
+
+def test_rows_within_a_power_of_two_compile_nothing(omni, compiled):
+    omni.generate_batch([user("a")] * 4, **GREEDY)
+    compiled.clear()
+    omni.generate_batch([user("ab"), user("c"), user("What")], **GREEDY)
+    assert not compiled
+
+
+def test_a_second_audio_of_a_new_length_compiles_nothing(omni, compiled):
+    def mel(frames):
+        return np.zeros((128, frames), np.float32)
+
+    omni.encode_audio([mel(310)])
+    compiled.clear()
+    omni.encode_audio([mel(399)])
+    omni.encode_audio([mel(120), mel(95)])
+    assert not compiled
+
+
+# --- loading
+
+
+def test_speech_false_leaves_the_speaking_parts_away(tiny, omni):
+    silent = Omni.load(tiny, speech=False)
+    assert set(omni.parts) - set(silent.parts) == set(SPEECH)
+    assert silent.generate(user("Hi"), **GREEDY) == omni.generate(user("Hi"), **GREEDY)
+    assert omni.speakers == ("chelsie", "ethan", "aiden")
+
+
+def test_a_text_only_checkpoint(tmp_path):
+    folder = write_tiny(tmp_path / "model", speech=False)
+    omni = Omni.load(folder)
+    assert omni.speakers == ()
+    assert not set(omni.parts) & set(SPEECH)
+    assert omni.defaults.do_sample is True
+    with pytest.raises(ValueError, match="speech=True, but this checkpoint has no talker") as error:
+        Omni.load(folder, speech=True)
+    one_line(error)
+
+
+def test_save_and_load_give_the_same_answer(omni, tmp_path):
+    omni.save(tmp_path / "converted")
+    again = Omni.load(tmp_path / "converted")
+    assert again.config == omni.config
+    assert again.generate(user("Hi"), **GREEDY) == omni.generate(user("Hi"), **GREEDY)
+
+
+def test_dtype(tiny):
+    half = Omni.load(tiny, dtype="bfloat16", speech=False)
+    assert {leaf.dtype.name for leaf in leaves(half.parts).values()} == {"bfloat16"}
+
+
+def test_eight_devices_give_the_tokens_of_one(tiny, omni):
+    """Weights over the experts and over heads, feed-forward and vocabulary, on eight devices of the host."""
+    devices = np.array(jax.devices()).reshape(1, 4, 2)
+    spread = Omni.load(tiny, mesh=jax.sharding.Mesh(devices, ("data", "expert", "model")), speech=False)
+    experts = spread.parts["thinker"].decoder.experts.gate_up[...]
+    assert experts.sharding.num_devices == 8
+    assert experts.addressable_shards[0].data.shape[1] == experts.shape[1] // 4
+    conversations = [user("Hi"), user(sound(0.2)), user("What?")]
+    found, expected = (model.generate_batch(conversations, **GREEDY) for model in (spread, omni))
+    assert [reply.tokens for reply in found] == [reply.tokens for reply in expected]
+
+
+# --- what a user may get wrong
+
+REQUESTS = {
+    "speech": ({"return_audio": True}, "return_audio=True: this version answers in text only"),
+    "an unknown option": ({"thinker_heat": 1}, "unknown option thinker_heat; expected one of"),
+    "an option without its prefix": ({"temperature": 1}, "unknown option temperature; expected one of"),
+    "an impossible option": ({"thinker_top_p": 3}, "top_p: expected a number above 0 and at most 1, got 3"),
+    "too many seeds": ({"seed": [1, 2]}, "seed: expected one whole number, or one for each of the 1 conversations"),
+    "no seed": ({"seed": None}, "seed: expected one whole number"),
+    "a seed in words": ({"seed": "one"}, "seed: expected one whole number"),
+    "half a seed": ({"seed": [1.5]}, "seed: expected one whole number"),
+    "tools in words": ({"tools": "clock"}, "tools: expected a list of JSON schemas"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_a_wrong_request_is_one_clear_line(omni, case):
+    options, said = REQUESTS[case]
+    with pytest.raises(ValueError, match=said) as error:
+        omni.generate(user("Hi"), **options)
+    one_line(error)
+    if options.get("seed") != [1, 2]:
+        with pytest.raises(ValueError, match=said):
+            next(omni.stream(user("Hi"), **options))
+
+
+CONVERSATIONS = {
+    "empty": ([], "conversation: no messages"),
+    "a string": ("Hi", "expected a dict with role and content, got str"),
+    "an unknown role": ([{"role": "robot", "content": "Hi"}], "unknown role 'robot'"),
+    "an image": (user({"type": "image", "image": "a.png"}), "image input is not supported yet; audio and text are"),
+    "no such file": (user({"type": "audio", "audio": "nowhere.wav"}), "nowhere.wav: no such file"),
+}
+
+
+@pytest.mark.parametrize("case", CONVERSATIONS)
+def test_a_wrong_conversation_is_one_clear_line(omni, case):
+    conversation, said = CONVERSATIONS[case]
+    with pytest.raises(ValueError, match=said) as error:
+        omni.generate(conversation)
+    one_line(error)
+    with pytest.raises(ValueError, match=f"conversation 1: .*{said}" if case != "a string" else "conversation 1"):
+        omni.generate_batch([user("Hi"), conversation])
+
+
+def test_no_conversations(omni):
+    with pytest.raises(ValueError, match="conversation: no messages"):
+        omni.generate_batch([])
+
+
+@pytest.mark.parametrize("token", [-3, 512, 100_000])
+def test_tokens_outside_the_vocabulary(omni, token):
+    with pytest.raises(ValueError, match=f"tokens: expected ids from 0 to 511, got .*{token}") as error:
+        omni.logits([[1, token]])
+    one_line(error)
+
+
+def test_a_batch_with_mel_of_another_model(omni):
+    batch = Batch.from_hf({"input_ids": [[1, 2]], "input_features": np.zeros((1, 80, 8), np.float32)})
+    batch = replace(batch, tokens=np.array([[omni.config.thinker.audio_token, 2]], np.int32))
+    with pytest.raises(
+        ValueError, match=r"clip 0: expected shape \[128, A\] \(mel bins, frames\), got \[80, 8\]"
+    ) as error:
+        omni.generate_batch(batch)
+    one_line(error)
+
+
+def load_errors(tmp_path):
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": ')
+    return {
+        str(tmp_path / "absent"): "no such folder; expected a Hugging Face folder, a converted folder or a hub id",
+        tmp_path / "absent": "no such folder",
+        str(tmp_path / "file"): "expected a model folder, got a file",
+        str(tmp_path / "empty"): "no config.json",
+        str(tmp_path / "other"): "expected model_type .*, got 'llama'; this is another model's folder",
+        str(tmp_path / "broken"): "config.json",
+        "owner/name-of-no-model": "no such folder here, and the hub did not give it",
+        "./absent": "no such folder",
+        "just-a-name": "no such folder",
+    }
+
+
+def test_a_wrong_path_is_one_clear_line(tmp_path, monkeypatch):
+    """A hub id too: conftest.py keeps the hub's client offline."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for path, said in load_errors(tmp_path).items():
+        with pytest.raises(ValueError, match=said) as error:
+            Omni.load(path)
+        one_line(error)
+        assert str(path) in str(error.value) or "config.json" in said or "config.json" in str(error.value)
+
+
+def test_a_mesh_that_does_not_fit(tiny):
+    unknown = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    explicit = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    for mesh, said in ((unknown, "among data, expert and model, got"), (explicit, "of type Auto, got explicit ones")):
+        with pytest.raises(ValueError, match=f"^mesh: expected axes {said}") as error:
+            Omni.load(tiny, mesh=mesh)
+        one_line(error)
