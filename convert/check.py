@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from shell import bar, run
 
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf
+from omni_jax.shell import bar, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "check")

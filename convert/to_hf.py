@@ -7,9 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from shell import bar, note, run
-
 from omni_jax import checkpoint
+from omni_jax.shell import bar, note, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,4 +30,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "to_hf")

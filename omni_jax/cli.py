@@ -2,10 +2,8 @@
 
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -13,17 +11,18 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from omni_jax.shell import bar, note, run
+
 app = typer.Typer(
-    help="Qwen's omni models in JAX: they hear, read and write.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-note = Console(stderr=True, highlight=False, soft_wrap=True)
+# What typer raises for an unknown option or a missing argument; it has no public name for it.
+UsageError = typer.BadParameter.__mro__[1]
 
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, a converted folder or a hub id (owner/name).", metavar="MODEL")
@@ -36,18 +35,23 @@ Dtype = Annotated[
 def main() -> None:
     """Runs a command; a user's mistake is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing here, it is not needed
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        if os.environ.get("OMNI_JAX_DEBUG"):
-            raise
-        note.print(f"omni-jax: {' '.join(str(error).split())}", markup=False)
-        sys.exit(2)
+    run(lambda: app(standalone_mode=False), "omni-jax", usage=UsageError)
 
 
 @app.callback()
-def _setup() -> None:
-    """Compiled programs are kept between runs (JAX_COMPILATION_CACHE_DIR chooses where, empty switches it off)."""
+def _start(context: typer.Context) -> None:
+    """Qwen's omni models in JAX: they hear, read and write.
+
+    Compiled programs are kept between runs: JAX_COMPILATION_CACHE_DIR chooses where, empty switches it off.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+    else:
+        keep_programs()
+
+
+def keep_programs() -> None:
+    """Has JAX keep compiled programs on the disk."""
     import jax
 
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "omni_jax" / "programs"))
@@ -134,7 +138,7 @@ def convert(
     from omni_jax import checkpoint
 
     action = checkpoint.export if to_hf else checkpoint.convert
-    with _bar("converting") as progress:
+    with bar("converting") as progress:
         action(source, target, dtype=_dtype(dtype), progress=progress)
     note.print(f"wrote {target}", markup=False)
 
@@ -185,7 +189,7 @@ def demo(
         note.print("1/3  writing a tiny random Qwen3-Omni in the published layout")
         write_tiny(folder / "published")
         note.print("2/3  converting it")
-        with _bar("converting") as progress:
+        with bar("converting") as progress:
             checkpoint.convert(folder / "published", folder / "converted", progress=progress)
         note.print("3/3  listening to a recording and answering")
         omni = _load(str(folder / "converted"), None, speech=None)
@@ -217,7 +221,7 @@ def _print_stream(events: Iterator[Any]) -> None:
 def _load(model: str, dtype: str | None, *, speech: bool | None) -> Any:
     from omni_jax.omni import Omni
 
-    with _bar("loading") as progress:
+    with bar("loading") as progress:
         return Omni.load(model, dtype=_dtype(dtype), speech=speech, progress=progress)
 
 
@@ -241,18 +245,6 @@ def _tools(path: Path) -> list[dict[str, Any]]:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
-@contextmanager
-def _bar(action: str) -> Iterator[Callable[[int, int, str], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=note, transient=True, disable=not note.is_terminal) as bar:
-        task = bar.add_task(action, total=None)
-
-        def progress(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{action} {name}")
-
-        yield progress
 
 
 if __name__ == "__main__":

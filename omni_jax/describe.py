@@ -12,6 +12,8 @@ from omni_jax.config import OmniConfig, from_hf
 from omni_jax.hub import locate
 from omni_jax.models import parts
 
+NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
 
 def describe(model: str | Path) -> dict[str, Any]:
     """Parts, parameters and sizes of a Hugging Face folder, a converted one or a hub id, ready for JSON.
@@ -56,6 +58,6 @@ def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
     source, _ = weights.published(folder, config)
     kinds: dict[str, set[str]] = {}
     for path, binding in source.bindings.items():
-        found = {source.tensors.tensors[source.names[name]].dtype for name in binding.names()}
+        found = {NAMES[source.tensors.tensors[source.names[name]].dtype] for name in binding.names()}
         kinds.setdefault(path.split(".")[0], set()).update(found)
     return {part: ", ".join(sorted(found)) for part, found in kinds.items()}

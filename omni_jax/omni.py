@@ -283,11 +283,14 @@ class Omni:
     ) -> Iterator[list["_Row"]]:
         sampling = (thinker or Sampling()).over(self.defaults)
         sampling = Sampling.named(options, prefix="thinker_").over(sampling)
-        batch = (
-            conversations
-            if isinstance(conversations, Batch)
-            else self.prepare(list(conversations), tools=tools, **template)
-        )
+        if isinstance(conversations, Batch):
+            if tools or template:
+                raise ValueError(
+                    "tools and template shape the prompt; a Batch has its prompts already: give them to prepare"
+                )
+            batch = conversations
+        else:
+            batch = self.prepare(list(conversations), tools=tools, **template)
         count = len(batch.tokens)
         seeds = list(seed) if np.ndim(seed) else [seed] * count
         if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):

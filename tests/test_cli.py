@@ -146,7 +146,7 @@ def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
     try:
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv("HOME", str(tmp_path))
-        cli._setup()
+        cli.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "omni_jax" / "programs")
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])

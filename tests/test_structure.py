@@ -70,7 +70,7 @@ def test_libraries_stay_where_they_belong(part):
 
 def test_only_the_shell_talks_to_a_terminal_and_nothing_imports_it():
     for path in sources(PACKAGE):
-        if path.name != "cli.py":
+        if path.name not in ("cli.py", "shell.py"):
             for name in imports(path):
                 assert not within(name, ["omni_jax.cli", *SHELL]), f"{path.relative_to(ROOT)} imports {name}"
 

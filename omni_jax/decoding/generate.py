@@ -150,13 +150,12 @@ def generate(
     *,
     candidates: int,
     steps: int = CALL_STEPS,
-    first_steps: int | None = None,
 ) -> Generator[Made, np.ndarray | None, None]:
     """Runs prompts to their replies, yielding the tokens of each call; send row flags to finish rows from outside.
 
     Args:
         lengths: prompt tokens of each row; 0 for a padding row.
-        steps: tokens a call. first_steps: tokens of the second call, for a quick start of a stream (default ``steps``).
+        steps: tokens a call.
 
     The cache starts with room for 512 new tokens and doubles when a call might overrun it, so that a generous
     ``max_new_tokens`` costs memory only when it is used. Its size follows from the padded length of the prompts, so that
@@ -167,7 +166,7 @@ def generate(
     cache = model.empty_cache(x.shape[0], bucket(x.shape[1] + room))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs = start(model, x, *first, cache, rows, candidates=candidates)
-    counts, calls = np.zeros(len(lengths), int), 0
+    counts = np.zeros(len(lengths), int)
     made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
     while True:
         total, finished = np.asarray(state.count), np.asarray(state.finished)
@@ -178,8 +177,7 @@ def generate(
             state = replace(state, finished=jnp.asarray(finished))
         if finished.all():
             return
-        now = min(first_steps if first_steps and not calls else steps, CALL_STEPS)
-        calls += 1
+        now = min(steps, CALL_STEPS)
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
             state = replace(state, cache=_grow(state.cache, slots=2 * state.cache.slots))

@@ -43,11 +43,17 @@ def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: AudioEncoderConfig) 
 
     A clip shorter than a chunk is convolved as if its array ended with it; a longer clip's last chunk is padded with zero
     frames. So a clip's features never depend on its company.
+
+    Raises:
+        ValueError: a configuration whose attention window is longer than a call.
     """
     waiting: list[tuple[int, int, int, int]] = []
     done = 0
-    windows = list(_windows(clips, config))
-    for window in windows:
+    if config.window_chunks > SIZES[-1]:
+        raise ValueError(
+            f"attention windows of {config.window_chunks} chunks: expected at most {SIZES[-1]}, as a call holds"
+        )
+    for window in _windows(clips, config):
         size = -(-(window[2] - window[1]) // config.chunk_frames)
         if done + size > SIZES[-1]:
             yield _fill(clips, waiting, config)

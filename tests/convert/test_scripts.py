@@ -101,7 +101,7 @@ def test_a_mistake_is_one_line_and_code_2(script, tiny, converted, tmp_path, cap
     places = {"GONE": tmp_path / "gone", "NEW": tmp_path / "new", "TINY": tiny, "CONVERTED": converted}
     module = script(name)
     with pytest.raises(SystemExit) as left:
-        module.run(lambda: module.main([str(places.get(argument, argument)) for argument in arguments]))
+        module.run(lambda: module.main([str(places.get(argument, argument)) for argument in arguments]), "script")
     assert left.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1

@@ -38,14 +38,14 @@ def answer(omni, rows, *, seed=0, **options):
     return omni.generate_batch(rows if isinstance(rows, Batch) else batch(*rows), seed=seed, **options)
 
 
-def made(omni, rows, *, most, how=GREEDY, steps=32, first_steps=None):
+def made(omni, rows, *, most, how=GREEDY, steps=32):
     """Tokens and log-probabilities of each row, by the generator itself."""
     padded, x = omni._embed(batch(*rows))
     options = Sampling(eos_token_id=OPEN).over(Sampling(**how))
     calls = generation.generate(
         omni.parts["thinker"], x, padded.tokens, padded.positions, padded.lengths,
         SamplingRows.of([options] * len(most), [0] * len(most), most),
-        candidates=options.candidates(omni.config.thinker.vocabulary), steps=steps, first_steps=first_steps,
+        candidates=options.candidates(omni.config.thinker.vocabulary), steps=steps,
     )  # fmt: skip
     found = [([], []) for _ in most]
     sizes = []
@@ -117,8 +117,8 @@ def test_the_penalty_covers_prompt_and_reply_of_each_row(omni):
 def test_tokens_do_not_depend_on_the_steps_a_call(omni):
     (whole, logprobs), *_ = made(omni, [prompt(9)], most=[NEW])[0]
     assert len(whole) == NEW
-    for steps, first_steps, sizes in [(1, None, [1] * NEW), (5, None, [1, 5, 5, 5, 5, 3]), (8, 2, [1, 2, 8, 8, 5])]:
-        found, calls = made(omni, [prompt(9)], most=[NEW], steps=steps, first_steps=first_steps)
+    for steps, sizes in [(1, [1] * NEW), (5, [1, 5, 5, 5, 5, 3])]:
+        found, calls = made(omni, [prompt(9)], most=[NEW], steps=steps)
         assert found[0][0] == whole
         assert calls == sizes
         np.testing.assert_allclose(found[0][1], logprobs, rtol=1e-5)

@@ -1,0 +1,44 @@
+"""What the shell's commands share: a progress bar, and mistakes in one line with exit code 2."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+note = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(action: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over bytes, to be called with (bytes done, bytes in all, name); silent without a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=note, transient=True, disable=not note.is_terminal) as progress:
+        task = progress.add_task(action, total=None)
+        yield lambda done, total, name: progress.update(
+            task, completed=done, total=total, description=f"{action} {name}"
+        )
+
+
+def run(main: Callable[[], int | None], name: str, *, usage: type[Exception] = ValueError) -> None:
+    """Runs ``main`` and exits with its code; a user's mistake is one line and exit code 2.
+
+    OMNI_JAX_DEBUG=1 shows the traceback instead.
+
+    Args:
+        usage: further errors that are the user's.
+    """
+    try:
+        code = main() or 0
+    except (ValueError, OSError, usage) as error:
+        if os.environ.get("OMNI_JAX_DEBUG"):
+            raise
+        said = getattr(error, "format_message", lambda: str(error))()
+        note.print(f"{name}: {' '.join(said.split())}", markup=False)
+        code = 2
+    except KeyboardInterrupt:
+        note.print(f"{name}: stopped")
+        code = 130
+    sys.exit(code)
