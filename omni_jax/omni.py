@@ -1,7 +1,6 @@
 """The facade: a checkpoint as one object that takes conversations. The only file that knows every part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -24,7 +23,8 @@ from omni_jax.processing.audio import FeatureConfig
 from omni_jax.processing.packing import pack, split
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch
-from omni_jax.processing.transcript import Piece, Transcript
+from omni_jax.processing.transcript import Transcript
+from omni_jax.reply import Draft, Event, Reply
 from omni_jax.sharding import shardings
 
 DEFAULT_NEW_TOKENS = 1024
@@ -33,39 +33,6 @@ _embed = jax.jit(lambda thinker, tokens: thinker.embed(tokens))
 _encode = jax.jit(lambda encoder, mel, extent, window: encoder.encode(mel, extent, window))
 _place = jax.jit(lambda x, features, index: place(x, features.reshape(-1, features.shape[-1]), index), donate_argnums=0)
 _logits = jax.jit(lambda thinker, x, positions, lengths: thinker.logits(x, positions, lengths))
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model answered.
-
-    Attributes:
-        text: the answer, without thinking, tool calls and special tokens. thinking: a thinking model's ``<think>`` part.
-        tool_calls: ``{"name": ..., "arguments": {...}}`` of each call.
-        tokens: generated ids, the one that ended the reply included. logprobs: of each, under the model itself.
-        finish_reason: "stop" (an end token or stop string) or "length".
-        codes, audio: codec ids [Q, Y] and samples [W] of a spoken reply, else None. sample_rate: of ``audio``, in Hz.
-    """
-
-    text: str
-    thinking: str = ""
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str = "stop"
-    codes: np.ndarray | None = None
-    audio: np.ndarray | None = None
-    sample_rate: int = 24_000
-
-
-@dataclass(frozen=True)
-class Event:
-    """A piece of a streamed reply. ``reply`` is the whole of it, on the last event only."""
-
-    text: str = ""
-    thinking: str = ""
-    audio: np.ndarray | None = None
-    reply: Reply | None = None
 
 
 class Omni:
@@ -161,8 +128,10 @@ class Omni:
         *,
         seed: int | Sequence[int] = 0,
         thinker: Sampling | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        talker: Sampling | None = None,
+        speaker: str | Sequence[str] | None = None,
         return_audio: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[Reply]:
@@ -172,13 +141,15 @@ class Omni:
             conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, or a Batch.
             seed: one for all, or one a conversation; a sampled reply depends on its own seed and prompt alone.
             thinker: sampling options, over the checkpoint's; or single ones such as ``thinker_temperature=0.7``.
+            return_audio, speaker, talker, talker_...: of spoken replies. This version answers in text only: it refuses
+                return_audio=True, and the others unless return_audio=False says that nothing is to be spoken.
             tools: JSON schemas of functions the model may call.
             template: variables of the chat template, such as ``{"enable_thinking": False}``.
 
         Raises:
             ValueError: input that cannot be used, said in one line.
         """
-        self._refuse_speech(return_audio)
+        options = self._text_only(options, return_audio, speaker, talker)
         run = self._run(
             conversations, seed=seed, thinker=thinker, tools=tools, template=template or {}, options=options
         )
@@ -191,8 +162,10 @@ class Omni:
         *,
         seed: int = 0,
         thinker: Sampling | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        talker: Sampling | None = None,
+        speaker: str | Sequence[str] | None = None,
         return_audio: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
         steps: int = 4,
         **options: Any,
@@ -205,7 +178,7 @@ class Omni:
         A character is never split, and text that may yet become a stop string or a tool call is held back. Closing the
         iterator stops the work.
         """
-        self._refuse_speech(return_audio)
+        options = self._text_only(options, return_audio, speaker, talker)
         if not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
         run = self._run(
@@ -253,9 +226,17 @@ class Omni:
         rows = np.arange(len(batch.tokens))[:, None]
         return logits[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)]
 
-    def _refuse_speech(self, return_audio: bool | None) -> None:
-        if return_audio:
-            raise ValueError("return_audio=True: this version answers in text only; leave return_audio out")
+    def _text_only(
+        self, options: Mapping[str, Any], return_audio: bool | None, speaker: Any, talker: Sampling | None
+    ) -> dict[str, Any]:
+        """The options of a written reply; those of a spoken one are refused where it is wanted, and checked where not."""
+        spoken = {name: value for name, value in options.items() if name.startswith("talker_")}
+        Sampling.named(spoken, prefix="talker_")
+        given = [*spoken, *(["speaker"] if speaker is not None else []), *(["talker"] if talker is not None else [])]
+        if return_audio or (given and return_audio is None):
+            what = "return_audio=True" if return_audio else ", ".join(given)
+            raise ValueError(f"{what}: this version answers in text only; leave it out, or say return_audio=False")
+        return {name: value for name, value in options.items() if name not in spoken}
 
     def _embed(self, batch: Batch) -> tuple[Batch, Float[Array, "B T D"]]:
         """The batch at its bucket's shape, and its embeddings with media in place."""
@@ -280,7 +261,7 @@ class Omni:
         template: Any,
         options: Any,
         steps: int = CALL_STEPS,
-    ) -> Iterator[list["_Row"]]:
+    ) -> Iterator[list[Draft]]:
         sampling = (thinker or Sampling()).over(self.defaults)
         sampling = Sampling.named(options, prefix="thinker_").over(sampling)
         if isinstance(conversations, Batch):
@@ -305,7 +286,7 @@ class Omni:
         padded, x = self._embed(batch)
         longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
         most = [min(longest, context - int(length)) for length in padded.lengths]
-        rows = [_Row(self._transcript(batch, row, sampling), sampling) for row in range(count)]
+        rows = [Draft(self._transcript(batch, row, sampling), sampling) for row in range(count)]
         made = generate(
             self.parts["thinker"], x, padded.tokens, padded.positions, padded.lengths,
             SamplingRows.of([sampling] * len(most), seeds + [0] * (len(most) - count), most),
@@ -331,39 +312,3 @@ class Omni:
         turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
         opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
         return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)
-
-
-class _Row:
-    """One reply in the making."""
-
-    def __init__(self, transcript: Transcript, sampling: Sampling):
-        self.transcript, self.sampling = transcript, sampling
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.done, self.reason, self.piece = False, "length", Piece()
-
-    def take(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
-        """Reads the tokens of one call; True when the reply is complete."""
-        if self.done:
-            self.piece = Piece()
-            return True
-        self.piece = self.transcript.push(tokens)
-        self.tokens += tokens
-        self.logprobs += logprobs
-        if self.transcript.stopped:
-            del self.tokens[self.transcript.tokens_used :], self.logprobs[self.transcript.tokens_used :]
-        ended = bool(self.tokens) and self.tokens[-1] in self.sampling.eos
-        if self.transcript.stopped or ended:
-            self.done, self.reason = True, "stop"
-        elif len(self.tokens) >= most:
-            self.done = True
-        if self.done:
-            rest = self.transcript.finish()
-            self.piece = Piece(text=self.piece.text + rest.text, thinking=self.piece.thinking + rest.thinking)
-        return self.done
-
-    def reply(self) -> Reply:
-        return Reply(
-            text=self.transcript.text, thinking=self.transcript.thinking, tool_calls=list(self.transcript.tool_calls),
-            tokens=list(self.tokens), logprobs=list(self.logprobs), finish_reason=self.reason,
-        )  # fmt: skip

@@ -363,6 +363,8 @@ def test_eight_devices_give_the_tokens_of_one(tiny, omni):
 
 REQUESTS = {
     "speech": ({"return_audio": True}, "return_audio=True: this version answers in text only"),
+    "a speaker": ({"speaker": "Ethan"}, "speaker: this version answers in text only"),
+    "a talker's option": ({"talker_top_k": 3}, "talker_top_k: this version answers in text only"),
     "an unknown option": ({"thinker_heat": 1}, "unknown option thinker_heat; expected one of"),
     "an option without its prefix": ({"temperature": 1}, "unknown option temperature; expected one of"),
     "an impossible option": ({"thinker_top_p": 3}, "top_p: expected a number above 0 and at most 1, got 3"),
@@ -463,3 +465,10 @@ def test_a_mesh_that_does_not_fit(tiny):
         with pytest.raises(ValueError, match=f"^mesh: expected axes {said}") as error:
             Omni.load(tiny, mesh=mesh)
         one_line(error)
+
+
+def test_options_of_speech_are_taken_where_nothing_is_to_be_spoken(omni):
+    quiet = {"return_audio": False, "speaker": "Ethan", "talker_do_sample": True, "thinker_max_new_tokens": 4}
+    assert omni.generate(user("Hi"), **quiet).tokens == omni.generate(user("Hi"), thinker_max_new_tokens=4).tokens
+    with pytest.raises(ValueError, match="unknown option talker_voice"):
+        omni.generate(user("Hi"), return_audio=False, talker_voice="low")

@@ -1,0 +1,78 @@
+"""Replies: whole, in pieces, and in the making."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omni_jax.decoding.sampling import Sampling
+from omni_jax.processing.transcript import Piece, Transcript
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered.
+
+    Attributes:
+        text: the answer, without thinking, tool calls and special tokens. thinking: a thinking model's ``<think>`` part.
+        tool_calls: ``{"name": ..., "arguments": {...}}`` of each call.
+        tokens: generated ids, the one that ended the reply included. logprobs: of each, under the model itself.
+        finish_reason: "stop" (an end token or stop string) or "length".
+        codes, audio: codec ids [Q, Y] and samples [W] of a spoken reply, else None. sample_rate: of ``audio``, in Hz.
+    """
+
+    text: str
+    thinking: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = "stop"
+    codes: np.ndarray | None = None
+    audio: np.ndarray | None = None
+    sample_rate: int = 24_000
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of a streamed reply. ``reply`` is the whole of it, on the last event only."""
+
+    text: str = ""
+    thinking: str = ""
+    audio: np.ndarray | None = None
+    reply: Reply | None = None
+
+
+class Draft:
+    """One reply in the making: reads a row's tokens call by call."""
+
+    def __init__(self, transcript: Transcript, sampling: Sampling):
+        self.transcript, self.sampling = transcript, sampling
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.done, self.reason, self.piece = False, "length", Piece()
+
+    def take(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
+        """Reads the tokens of one call; True when the reply is complete."""
+        if self.done:
+            self.piece = Piece()
+            return True
+        self.piece = self.transcript.push(tokens)
+        self.tokens += tokens
+        self.logprobs += logprobs
+        if self.transcript.stopped:
+            del self.tokens[self.transcript.tokens_used :], self.logprobs[self.transcript.tokens_used :]
+        ended = bool(self.tokens) and self.tokens[-1] in self.sampling.eos
+        if self.transcript.stopped or ended:
+            self.done, self.reason = True, "stop"
+        elif len(self.tokens) >= most:
+            self.done = True
+        if self.done:
+            rest = self.transcript.finish()
+            self.piece = Piece(text=self.piece.text + rest.text, thinking=self.piece.thinking + rest.thinking)
+        return self.done
+
+    def reply(self) -> Reply:
+        return Reply(
+            text=self.transcript.text, thinking=self.transcript.thinking, tool_calls=list(self.transcript.tool_calls),
+            tokens=list(self.tokens), logprobs=list(self.logprobs), finish_reason=self.reason,
+        )  # fmt: skip
