@@ -187,7 +187,8 @@ def demo(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(keep or scratch)
         note.print("1/3  writing a tiny random Qwen3-Omni in the published layout")
-        write_tiny(folder / "published")
+        if not (folder / "published" / "config.json").exists():
+            write_tiny(folder / "published")
         note.print("2/3  converting it")
         with bar("converting") as progress:
             checkpoint.convert(folder / "published", folder / "converted", progress=progress)
@@ -236,7 +237,7 @@ def _dtype(name: str | None) -> Any:
 def _tools(path: Path) -> list[dict[str, Any]]:
     try:
         tools = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected a JSON list of function schemas ({error})") from None
     if not isinstance(tools, list):
         raise ValueError(f"{path}: expected a JSON list of function schemas, got {type(tools).__name__}")

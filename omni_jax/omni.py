@@ -95,7 +95,10 @@ class Omni:
         """The thinker's sampling options as the checkpoint's generation config has them."""
         path = self.folder / "generation_config.json"
         published = read_json(path) if path.exists() else {}
-        known = {name.removeprefix("thinker_"): value for name, value in published.items()}
+        known = {
+            **published,
+            **{name.removeprefix("thinker_"): value for name, value in published.items() if "thinker_" in name},
+        }
         own = {name: known[name] for name in Sampling.__dataclass_fields__ if known.get(name) is not None}
         basis = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=self.config.im_end)
         try:
@@ -113,14 +116,17 @@ class Omni:
         several = (
             isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
         )
+        return self._prepare(conversation if several else [conversation], tools, template)
+
+    def _prepare(self, conversations: Sequence[Any], tools: Any, template: Mapping[str, Any]) -> Batch:
         return request.prepare(
-            conversation if several else [conversation],
+            conversations,
             tokenizer=self.tokenizer, config=self.config.thinker, features=self.features, tools=tools, **template,
         )  # fmt: skip
 
     def generate(self, conversation: Any, *, seed: int = 0, **options: Any) -> Reply:
-        """Answers one conversation. Options: see ``generate_batch``."""
-        return self.generate_batch([conversation], seed=seed, **options)[0]
+        """Answers one conversation, or a Batch of one row. Options: see ``generate_batch``."""
+        return self.generate_batch(_one(conversation), seed=seed, **options)[0]
 
     def generate_batch(
         self,
@@ -139,7 +145,8 @@ class Omni:
 
         Args:
             conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, or a Batch.
-            seed: one for all, or one a conversation; a sampled reply depends on its own seed and prompt alone.
+                A Batch needs no tokenizer: without one, replies have tokens and no text.
+            seed: one for all, or one a conversation, modulo 2**32; a sampled reply depends on its own seed and prompt alone.
             thinker: sampling options, over the checkpoint's; or single ones such as ``thinker_temperature=0.7``.
             return_audio, speaker, talker, talker_...: of spoken replies. This version answers in text only: it refuses
                 return_audio=True, and the others unless return_audio=False says that nothing is to be spoken.
@@ -150,10 +157,8 @@ class Omni:
             ValueError: input that cannot be used, said in one line.
         """
         options = self._text_only(options, return_audio, speaker, talker)
-        run = self._run(
-            conversations, seed=seed, thinker=thinker, tools=tools, template=template or {}, options=options
-        )
-        rows = list(run)[-1]
+        batch, sampling, seeds = self._request(conversations, seed, thinker, tools, template, options)
+        rows = list(self._run(batch, sampling, seeds, steps=CALL_STEPS))[-1]
         return [row.reply() for row in rows]
 
     def stream(
@@ -181,20 +186,17 @@ class Omni:
         options = self._text_only(options, return_audio, speaker, talker)
         if not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
-        run = self._run(
-            [conversation],
-            seed=seed,
-            thinker=thinker,
-            tools=tools,
-            template=template or {},
-            options=options,
-            steps=steps,
-        )
-        for rows in run:
-            row = rows[0]
-            event = Event(text=row.piece.text, thinking=row.piece.thinking, reply=row.reply() if row.done else None)
-            if event.text or event.thinking or event.reply:
-                yield event
+        batch, sampling, seeds = self._request(_one(conversation), seed, thinker, tools, template, options)
+
+        def events() -> Iterator[Event]:
+            for rows in self._run(batch, sampling, seeds, steps=steps):
+                row = rows[0]
+                event = Event(text=row.piece.text, thinking=row.piece.thinking, reply=row.reply() if row.done else None)
+                if event.text or event.thinking or event.reply:
+                    yield event
+
+        # Mistakes are said by this call, not by the first event.
+        return events()
 
     def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:
         """Features of log-mel clips, each as it would be alone.
@@ -220,11 +222,14 @@ class Omni:
 
         What stands at padding has no meaning.
         """
+        if isinstance(tokens, Batch) and mask is not None:
+            raise ValueError("mask: a Batch has its own; give mask= with an array of tokens only")
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
         padded, x = self._embed(batch)
         logits = _logits(self.parts["thinker"], x, padded.positions, padded.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
-        return logits[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)]
+        # On the host, for indexing on the device would compile a program for each new length.
+        return jax.device_put(np.asarray(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
     def _text_only(
         self, options: Mapping[str, Any], return_audio: bool | None, speaker: Any, talker: Sampling | None
@@ -236,6 +241,9 @@ class Omni:
         if return_audio or (given and return_audio is None):
             what = "return_audio=True" if return_audio else ", ".join(given)
             raise ValueError(f"{what}: this version answers in text only; leave it out, or say return_audio=False")
+        for name in [speaker] if isinstance(speaker, str) else speaker or ():
+            if name.lower() not in self.speakers:
+                raise ValueError(f"speaker: expected one of {', '.join(self.speakers) or 'none'}, got {name!r}")
         return {name: value for name, value in options.items() if name not in spoken}
 
     def _embed(self, batch: Batch) -> tuple[Batch, Float[Array, "B T D"]]:
@@ -251,17 +259,12 @@ class Omni:
             x = _place(x, features, item.place(index))
         return padded, x
 
-    def _run(
-        self,
-        conversations: Any,
-        *,
-        seed: Any,
-        thinker: Sampling | None,
-        tools: Any,
-        template: Any,
-        options: Any,
-        steps: int = CALL_STEPS,
-    ) -> Iterator[list[Draft]]:
+    def _request(
+        self, conversations: Any, seed: Any, thinker: Sampling | None, tools: Any, template: Any, options: Any
+    ) -> tuple[Batch, Sampling, list[int]]:
+        """A request checked and made ready: all that can be wrong with it is said here."""
+        if thinker is not None and not isinstance(thinker, Sampling):
+            raise ValueError(f"thinker: expected a Sampling, got {type(thinker).__name__}; or use thinker_... options")
         sampling = (thinker or Sampling()).over(self.defaults)
         sampling = Sampling.named(options, prefix="thinker_").over(sampling)
         if isinstance(conversations, Batch):
@@ -270,8 +273,11 @@ class Omni:
                     "tools and template shape the prompt; a Batch has its prompts already: give them to prepare"
                 )
             batch = conversations
+        elif isinstance(conversations, list | tuple) and conversations:
+            batch = self._prepare(conversations, tools, template or {})
         else:
-            batch = self.prepare(list(conversations), tools=tools, **template)
+            got = "an empty list" if conversations == [] else type(conversations).__name__
+            raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
         count = len(batch.tokens)
         seeds = list(seed) if np.ndim(seed) else [seed] * count
         if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):
@@ -283,6 +289,11 @@ class Omni:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
+        return batch, sampling, seeds
+
+    def _run(self, batch: Batch, sampling: Sampling, seeds: list[int], *, steps: int) -> Iterator[list[Draft]]:
+        """Generates, reading each row's tokens as they come; yields the rows after each call of ``steps`` tokens."""
+        count, context = len(batch.tokens), self.config.thinker.context
         padded, x = self._embed(batch)
         longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
         most = [min(longest, context - int(length)) for length in padded.lengths]
@@ -308,7 +319,16 @@ class Omni:
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """Reads the reply to one row; some templates open the thinking block in the prompt already."""
+        if not any((self.folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
+            return Transcript(None, stop_strings=sampling.stops)
         prompt = batch.tokens[row][batch.mask[row]].tolist()
         turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
         opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
         return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)
+
+
+def _one(conversation: Any) -> Batch | list[Any]:
+    """What the batched functions take, of one conversation."""
+    if isinstance(conversation, Batch) and len(conversation.tokens) != 1:
+        raise ValueError(f"a Batch of {len(conversation.tokens)} rows: expected one; use generate_batch")
+    return conversation if isinstance(conversation, Batch) else [conversation]

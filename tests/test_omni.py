@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from omni_jax import Omni, Reply, Sampling
+from omni_jax.config import from_hf
 from omni_jax.decoding import generate as generation
 from omni_jax.decoding.generate import Made
 from omni_jax.models.parts import SPEECH, leaves
@@ -389,7 +390,7 @@ def test_a_wrong_request_is_one_clear_line(omni, case):
 
 CONVERSATIONS = {
     "empty": ([], "conversation: no messages"),
-    "a string": ("Hi", "expected a dict with role and content, got str"),
+    "a string": ("Hi", "expected a list of messages .dicts., got str"),
     "an unknown role": ([{"role": "robot", "content": "Hi"}], "unknown role 'robot'"),
     "an image": (user({"type": "image", "image": "a.png"}), "image input is not supported yet; audio and text are"),
     "no such file": (user({"type": "audio", "audio": "nowhere.wav"}), "nowhere.wav: no such file"),
@@ -402,12 +403,14 @@ def test_a_wrong_conversation_is_one_clear_line(omni, case):
     with pytest.raises(ValueError, match=said) as error:
         omni.generate(conversation)
     one_line(error)
-    with pytest.raises(ValueError, match=f"conversation 1: .*{said}" if case != "a string" else "conversation 1"):
+    with pytest.raises(ValueError, match=f"conversation 1: .*{said}"):
         omni.generate_batch([user("Hi"), conversation])
 
 
 def test_no_conversations(omni):
-    with pytest.raises(ValueError, match="conversation: no messages"):
+    with pytest.raises(
+        ValueError, match="conversations: expected a list of at least one, or a Batch, got an empty list"
+    ):
         omni.generate_batch([])
 
 
@@ -472,3 +475,43 @@ def test_options_of_speech_are_taken_where_nothing_is_to_be_spoken(omni):
     assert omni.generate(user("Hi"), **quiet).tokens == omni.generate(user("Hi"), thinker_max_new_tokens=4).tokens
     with pytest.raises(ValueError, match="unknown option talker_voice"):
         omni.generate(user("Hi"), return_audio=False, talker_voice="low")
+
+
+def test_a_batch_is_taken_wherever_a_conversation_is(omni):
+    batch = omni.prepare(user("Hi"))
+    expected = omni.generate(user("Hi"), **GREEDY)
+    assert omni.generate(batch, **GREEDY) == expected
+    assert list(omni.stream(batch, **GREEDY))[-1].reply == expected
+    with pytest.raises(ValueError, match="a Batch of 2 rows: expected one"):
+        omni.generate(omni.prepare([user("Hi"), user("Ho")]), **GREEDY)
+    with pytest.raises(ValueError, match="a Batch has its own"):
+        omni.logits(batch, batch.mask)
+
+
+def test_without_a_tokenizer_a_batch_has_tokens_and_no_text(omni, tiny, tmp_path):
+    for path in tiny.iterdir():
+        if path.name.startswith(("model", "config")):
+            (tmp_path / path.name).symlink_to(path)
+    bare, batch = Omni.load(tmp_path, speech=False), omni.prepare(user("Hi"))
+    reply = bare.generate(batch, **GREEDY)
+    assert reply.tokens == omni.generate(batch, **GREEDY).tokens
+    assert reply.text == ""
+    with pytest.raises(ValueError, match="stop_strings need the tokenizer"):
+        bare.generate(batch, thinker_stop_strings="x", **GREEDY)
+
+
+def test_a_mistake_is_said_by_stream_itself(omni):
+    with pytest.raises(ValueError, match="unknown option"):
+        omni.stream(user("Hi"), heat=1)
+
+
+def test_an_unknown_speaker_is_named_even_where_nothing_is_spoken(omni):
+    with pytest.raises(ValueError, match="speaker: expected one of chelsie, ethan, aiden, got 'Nobody'"):
+        omni.generate(user("Hi"), return_audio=False, speaker="Nobody")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_prefixed_default_wins_in_any_order(tiny, tmp_path, order):
+    values = dict(list({"thinker_max_new_tokens": 5, "max_new_tokens": 7}.items())[::order])
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    assert Omni({}, from_hf(tiny), tmp_path).defaults.max_new_tokens == 5

@@ -174,7 +174,7 @@ def generate(
         counts = total
         if stop is not None and np.any(stop & ~finished):
             finished = finished | stop
-            state = replace(state, finished=jnp.asarray(finished))
+            state = replace(state, finished=jax.device_put(finished))
         if finished.all():
             return
         now = min(steps, CALL_STEPS)

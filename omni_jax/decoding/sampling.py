@@ -46,7 +46,7 @@ class Sampling:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             whole = name.endswith("tokens") or name == "top_k"
-            if value is None:
+            if value is None or (name == "temperature" and value == 0 and self.do_sample is False):
                 continue
             if (
                 isinstance(value, bool)
@@ -56,7 +56,11 @@ class Sampling:
                 raise ValueError(f"{name}: expected a{' whole' if whole else ''} number, got {value!r}")
             if value < low or (high is not None and value > high) or (not whole and value == 0):
                 bounds = (f"at least {low}" if whole else f"above {low}") + (f" and at most {high}" if high else "")
-                hint = "; for the likeliest token use do_sample=False" if name == "temperature" else ""
+                hint = (
+                    "; for the likeliest token use do_sample=False (in the shell --greedy)"
+                    if name == "temperature"
+                    else ""
+                )
                 raise ValueError(f"{name}: expected a number {bounds}, got {value!r}{hint}")
         if self.do_sample not in (None, True, False):
             raise ValueError(f"do_sample: expected True or False, got {self.do_sample!r}")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import OmniConfig
@@ -63,11 +62,6 @@ def axes(tree: Any) -> dict[str, tuple[str | None, ...]]:
     """Logical axis names of each parameter by path, named from the right."""
     params = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))[0]
     return {_path(path): param.get_metadata("axes") for path, param in params}
-
-
-def dtype_of(part: nnx.Module) -> jnp.dtype:
-    """The dtype of a part's weights."""
-    return jax.tree.leaves(part)[0].dtype
 
 
 def _path(path: tuple[Any, ...]) -> str:

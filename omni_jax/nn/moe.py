@@ -119,13 +119,20 @@ def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
     return tuple(size for size in ladder if least <= size <= top)
 
 
+def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]):
+    """The i-th tile: its expert, its first slot among the expert's, and which of ``sizes`` it has."""
+    tiles = -(-loads // sizes[-1])
+    ends = jnp.cumsum(tiles)
+    expert = jnp.searchsorted(ends, i, side="right")
+    first = (i - ends[expert] + tiles[expert]) * sizes[-1]
+    return expert, first, jnp.searchsorted(jnp.asarray(sizes[:-1]), loads[expert] - first)
+
+
 def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
     slots, per_token = chosen.size, chosen.shape[1]
     sizes = tile_sizes(slots, count, x.shape[0])
     order, loads = _group(chosen, count)
     starts = jnp.cumsum(loads) - loads
-    tiles = -(-loads // sizes[-1])
-    ends = jnp.cumsum(tiles)
     padded_order = jnp.pad(order, (0, sizes[-1]))
 
     def multiply(size: int, expert, row):
@@ -135,16 +142,15 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
         return jnp.pad(out, [(0, sizes[-1] - size), (0, 0)])
 
     def tile(i, y):
-        expert = jnp.searchsorted(ends, i, side="right")
-        first = (i - ends[expert] + tiles[expert]) * sizes[-1]
+        expert, first, which = tile_at(i, loads, sizes)
         row = starts[expert] + first
-        enough = jnp.searchsorted(jnp.asarray(sizes[:-1]), loads[expert] - first)
-        out = jax.lax.switch(enough, [partial(multiply, size) for size in sizes], expert, row)
+        out = jax.lax.switch(which, [partial(multiply, size) for size in sizes], expert, row)
         # Rows past the expert's last are written too, and then overwritten by the next expert's. The update stays outside
         # of the branches, which would copy all of y.
         return jax.lax.dynamic_update_slice(y, out, (row, 0))
 
-    y = jax.lax.fori_loop(0, ends[-1], tile, jnp.zeros((slots + sizes[-1], x.shape[1]), x.dtype))
+    tiles = jnp.sum(-(-loads // sizes[-1]))
+    y = jax.lax.fori_loop(0, tiles, tile, jnp.zeros((slots + sizes[-1], x.shape[1]), x.dtype))
     return _combine(y[:slots], order, chosen, weights, count)
 
 

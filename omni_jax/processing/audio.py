@@ -20,6 +20,8 @@ import soundfile
 import soxr
 from av.error import FFmpegError
 
+from omni_jax.processing.arrays import to_numpy
+
 SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
 RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording
 MAX_CHANNELS = 64  # more is a spectrogram or a batch handed over as sound
@@ -233,7 +235,7 @@ def _downmix(samples: np.ndarray, axis: int) -> np.ndarray:
 
 def _mix_array(source: Any, name: str) -> np.ndarray:
     """Samples in an array of one or two axes, as mono float32 [W] at the same rate."""
-    samples = np.asarray(source)
+    samples = to_numpy(source)
     if samples.dtype.kind not in "fiu":
         raise ValueError(f"{name}: samples of dtype {samples.dtype}; expected floats or integers")
     if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omni_jax.config import AudioEncoderConfig, halve
+from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.prompt import audio_tokens
 
 # Chunk slots (seconds of sound) a call can have: the programs of the encoder. Between 10 s and the largest, each is at most
@@ -109,9 +110,9 @@ def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 12
             raise ValueError(
                 "mel: a list of clips carries its own lengths; give mask= or lengths= with a [B, Z, A] array only"
             )
-        clips = [np.asarray(clip, np.float32) for clip in mel]
+        clips = [_floats(clip) for clip in mel]
     else:
-        array = np.asarray(mel, np.float32)
+        array = _floats(mel)
         if array.ndim == 2:
             array = array[None]
         if array.ndim != 3:
@@ -122,7 +123,7 @@ def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 12
         if mask is not None and lengths is not None:
             raise ValueError("mel: expected mask= or lengths=, got both; give one")
         if mask is not None:
-            mask = np.asarray(mask)
+            mask = to_numpy(mask)
             if mask.shape != (batch, frames):
                 raise ValueError(
                     f"mask: expected shape {(batch, frames)} for mel of shape {array.shape}, got {mask.shape}"
@@ -130,11 +131,15 @@ def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 12
             lengths = mask.astype(bool).sum(axis=1)
             if not np.array_equal(mask.astype(bool), np.arange(frames) < lengths[:, None]):
                 raise ValueError("mask: expected ones on the first frames of each clip and zeros after them")
-        counts = np.full(batch, frames) if lengths is None else np.asarray(lengths)
+        counts = np.full(batch, frames) if lengths is None else to_numpy(lengths)
         if counts.shape != (batch,) or counts.dtype.kind not in "iu":
-            raise ValueError(f"lengths: expected {batch} whole numbers, one a clip, got {lengths!r}")
+            raise ValueError(
+                f"lengths: expected {batch} whole numbers, one a clip, got {counts.dtype} of shape {list(counts.shape)}"
+            )
         if counts.max(initial=0) > frames or counts.min(initial=0) < 0:
-            raise ValueError(f"lengths: expected 1 to {frames} frames a clip, as mel holds, got {counts.tolist()}")
+            raise ValueError(
+                f"lengths: expected 1 to {frames} frames a clip, as mel holds, got {counts.min()} to {counts.max()}"
+            )
         clips = [clip[:, :count] for clip, count in zip(array, counts, strict=True)]
     for number, clip in enumerate(clips):
         if clip.ndim != 2 or clip.shape[0] != mel_bins:
@@ -143,4 +148,13 @@ def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 12
             )
         if not clip.shape[1]:
             raise ValueError(f"mel: clip {number}: expected at least one frame, got none")
+        if not np.isfinite(clip).all():
+            raise ValueError(f"mel: clip {number}: expected numbers, got NaN or infinite values")
     return clips
+
+
+def _floats(mel: Any) -> np.ndarray:
+    array = to_numpy(mel)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise ValueError(f"mel: expected arrays of numbers, got {array.dtype}; encode_audio takes log-mel, not files")
+    return array.astype(np.float32)

@@ -219,6 +219,8 @@ def _read(conversation: object) -> list[tuple[dict[str, Any], str | list[tuple[s
         faults += [f"message {m}: {fault}" for fault in _assistant_faults(message)]
         content = message.get("content")
         if isinstance(content, str):
+            if not _is_unicode(content):
+                faults.append(f"message {m}: expected text in Unicode, got bytes that are none (lone surrogates)")
             messages.append((message, content))
         elif content is None and message.get("role") == "assistant" and _says_without_content(message):
             messages.append((message, ""))
@@ -258,7 +260,14 @@ def _read_part(part: object) -> tuple[str, Any]:
     kind, payload = KINDS[held[0]], payloads[held[0]]
     if kind == "text" and not isinstance(payload, str):
         raise ValueError(f"expected text as a string, got {_name(payload)}")
+    if kind == "text" and not _is_unicode(payload):
+        raise ValueError("expected text in Unicode, got bytes that are none (lone surrogates)")
     return kind, payload
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8; a shell's argument in another encoding cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _payload(key: str, value: Any) -> Any:

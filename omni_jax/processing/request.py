@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
 from omni_jax.processing import audio, prompt
+from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.packing import split
 from omni_jax.processing.positions import text_positions
 
@@ -39,14 +40,14 @@ class Batch:
     def from_tokens(cls, tokens: Any, mask: Any = None, mel: Sequence[np.ndarray] = ()) -> "Batch":
         """From ids [B, T] (or [T]) and a mask of the same shape, None for all real."""
         try:
-            ids = np.atleast_2d(np.asarray(tokens))
+            ids = np.atleast_2d(to_numpy(tokens))
         except ValueError:
             raise ValueError("tokens: expected rows of one length; pad the shorter ones and give mask=") from None
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(
                 f"tokens: expected whole numbers of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}"
             )
-        real = np.ones(ids.shape, bool) if mask is None else np.atleast_2d(np.asarray(mask)).astype(bool)
+        real = np.ones(ids.shape, bool) if mask is None else np.atleast_2d(to_numpy(mask)).astype(bool)
         if real.shape != ids.shape:
             raise ValueError(f"mask: expected the shape of the tokens, {list(ids.shape)}, got {list(real.shape)}")
         if not ids.size or not real.any(axis=1).all():
@@ -56,6 +57,8 @@ class Batch:
     @classmethod
     def from_hf(cls, inputs: Mapping[str, Any]) -> "Batch":
         """From the output of a Transformers processor: input_ids, attention_mask, input_features, feature_attention_mask."""
+        if not isinstance(inputs, Mapping):
+            raise ValueError(f"expected a processor's output (a mapping with input_ids), got {type(inputs).__name__}")
         known = {"input_ids", "attention_mask", "input_features", "feature_attention_mask"}
         given = {name for name, value in inputs.items() if value is not None}
         if "input_ids" not in given or given - known:
@@ -64,7 +67,7 @@ class Batch:
             )
         mel: list[np.ndarray] = []
         if "input_features" in given:
-            features = np.asarray(inputs["input_features"])
+            features = to_numpy(inputs["input_features"])
             bins = features.shape[1] if features.ndim == 3 else 128
             mel = split(features, mask=inputs.get("feature_attention_mask"), mel_bins=bins)
         return cls.from_tokens(inputs["input_ids"], inputs.get("attention_mask"), mel)
@@ -133,7 +136,7 @@ def prepare(
             clips = [audio.log_mel(audio.load(item.source), features) for item in media]
             tokens = prompt.encode(tokenizer, prompt.render(tokenizer, conversation, tools=tools, **template))
             counts = [int(prompt.audio_tokens(clip.shape[1])) for clip in clips]
-            tokens = prompt.expand(tokens, {config.audio_token: counts})
+            tokens = prompt.expand(tokens, {config.audio_token: counts, config.image_token: [], config.video_token: []})
             if len(tokens) >= config.context:
                 raise ValueError(
                     f"the prompt has {len(tokens)} tokens, {sum(counts)} of them audio; the context holds {config.context}: "

@@ -40,7 +40,7 @@ class Transcript:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerFast | None,
         *,
         stop_strings: Sequence[str] | str = (),
         thinking: bool = False,
@@ -48,7 +48,7 @@ class Transcript:
         """Starts an empty transcript.
 
         Args:
-            tokenizer: a byte-level tokenizer, from `prompt.load_tokenizer`.
+            tokenizer: a byte-level tokenizer, from `prompt.load_tokenizer`; None reads tokens without their text.
             stop_strings: the answer is cut before the first of these that is complete; thinking and tool calls are
                 not searched.
             thinking: the prompt has already opened the thinking.
@@ -59,12 +59,15 @@ class Transcript:
         self._stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if not all(isinstance(stop, str) and stop for stop in self._stops):
             raise ValueError(f"stop_strings: expected non-empty strings, got {stop_strings!r}; leave the empty one out")
-        added = tokenizer.get_added_vocab()
+        if tokenizer is None and self._stops:
+            raise ValueError("stop_strings need the tokenizer's files beside the weights; use eos_token_id")
+        added = tokenizer.get_added_vocab() if tokenizer else {}
         if thinking and not {"<think>", "</think>"} <= added.keys():
             raise ValueError("thinking=True, but the tokenizer has no <think> and </think>; pass thinking=False")
         self._tokenizer = tokenizer
         self._tags = {added[tag]: tag for tag in TAGS if tag in added}
-        self._skipped = {token for token, spec in tokenizer.added_tokens_decoder.items() if spec.special}
+        known = tokenizer.added_tokens_decoder if tokenizer else {}
+        self._skipped = {token for token, spec in known.items() if spec.special}
         self._bytes = {character: byte for byte, character in byte_alphabet().items()}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._mode = "thinking" if thinking else "answer"
@@ -115,7 +118,7 @@ class Transcript:
         tag = self._tags.get(token)
         if tag is not None and self._switch(tag):
             return
-        if token in self._skipped:
+        if self._tokenizer is None or token in self._skipped:
             return
         # Rows of the embedding beyond the vocabulary have no token; the tokenizer's decode passes over them too.
         word = str(self._tokenizer.convert_ids_to_tokens(token) or "")

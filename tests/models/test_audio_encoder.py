@@ -145,3 +145,12 @@ def test_forty_minutes_are_31_200_tokens():
     order = np.concatenate([item.order[item.order >= 0] for item in calls])
     np.testing.assert_array_equal(order, np.arange(31_200))
     assert len(calls) == 43
+
+
+def test_forty_minutes(omni):
+    """31,200 tokens; and the first minute of them is what it is alone."""
+    mel = np.random.default_rng(0).normal(size=(128, 240_000)).astype(np.float32)
+    features = omni.encode_audio([mel])[0]
+    assert features.shape == (31_200, omni.config.thinker.decoder.width)
+    alone = omni.encode_audio([mel[:, :5_600]])[0]
+    np.testing.assert_allclose(features[: 56 * 13], alone, atol=1e-5)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from omni_jax.nn import moe
 
+PLAN = jax.jit(jax.vmap(moe.tile_at, in_axes=(0, None, None)), static_argnums=2)
 COUNT, WIDTH, FFN, LAYERS, OFFSET = 8, 12, 10, 3, 8
 
 
@@ -81,9 +82,13 @@ def test_tiles_multiply_at_most_half_more_than_needed(tokens, per_token, count, 
     rng = np.random.default_rng(seed)
     popularity = np.log(rng.dirichlet(np.full(count, 10.0**-skew)) + 1e-30)
     chosen = np.argsort(-(popularity + rng.gumbel(size=(tokens, count))), axis=1)[:, :per_token]
-    loads, sizes = np.bincount(chosen.reshape(-1), minlength=count), np.array(moe.tile_sizes(slots, count, tokens))
-    last = loads % sizes[-1]
-    rows = loads - last + np.where(last, sizes[np.searchsorted(sizes, last)], 0)
+    sizes = moe.tile_sizes(slots, count, tokens)
+    loads = jnp.asarray(np.bincount(chosen.reshape(-1), minlength=count))
+    tiles = int(np.sum(-(-np.asarray(loads) // sizes[-1])))
+    expert, first, which = (np.asarray(part) for part in PLAN(jnp.arange(4096), loads, sizes))
+    rows = np.array(sizes)[which[:tiles]]
+    left = np.asarray(loads)[expert[:tiles]] - first[:tiles]
+    assert np.minimum(rows, left).sum() == slots
     assert rows.sum() <= 1.5 * slots
 
 

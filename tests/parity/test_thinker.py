@@ -66,3 +66,13 @@ def test_many_experts(tmp_path):
     for words in (1, 300):
         tokens, mask = pad([ids(omni, words=words)], left=False)
         assert_close(omni.logits(tokens), theirs(reference, tokens, mask))
+
+
+def test_a_processors_output_moved_to_the_models_dtype(omni):
+    """As Qwen's examples do with ``inputs.to(model.dtype)``: torch's bfloat16, which NumPy does not know."""
+    tokens, mask = pad([ids(omni, 100)], left=False)
+    inputs = reference_inputs(tokens, mask, [clip(100)])
+    plain = np.asarray(omni.logits(Batch.from_hf(inputs)))
+    inputs["input_features"] = inputs["input_features"].bfloat16().requires_grad_()
+    rounded = np.asarray(omni.logits(Batch.from_hf(inputs)))
+    assert 0 < np.abs(rounded - plain).max() < 0.05 * np.abs(plain).max()

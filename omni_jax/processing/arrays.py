@@ -1,0 +1,13 @@
+"""Arrays of other libraries as NumPy's."""
+
+from typing import Any
+
+import numpy as np
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A NumPy array of anything array-like; a torch tensor may be on a device, in bfloat16 or part of a gradient's graph."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    return np.asarray(value)
