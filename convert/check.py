@@ -5,7 +5,6 @@
 Prints a row for each part, and a line for each leaf that differs. Exit code 0: all equal; 1: not; 2: not comparable.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from rich.table import Table
 
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf
-from omni_jax.shell import bar, run
+from omni_jax.shell import Parser, bar, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, help="the Hugging Face folder")
     parser.add_argument("converted", type=Path, help="the converted folder")
     given = parser.parse_args(arguments)

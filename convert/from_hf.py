@@ -5,16 +5,15 @@
 Reads layer by layer, so neither side needs to fit into memory. Run again after a stop, it goes on where it was.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from omni_jax import checkpoint
-from omni_jax.shell import bar, note, run
+from omni_jax.shell import Parser, bar, note, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, help="a folder with config.json and safetensors")
     parser.add_argument("target", type=Path, help="the folder to write")
     parser.add_argument(

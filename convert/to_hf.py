@@ -3,16 +3,15 @@
 python convert/to_hf.py converted exported --dtype bfloat16 --shard-gb 5
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from omni_jax import checkpoint
-from omni_jax.shell import bar, note, run
+from omni_jax.shell import Parser, bar, note, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", type=Path, help="a converted folder")
     parser.add_argument("target", type=Path, help="the folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the tensors (default: as stored)")

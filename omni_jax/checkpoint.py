@@ -129,7 +129,9 @@ def load(
     """Reads a converted folder; arguments, result and memory as in ``weights.load``.
 
     Raises:
-        ValueError: the conversion was not finished, or the folder is not this model's or was damaged since.
+        ValueError: the conversion was not finished, the folder is not this model's, or a piece is gone, cannot be
+            read, or has another size on the disk than when it was written. Sizes are compared, not contents: bytes
+            that changed in place may pass, and only a comparison with the source finds them.
     """
     source, abstract = converted(folder, config, dtype=dtype, speech=speech)
     return weights.assemble(source, abstract, shardings=shardings, progress=progress)
@@ -327,13 +329,28 @@ def _manifest(folder: Path) -> dict[str, Any]:
             )
         raise ValueError(f"{folder}: expected a converted checkpoint, found no {MANIFEST} in it")
     manifest = _read_plan(folder / MANIFEST)
+    damaged = ValueError(f"{folder / MANIFEST}: damaged; convert the checkpoint again")
     if manifest is None:
-        raise ValueError(f"{folder / MANIFEST}: damaged; convert the checkpoint again")
+        raise damaged
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{folder}: converted in format {manifest.get('format')}, expected {FORMAT}; convert the checkpoint again"
         )
+    if not _whole(manifest):
+        raise damaged
     return manifest
+
+
+def _whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest says what a reader asks of it."""
+    found, sizes = manifest.get("leaves"), manifest.get("bytes")
+    return (
+        manifest.get("dtype") in ("float32", "bfloat16")
+        and isinstance(sizes, dict)
+        and isinstance(found, dict)
+        and all(isinstance(leaf, dict) and {"shape", "stacked"} <= leaf.keys() for leaf in found.values())
+        and all(isinstance(leaf["shape"], list) for leaf in found.values())
+    )
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

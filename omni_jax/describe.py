@@ -18,12 +18,13 @@ NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def describe(model: str | Path) -> dict[str, Any]:
     """Parts, parameters and sizes of a Hugging Face folder, a converted one or a hub id, ready for JSON.
 
-    Where the folder holds weights, their names, shapes and dtypes are checked against the configuration on the way.
+    A hub id costs its small files alone. Where the folder holds weights, their names, shapes and dtypes are checked
+    against the configuration on the way.
 
     Raises:
         ValueError: not a checkpoint, or one whose weights are not those of its config.json.
     """
-    folder = locate(model)
+    folder = locate(model, weights=False)
     config = from_hf(folder)
     stored = _stored(folder, config)
     abstract = parts.abstract(config, jnp.bfloat16)
@@ -53,7 +54,7 @@ def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
     if checkpoint.is_converted(folder):
         source, abstract = checkpoint.converted(folder, config)
         return dict.fromkeys(abstract, source.dtype.name)
-    if not any(folder.glob("*.safetensors*")):
+    if not any(folder.glob("*.safetensors")):
         return {}
     source, _ = weights.published(folder, config)
     kinds: dict[str, set[str]] = {}

@@ -6,11 +6,14 @@ from pathlib import Path
 import huggingface_hub
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
+SMALL, WEIGHTS = ("*.json", "*.txt", "*.jinja"), ("*.safetensors",)
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint; a hub id is downloaded (or found in the hub's cache) first.
+
+    Args:
+        weights: False leaves them out of the download.
 
     Raises:
         ValueError: neither a folder nor a hub id, or a hub that cannot be reached.
@@ -25,7 +28,7 @@ def locate(path: str | Path) -> Path:
             f"{path}: no such folder; expected a Hugging Face folder, a converted folder or a hub id (owner/name)"
         )
     try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(FILES)))
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=[*SMALL, *(WEIGHTS if weights else ())]))
     except Exception as error:  # The hub's client raises many kinds, from its own and from its network library.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

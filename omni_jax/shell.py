@@ -1,14 +1,26 @@
 """What the shell's commands share: a progress bar, and mistakes in one line with exit code 2."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 note = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a script, with its docstring for help; a wrong one is a ValueError, for ``run`` to say."""
+
+    def __init__(self, text: str | None):
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is")
 
 
 @contextmanager

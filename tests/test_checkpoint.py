@@ -142,9 +142,30 @@ def test_a_folder_that_is_not_converted(tiny, tmp_path):
     refuses(tmp_path / "gone", "no such folder")
 
 
-def test_a_damaged_manifest(copy):
-    (copy / "omni_jax.json").write_text('{"format": 1, "leaves": {')
-    refuses(copy, "omni_jax.json", "damaged")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": None},
+        {"dtype": "int8"},
+        {"leaves": None},
+        {"leaves": []},
+        {"leaves": {"thinker.norm": {"shape": [64]}}},
+        {"leaves": {"thinker.norm": {"shape": 64, "stacked": False}}},
+        {"bytes": None},
+    ],
+)
+def test_a_manifest_that_lacks_something(copy, change):
+    manifest = json.loads((copy / "omni_jax.json").read_text()) | change
+    kept = {name: value for name, value in manifest.items() if value is not None or name not in change}
+    (copy / "omni_jax.json").write_text(json.dumps(kept))
+    text = refuses(copy, "omni_jax.json: damaged; convert the checkpoint again")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("content", ['{"format": 1, "leaves": {', '{"format": 1}', "[]"])
+def test_a_damaged_manifest(copy, content):
+    (copy / "omni_jax.json").write_text(content)
+    refuses(copy, "omni_jax.json: damaged; convert the checkpoint again")
 
 
 def test_a_manifest_of_another_format(copy):
@@ -160,6 +181,7 @@ def test_a_config_of_another_model(copy):
         copy, "thinker.decoder.experts.down: expected shape [5, 8, 32, 64], got [4, 8, 32, 64]", config=from_hf(config)
     )
     assert "not the model that config.json describes" in text
+    assert "\n" not in text
 
 
 def test_a_truncated_piece_is_named(copy):

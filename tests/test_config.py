@@ -90,6 +90,19 @@ def test_rope_in_both_spellings():
     assert from_hf(config) == from_hf(tiny_config())
 
 
+@pytest.mark.parametrize("name", ["mlp_only_layers", "use_sliding_window", "tie_word_embeddings", "attention_bias"])
+def test_null_is_absence(name):
+    config = tiny_config()
+    for path in ("thinker_config", "talker_config"):
+        config[path]["text_config"][name] = None
+    assert from_hf(config) == from_hf(tiny_config())
+
+
+def test_the_longest_audio_window():
+    config = change("thinker_config.audio_config.n_window_infer", 5600)
+    assert from_hf(config).thinker.audio_encoder.window_chunks == 56
+
+
 def test_experts_in_both_spellings():
     config = change(f"{TALKER}.num_experts", None)
     config = change(f"{TALKER}.num_local_experts", 8, config)
@@ -155,6 +168,21 @@ def test_another_models_folder(family):
         ("thinker_config.vision_config.out_hidden_size", 48, "out_hidden_size 48 differs"),
         ("thinker_config.audio_config.n_window_infer", 250, "n_window_infer 250 is no multiple"),
         ("thinker_config.audio_token_id", 512, "audio_token_id 512 is outside the vocabulary of 512"),
+        ("thinker_config.audio_config.n_window_infer", 5700, "expected at most 5,600 frames (56 chunks)"),
+        (
+            "thinker_config.vision_config.deepstack_visual_indexes",
+            [0, 99],
+            "deepstack_visual_indexes [0, 99]: expected",
+        ),
+        ("thinker_config.vision_config.deepstack_visual_indexes", [-1], "deepstack_visual_indexes [-1]: expected"),
+        ("im_start_token_id", 512, "im_start_token_id 512 is outside the vocabulary of 512"),
+        ("tts_eos_token_id", -1, "tts_eos_token_id -1 is outside the vocabulary of 512"),
+        (f"{TEXT}.rms_norm_eps", 0, f"{TEXT}.rms_norm_eps: expected a finite number above 0, got 0"),
+        (f"{TEXT}.rms_norm_eps", -1e-6, "rms_norm_eps: expected a finite number above 0, got -1e-06"),
+        (f"{TEXT}.rms_norm_eps", float("nan"), "rms_norm_eps: expected a finite number above 0, got nan"),
+        ("code2wav_config.rms_norm_eps", float("inf"), "rms_norm_eps: expected a finite number above 0, got inf"),
+        ("talker_config.speaker_id", {"a": 3, "b": "4"}, "speaker_id: expected an integer for each name, got {'a': 3"),
+        ("talker_config.speaker_id", {"a": None, "b": 4}, "speaker_id: expected an integer for each name"),
         ("talker_config.thinker_hidden_size", 32, "expected equal sizes, got 32 and 64"),
         ("talker_config.num_code_groups", 5, "expected equal sizes, got 5 and 4"),
         ("talker_config.accept_hidden_layer", 5, "accept_hidden_layer 5 is beyond the thinker's 4 layers"),

@@ -1,6 +1,7 @@
 """Reading JSON objects field by field: typed, and with every fault in one report."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ class Fields:
             self.fault(f"{self.path}{name}: expected a size of at least 1, got {value}")
         return max(value, 1)
 
+    def positive(self, name: str) -> float:
+        value = self.get(name, float)
+        if name in self.values and isinstance(self.values[name], int | float) and not 0 < value < math.inf:
+            self.fault(f"{self.path}{name}: expected a finite number above 0, got {self.values[name]!r}")
+        return value
+
     def ints(self, name: str) -> tuple[int, ...]:
         value = self.get(name, list)
         if not all(isinstance(item, int) for item in value):
@@ -75,9 +82,9 @@ class Fields:
         return tuple(value)
 
     def must(self, name: str, wanted: Any, why: str) -> None:
-        """Refuses a value other than the only one that this architecture has."""
-        value = self.values.get(name, wanted)
-        if value != wanted:
+        """Refuses a value other than the only one that this architecture has; null says no more than absence."""
+        value = self.values.get(name)
+        if value is not None and value != wanted:
             self.fault(f"{self.path}{name}: expected {wanted!r}, got {value!r} ({why})")
 
     def same(self, *names: str) -> str:

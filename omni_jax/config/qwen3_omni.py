@@ -15,6 +15,9 @@ from omni_jax.config.parts import (
     VisionEncoderConfig,
 )
 
+# The audio encoder takes a recording in calls of at most this many chunks, and a window must fit into one.
+MOST_CHUNKS = 56
+
 
 def read(config: Mapping[str, Any]) -> OmniConfig:
     """The whole configuration, or one ValueError with every missing, mistyped or contradictory field."""
@@ -27,11 +30,19 @@ def read(config: Mapping[str, Any]) -> OmniConfig:
         code2wav = _code2wav(root.sub("code2wav_config"))
         names += ["tts_pad", "tts_bos", "tts_eos"]
     ids = {name: root.get(f"{name}_token_id", int) for name in names}
+    if not root.faults:
+        _within(root, {f"{name}_token_id": token for name, token in ids.items()}, thinker.vocabulary)
     if talker and code2wav and not root.faults:
         _agree(root, thinker, talker, code2wav)
     if root.faults:
         raise ValueError("config.json: " + "; ".join(root.faults))
     return OmniConfig(family="qwen3_omni_moe", thinker=thinker, talker=talker, code2wav=code2wav, **ids)
+
+
+def _within(fields: Fields, ids: Mapping[str, int], vocabulary: int) -> None:
+    for name, token in ids.items():
+        if not 0 <= token < vocabulary:
+            fields.fault(f"{fields.path}{name} {token} is outside the vocabulary of {vocabulary}")
 
 
 def _rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tuple[int, int, int] | None]:
@@ -115,7 +126,7 @@ def _decoder(fields: Fields, *, moe: bool = False, sections: bool = False, **res
         kv_heads=kv_heads,
         head_width=head_width,
         ffn_width=0 if moe else fields.size("intermediate_size"),
-        norm_eps=fields.get("rms_norm_eps", float),
+        norm_eps=fields.positive("rms_norm_eps"),
         rope_theta=theta,
         mrope_section=section,
         experts=experts,
@@ -134,6 +145,9 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         )
     if infer % (2 * n_window) and audio.sound:
         audio.fault(f"{audio.path}n_window_infer {infer} is no multiple of the chunk of {2 * n_window} frames")
+    if infer > MOST_CHUNKS * 2 * n_window and audio.sound:
+        most = f"{MOST_CHUNKS * 2 * n_window:,} frames ({MOST_CHUNKS} chunks)"
+        audio.fault(f"{audio.path}n_window_infer {infer}: expected at most {most}, as a call holds")
     audio_encoder = AudioEncoderConfig(
         mel_bins=audio.size("num_mel_bins"),
         layers=audio.size("encoder_layers"),
@@ -163,6 +177,12 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         taps=vision.ints("deepstack_visual_indexes"),
         out_width=vision.size("out_hidden_size"),
     )
+    if not all(0 <= tap < vision_encoder.layers for tap in vision_encoder.taps) and vision.sound:
+        taps = list(vision_encoder.taps)
+        vision.fault(
+            f"{vision.path}deepstack_visual_indexes {taps}: expected blocks 0 to {vision_encoder.layers - 1}, of depth "
+            f"{vision_encoder.layers}"
+        )
     if vision_encoder.width % vision_encoder.heads and vision.sound:
         vision.fault(
             f"{vision.path}hidden_size {vision_encoder.width} is no multiple of num_heads {vision_encoder.heads}"
@@ -181,9 +201,8 @@ def _thinker(fields: Fields) -> ThinkerConfig:
     )
     vocabulary = text.size("vocab_size")
     ids = {ours: fields.get(theirs, int) for ours, theirs in names.items()}
-    for ours, token in ids.items():
-        if not 0 <= token < vocabulary and text.sound:
-            fields.fault(f"{fields.path}{names[ours]} {token} is outside the vocabulary of {vocabulary}")
+    if text.sound:
+        _within(fields, {names[ours]: token for ours, token in ids.items()}, vocabulary)
     return ThinkerConfig(
         decoder=decoder,
         audio_encoder=audio_encoder,
@@ -198,6 +217,9 @@ def _thinker(fields: Fields) -> ThinkerConfig:
 def _talker(fields: Fields) -> TalkerConfig:
     text, predictor = fields.sub("text_config"), fields.sub("code_predictor_config")
     speakers = fields.get("speaker_id", dict)
+    if not all(type(token) is int for token in speakers.values()):
+        fields.fault(f"{fields.path}speaker_id: expected an integer for each name, got {speakers!r}")
+        speakers = {}
     return TalkerConfig(
         decoder=_decoder(text, moe=True, sections=True, qk_norm=True),
         predictor=_decoder(predictor, qk_norm=True),

@@ -101,7 +101,7 @@ def published(
     faults = twice + sorted(faults) + unknown + missing
     if faults:
         counts = f"{len(missing)} missing, {len(unknown)} unknown, {len(faults) - len(missing) - len(unknown)} wrong"
-        raise ValueError(f"{folder}: tensors are not those of config.json's model ({counts}):\n{report(faults)}")
+        raise ValueError(f"{folder}: tensors are not those of config.json's model ({counts}): {report(faults)}")
     return Published(tensors=tensors, bindings=bound, names=names, leaves=found, dtype=dtype), abstract
 
 
@@ -165,7 +165,7 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
         {path: leaf.shape for path, leaf in pieces.leaves(abstract).items()},
     )
     if faults:
-        raise ValueError(f"the weight table does not cover the model:\n{report(faults)}")
+        raise ValueError(f"the weight table does not cover the model: {report(faults)}")
     return bound
 
 

@@ -93,8 +93,7 @@ def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> No
         if path in held and leaf != held[path]:
             faults.append((path, f"expected shape {list(leaf.shape)}, got {list(held[path].shape)}"))
     if faults:
-        lines = report(faults)
-        raise ValueError(f"{what}: not the model that config.json describes; {len(faults)} faults:\n{lines}")
+        raise ValueError(f"{what}: not the model that config.json describes ({len(faults)} faults): {report(faults)}")
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -170,21 +170,21 @@ def bind(
 
 
 def report(faults: Sequence[tuple[str, str]], *, limit: int = 20) -> str:
-    """Faults as lines; those that differ in numbers alone are one: ``layers.[0..47].weight: missing (48 times)``."""
+    """Faults in one line; those that differ in numbers alone are one: ``layers.[0..47].weight: missing (48 times)``."""
     joined: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for name, message in faults:
         numbers = tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.|$)", name))
         joined.setdefault((re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), message), []).append(numbers)
-    lines = []
+    kinds = []
     for (template, message), numbers in joined.items():
         name = template
         for column in zip(*numbers, strict=True):
             low, high = min(column), max(column)
             name = name.replace("*", str(low) if low == high else f"[{low}..{high}]", 1)
-        lines.append(f"  {name}: {message}" + (f" ({len(numbers)} times)" if len(numbers) > 1 else ""))
-    if len(lines) > limit:
-        lines[limit:] = [f"  ... and {len(lines) - limit} more kinds of fault"]
-    return ";\n".join(lines)
+        kinds.append(f"{name}: {message}" + (f" ({len(numbers)} times)" if len(numbers) > 1 else ""))
+    if len(kinds) > limit:
+        kinds[limit:] = [f"and {len(kinds) - limit} more kinds of fault"]
+    return "; ".join(kinds)
 
 
 def _groups(side: str) -> Groups:

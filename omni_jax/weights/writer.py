@@ -73,8 +73,12 @@ def ensure_room(folder: Path, needed: int) -> None:
     """Refuses to begin what the disk has no room for (OSError)."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        sizes = f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        sizes = f"{_size(needed)} are needed, {_size(free)} are free"
         raise OSError(errno.ENOSPC, f"{folder}: {sizes}; make room or choose another disk")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -95,6 +95,10 @@ def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
         ("to_hf", ["CONVERTED", "TINY"], "already holds safetensors"),
         ("to_hf", ["CONVERTED", "NEW", "--shard-gb", "0"], "--shard-gb: expected a size above 0"),
         ("check", ["TINY", "TINY"], "found no omni_jax.json"),
+        ("check", ["TINY"], "the following arguments are required: converted"),
+        ("from_hf", ["TINY", "NEW", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        ("to_hf", ["CONVERTED", "NEW", "--shard-gb", "big"], "argument --shard-gb: invalid float value: 'big'"),
+        ("to_hf", ["CONVERTED", "NEW", "--shards", "2"], "unrecognized arguments: --shards 2"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(script, tiny, converted, tmp_path, capsys, name, arguments, words):

@@ -125,6 +125,7 @@ def faults(folder, *lines, config=CONFIG, speech=True):
     text = str(caught.value)
     for line in lines:
         assert line in text
+    assert "\n" not in text
     return text
 
 
@@ -306,6 +307,7 @@ def test_save_refuses_parts_of_another_shape(tiny, loaded, tmp_path):
     ) as caught:
         weights.save(loaded, tmp_path / "saved", config)
     assert "not the model that config.json describes" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "saved").exists()
 
 
@@ -334,3 +336,17 @@ def test_no_room_is_said_before_writing(tiny, loaded, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="are needed"):
         weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"))
     assert list((tmp_path / "saved").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "words"),
+    [
+        (2_540_000, 10_000, "2.54 MB are needed, 0.01 MB are free"),
+        (70_500_000_000, 100_000_000, "70.50 GB are needed, 0.10 GB are free"),
+    ],
+)
+def test_room_is_said_in_a_unit_that_shows_it(tmp_path, monkeypatch, needed, free, words):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    with pytest.raises(OSError, match=words):
+        weights.ensure_room(tmp_path, needed)

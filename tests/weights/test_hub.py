@@ -1,0 +1,46 @@
+"""Describing a hub id costs its small files alone; loading one takes its weights too."""
+
+import fnmatch
+import shutil
+
+import huggingface_hub
+import pytest
+
+from omni_jax.describe import describe
+from omni_jax.hub import locate
+from omni_jax.testing import write_tiny
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that holds one sharded checkpoint and gives the files asked for."""
+    held, cache = write_tiny(tmp_path / "held", shards=2), tmp_path / "cache"
+
+    def snapshot_download(name, *, allow_patterns):
+        assert name == "owner/name"
+        cache.mkdir(exist_ok=True)
+        for path in held.iterdir():
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return held
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_with_weights(hub):
+    assert names(locate("owner/name")) == names(hub)
+
+
+def test_describing_downloads_no_weights(hub):
+    found, whole = describe("owner/name"), describe(hub)
+    folder = locate("owner/name", weights=False)
+    assert names(folder) == {name for name in names(hub) if not name.endswith(".safetensors")}
+    assert "model.safetensors.index.json" in names(folder)
+    assert found["parameters"] == whole["parameters"]
+    assert {part["stored"] for part in found["parts"]} == {"not here"}
+    assert {part["stored"] for part in whole["parts"]} == {"float32"}
