@@ -146,7 +146,7 @@ def test_every_fault_is_in_one_report(tensors, folder_of):
         "talker.surprise: unknown tensor",
         "thinker.model.layers.9.surprise.weight: unknown tensor",
     )
-    assert len(text.splitlines()) == 6
+    assert "\n" not in text
 
 
 def test_one_expert_is_missing(tensors, folder_of):
