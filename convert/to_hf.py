@@ -3,6 +3,7 @@
 python convert/to_hf.py converted exported --dtype bfloat16 --shard-gb 5
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--shard-gb", type=float, default=5.0, help="largest size of a file, in GB (default: %(default)s)"
     )
     given = parser.parse_args(arguments)
-    if given.shard_gb <= 0:
+    if not 0 < given.shard_gb < math.inf:
         raise ValueError(f"--shard-gb: expected a size above 0, got {given.shard_gb}")
     shard_bytes = int(given.shard_gb * 1e9)
     with bar("exporting") as progress:

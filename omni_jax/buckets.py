@@ -1,5 +1,9 @@
 """The sizes that lengths are padded to, so that programs stay few."""
 
+# Chunk slots (seconds of sound) a call can have: the programs of the encoder. Between 10 s and the largest, each is at most
+# 30 % more than the shortest clip that needs it; the largest is seven attention windows and bounds the memory of a call.
+CHUNK_SLOTS = (1, 2, 4, 8, 12, 15, 19, 24, 30, 38, 47, 56)
+
 
 def bucket(size: int, least: int = 16) -> int:
     """The next of 16, 24, 32, 48, 64, 96, ...: at most half is padding, and the shapes that compile stay few."""

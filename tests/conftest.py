@@ -25,3 +25,12 @@ def omni(tiny):
     from omni_jax import Omni
 
     return Omni.load(tiny)
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny):
+    """The tiny checkpoint's parts, speaking ones too."""
+    from omni_jax import weights
+    from omni_jax.config import from_hf
+
+    return weights.load(tiny, from_hf(tiny), dtype="float32")

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from trees import same
 
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf, read_json
@@ -21,19 +22,6 @@ from omni_jax.testing import tiny_config, write_tiny
 
 CONFIG = from_hf(tiny_config())
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def same(left, right):
-    left, right = parts.leaves(left), parts.leaves(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        assert left[path].dtype == right[path].dtype, path
-        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny):
-    return weights.load(tiny, CONFIG, dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,7 @@ def test_another_models_folder(family):
         (f"{TEXT}.num_experts", None, f"{TEXT}.num_experts: missing"),
         (f"{TEXT}.norm_topk_prob", None, f"{TEXT}.norm_topk_prob: missing"),
         (f"{TEXT}.rope_theta", None, f"{TEXT}.rope_theta: expected a positive number, got nothing"),
+        (f"{TEXT}.rope_theta", float("nan"), f"{TEXT}.rope_theta: expected a positive number, got nan"),
         (f"{TEXT}.rope_scaling", None, f"{TEXT}.mrope_section: expected three integers, got nothing"),
         ("thinker_config.position_id_per_seconds", None, "position_id_per_seconds: missing"),
         ("talker_config.accept_hidden_layer", None, "accept_hidden_layer: missing"),

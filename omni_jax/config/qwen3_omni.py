@@ -1,8 +1,10 @@
 """Qwen3-Omni's ``config.json``, in every spelling in use, to our configuration."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config.fields import Fields
 from omni_jax.config.parts import (
     AudioEncoderConfig,
@@ -14,9 +16,6 @@ from omni_jax.config.parts import (
     ThinkerConfig,
     VisionEncoderConfig,
 )
-
-# The audio encoder takes a recording in calls of at most this many chunks, and a window must fit into one.
-MOST_CHUNKS = 56
 
 
 def read(config: Mapping[str, Any]) -> OmniConfig:
@@ -60,11 +59,11 @@ def _rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tu
     if kind not in ("default", "mrope"):
         fields.fault(f"{fields.path}rope_type: expected 'default', got {kind!r} (no scaled rope in this family)")
     theta = fields.values.get("rope_theta", nested.get("rope_theta"))
-    if "rope_theta" in fields.values and nested.get("rope_theta", theta) != theta:
+    if "rope_theta" in fields.values and "rope_theta" in nested and nested["rope_theta"] != theta:
         fields.fault(
             f"{fields.path}rope_theta = {theta!r} and rope_parameters.rope_theta = {nested['rope_theta']!r} contradict each other"
         )
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
         fields.fault(
             f"{fields.path}rope_theta: expected a positive number, got {'nothing' if theta is None else repr(theta)}"
         )
@@ -145,8 +144,8 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         )
     if infer % (2 * n_window) and audio.sound:
         audio.fault(f"{audio.path}n_window_infer {infer} is no multiple of the chunk of {2 * n_window} frames")
-    if infer > MOST_CHUNKS * 2 * n_window and audio.sound:
-        most = f"{MOST_CHUNKS * 2 * n_window:,} frames ({MOST_CHUNKS} chunks)"
+    if infer > CHUNK_SLOTS[-1] * 2 * n_window and audio.sound:
+        most = f"{CHUNK_SLOTS[-1] * 2 * n_window:,} frames ({CHUNK_SLOTS[-1]} chunks)"
         audio.fault(f"{audio.path}n_window_infer {infer}: expected at most {most}, as a call holds")
     audio_encoder = AudioEncoderConfig(
         mel_bins=audio.size("num_mel_bins"),

@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig, halve
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.prompt import audio_tokens
-
-# Chunk slots (seconds of sound) a call can have: the programs of the encoder. Between 10 s and the largest, each is at most
-# 30 % more than the shortest clip that needs it; the largest is seven attention windows and bounds the memory of a call.
-SIZES = (1, 2, 4, 8, 12, 15, 19, 24, 30, 38, 47, 56)
 
 
 @dataclass(frozen=True)
@@ -44,19 +41,12 @@ def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: AudioEncoderConfig) 
 
     A clip shorter than a chunk is convolved as if its array ended with it; a longer clip's last chunk is padded with zero
     frames. So a clip's features never depend on its company.
-
-    Raises:
-        ValueError: a configuration whose attention window is longer than a call.
     """
     waiting: list[tuple[int, int, int, int]] = []
     done = 0
-    if config.window_chunks > SIZES[-1]:
-        raise ValueError(
-            f"attention windows of {config.window_chunks} chunks: expected at most {SIZES[-1]}, as a call holds"
-        )
     for window in _windows(clips, config):
         size = -(-(window[2] - window[1]) // config.chunk_frames)
-        if done + size > SIZES[-1]:
+        if done + size > CHUNK_SLOTS[-1]:
             yield _fill(clips, waiting, config)
             waiting, done = [], 0
         waiting.append(window)
@@ -80,7 +70,7 @@ def _fill(
 ) -> Pack:
     frames, tokens = config.chunk_frames, config.chunk_tokens
     used = sum(-(-(last - first) // frames) for _, first, last, _ in windows)
-    slots = next(size for size in SIZES if size >= used)
+    slots = next(size for size in CHUNK_SLOTS if size >= used)
     mel = np.zeros((slots, config.mel_bins, frames), np.float32)
     extent = np.full(slots, frames, np.int32)
     window = np.full((slots, tokens), -1, np.int32)

@@ -94,6 +94,8 @@ def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
         ("to_hf", ["TINY", "NEW"], "found no omni_jax.json"),
         ("to_hf", ["CONVERTED", "TINY"], "already holds safetensors"),
         ("to_hf", ["CONVERTED", "NEW", "--shard-gb", "0"], "--shard-gb: expected a size above 0"),
+        ("to_hf", ["CONVERTED", "NEW", "--shard-gb", "nan"], "--shard-gb: expected a size above 0"),
+        ("to_hf", ["CONVERTED", "NEW", "--shard-gb", "inf"], "--shard-gb: expected a size above 0"),
         ("check", ["TINY", "TINY"], "found no omni_jax.json"),
         ("check", ["TINY"], "the following arguments are required: converted"),
         ("from_hf", ["TINY", "NEW", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),

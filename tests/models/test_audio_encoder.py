@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from omni_jax import omni as facade
+from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig
-from omni_jax.processing.packing import SIZES, pack
+from omni_jax.processing.packing import pack
 from omni_jax.processing.prompt import audio_tokens
 
 # The published attention window and chunk; one mel bin, so that hours of sound stay small.
@@ -109,7 +110,7 @@ def test_any_clips_need_at_most_twelve_programs(windows):
         found |= shapes([silence(int(n)) for n in np.minimum(frames, 30_000)], config)
     for n in [SHORTEST, LONGEST, *range(100, 6000, 100)]:
         found |= shapes([silence(n)], config)
-    assert found <= {(size, 1, 100) for size in SIZES}
+    assert found <= {(size, 1, 100) for size in CHUNK_SLOTS}
     assert 6 <= len(found) <= 12
 
 

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from trees import same
 
 from omni_jax import weights
 from omni_jax.config import from_hf, read_json
@@ -21,19 +22,6 @@ from omni_jax.weights.source import Safetensors
 
 EXPERT = "thinker.model.layers.1.mlp.experts.3.up_proj.weight"
 CONFIG = from_hf(tiny_config())
-
-
-def same(left, right):
-    left, right = parts.leaves(left), parts.leaves(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        assert left[path].dtype == right[path].dtype, path
-        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny):
-    return weights.load(tiny, CONFIG, dtype="float32")
 
 
 def test_known_places(loaded, tensors):
