@@ -1,18 +1,12 @@
 """Sound to log-mel features: read anything, mix to mono at 16 kHz, take the spectrogram."""
 
-import base64
-import binascii
+import contextlib
 import functools
-import io
 import math
 import numbers
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
-from urllib.parse import unquote
-from urllib.request import url2pathname
 
 import av
 import numpy as np
@@ -21,19 +15,20 @@ import soxr
 from av.error import FFmpegError
 
 from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.options import MediaOptions
+from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened, reason
 
 SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
 RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording
 MAX_CHANNELS = 64  # more is a spectrogram or a batch handed over as sound
 
-AudioSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray | tuple[np.ndarray, float]
+AudioSource = MediaSource | np.ndarray | tuple[np.ndarray, float]
+Blocks = Iterable[tuple[np.ndarray, float]]  # consecutive mono samples, float32 [w], each with their rate
 
 _READ_FRAMES = 1 << 18  # frames decoded at a time, so that many channels are never all in memory
 _MEL_FRAMES = 1024  # mel frames at a time: under 5 MB an array, which stays in cache, however long the clip
 _MEL_FLOOR = 1e-10
 _DECODE_ERRORS = (soundfile.SoundFileError, FFmpegError, ValueError, TypeError)
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters or more: C:// is a drive
-_DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,43 +99,46 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
         raise ValueError(f"{where}: {'; '.join(faults)}")
 
 
-def load(source: AudioSource, *, name: str | None = None) -> np.ndarray:
+def load(source: AudioSource, *, name: str | None = None, options: MediaOptions = DEFAULTS) -> np.ndarray:
     """Reads sound from nearly anything, as mono at 16 kHz.
 
     Channels are averaged, then resampled by soxr (HQ); a clip of W samples at another rate becomes
     ceil(W * 16000 / rate) samples, as `librosa.load` has it, which Qwen's own examples call.
 
     Args:
-        source: A path, a `file://` or base64 `data:` URL, a file's bytes, or a binary file object (read from
-            where it stands), of whatever soundfile or PyAV decodes; of a video, the first audio track. Or
-            samples at 16 kHz, [W], [W, channels] or [channels, W] (the smaller axis is channels), or
+        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object
+            (read from where it stands), of whatever soundfile or PyAV decodes; of a video, the first audio track.
+            Or samples at 16 kHz, [W], [W, channels] or [channels, W] (the smaller axis is channels), or
             `(samples, rate)`. Integers are scaled to [-1, 1] by their type's range; unsigned ones are offset
             binary (uint8 silence is 128).
         name: What messages call the source; by default its path, or its kind.
+        options: audio_start and audio_end, the part to take, in seconds (what lies beyond the end is not missed);
+            and the bounds of a download, max_bytes, timeout and allow_private.
 
     Returns:
         Float32 samples [W], a new array.
 
     Raises:
-        ValueError: in one line, when the source cannot be found or is not sound, or its samples are none, too
-            few for one frame, NaN or infinite, or at a rate outside 1 kHz to 1 MHz.
+        ValueError: in one line, when the source cannot be found, fetched or is not sound, or its samples are none,
+            too few for one frame, NaN or infinite, or at a rate outside 1 kHz to 1 MHz, or end before audio_start.
     """
-    name = name or _describe(source)
-    if isinstance(source, tuple):
-        samples, rate = _split_pair(source, name)
-        mono = _mix_array(samples, name)
-    elif hasattr(source, "__array__"):
-        mono, rate = _mix_array(source, name), SAMPLE_RATE
+    name = name or describe(source, "audio")
+    if isinstance(source, tuple) or hasattr(source, "__array__"):
+        samples, rate = _split_pair(source, name) if isinstance(source, tuple) else (source, SAMPLE_RATE)
+        _require_rate(rate, name)
+        mono, rate, seen = _cut([(_mix_array(samples, name), rate)], options)
     else:
-        with _open(source, name) as file:
-            mono, rate = _decode(file, name)
-    if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"{name}: a sample rate of {rate:.10g} Hz; expected {RATES[0]} to {RATES[1]} Hz")
-    if not mono.size:
+        with opened(source, name, "audio", options) as file:
+            mono, rate, seen = _decode(file, name, options)
+    if not seen:
         raise ValueError(f"{name}: holds no samples; expected at least one frame of sound")
+    _require_rate(rate, name)
+    start = options.audio_start or 0
+    if seen <= start * rate:
+        raise ValueError(f"{name}: audio_start is {start:g} s, but the sound ends at {seen / rate:.3f} s")
     if not _all_finite(mono):
-        first = int(np.argmin(np.isfinite(mono)))
-        raise ValueError(f"{name}: NaN or infinite samples, the first at {first / rate:.3f} s; expected finite numbers")
+        first = start + np.argmin(np.isfinite(mono)) / rate
+        raise ValueError(f"{name}: NaN or infinite samples, the first at {first:.3f} s; expected finite numbers")
     mono = _resample(mono, rate)
     _require_frame(mono, FeatureConfig(), name)
     return mono
@@ -200,6 +198,11 @@ def _mel_filters(config: FeatureConfig) -> np.ndarray:
     return filters
 
 
+def _require_rate(rate: float, name: str):
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"{name}: a sample rate of {rate:.10g} Hz; expected {RATES[0]} to {RATES[1]} Hz")
+
+
 def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
     """Raises where a clip at the config's rate is too short for its first frame."""
     least, ms = config.min_samples, 1000 / config.sample_rate
@@ -212,7 +215,7 @@ def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
 
 def _all_finite(samples: np.ndarray) -> bool:
     """Whether no sample is NaN or infinite, without an array of answers: both extremes carry NaN along."""
-    return bool(np.isfinite(samples.min()) and np.isfinite(samples.max()))
+    return bool(np.isfinite(samples.min(initial=0)) and np.isfinite(samples.max(initial=0)))
 
 
 def _resample(mono: np.ndarray, rate: float) -> np.ndarray:
@@ -266,103 +269,52 @@ def _split_pair(source: tuple, name: str) -> tuple[Any, float]:
     return samples, float(rate)
 
 
-def _describe(source: Any) -> str:
-    """What to call a source in a message: a path, cut when long and kept on one line, or its kind."""
-    if isinstance(source, str) and _DATA_URL.match(source):
-        return "audio data URL"
-    path = getattr(source, "name", None) if hasattr(source, "read") else source
-    if isinstance(path, (str, os.PathLike)) and path:
-        text = " ".join(os.fsdecode(path).split())
-        return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
-    return f"audio ({type(source).__name__})"
+def _cut(blocks: Blocks, options: MediaOptions) -> tuple[np.ndarray, float, int]:
+    """Joins the asked-for part of a sound, decoding no further: float32 [W], its rate, and how many samples were seen."""
+    kept, rate, seen = [np.empty(0, np.float32)], 0.0, 0
+    for block, rate in blocks:
+        start = round((options.audio_start or 0) * rate)
+        end = math.inf if options.audio_end is None else round(options.audio_end * rate)
+        first, last = (int(min(max(edge - seen, 0), block.size)) for edge in (start, end))
+        if first < last:  # an empty view would keep its block in memory
+            kept.append(block[first:last])
+        seen += block.size
+        if seen >= end:
+            break
+    return np.concatenate(kept), rate, seen
 
 
-def _open(source: Any, name: str) -> BinaryIO:
-    """Opens a path, URL, bytes or file object as a seekable binary file."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
-    if hasattr(source, "read"):
-        content = source.read()
-        if not isinstance(content, bytes):
-            kind = type(content).__name__
-            raise ValueError(f"{name}: a file object that reads {kind}; open it in binary mode, 'rb'")
-        return io.BytesIO(content)
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return io.BytesIO(_decode_data_url(source, name))
-    if isinstance(source, str) and (url := _URL.match(source)):
-        source = _local_path(source[url.end() :], url[1].lower(), name)
-    if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(
-            f"{name}: expected a path, URL, bytes, binary file, NumPy array or (samples, rate), "
-            f"got {type(source).__name__}"
-        )
-    if os.path.isdir(source):
-        raise ValueError(f"{name}: is a folder; expected a sound file")
-    try:
-        file = open(source, "rb")  # noqa: SIM115 - the caller closes it
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such file; expected the path of a sound file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ValueError(f"{name}: cannot be opened ({_reason(error)})") from None
-    if file.seekable():
-        return file
-    with file:  # a pipe: decoders go back and forth
-        return io.BytesIO(file.read())
-
-
-def _decode_data_url(url: str, name: str) -> bytes:
-    if not (head := _DATA_URL.match(url)):
-        raise ValueError(f"{name[:60]}: a data URL without base64; expected data:audio/wav;base64,...")
-    try:
-        return base64.b64decode(unquote(url[head.end() :]), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{name}: broken base64 ({error})") from None
-
-
-def _local_path(rest: str, scheme: str, name: str) -> str:
-    """The path of a file URL; `rest` is what follows `scheme://`."""
-    if scheme != "file":
-        raise ValueError(f"{name}: {scheme} URLs are not fetched; download it first and give the file's path")
-    host, _, path = rest.partition("/")
-    if host not in ("", "localhost"):
-        raise ValueError(f"{name}: a file URL with the host {host!r}; expected file:/// and an absolute path")
-    return url2pathname(f"/{path}")
-
-
-def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, float]:
-    """Decodes a file by the first library that can, to mono float32 [W] and its rate."""
-    if file.seek(0, os.SEEK_END) == 0:
-        raise ValueError(f"{name}: is empty (0 bytes); expected a sound file")
+def _decode(file: BinaryIO, name: str, options: MediaOptions) -> tuple[np.ndarray, float, int]:
+    """Decodes a file by the first library that can; what `_cut` returns."""
     reasons = []
     for library, decode in (("soundfile", _decode_soundfile), ("PyAV", _decode_av)):
         file.seek(0)
         try:
-            return decode(file)
+            with contextlib.closing(decode(file)) as blocks:
+                return _cut(blocks, options)
+        except _NoTrackError:
+            raise ValueError(f"{name}: has no audio track; expected a sound file, or a video with sound") from None
         except _DECODE_ERRORS as error:  # TypeError: soundfile on a file named .raw, which has no header
-            reasons.append(f"{library}: {_reason(error)}")
+            reasons.append(f"{library}: {reason(error)}")
     raise ValueError(f"{name}: not audio, or damaged ({'; '.join(reasons)})")
 
 
-def _reason(error: Exception) -> str:
-    """A library's own words, without its prefix, number and full stop."""
-    words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return " ".join(words.split()).rstrip(".")
+class _NoTrackError(Exception):
+    """A file that PyAV can read, but which holds pictures only."""
 
 
-def _decode_soundfile(file: BinaryIO) -> tuple[np.ndarray, float]:
-    blocks = [np.empty(0, np.float32)]
+def _decode_soundfile(file: BinaryIO) -> Generator[tuple[np.ndarray, float]]:
     with soundfile.SoundFile(file) as sound:
         while len(block := sound.read(_READ_FRAMES, dtype="float32", always_2d=True)):
-            blocks.append(_downmix(block, axis=1))
-        return np.concatenate(blocks), sound.samplerate
+            yield _downmix(block, axis=1), sound.samplerate
 
 
-def _decode_av(file: BinaryIO) -> tuple[np.ndarray, float]:
-    blocks, rate = [np.empty(0, np.float32)], 0
+def _decode_av(file: BinaryIO) -> Generator[tuple[np.ndarray, float]]:
+    rate = 0
     # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
     with av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container:
         if not container.streams.audio:
-            raise ValueError("no audio stream")
+            raise _NoTrackError
         for frame in container.decode(container.streams.audio[0]):
             if rate not in (0, frame.sample_rate):
                 raise ValueError(f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
@@ -370,5 +322,4 @@ def _decode_av(file: BinaryIO) -> tuple[np.ndarray, float]:
             samples = frame.to_ndarray()  # [channels, w]; where interleaved, [1, w * channels]
             if not frame.format.is_planar:
                 samples = samples.reshape(frame.samples, -1).T
-            blocks.append(_downmix(samples, axis=0))
-    return np.concatenate(blocks), rate
+            yield _downmix(samples, axis=0), rate

@@ -1,0 +1,141 @@
+"""How media are read: one set of options for a request, of which a part of a message may state its own."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+FETCH_BYTES, FETCH_SECONDS = 2 << 30, 300.0
+
+# What a part of a message may state for itself; who may be asked and how long is the caller's to say, not the message's.
+OF_A_PART = (
+    "min_pixels", "max_pixels", "resized_height", "resized_width", "fps", "nframes", "min_frames", "max_frames",
+    "total_pixels", "video_start", "video_end", "audio_start", "audio_end", "load_audio_from_video", "use_audio_in_video",
+    "sample_fps",
+)  # fmt: skip
+# Older names, and those of one of the two libraries.
+SYNONYMS = {"use_audio_in_video": "load_audio_from_video", "sample_fps": "fps"}
+RANGES = (
+    ("min_pixels", "max_pixels"),
+    ("min_frames", "max_frames"),
+    ("video_start", "video_end"),
+    ("audio_start", "audio_end"),
+)
+MAY_BE_ZERO = ("min_pixels", "video_start", "audio_start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaOptions:
+    """Options by the names that qwen-omni-utils and Transformers document; None leaves a choice to the checkpoint.
+
+    Attributes:
+        min_pixels, max_pixels: bounds of an image's area, or of a video frame's.
+        resized_height, resized_width: sizes wished for instead, both or none; rounded to whole merged patches.
+        fps: frames a second to sample from a video; of frames given as arrays, the rate at which they were taken.
+        nframes: frames to sample in all, instead of fps. min_frames, max_frames: bounds of their number.
+        total_pixels: bound of all frames of a video together, in pixels of one frame of each pair.
+        video_start, video_end, audio_start, audio_end: the part of a video or of a sound to take, in seconds.
+        load_audio_from_video: whether a video's sound is heard with it (Transformers' older name is use_audio_in_video).
+        max_bytes, timeout: bounds of a download, in bytes and seconds.
+        allow_private: whether URLs may lead to private, loopback and link-local addresses.
+
+    Raises:
+        ValueError: with every impossible value in one line.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    fps: float | None = None
+    nframes: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    total_pixels: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
+    audio_start: float | None = None
+    audio_end: float | None = None
+    load_audio_from_video: bool = False
+    max_bytes: int = FETCH_BYTES
+    timeout: float = FETCH_SECONDS
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type is bool:
+                if not isinstance(value, bool):
+                    faults.append(f"{item.name} is {value!r} (expected True or False)")
+            elif value is not None and not _is_number(value, whole="int" in str(item.type)):
+                kind = "whole number" if "int" in str(item.type) else "number"
+                faults.append(f"{item.name} is {value!r} (expected a {kind})")
+            elif value is not None and (value < 0 or (value == 0 and item.name not in MAY_BE_ZERO)):
+                faults.append(f"{item.name} is {value!r} (expected more than 0)")
+        if not faults:
+            faults = self._contradictions()
+        if faults:
+            raise ValueError(f"media options: {'; '.join(faults)}")
+
+    def _contradictions(self) -> list[str]:
+        faults = []
+        for low, high in RANGES:
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                faults.append(f"{low} {least} is above {high} {most}")
+        if (self.resized_height is None) != (self.resized_width is None):
+            faults.append("resized_height and resized_width go together")
+        if self.nframes is not None and self.fps is not None:
+            faults.append("nframes and fps exclude each other")
+        return faults
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any]) -> Self:
+        """From keywords, synonyms included."""
+        return cls().over(options)
+
+    def over(self, options: Mapping[str, Any]) -> Self:
+        """These options with some replaced; what is None stays as it was."""
+        given = {name: value for name, value in options.items() if value is not None}
+        for other, name in SYNONYMS.items():
+            if other in given and given.setdefault(name, given[other]) != given.pop(other):
+                raise ValueError(f"media options: {other} and {name} are one option, but differ")
+        return replace(self, **given)
+
+
+NAMES = frozenset((*(item.name for item in fields(MediaOptions)), *SYNONYMS))
+
+
+def per_conversation(
+    media: MediaOptions | None, options: Mapping[str, Any], count: int
+) -> tuple[list[MediaOptions], dict[str, Any]]:
+    """How the media of each of ``count`` conversations are read, and those of ``options`` that are not of media.
+
+    Args:
+        media: options for all, or None.
+        options: keywords of which some may be options of media by name, each for all or a list of one a conversation.
+
+    Raises:
+        ValueError: impossible values, or a list of another length.
+    """
+    if media is not None and not isinstance(media, MediaOptions):
+        raise ValueError(
+            f"media: expected MediaOptions, got {type(media).__name__}; or give options such as max_pixels=..."
+        )
+    rest = dict(options)
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name in NAMES & options.keys():
+        value = rest.pop(name)
+        values = value if isinstance(value, list | tuple) else [value] * count
+        if len(values) != count:
+            raise ValueError(f"{name}: expected one, or one for each of the {count} conversations, got {len(values)}")
+        for row, item in zip(rows, values, strict=True):
+            row[name] = item
+    return [(media or MediaOptions()).over(row) for row in rows], rest
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (not whole and isinstance(value, float) and math.isfinite(value))

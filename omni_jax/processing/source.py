@@ -1,0 +1,278 @@
+"""Where media come from: a path, a URL, bytes or a file object, each opened as a seekable binary file."""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import http.client
+import io
+import ipaddress
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
+from urllib.request import url2pathname
+
+from omni_jax.processing.options import MediaOptions
+
+DEFAULTS = MediaOptions()
+MediaSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+# What messages expect of each noun: a file, what else a user may hand over, and the type in a data URL.
+_EXPECTED = {
+    "audio": ("a sound file", "NumPy array or (samples, rate)", "audio/wav"),
+    "image": ("an image file", "PIL image or NumPy array", "image/png"),
+    "video": ("a video file", "NumPy array or list of frames", "video/mp4"),
+}
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters or more: C:// is a drive
+_DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)  # a URL's user and password; its query, often signed
+_IN_MEMORY = 64 << 20  # bytes of a download kept in memory; a longer one goes to disk
+_REDIRECTS = 5
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # what IPv6-only networks make of the world's IPv4 addresses
+
+
+def describe(source: Any, noun: str) -> str:
+    """What to call a source in a message: its path or URL, cut when long and kept on one line, or its kind.
+
+    Args:
+        source: Whatever a user handed over.
+        noun: "audio", "image" or "video".
+
+    Returns:
+        A path, a URL without user, password, query and fragment, "audio data URL", or "image (bytes)".
+    """
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return f"{noun} data URL"
+    path = getattr(source, "name", None) if hasattr(source, "read") else source
+    if not isinstance(path, (str, os.PathLike)) or not path:
+        return f"{noun} ({type(source).__name__})"
+    text = " ".join(os.fsdecode(path).split())
+    if (url := _URL.match(text)) and url[1].lower() != "file":
+        text = _SECRETS.sub("", text)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
+
+
+def reason(error: BaseException) -> str:
+    """A library's own words, in one line, without its prefix, number and full stop."""
+    words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return " ".join(words.split()).rstrip(".")
+
+
+@contextlib.contextmanager
+def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) -> Iterator[BinaryIO]:
+    """Opens a source as a seekable binary file that stands at its start; a context manager.
+
+    A URL is downloaded once, into memory or, beyond 64 MB, onto disk. A user's file object is read from where it
+    stands, and left open; one that can seek is not copied when it stands at its start, and is left where it stood.
+
+    Args:
+        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object.
+        name: What messages call the source.
+        noun: "audio", "image" or "video".
+        options: The bounds of a download: max_bytes, timeout, allow_private.
+
+    Raises:
+        ValueError: in one line, when the source cannot be found, fetched or read, or is empty.
+    """
+    own = _borrowed(source, name) if hasattr(source, "read") else _open(source, name, noun, options)
+    with own as file:
+        file.seek(0, os.SEEK_END)
+        if not file.tell():
+            raise ValueError(f"{name}: is empty (0 bytes); expected {_EXPECTED[noun][0]}")
+        file.seek(0)
+        yield file
+
+
+@contextlib.contextmanager
+def _borrowed(source: Any, name: str) -> Iterator[BinaryIO]:
+    """A user's file object itself where that is a seekable file at its start, else a copy of what it still holds."""
+    try:
+        start = source.tell() if hasattr(source, "seekable") and source.seekable() else None
+        content = source.read(0) if start == 0 else source.read()
+    except (OSError, ValueError) as error:  # ValueError: closed
+        raise ValueError(f"{name}: cannot be read ({reason(error)})") from None
+    if not isinstance(content, bytes):
+        kind = type(content).__name__
+        raise ValueError(f"{name}: a file object that reads {kind}; open it in binary mode, 'rb'")
+    try:
+        yield source if start == 0 else io.BytesIO(content)
+    finally:
+        if start is not None:
+            source.seek(start)
+
+
+def _open(source: Any, name: str, noun: str, options: MediaOptions) -> BinaryIO:
+    """Opens a path, URL or bytes as a seekable binary file."""
+    wanted, others, media_type = _EXPECTED[noun]
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return io.BytesIO(_decode_data_url(source, name, media_type))
+    if isinstance(source, str) and (url := _URL.match(source)):
+        if (scheme := url[1].lower()) in ("http", "https"):
+            return _fetch(source, name, options)
+        if scheme != "file":
+            raise ValueError(f"{name}: {scheme} URLs are not fetched; download it first and give the file's path")
+        source = _local_path(source[url.end() :], name)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"{name}: expected a path, URL, bytes, binary file, {others}, got {type(source).__name__}")
+    if os.path.isdir(source):
+        raise ValueError(f"{name}: is a folder; expected {wanted}")
+    try:
+        file = open(source, "rb")  # noqa: SIM115 - the caller closes it
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file; expected the path of {wanted}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ValueError(f"{name}: cannot be opened ({reason(error)})") from None
+    if file.seekable():
+        return file
+    with file:  # a pipe: decoders go back and forth
+        return io.BytesIO(file.read())
+
+
+def _decode_data_url(url: str, name: str, media_type: str) -> bytes:
+    if not (head := _DATA_URL.match(url)):
+        raise ValueError(f"{name}: a data URL without base64; expected data:{media_type};base64,...")
+    try:
+        return base64.b64decode(unquote(url[head.end() :]), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name}: broken base64 ({error})") from None
+
+
+def _local_path(rest: str, name: str) -> str:
+    """The path of a file URL, of which `rest` is what follows file://."""
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost"):
+        raise ValueError(f"{name}: a file URL with the host {host!r}; expected file:/// and an absolute path")
+    return url2pathname(f"/{path}")
+
+
+def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:
+    """Downloads an http(s) URL."""
+    from fsspec.asyn import get_loop, sync  # here, because only a URL needs it
+
+    file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+    try:
+        # fsspec's loop runs in a thread of its own, so that this works under a running loop, as notebooks have one.
+        sync(get_loop(), _download, url, file, name, options)
+    except BaseException:
+        file.close()
+        raise
+    return cast(BinaryIO, file)
+
+
+class _RefusedError(Exception):
+    """What a download would do but may not, in words for the user."""
+
+
+class _PrivateError(OSError):
+    """A refused address; an OSError so that a host's other addresses are tried, as one that cannot be reached."""
+
+
+async def _download(url: str, file: Any, name: str, options: MediaOptions):
+    """Streams a URL into a file, within the options' bounds."""
+    import aiohttp
+    from fsspec.callbacks import Callback
+    from fsspec.implementations.http import HTTPFileSystem
+
+    secure = False
+
+    async def stay_secure(request, handler):
+        nonlocal secure
+        if secure and request.url.scheme != "https":
+            raise _RefusedError("is redirected from https to http, which anyone on the way can read; refused")
+        secure = request.url.scheme == "https"
+        return await handler(request)
+
+    async def require_success(response):
+        if response.status // 100 != 2:
+            response.close()
+            phrase = http.client.responses.get(response.status, "unknown")
+            raise _RefusedError(f"the server answers {response.status} ({phrase}); check the URL")
+
+    def bound(size, value):
+        if max(size or 0, value) > options.max_bytes:
+            raise _RefusedError(f"is larger than {options.max_bytes} bytes; download it first, or raise max_bytes")
+
+    def connect(address_info):
+        family, kind, protocol, _, address = address_info
+        if not options.allow_private and not is_public(address[0]):
+            raise _PrivateError("a private address")
+        return socket.socket(family, kind, protocol)
+
+    try:
+        async with (
+            asyncio.timeout(options.timeout),  # of all together, where aiohttp's own bounds each wait
+            aiohttp.ClientSession(
+                # Checked where a socket is made: so are redirects, odd spellings and names that change their address.
+                connector=aiohttp.TCPConnector(socket_factory=connect, force_close=True),
+                trust_env=False,  # behind a proxy, the address checked would be the proxy's, not the one asked for
+                timeout=aiohttp.ClientTimeout(),
+                headers={"Accept-Encoding": "identity", "User-Agent": "omni-jax"},  # media are compressed already
+                middlewares=(stay_secure,),
+                raise_for_status=require_success,
+            ) as session,
+        ):
+
+            async def get_client(**_):
+                return session
+
+            files = HTTPFileSystem(asynchronous=True, skip_instance_cache=True, get_client=get_client)
+            callback = cast(Any, Callback(hooks={"bound": bound}))  # annotated as NoOpCallback there
+            # aiohttp counts the redirect that it no longer follows.
+            await files._get_file(url, file, callback=callback, max_redirects=_REDIRECTS + 1)
+    except (_RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
+        raise ValueError(f"{name}: {_fault(error, options)}") from None
+
+
+def _fault(error: Exception, options: MediaOptions) -> str:
+    """What went wrong with a download, in our words: the libraries' may state the whole URL, secrets and all."""
+    import aiohttp
+
+    match error:
+        case _RefusedError():
+            return str(error)
+        case TimeoutError():
+            return f"could not be fetched in {options.timeout:g} s; download it first, or raise timeout"
+        case aiohttp.TooManyRedirects():
+            return f"is redirected more than {_REDIRECTS} times"
+        case aiohttp.NonHttpUrlRedirectClientError():
+            return "is redirected to something that is neither http nor https; refused"
+        case aiohttp.ClientSSLError():
+            cause = error.__cause__
+            words = getattr(cause, "verify_message", None) or getattr(cause, "reason", None) or "TLS fails"
+            return f"no secure connection to its host ({words})"
+        case aiohttp.ClientConnectorError(os_error=_PrivateError()):
+            return "leads to a private address, refused unless allow_private is True"
+        case aiohttp.ClientConnectorDNSError():
+            return f"its host is not found ({reason(error.os_error)})"
+        case aiohttp.ClientPayloadError():
+            return "the download broke off before its end, or is garbled; try again"
+        case aiohttp.ClientResponseError():
+            return "its server does not answer in proper HTTP"
+        case aiohttp.ClientConnectorError():
+            return f"no connection to its host ({reason(error.os_error)})"
+        case ValueError():
+            return "is not a valid URL, or is redirected to one that is not"
+        case _:
+            return f"could not be fetched ({getattr(error, 'strerror', None) or type(error).__name__})"
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, as is one that it embeds.
+
+    Loopback, private, link-local, multicast, reserved and unspecified addresses are not, nor is what is no address.
+    """
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF) if ip in _NAT64 else None
+        ip = ip.ipv4_mapped or ip.sixtofour or embedded or ip
+    outside = ip.is_multicast or ip.is_reserved or getattr(ip, "is_site_local", False)
+    return ip.is_global and not outside

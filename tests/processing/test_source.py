@@ -1,0 +1,555 @@
+"""Where media come from: each source gives its bytes, and a download stays within its bounds. Nothing leaves this machine."""
+
+import asyncio
+import base64
+import contextlib
+import functools
+import gc
+import gzip
+import http.server
+import io
+import os
+import re
+import socket
+import ssl
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+
+from omni_jax.processing import source
+from omni_jax.processing.options import MediaOptions
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+LOCAL = MediaOptions(allow_private=True, timeout=20)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by path as a good, a broken or a hostile server would."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.seen.append((self.path, dict(self.headers)))
+        self.close_connection = True
+        action, _, rest = self.path.partition("?")[0].strip("/").partition("/")
+        getattr(self, f"do_{action}")(rest)
+
+    def answer(self, status, content=b"", **headers):
+        self.send_response(status)
+        for name, value in ({"Content-Length": len(content)} | headers).items():
+            if value is not None:
+                self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_good(self, _):
+        self.answer(200, CONTENT)
+
+    def do_empty(self, _):
+        self.answer(200)
+
+    def do_plain(self, _):  # neither length nor chunks: ends where the connection does
+        self.answer(200, CONTENT, **{"Content-Length": None})
+
+    def do_status(self, status):
+        self.answer(int(status), b"an error page")
+
+    def do_redirect(self, count):  # through every status that redirects, the last to the file
+        status = (301, 302, 303, 307, 308)[int(count) % 5]
+        self.answer(status, Location="/good" if count == "1" else f"/redirect/{int(count) - 1}?key=hidden")
+
+    def do_loop(self, _):
+        self.answer(302, Location="/loop")
+
+    def do_to(self, target):  # base64, so that any address can be named
+        self.answer(302, Location=base64.urlsafe_b64decode(target).decode())
+
+    def do_long(self, _):
+        self.answer(200, CONTENT, **{"Content-Length": len(CONTENT) + 1})
+
+    def do_short(self, _):
+        self.answer(200, CONTENT, **{"Content-Length": 1000})
+
+    def do_huge(self, _):
+        self.answer(200, **{"Content-Length": 10**15})
+        self.server.closing.wait()
+
+    def do_endless(self, _):
+        self.answer(200, **{"Content-Length": None})
+        while not self.server.closing.is_set():
+            self.wfile.write(CONTENT)
+
+    def do_torn(self, _):  # chunks without the last
+        self.answer(200, b"5\r\nhello\r\n", **{"Content-Length": None}, Transfer_Encoding="chunked")
+
+    def do_trickle(self, _):
+        self.answer(200, **{"Content-Length": 50})
+        for _ in range(50):
+            self.server.closing.wait(0.02)
+            self.wfile.write(b".")
+
+    def do_silent(self, _):
+        self.server.closing.wait(1)
+        self.answer(200, CONTENT)
+
+    def do_garbled(self, _):
+        self.wfile.write(b"220 ready\r\n\r\n")
+
+    def do_gzip(self, _):
+        self.answer(200, gzip.compress(CONTENT), Content_Encoding="gzip")
+
+    def do_bomb(self, _):
+        self.answer(200, gzip.compress(bytes(30_000_000)), Content_Encoding="gzip")
+
+    def do_garbage(self, _):
+        self.answer(200, CONTENT, Content_Encoding="gzip")
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves on a free port of this machine, and records what was asked."""
+
+    request_queue_size = 32
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.seen, self.closing, self.scheme = [], threading.Event(), "http"
+
+    def url(self, path, host="127.0.0.1"):
+        return f"{self.scheme}://{host}:{self.server_port}/{path}"
+
+    def handle_error(self, *_):  # clients that hang up
+        pass
+
+
+def serve(server):
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def web():
+    yield from serve(Server())
+
+
+@pytest.fixture
+def secure_web(tmp_path, monkeypatch):
+    """The server behind TLS, which clients trust."""
+    (tmp_path / "pair.pem").write_text(PAIR)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pair.pem")
+    trust = ssl.create_default_context(cafile=tmp_path / "pair.pem")
+    monkeypatch.setattr(aiohttp, "TCPConnector", functools.partial(aiohttp.TCPConnector, ssl=trust))
+    server = Server()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.scheme = "https"
+    yield from serve(server)
+
+
+def read(url, options=LOCAL, noun="video"):
+    with source.opened(url, source.describe(url, noun), noun, options) as file:
+        assert file.tell() == 0
+        return file.read()
+
+
+def refused(url, pattern, options=LOCAL, noun="video"):
+    with pytest.raises(ValueError, match=pattern) as caught:
+        read(url, options, noun)
+    message = str(caught.value)
+    assert type(caught.value) is ValueError
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_a_url_is_fetched_once_and_whole(web):
+    assert read(web.url("good")) == CONTENT
+    assert read(web.url("plain")) == CONTENT
+    assert [path for path, _ in web.seen] == ["/good", "/plain"]
+    assert web.seen[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_a_long_download_goes_to_disk(web, monkeypatch):
+    monkeypatch.setattr(source, "_IN_MEMORY", 1_000)
+    with source.opened(web.url("good"), "a.mp4", "video", LOCAL) as file:
+        assert isinstance(file.fileno(), int)  # in memory there is none
+        assert file.seekable()
+        assert file.read() == CONTENT
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == CONTENT[-10:]
+    assert file.closed
+
+
+def test_redirects_are_followed_five_times(web):
+    assert read(web.url("redirect/5")) == CONTENT
+    assert [path for path, _ in web.seen][-1] == "/good"
+    refused(web.url("redirect/6"), "is redirected more than 5 times")
+    refused(web.url("loop"), "is redirected more than 5 times")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(404, "Not Found"), (403, "Forbidden"), (500, "Internal Server Error"), (302, "Found"), (599, "unknown")],
+)
+def test_another_status_than_success_is_said(web, status, words):
+    refused(web.url(f"status/{status}"), rf"/status/{status}: the server answers {status} \({words}\)")
+
+
+FAULTS = {
+    "empty": r"is empty \(0 bytes\); expected a video file",
+    "long": "broke off before its end",
+    "torn": "broke off before its end",
+    "garbage": "broke off before its end, or is garbled",
+    "garbled": "does not answer in proper HTTP",
+    "status/404": "404",
+    "loop": "redirected",
+}
+
+
+@pytest.mark.parametrize("path", FAULTS)
+def test_faults_are_one_line_without_secrets(web, path):
+    url = web.url(f"{path}?token=hidden#hidden", host="user:hidden@127.0.0.1")
+    message = refused(url, f"^http://127.0.0.1:{web.server_port}/{path}: .*{FAULTS[path]}")
+    assert "hidden" not in message
+    assert "user" not in message
+
+
+def test_a_user_and_password_are_sent_but_not_to_others(web):
+    elsewhere = base64.urlsafe_b64encode(web.url("good", host="localhost").encode()).decode()
+    assert read(web.url(f"to/{elsewhere}", host="user:word@127.0.0.1")) == CONTENT
+    first, second = (headers for _, headers in web.seen)
+    assert first["Authorization"] == f"Basic {base64.b64encode(b'user:word').decode()}"
+    assert "Authorization" not in second
+
+
+def test_no_more_than_the_stated_length_is_read(web):
+    # aiohttp sees what follows, or not, by how it arrives.
+    with contextlib.suppress(ValueError):
+        assert read(web.url("short")) == CONTENT[:1000]
+    assert "/short" in web.seen[0]
+
+
+def test_the_size_is_bounded(web):
+    size = len(CONTENT)
+    assert read(web.url("good"), MediaOptions(allow_private=True, max_bytes=size)) == CONTENT
+    assert read(web.url("plain"), MediaOptions(allow_private=True, max_bytes=size)) == CONTENT
+    for path in ("good", "plain"):
+        refused(web.url(path), f"is larger than {size - 1} bytes", MediaOptions(allow_private=True, max_bytes=size - 1))
+    refused(web.url("huge"), "is larger than 2147483648 bytes", LOCAL)  # by its stated length: nothing comes
+    refused(web.url("endless"), "is larger than 5000000 bytes", MediaOptions(allow_private=True, max_bytes=5_000_000))
+
+
+def test_what_is_compressed_counts_as_it_inflates(web):
+    bound = MediaOptions(allow_private=True, max_bytes=1_000_000)
+    assert read(web.url("gzip"), bound) == CONTENT
+    refused(web.url("bomb"), "is larger than 1000000 bytes", bound)
+
+
+@pytest.mark.parametrize("path", ["trickle", "silent"])
+def test_the_time_is_bounded(web, path):
+    options = MediaOptions(allow_private=True, timeout=0.3)
+    refused(web.url(path), r"could not be fetched in 0\.3 s; download it first, or raise timeout", options)
+
+
+PRIVATE = [
+    "127.0.0.1", "localhost", "[::1]", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+    "224.0.0.1", "240.0.0.1", "255.255.255.255", "[::]", "[::ffff:127.0.0.1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]", "[2001:0:1:2::1]", "[fe80::1]", "[fec0::1]", "[fd00::1]", "[ff02::1]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_private_addresses_are_refused(web, host):
+    refused(web.url("good", host), "leads to a private address, refused unless allow_private", MediaOptions(timeout=20))
+    assert not web.seen
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0x7f.1", "127.1", "0177.0.0.1", "127.0.0.1.", "①27.0.0.1"]
+)
+def test_odd_spellings_of_private_addresses_are_refused(web, host):
+    # Some versions of aiohttp let the system read them, others call them no URL.
+    refused(web.url("good", host), "leads to a private address|is not a valid URL", MediaOptions(timeout=20))
+    assert not web.seen
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "100.63.0.1", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+)
+def test_public_addresses_are_not(address):
+    assert source.is_public(address)
+
+
+def test_what_is_no_address_is_not_public():
+    assert not source.is_public("localhost")
+
+
+@pytest.fixture
+def as_public(monkeypatch):
+    """Makes 127.0.0.1 count as public, and every other address as what it is."""
+    really = source.is_public
+    monkeypatch.setattr(source, "is_public", lambda address: address == "127.0.0.1" or really(address))
+    return MediaOptions(timeout=20)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::ffff:7f00:2]", "[::1]", "169.254.169.254"])
+def test_a_redirect_to_a_private_address_is_refused(web, as_public, host):
+    target = base64.urlsafe_b64encode(web.url("good", host).encode()).decode()
+    refused(web.url(f"to/{target}"), "leads to a private address", as_public)
+    assert len(web.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["file:///etc/passwd", "ftp://example.org/a", "data:text/plain,hello", "gopher://127.0.0.1", "javascript:0"],
+)
+def test_a_redirect_to_another_scheme_is_refused(web, target):
+    path = f"to/{base64.urlsafe_b64encode(target.encode()).decode()}"
+    refused(web.url(path), "is redirected to something that is neither http nor https; refused")
+
+
+def name_server(monkeypatch, *answers):
+    """Answers each lookup of a name by the next list of addresses, the last for good."""
+    left, really = list(answers), socket.getaddrinfo
+
+    def look_up(host, port, *args, **kwargs):
+        if host not in ("name.test", b"name.test"):
+            return really(host, port, *args, **kwargs)
+        addresses = left.pop(0) if len(left) > 1 else left[0]
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+def test_a_name_is_judged_by_the_address_it_is_reached_at(web, as_public, monkeypatch):
+    name_server(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
+    assert read(web.url("good", "name.test"), as_public) == CONTENT
+    refused(web.url("good", "name.test"), "leads to a private address", as_public)
+    name_server(monkeypatch, ["10.0.0.1", "127.0.0.2", "192.168.0.1"])
+    refused(web.url("good", "name.test"), "leads to a private address", as_public)
+    name_server(monkeypatch, ["10.0.0.1", "127.0.0.1"])
+    assert read(web.url("good", "name.test"), as_public) == CONTENT
+
+
+def test_hosts_that_cannot_be_reached_are_said(web, monkeypatch):
+    name_server(monkeypatch, [])
+    refused(web.url("good", "name.test"), r"its host is not found \(Name or service not known\)")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        refused(f"http://127.0.0.1:{unheard.getsockname()[1]}/a.mp4", "no connection to its host")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///a.mp4", "http://[::1", "http://a:b:c/", "http://h:99999/", "http://a..b/"]
+)
+def test_urls_that_are_none_are_said(url):
+    refused(url, "is not a valid URL")
+
+
+def test_secure_connections(secure_web):
+    assert read(secure_web.url("good")) == CONTENT
+    assert read(secure_web.url("redirect/3")) == CONTENT
+
+
+def test_a_redirect_from_https_to_http_is_refused(web, secure_web):
+    target = base64.urlsafe_b64encode(web.url("good?key=hidden").encode()).decode()
+    assert "hidden" not in refused(secure_web.url(f"to/{target}"), "is redirected from https to http, .*; refused")
+    assert not web.seen
+    upwards = base64.urlsafe_b64encode(secure_web.url("good").encode()).decode()
+    assert read(web.url(f"to/{upwards}")) == CONTENT
+
+
+def test_an_unknown_certificate_is_refused(secure_web, web, monkeypatch):
+    monkeypatch.setattr(aiohttp, "TCPConnector", aiohttp.TCPConnector.func)
+    refused(secure_web.url("good"), r"no secure connection to its host \(self.signed certificate\)")
+    refused(web.url("good").replace("http:", "https:"), r"no secure connection to its host \(.+\)")
+
+
+def test_a_proxy_of_the_environment_is_not_asked(web, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert read(web.url("good")) == CONTENT
+
+
+def test_a_running_loop_is_no_hindrance(web):
+    async def cell():  # as in a notebook, whose cells run under a loop
+        return read(web.url("good"))
+
+    assert asyncio.run(cell()) == CONTENT
+
+
+def test_many_threads_fetch_at_once(web):
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, [web.url("good")] * 16)) == {CONTENT}
+
+
+def test_nothing_is_left_open(web, caplog):
+    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(web.url("good"))
+        for path in ("status/404", "loop", "long", "garbage"):
+            refused(web.url(path), ".")
+        refused(web.url("silent"), "0.1 s", MediaOptions(allow_private=True, timeout=0.1))
+        refused(web.url("endless"), "larger", MediaOptions(allow_private=True, max_bytes=1000))
+        refused(web.url("good"), "private", MediaOptions())
+        gc.collect()
+    assert not caught
+    assert not caplog.records  # aiohttp logs sessions that nobody closed
+
+
+class Pipe(io.BytesIO):
+    """A file object that cannot go back."""
+
+    def seekable(self):
+        return False
+
+
+class Counted(io.BytesIO):
+    """A file object that counts what is read of it."""
+
+    count = 0
+
+    def read(self, size=-1, /):
+        content = super().read(size)
+        self.count += len(content)
+        return content
+
+
+def test_a_seekable_file_at_its_start_is_used_itself():
+    given = Counted(CONTENT)
+    for _ in range(2):
+        with source.opened(given, "a", "video") as file:
+            assert file is given
+            assert file.count == 0
+            file.seek(7)
+        assert not given.closed
+        assert given.tell() == 0
+
+
+def test_other_file_objects_are_read_from_where_they_stand():
+    given = io.BytesIO(CONTENT)
+    given.seek(7)
+    assert read(given) == read(given) == CONTENT[7:]
+    assert given.tell() == 7
+    given = Pipe(CONTENT)
+    given.read(7)
+    assert read(given) == CONTENT[7:]
+    assert not given.closed
+
+
+def test_a_local_file_is_not_read_ahead(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(CONTENT)
+    for given in (path, str(path), path.as_uri()):
+        with source.opened(given, "a", "video") as file:
+            assert file.name == str(path)
+            assert file.read() == CONTENT
+        assert file.closed
+
+
+def test_bytes_and_data_urls():
+    text = base64.b64encode(CONTENT).decode()
+    for given in (
+        CONTENT,
+        bytearray(CONTENT),
+        memoryview(CONTENT),
+        f"data:video/mp4;base64,{text}",
+        f"DATA:;BASE64,{text}",
+    ):
+        assert read(given) == CONTENT
+
+
+def closed_file():
+    file = io.BytesIO(CONTENT)
+    file.close()
+    return file
+
+
+BAD = {
+    "missing": ("none.mp4", "image", "^none.mp4: no such file; expected the path of an image file"),
+    "no file": (
+        7,
+        "image",
+        r"^image \(int\): expected a path, URL, bytes, binary file, PIL image or NumPy array, got int",
+    ),
+    "no video": (7, "video", r"^video \(int\): expected .* NumPy array or list of frames, got int"),
+    "no sound": (7, "audio", r"^audio \(int\): expected .* NumPy array or \(samples, rate\), got int"),
+    "nothing": (b"", "image", r"^image \(bytes\): is empty \(0 bytes\); expected an image file"),
+    "data": ("data:image/png,abc", "image", "^image data URL: .* without base64; expected data:image/png;base64"),
+    "base64": ("data:;base64,@@", "video", "^video data URL: broken base64"),
+    "bucket": ("gs://bucket/a.mp4", "video", "^gs://bucket/a.mp4: gs URLs are not fetched; download it first"),
+    "keys": ("s3://key:hidden@bucket/a?hidden", "video", "^s3://bucket/a: s3 URLs are not fetched"),
+    "ftp": ("FTP://example.org/a", "video", "ftp URLs are not fetched"),
+    "host": ("file://host/a", "video", "host 'host'; expected file:///"),
+    "text file": (io.StringIO("hello"), "video", "reads str; open it in binary mode, 'rb'"),
+    "closed": (closed_file(), "video", "cannot be read .I/O operation on closed file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_sources(case):
+    given, noun, pattern = BAD[case]
+    assert "hidden" not in refused(given, pattern, noun=noun)
+
+
+def test_a_folder_and_a_file_for_writing(tmp_path):
+    refused(tmp_path, "is a folder; expected an image file", noun="image")
+    with open(tmp_path / "a.png", "wb") as file:
+        refused(file, f"^{re.escape(file.name)}: cannot be read", noun="image")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a.mp4", "a.mp4"),
+        (Path("b") / "a.mp4", os.path.join("b", "a.mp4")),
+        ("two\nlines", "two lines"),
+        ("x" * 300, "x" * 100 + "..." + "x" * 100),
+        ("", "video (str)"),
+        (b"abc", "video (bytes)"),
+        (io.BytesIO(), "video (BytesIO)"),
+        (None, "video (NoneType)"),
+        ("data:video/mp4;base64,AAAA", "video data URL"),
+        ("https://user:word@host:8/a/b@c.mp4?sign=1#t=2", "https://host:8/a/b@c.mp4"),
+        ("https://host?key=a/b", "https://host"),
+        ("file:///a?b.mp4", "file:///a?b.mp4"),
+        ("a?b.mp4", "a?b.mp4"),
+    ],
+)
+def test_what_sources_are_called(given, expected):
+    assert source.describe(given, "video") == expected
+
+
+# Of 127.0.0.1, made for these tests alone: what it signs is trusted by nobody else.
+PAIR = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg8FuuDx4bch/94LQ4
+hq9OGDFeNFVvBkLBZjlLuic/utKhRANCAARBy6F7QkwPEmT2F15Ey2s5g+RYVHWF
+lEh+AK9fZB8ZySxCKK9b1oxNCozBdHHC0LEvNwQhx+lQbFy6Io4EdZs7
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBdjCCARygAwIBAgIBATAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5vbW5pLWph
+eCB0ZXN0czAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUG
+A1UEAwwOb21uaS1qYXggdGVzdHMwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARB
+y6F7QkwPEmT2F15Ey2s5g+RYVHWFlEh+AK9fZB8ZySxCKK9b1oxNCozBdHHC0LEv
+NwQhx+lQbFy6Io4EdZs7o1MwUTAPBgNVHREECDAGhwR/AAABMA8GA1UdEwEB/wQF
+MAMBAf8wDgYDVR0PAQH/BAQDAgKEMB0GA1UdDgQWBBQdTOUpoBSwz+jaDGr+J/4o
+DrkmSTAKBggqhkjOPQQDAgNIADBFAiB6uztOY269MQVm4F8y125ZRNRIbAKheFKo
+da58UZP7HAIhAJvZ2R4zcgz4GdtY25N5vjh7CJw4R042tGHanAB/ui7P
+-----END CERTIFICATE-----
+"""
