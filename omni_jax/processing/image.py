@@ -1,0 +1,184 @@
+"""Pictures: read any file, PIL image or array, upright and in red, green and blue."""
+
+import contextlib
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.options import MediaOptions
+from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened, reason
+
+MAX_PIXELS = 178_956_970  # of a picture, before it is decoded: where Pillow too refuses by default
+# Pictures alone: Pillow's other formats are documents, are run by other programs, or have no mark to know them by.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+ImageSource = MediaSource | Image.Image | np.ndarray
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of arrays, by their number of channels
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = dict(  # by Exif's orientation, where it is not 1, upright already
+    enumerate(
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        start=2,
+    )
+)
+_PILLOW = threading.Lock()
+
+
+def load(source: ImageSource, *, name: str | None = None, options: MediaOptions = DEFAULTS) -> Image.Image:
+    """Reads a picture from nearly anything, upright, in red, green and blue.
+
+    Exif's rotation is applied; transparency is laid on white; 16 bits become 8 by their range; of an animation,
+    the first frame is taken, and of a PIL image the frame it stands at.
+
+    Args:
+        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object, of
+            a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF. Or a PIL image, which stays as it is. Or an array
+            [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels: uint8, uint16, bool, or floats from 0 to 1.
+        name: What messages call the source; by default its path, or its kind.
+        options: The bounds of a download.
+
+    Returns:
+        A new image in mode RGB.
+
+    Raises:
+        ValueError: in one line, when the source cannot be found or fetched, is no picture or a damaged one, has too
+            many pixels (told before they are decoded) or none, or an array's values or shape are not a picture's.
+    """
+    name = name or describe(source, "image")
+    in_memory = isinstance(source, Image.Image) or hasattr(source, "__array__")
+    with contextlib.nullcontext(source) if in_memory else opened(source, name, "image", options) as found:
+        try:
+            return _read(found)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def require_area(height: int, width: int):
+    """Raises where a picture of a size would have no pixels, or so many that it is a mistake or an attack."""
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{height} x {width} pixels (height x width); expected at most {MAX_PIXELS} in all")
+    if not height * width:
+        raise ValueError(f"{height} x {width} pixels (height x width); expected at least one")
+
+
+def _read(source: Any) -> Image.Image:
+    """Decodes a PIL image, an array or an open file, into a new image that is upright and RGB."""
+    if hasattr(source, "__array__"):
+        return _to_rgb(_from_array(to_numpy(source)))
+    with _pillow():
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+    require_area(image.height, image.width)
+    with _pillow():
+        image.load()
+        # After decoding: only then has a PNG read all its Exif, and a TIFF turned itself.
+        orientation = _orientation(image)
+    rgb = _to_rgb(image)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged Exif spoils no picture: it is shown as stored, as every viewer does
+        return None
+
+
+@contextlib.contextmanager
+def _pillow() -> Iterator[None]:
+    """Lets Pillow work on bytes that may be anything: quietly, and with its errors in one line.
+
+    Its warnings (of size, which is bounded here, of damaged Exif) can be silenced only for the whole process, so one
+    thread works at a time.
+    """
+    try:
+        with _PILLOW, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image, or damaged; expected {', '.join(FORMATS)}; convert others first") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{reason(error)}; scale it down first") from None
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        words = reason(error) or type(error).__name__
+        raise ValueError(f"cannot be decoded ({words}); expected an undamaged image") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A new RGB image, without metadata, of one in any mode."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey(image)
+    if image.mode == "La":  # which Pillow converts to LA alone
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(image, mask=image.getchannel("A"))
+        return rgb
+    rgb = image.convert("RGB")  # a copy where it is RGB already
+    rgb.info = {}  # or its Exif would turn it once more
+    return rgb
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8-bit grey of an image in wider numbers; what its file states to be transparent becomes white."""
+    values = np.asarray(image)
+    if image.mode == "I":  # 32 bits, in which Pillow holds pictures of 16
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise ValueError(f"32-bit greys from {low} to {high}; expected 0 to 65535; scale them first")
+        values = values.astype(np.uint16)
+    grey = _to_uint8(values)
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Bools, 8 or 16 bits, or floats from 0 to 1, in 8 bits, rounded: a new array but where it was uint8."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values * np.uint8(255)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # in either order of bytes
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise ValueError(f"pixels of dtype {values.dtype}; expected uint8, uint16, bool, or floats from 0 to 1")
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("pixels that are NaN or infinite; expected numbers from 0 to 1")
+    if low * 255 < -0.5 or high * 255 > 255.5:  # rounding brings back what is nearer
+        raise ValueError(
+            f"float pixels from {low:g} to {high:g}; expected 0 to 1; scale them, or convert 0 to 255 to uint8"
+        )
+    return np.rint(values.astype(np.float32) * 255).clip(0, 255).astype(np.uint8)
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    """An array of one picture, as an image."""
+    shape = list(values.shape)
+    if values.ndim == 2:
+        values = values[..., None]
+    elif values.ndim == 3 and shape[0] in _MODES and shape[-1] not in _MODES:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim != 3 or values.shape[-1] not in _MODES:
+        raise ValueError(
+            f"an array of shape {shape}; expected one picture: [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels"
+        )
+    require_area(*values.shape[:2])
+    pixels = _to_uint8(values)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

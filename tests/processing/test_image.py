@@ -1,0 +1,468 @@
+"""Pictures of any format, mode, rotation and type in; upright RGB out; faults named in one line."""
+
+import base64
+import io
+import struct
+import threading
+import time
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from omni_jax.processing import image
+
+HEIGHT, WIDTH = 24, 40
+LOSSLESS = {"png": {}, "bmp": {}, "tiff": {}, "ppm": {}, "webp": {"lossless": True}}
+LOSSY = ("jpg", "webp", "avif", "mpo")
+
+
+def picture(height=HEIGHT, width=WIDTH):
+    """Slopes of which no turn or flip is another: uint8 [height, width, 3]."""
+    row, column = np.mgrid[:height, :width]
+    return np.stack([5 * row, 4 * column, 2 * row + 2 * column], -1).astype(np.uint8)
+
+
+def encode(picture, format, **options):
+    file = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, format, **options)
+    return file.getvalue()
+
+
+def pixels(source):
+    loaded = image.load(source)
+    assert loaded.mode == "RGB"
+    return np.asarray(loaded)
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_lossless_files(tmp_path, suffix):
+    path = tmp_path / f"a picture.{suffix}"
+    Image.fromarray(picture()).save(path, **LOSSLESS[suffix])
+    np.testing.assert_array_equal(pixels(path), picture())
+
+
+@pytest.mark.parametrize("suffix", LOSSY)
+def test_lossy_files(tmp_path, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    more = {"save_all": True, "append_images": [Image.fromarray(picture())]} if suffix == "mpo" else {}
+    Image.fromarray(picture()).save(path, quality=95, **more)
+    assert np.abs(pixels(path).astype(int) - picture()).mean() < 3
+
+
+def test_a_large_jpeg_is_decoded_in_full(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.fromarray(picture(800, 1000)).save(path)
+    with Image.open(path) as reference:
+        np.testing.assert_array_equal(pixels(path), np.asarray(reference))
+
+
+def test_a_path_is_read_in_every_way_alike(tmp_path):
+    path = tmp_path / "a b.png"
+    Image.fromarray(picture()).save(path)
+    content = path.read_bytes()
+    sources = [
+        path,
+        str(path),
+        path.as_uri(),
+        content,
+        bytearray(content),
+        memoryview(content),
+        f"data:image/png;base64,{base64.b64encode(content).decode()}",
+        Image.open(io.BytesIO(content)),
+        Image.fromarray(picture()),
+        picture(),
+        picture().transpose(2, 0, 1),
+        picture()[::-1][::-1],
+    ]
+    for source in sources:
+        np.testing.assert_array_equal(pixels(source), picture())
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "gif", "webp", "jpeg"])
+def test_a_users_file_stays_open_and_is_read_again(tmp_path, format):
+    path = tmp_path / "picture"
+    path.write_bytes(encode(picture(), format))
+    with open(path, "rb") as file, io.BytesIO(path.read_bytes()) as memory:
+        for own in (file, memory):
+            first = pixels(own)
+            assert not own.closed
+            assert own.tell() == 0
+            np.testing.assert_array_equal(pixels(own), first)
+
+
+def test_a_users_image_stays_as_it_is():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    own = Image.open(io.BytesIO(encode(Image.fromarray(picture()).convert("P"), "png", exif=exif, transparency=3)))
+    own.load()
+    before = own.tobytes(), own.mode, own.size, dict(own.info), own.getexif()[0x0112], own.getpalette()
+    assert image.load(own).size == own.size[::-1]
+    assert (own.tobytes(), own.mode, own.size, dict(own.info), own.getexif()[0x0112], own.getpalette()) == before
+    plain = Image.fromarray(picture())
+    loaded = image.load(plain)
+    loaded.paste((1, 2, 3), (0, 0, WIDTH, HEIGHT))
+    np.testing.assert_array_equal(np.asarray(plain), picture())
+
+
+@pytest.mark.parametrize("format", ["gif", "webp", "png", "tiff"])
+def test_of_an_animation_the_first_frame_is_taken(format):
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "lime", "blue")]
+    more = {"lossless": True} if format == "webp" else {}
+    content = encode(frames[0], format, save_all=True, append_images=frames[1:], **more)
+    assert (pixels(content) == (255, 0, 0)).all()
+    with Image.open(io.BytesIO(content)) as own:
+        own.seek(1)
+        assert (pixels(own) == (0, 255, 0)).all()
+        assert own.tell() == 1
+        own.seek(2)
+        assert own.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+
+
+COLOUR, GREY = (200, 30, 60), 90
+AS_COLOURED = ("RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB", "P", "PA")
+AS_GREY = ("L", "LA", "La", "PA")
+
+
+def in_mode(mode, value):
+    """A picture of one colour or grey in a mode."""
+    source = Image.new("L" if isinstance(value, int) else "RGB", (WIDTH, HEIGHT), value)
+    if mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(source, *profiles, outputMode="LAB")
+    if mode in ("P", "PA"):
+        return source.quantize(4).convert(mode)
+    return source.convert({"RGBa": "RGBA", "La": "LA"}.get(mode, mode)).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value"), [*((mode, COLOUR) for mode in AS_COLOURED), *((mode, GREY) for mode in AS_GREY)]
+)
+def test_modes(mode, value):
+    own = in_mode(mode, value)
+    assert own.mode == mode
+    found = pixels(own)
+    assert found.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(found.astype(int) - value).max() <= 3
+
+
+def test_one_bit():
+    lit = picture()[..., 0] > 60
+    np.testing.assert_array_equal(pixels(encode(lit, "png")), np.repeat(lit[..., None] * 255, 3, -1))
+
+
+def test_palettes(tmp_path):
+    own = Image.fromarray(picture()).quantize(64)
+    expected = np.asarray(own.convert("RGB"))
+    for format in ("png", "gif", "bmp", "tiff"):
+        np.testing.assert_array_equal(pixels(encode(own, format)), expected)
+
+
+def test_cmyk_of_a_jpeg():
+    own = Image.new("CMYK", (WIDTH, HEIGHT), (0, 255, 255, 0))
+    assert np.abs(pixels(encode(own, "jpeg")).astype(int) - (255, 0, 0)).max() <= 3
+
+
+def sixteen():
+    """A slope over the whole of 16 bits, [HEIGHT, WIDTH], and the same in 8, as RGB."""
+    wide = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    return wide, np.repeat(np.rint(wide / 257).astype(np.uint8)[..., None], 3, -1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_are_scaled_by_their_range(mode):
+    wide, expected = sixteen()
+    if mode == "I":
+        own = Image.fromarray(wide.astype(np.int32))
+    else:
+        own = Image.frombytes(mode, (WIDTH, HEIGHT), wide.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    assert own.mode == mode
+    np.testing.assert_array_equal(pixels(own), expected)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "ppm"])
+def test_sixteen_bits_of_a_file(format):
+    wide, expected = sixteen()
+    np.testing.assert_array_equal(pixels(encode(wide, format)), expected)
+
+
+def test_what_a_16_bit_file_states_to_be_transparent_is_white():
+    wide, expected = sixteen()
+    found = pixels(encode(wide, "png", transparency=int(wide[3, 5])))
+    expected[wide == wide[3, 5]] = 255
+    np.testing.assert_array_equal(found, expected)
+
+
+def on_white(colours, alpha):
+    alpha = np.asarray(alpha)[..., None] / 255
+    return np.asarray(colours) * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "tiff", None])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
+def test_transparency_is_laid_on_white(mode, format):
+    if mode in ("RGBa", "La") or (mode, format) == ("LA", "webp"):
+        format = None
+    row = np.repeat(np.arange(HEIGHT)[:, None], WIDTH, 1)
+    alpha = (row * 255 // (HEIGHT - 1)).astype(np.uint8)
+    colours = picture() if mode.startswith("RGB") else np.repeat(picture()[..., :1], 3, -1)
+    own = Image.fromarray(np.concatenate([colours, alpha[..., None]], -1)).convert(mode.upper()).convert(mode)
+    found = pixels(encode(own, format, lossless=True, exact=True) if format else own)
+    most = 1 if mode.isupper() else 2  # premultiplied colours are rounded once more
+    assert np.abs(found - on_white(colours, alpha)).max() <= most
+
+
+@pytest.mark.parametrize("format", ["png", "gif"])
+def test_a_transparent_palette_entry_is_white(format):
+    own = Image.fromarray((picture()[..., 0] > 60).astype(np.uint8))
+    own = Image.frombytes("P", own.size, own.tobytes())
+    own.putpalette([10, 20, 30, 200, 100, 50])
+    found = pixels(encode(own, format, transparency=1))
+    expected = np.where(picture()[..., :1] > 60, 255, (10, 20, 30))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_palette_with_an_alpha_of_its_own():
+    own = Image.frombytes("P", (4, 1), bytes([0, 1, 2, 3]))
+    own.putpalette([0, 0, 0, 100, 0, 0, 0, 100, 0, 0, 0, 100])
+    found = pixels(encode(own, "png", transparency=bytes([0, 51, 255, 255])))
+    assert found[0].tolist() == [[255, 255, 255], [224, 204, 204], [0, 100, 0], [0, 0, 100]]
+
+
+@pytest.mark.parametrize(("mode", "key", "drawn"), [("RGB", COLOUR, COLOUR), ("L", 7, (7, 7, 7)), ("1", 0, (0, 0, 0))])
+def test_a_transparent_colour_is_white(mode, key, drawn):
+    own = Image.new(mode, (WIDTH, HEIGHT), key)
+    assert (pixels(own) == drawn).all()
+    assert (pixels(encode(own, "png", transparency=key)) == 255).all()
+
+
+TURNS = {  # how a camera's picture is stored, by orientation, for it to be upright when shown
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_pictures_are_turned_upright_once(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(np.ascontiguousarray(TURNS[orientation](picture())), format, exif=exif, lossless=True)
+    loaded = image.load(content)
+    np.testing.assert_array_equal(np.asarray(loaded), picture())
+    np.testing.assert_array_equal(pixels(loaded), picture())
+    with Image.open(io.BytesIO(content)) as own:
+        np.testing.assert_array_equal(pixels(own), picture())
+
+
+def test_a_turned_jpeg():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = pixels(encode(np.ascontiguousarray(np.rot90(picture())), "jpeg", exif=exif, quality=95))
+    assert np.abs(found.astype(int) - picture()).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0II*\0\x08\0\0\0\x09\0"]
+)
+def test_damaged_exif_spoils_no_picture_and_warns_nobody(exif):
+    np.testing.assert_array_equal(pixels(encode(picture(), "png", exif=exif)), picture())
+
+
+FRACTIONS = picture() / 255
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        picture(),
+        picture().astype(np.uint16) * 257,
+        picture().astype(">u2") * 257,
+        FRACTIONS,
+        FRACTIONS.astype(np.float32),
+        FRACTIONS.astype(np.float16),
+        FRACTIONS.transpose(2, 0, 1),
+        np.asfortranarray(picture()),
+        np.concatenate([picture(), np.full((HEIGHT, WIDTH, 1), 255, np.uint8)], -1),
+        np.concatenate([FRACTIONS, np.ones((HEIGHT, WIDTH, 1))], -1).transpose(2, 0, 1),
+    ],
+)
+def test_arrays(array):
+    np.testing.assert_array_equal(pixels(array), picture())
+
+
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1), (1, HEIGHT, WIDTH)])
+def test_grey_arrays(shape):
+    grey = picture()[..., 0]
+    np.testing.assert_array_equal(pixels(grey.reshape(shape)), np.repeat(grey[..., None], 3, -1))
+    lit = grey > 60
+    np.testing.assert_array_equal(pixels(lit.reshape(shape)), np.repeat(lit[..., None] * np.uint8(255), 3, -1))
+
+
+def test_a_transparent_array_is_laid_on_white():
+    assert (pixels(np.zeros((3, 5, 4), np.uint8)) == 255).all()
+
+
+def test_the_last_axis_is_channels_where_both_could_be():
+    narrow = picture()[:3, :5]
+    np.testing.assert_array_equal(pixels(narrow), narrow)
+
+
+def test_floats_that_rounding_brings_back():
+    assert pixels(np.full((4, 4), 1 + 1e-6))[0, 0].tolist() == [255] * 3
+    assert pixels(np.full((4, 4), -1e-6))[0, 0].tolist() == [0] * 3
+
+
+BAD_ARRAYS = {
+    "none": (np.zeros((0, 5, 3), np.uint8), "0 x 5 pixels .*; expected at least one"),
+    "one axis": (np.zeros(5, np.uint8), r"shape \[5\]; expected one picture"),
+    "a batch": (np.zeros((1, 5, 5, 3), np.uint8), r"shape \[1, 5, 5, 3\]; expected one picture"),
+    "two channels": (np.zeros((5, 6, 2), np.uint8), r"shape \[5, 6, 2\]; expected one picture"),
+    "integers": (np.zeros((5, 5, 3), np.int64), "dtype int64; expected uint8, uint16, bool, or floats"),
+    "text": (np.full((5, 5), "a"), "dtype <U1; expected"),
+    "objects": (np.full((5, 5), None), "dtype object; expected"),
+    "0 to 255": (np.full((5, 5, 3), 255.0), "float pixels from 255 to 255; expected 0 to 1"),
+    "-1 to 1": (np.linspace(-1, 1, 25).reshape(5, 5), "float pixels from -1 to 1; expected 0 to 1"),
+    "NaN": (np.full((5, 5), np.nan), "NaN or infinite"),
+    "infinite": (np.full((5, 5), np.inf, np.float32), "NaN or infinite"),
+    "wide": (
+        Image.fromarray(np.full((5, 5), 70_000, np.int32)),
+        "32-bit greys from 70000 to 70000; expected 0 to 65535",
+    ),
+    "negative": (Image.fromarray(np.full((5, 5), -1, np.int32)), "32-bit greys from -1 to -1"),
+    "floats of a PIL image": (Image.fromarray(np.full((5, 5), 9, np.float32)), "float pixels from 9 to 9"),
+    "no pixels": (Image.new("RGB", (0, 5)), r"^image \(Image\): 5 x 0 pixels"),
+    "None": (None, r"image \(NoneType\): expected a path"),
+    "a list": ([[1, 2]], r"image \(list\): expected a path"),
+}
+
+
+def assert_refused(source, pattern, **options):
+    with pytest.raises(ValueError, match=pattern) as caught:
+        image.load(source, **options)
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_bad_arrays_and_images(kind):
+    assert_refused(*BAD_ARRAYS[kind])
+    assert_refused(BAD_ARRAYS[kind][0], "^message 2, image 1: ", name="message 2, image 1")
+
+
+def png_header(width, height):
+    """A grey PNG that states a size and holds next to no pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_bad_files_are_named_with_their_fault(tmp_path):
+    cut = encode(picture(), "png")
+    files = {
+        "empty.png": (b"", r"is empty \(0 bytes\)"),
+        "text.png": (b"not a picture at all\n" * 100, "not an image, or damaged; expected JPEG, PNG"),
+        "page.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image, or damaged"),
+        "cut.png": (cut[: len(cut) // 2], r"cannot be decoded \(image file is truncated.*\); expected an undamaged"),
+        "cut.jpg": (encode(picture(400, 400), "jpeg")[:2000], r"cannot be decoded \(image file is truncated"),
+        "cut.webp": (encode(picture(), "webp")[:100], "cannot be decoded|not an image"),
+        "bomb.png": (png_header(20_000, 20_000), r"400000000 pixels\) exceeds limit of .*; scale it down first"),
+        "large.png": (png_header(10_000, 9_500), r"cannot be decoded \(image file is truncated"),
+        "none.ppm": (b"P6 0 5 255\n", "not an image|cannot be decoded|at least one"),
+    }
+    for name, (content, pattern) in files.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        message = assert_refused(path, pattern)
+        assert message.startswith(f"{path}: ")
+        assert_refused(content, pattern)
+    assert_refused(tmp_path, "is a folder; expected an image file")
+    assert_refused(tmp_path / "missing.png", "no such file")
+    assert_refused("data:image/png;base64,aGVsbG8h", "^image data URL: not an image")
+
+
+@pytest.mark.parametrize("format", ["eps", "pdf", "ico", "tga", "pcx", "icns", "jpeg2000"])
+def test_formats_that_are_no_plain_pictures_are_refused(format):
+    assert_refused(encode(Image.new("RGB", (32, 32), COLOUR), format), "not an image, or damaged; expected JPEG")
+
+
+def test_pillows_own_limits_and_warnings_are_left_alone(monkeypatch):
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    for content in (png_header(20_000, 20_000), png_header(10_000, 9_500)):
+        assert_refused(content, "pixels|truncated")
+    assert limit == Image.MAX_IMAGE_PIXELS
+    assert filters == warnings.filters
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(png_header(10_000, 9_500)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert_refused(png_header(20_000, 20_000), "20000 x 20000 pixels .*; expected at most 178956970 in all")
+    with Image.open(io.BytesIO(png_header(20_000, 20_000))) as own:
+        assert_refused(own, "20000 x 20000 pixels")
+
+
+def test_a_closed_image_is_refused():
+    own = Image.open(io.BytesIO(encode(picture(), "png")))
+    own.close()
+    assert_refused(own, "cannot be decoded")
+
+
+def test_threads_read_one_at_a_time_and_leave_the_warning_filters(monkeypatch):
+    """Python's filters are the whole process's: two threads that silence Pillow at once could leave it silenced."""
+    filters, content, found, inside, together = list(warnings.filters), encode(picture(), "png"), [], [], []
+    open_image = Image.open
+
+    def slowly(*args, **options):
+        inside.append(1)
+        time.sleep(0.002)
+        together.append(len(inside))
+        inside.pop()
+        return open_image(*args, **options)
+
+    monkeypatch.setattr(Image, "open", slowly)
+    threads = [threading.Thread(target=lambda: found.extend(pixels(content) for _ in range(5))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1] * 20
+    assert len(found) == 20
+    assert all(np.array_equal(one, picture()) for one in found)
+    assert filters == warnings.filters
+
+
+# No TIFF, on whose damage libtiff writes lines of its own to the terminal.
+WHOLE = {format: encode(picture(), format) for format in ("png", "jpeg", "gif", "webp", "bmp", "ppm")}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    format=st.sampled_from(sorted(WHOLE)),
+    length=st.integers(1, 400),
+    places=st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=5),
+)
+def test_damaged_bytes_are_read_or_refused_in_one_line(format, length, places):
+    content = bytearray(WHOLE[format][:length] if length < 200 else WHOLE[format])
+    for place, value in places:
+        content[place % len(content)] = value
+    try:
+        assert image.load(bytes(content)).mode == "RGB"
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    else:
+        return
+    assert message.startswith("ValueError: image (bytes): ")
+    assert "\n" not in message
