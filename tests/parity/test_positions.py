@@ -1,0 +1,218 @@
+"""Positions against Transformers' get_rope_index, to the last bit, on random prompts of every kind of medium."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from parity_inputs import pad
+
+from omni_jax.config import from_hf
+from omni_jax.processing.positions import batch_positions, interleave, next_position, token_positions
+from omni_jax.processing.prompt import audio_tokens
+
+SECONDS = (0.7, 1.0, 2.0, 0.5339)
+
+
+@dataclass
+class Row:
+    """A prompt with the grids of its images, the grids and seconds of its videos, and the frames of its clips."""
+
+    tokens: list[int] = field(default_factory=list)
+    images: list[tuple[int, int, int]] = field(default_factory=list)
+    videos: list[tuple[tuple[int, int, int], float]] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    sounding: bool = False
+
+    def __add__(self, other):
+        return Row(*(getattr(self, name) + getattr(other, name) for name in ("tokens", "images", "videos", "frames")))
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return from_hf(tiny).thinker
+
+
+def prompt(config, rng, kinds, *, sounding=False, seconds=SECONDS):
+    """A random prompt; kinds are its media, with text around each."""
+    row = Row(sounding=sounding)
+    for kind in (*kinds, "text"):
+        words = rng.choice([0, 1, 3, 20]) + (kind == "text")
+        row.tokens += rng.integers(0, 200, words).tolist()
+        grid = (int(rng.integers(1, 5)), *(2 * rng.integers(1, 6, 2)).tolist())
+        clip = int(rng.integers(1, 300))
+        if kind == "audio" or (kind == "video" and sounding):
+            row.frames.append(clip)
+        if kind == "audio":
+            row.tokens += [config.audio_start, *[config.audio_token] * audio_tokens(clip), config.audio_end]
+        elif kind == "image":
+            row.images.append((1, *grid[1:]))
+            row.tokens += [config.vision_start, *[config.image_token] * (grid[1] * grid[2] // 4), config.vision_end]
+        elif kind == "video":
+            row.videos.append((grid, float(rng.choice(seconds))))
+            own = [config.video_token] * (np.prod(grid) // 4)
+            if sounding:
+                merged = interleave(*row.videos[-1], audio_tokens(clip), config).tolist()
+                own = [config.audio_start, *merged, config.audio_end]
+            row.tokens += [config.vision_start, *own, config.vision_end]
+    return row
+
+
+def theirs(reference, rows, *, left=True):
+    """The reference's positions of the real tokens, one array [3, T] a row."""
+    tokens, mask = pad([row.tokens for row in rows], left=left)
+    (sounding,) = {row.sounding for row in rows}
+    whole = sum(rows, Row())
+    images, videos, frames = whole.images, whole.videos, whole.frames
+    positions, _ = reference.thinker.get_rope_index(
+        torch.from_numpy(tokens),
+        torch.tensor(images) if images else None,
+        torch.tensor([grid for grid, _ in videos]) if videos else None,
+        torch.from_numpy(mask),
+        sounding,
+        torch.tensor(frames) if frames else None,
+        torch.tensor([seconds for _, seconds in videos]) if videos else None,
+    )
+    return [positions[:, number, real].numpy() for number, real in enumerate(mask.astype(bool))]
+
+
+def alone(row, config, start=0.0):
+    return token_positions(np.array(row.tokens), row.images, row.videos, config, start)
+
+
+def together(rows, config, *, left=True):
+    tokens, mask = pad([row.tokens for row in rows], left=left)
+    whole = sum(rows, Row())
+    positions = batch_positions(tokens, mask.astype(bool), whole.images, whole.videos, config)
+    assert not positions[:, mask == 0].any()
+    return [positions[:, number, real] for number, real in enumerate(mask.astype(bool))]
+
+
+def assert_equal(ours, expected):
+    for mine, own in zip(ours, expected, strict=True):
+        assert mine.dtype == np.float32
+        np.testing.assert_array_equal(mine, own)
+
+
+@pytest.mark.parametrize("sounding", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_random_prompts(config, reference, seed, sounding):
+    rng = np.random.default_rng([seed, sounding])
+    for _ in range(3):
+        kinds = rng.choice(["audio", "image", "video"], rng.integers(0, 7)).tolist()
+        row = prompt(config, rng, kinds, sounding=sounding and "video" in kinds)
+        assert_equal([alone(row, config)], theirs(reference, [row]))
+
+
+@pytest.mark.parametrize("sounding", [False, True])
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_batches(config, reference, seed, left, sounding):
+    rng = np.random.default_rng([seed, left, sounding])
+    rows = [
+        prompt(config, rng, rng.choice(["audio", "image", "video"], count).tolist(), sounding=sounding)
+        for count in (2, 0, 5)
+    ]
+    assert_equal(together(rows, config, left=left), theirs(reference, rows, left=left))
+
+
+@pytest.mark.parametrize("sounding", [False, True])
+@pytest.mark.parametrize("seconds", [0.0667, 0.0801])
+def test_the_order_of_sums(config, reference, seconds, sounding):
+    """Text of every length behind a fraction: where float32 rounds twice, another order of the same sums would show."""
+    rows = []
+    for words in range(20, 130):
+        row = Row(videos=[((2, 2, 2), seconds)], sounding=sounding)
+        own = [config.video_token] * 2
+        if sounding:
+            row.frames, row.videos = [8, 8], row.videos * 2
+            own = [config.audio_start, config.video_token, config.audio_token, config.video_token, config.audio_end]
+        else:
+            row.images = [(1, 2, 2)]
+        second = own if sounding else [config.image_token]
+        row.tokens = [config.vision_start, *own, config.vision_end, *range(words)]
+        row.tokens += [config.vision_start, *second, config.vision_end, *range(40)]
+        rows.append(row)
+    assert_equal(together(rows, config), theirs(reference, rows))
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_batch_of_rows_with_and_without_sound_in_their_videos(config, reference, left):
+    """The reference has one switch a call, under which silent videos become text: each row is compared alone."""
+    rng = np.random.default_rng(7)
+    kinds = ["video", "image", "audio", "video"]
+    rows = [prompt(config, rng, kinds, sounding=sounding) for sounding in (True, False, True)]
+    assert_equal(together(rows, config, left=left), [theirs(reference, [row])[0] for row in rows])
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True), (True, False, True)])
+def test_a_prompt_with_videos_with_and_without_sound(config, reference, order):
+    """The reference sees each part alone; at whole seconds, where positions are whole, adding the start is exact."""
+    rng = np.random.default_rng(8)
+    parts = [prompt(config, rng, ["image", "video"], sounding=sounding, seconds=(1.0, 2.0)) for sounding in order]
+    expected, start = [], 0.0
+    for part in parts:
+        expected.append(theirs(reference, [part])[0] + np.float32(start))
+        start = next_position(expected[-1])
+    whole = sum(parts, Row())
+    assert_equal([alone(whole, config)], [np.concatenate(expected, axis=1)])
+
+
+def test_the_silent_video_that_the_reference_takes_for_text(config, reference):
+    """Why the two tests above cannot ask the reference for the whole."""
+    row = prompt(config, np.random.default_rng(9), ["video"], sounding=False)
+    plain = np.arange(len(row.tokens), dtype=np.float32)
+    wrong = Row(row.tokens, row.images, row.videos, row.frames, sounding=True)
+    assert_equal(theirs(reference, [wrong]), [np.stack([plain] * 3)])
+    assert_equal([alone(row, config)], theirs(reference, [row]))
+    assert (alone(row, config) != plain).any()
+
+
+def test_each_token_of_a_mix_has_its_own_kinds_position(config, reference):
+    """Processor and model of the reference merge by time each for itself, in float64 and in float32. At 30 frames a
+    second the frame at 3 s stands before audio token 39 in the tokens, but behind it in the model, which then gives
+    these two each other's position. We merge once, in the tokens.
+    """
+    grid, seconds, sound = (46, 2, 2), 2 / 30, audio_tokens(400)
+    merged = interleave(grid, seconds, sound, config).tolist()
+    row = Row([config.vision_start, config.audio_start, *merged, config.audio_end, config.vision_end])
+    row = Row(row.tokens, [], [(grid, seconds)], [400], sounding=True)
+    (own,), ours = theirs(reference, [row]), alone(row, config)
+    frame = int(np.flatnonzero(np.array(row.tokens) == config.video_token)[45])
+    assert row.tokens[frame + 1] == config.audio_token
+    np.testing.assert_array_equal(ours[:, frame + 1], [2 + 39] * 3)
+    swapped = np.arange(len(row.tokens))
+    swapped[frame : frame + 2] = frame + 1, frame
+    assert_equal([ours], [own[:, swapped]])
+
+
+def expanded_by_the_processor(grid, seconds, frames, config):
+    """The token string of Transformers' own processor, whose constructor would want torchvision: one letter a token."""
+    from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
+
+    processor = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=config.vision_encoder.merge),
+        audio_bos_token="(",
+        audio_eos_token=")",
+        audio_token="A",
+        video_token="V",
+    )
+    return Qwen3OmniMoeProcessor.replace_video_with_audio_token(
+        processor,
+        {"video_grid_thw": np.array([grid]), "video_second_per_grid": [seconds]},
+        0,
+        {"num_audio_tokens": np.array([audio_tokens(frames)])},
+        0,
+        position_id_per_seconds=config.positions_per_second,
+    )
+
+
+@pytest.mark.parametrize("seconds", [*SECONDS, 1 / 13, 0.04, 2 / 1.3, 30.0])
+def test_tokens_of_a_video_with_sound(config, seconds):
+    for grid in ((1, 2, 2), (4, 4, 6), (25, 2, 4)):
+        for frames in (0, 1, 99, 450, 2600):
+            letters = {config.video_token: "V", config.audio_token: "A"}
+            ours = interleave(grid, seconds, audio_tokens(frames), config)
+            own = "".join(letters[token] for token in ours.tolist())
+            assert f"({own})" == expanded_by_the_processor(grid, seconds, frames, config)
