@@ -19,15 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from PIL import Image
 from transformers import Qwen3OmniMoeForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omni_jax import Omni
+from omni_jax.processing import vision
 from omni_jax.processing.request import Batch
+from omni_jax.processing.vision import PatchConfig
 from omni_jax.testing import tiny_config, write_tiny
 
 PROMPT, NEW, SECONDS = 512, 32, 30
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, EXPERTS, PER_TOKEN, FFN, VOCABULARY = 12, 1024, 16, 4, 64, 64, 8, 384, 32_000
 AUDIO_LAYERS, AUDIO_WIDTH, CHANNELS = 8, 512, 128
+# The published vision encoder's widths, with 4 of its 27 layers and one of its three deepstack taps.
+SIGHT_LAYERS, SIGHT_WIDTH, SIGHT_FFN, SIGHT_TAPS = 4, 1152, 4304, [1]
+IMAGE, FRAMES, SIDE = (720, 1280), 32, 448
 
 
 def mid_config() -> dict:
@@ -45,7 +52,10 @@ def mid_config() -> dict:
         "encoder_layers": AUDIO_LAYERS, "d_model": AUDIO_WIDTH, "encoder_attention_heads": 8, "encoder_ffn_dim": 4 * AUDIO_WIDTH,
         "n_window_infer": 800, "conv_chunksize": 500, "downsample_hidden_size": CHANNELS, "output_dim": WIDTH,
     }  # fmt: skip
-    thinker["vision_config"]["out_hidden_size"] = WIDTH
+    thinker["vision_config"] |= {
+        "depth": SIGHT_LAYERS, "hidden_size": SIGHT_WIDTH, "num_heads": 16, "intermediate_size": SIGHT_FFN,
+        "out_hidden_size": WIDTH, "num_position_embeddings": 2304, "deepstack_visual_indexes": SIGHT_TAPS,
+    }  # fmt: skip
     return config
 
 
@@ -63,10 +73,25 @@ def audio_work(seconds: int) -> float:
     return seconds * (stem + 13 * token)
 
 
+def vision_work(grid: tuple[int, int, int]) -> float:
+    """Multiplications of the vision encoder: patches, blocks, attention inside a frame, mergers."""
+    frames, rows, columns = grid
+    block = 4 * SIGHT_WIDTH**2 + 2 * SIGHT_WIDTH * SIGHT_FFN + 2 * rows * columns * SIGHT_WIDTH
+    merger = 4 * SIGHT_WIDTH * (4 * SIGHT_WIDTH + WIDTH) / 4
+    patch = 3 * 2 * 16**2 * SIGHT_WIDTH
+    return frames * rows * columns * (patch + SIGHT_LAYERS * block + (1 + len(SIGHT_TAPS)) * merger)
+
+
 def timed(action) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
+
+
+def smooth(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """Pictures without noise, as photographs are: a coarse random grid, blown up."""
+    coarse = rng.integers(0, 256, (count, 9, 16, 3)).astype(np.uint8)
+    return np.stack([np.asarray(Image.fromarray(item).resize((width, height))) for item in coarse])
 
 
 def machine(repeat: int) -> tuple[float, float]:
@@ -122,13 +147,51 @@ def compare(folder: Path, repeat: int) -> dict:
     def encode_theirs():
         return reference.get_audio_features(features, feature_attention_mask=mask).pooler_output
 
+    picture = Image.fromarray(smooth(rng, 1, *IMAGE)[0])
+    frames = smooth(rng, FRAMES, SIDE, SIDE)
+    numbers = PatchConfig()
+    processor = Qwen2VLImageProcessorPil(
+        image_mean=list(numbers.mean), image_std=list(numbers.std), patch_size=numbers.patch, merge_size=numbers.merge,
+        temporal_patch_size=numbers.temporal_patch,
+        size={"shortest_edge": numbers.min_pixels, "longest_edge": numbers.max_pixels},
+    )  # fmt: skip
+    # Theirs knows no videos without torchvision: half as many pictures, each doubled in time, make as many patches.
+    halves = [Image.fromarray(frame) for frame in frames[::2]]
+    seen = {"image": vision.prepare(picture, numbers), "video": vision.patches(frames, numbers)}
+
+    def see_ours(kind):
+        patches, grid = seen[kind]
+        return jax.block_until_ready(omni.encode_vision(patches, [grid]))
+
+    def see_theirs(kind):
+        patches, grid = seen[kind]
+        return reference.model.visual(torch.from_numpy(patches), grid_thw=torch.tensor([grid]))
+
     same = ours(NEW + 1) == theirs(NEW + 1)
     error = float(np.abs(np.asarray(omni.encode_audio([mel])[0]) - encode_theirs().numpy()).max())
-    print(f"greedy tokens equal: {same}; largest difference of the audio features: {error:.1e}")
+    their_patches = processor(images=[picture], return_tensors="np")["pixel_values"]
+    see_error = max(
+        float(np.abs(np.asarray(see_ours(kind)[0]) - see_theirs(kind).pooler_output.numpy()).max()) for kind in seen
+    )
+    patch_error = float(np.abs(their_patches - seen["image"][0]).max())
+    print(
+        f"greedy tokens equal: {same}; largest difference of the audio features: {error:.1e}, of the vision features: "
+        f"{see_error:.1e}, of the patches: {patch_error:.1e}"
+    )
     actions = {
         "prefill": (lambda: ours(1), lambda: theirs(1)),
         "prefill and decode": (lambda: ours(NEW + 1), lambda: theirs(NEW + 1)),
         "audio": (lambda: omni.encode_audio([mel]), encode_theirs),
+        "image": (lambda: see_ours("image"), lambda: see_theirs("image")),
+        "video": (lambda: see_ours("video"), lambda: see_theirs("video")),
+        "patches of image": (
+            lambda: vision.prepare(picture, numbers),
+            lambda: processor(images=[picture], return_tensors="np"),
+        ),
+        "patches of video": (
+            lambda: vision.patches(frames, numbers),
+            lambda: processor(images=halves, return_tensors="np"),
+        ),
     }
     times: dict[str, list[list[float]]] = {name: [[], []] for name in actions}
     rates = []
@@ -148,18 +211,23 @@ def compare(folder: Path, repeat: int) -> dict:
         f"prefill of {PROMPT} tokens": (*found["prefill"], 2 * active(PROMPT) / matrix),
         "decoding a token": (*decode, bytes_a_token / bandwidth),
         f"encoding {SECONDS} s of audio": (*found["audio"], 2 * audio_work(SECONDS) / matrix),
+        f"encoding an image {IMAGE[1]}x{IMAGE[0]}": (*found["image"], 2 * vision_work(seen["image"][1]) / matrix),
+        f"encoding {FRAMES} frames {SIDE}x{SIDE}": (*found["video"], 2 * vision_work(seen["video"][1]) / matrix),
+        "patches of that image": (*found["patches of image"], None),
+        "patches of those frames": (*found["patches of video"], None),
     }
     cpu = platform.processor() or platform.machine()
     print(f"{cpu}, {torch.get_num_threads()} threads, float32; medians of {repeat} runs")
     print(f"matrix rate {matrix / 1e9:.0f} GFLOP/s, bandwidth {bandwidth / 1e9:.1f} GB/s")
-    print(f"{'':26}{'ours':>10}{'theirs':>10}{'ratio':>8}{'our share':>12}{'their share':>13}")
+    print(f"{'':28}{'ours':>11}{'theirs':>11}{'ratio':>8}{'our share':>12}{'their share':>13}")
     for name, (mine, their, least) in rows.items():
-        print(
-            f"{name:26}{mine * 1e3:8.1f}ms{their * 1e3:8.1f}ms{their / mine:7.2f}x{least / mine:11.0%}{least / their:12.0%}"
-        )
+        shares = "" if least is None else f"{least / mine:11.0%}{least / their:12.0%}"
+        print(f"{name:28}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x{shares}")
     return {
         "tokens_equal": same,
         "audio_error": error,
+        "vision_error": see_error,
+        "patch_error": patch_error,
         "matrix_rate": matrix,
         "bandwidth": bandwidth,
         "rows": {

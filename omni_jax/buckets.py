@@ -12,3 +12,15 @@ def bucket(size: int, least: int = 16) -> int:
             return least * 3 // 2
         least *= 2
     return least
+
+
+# Patches of several frames that share a call of the vision encoder; a larger frame goes alone.
+CALL_PATCHES = 4096
+
+
+def patch_slots(size: int) -> int:
+    """The next of 256, 320, 384, 448, 512, 640, ...: at most a quarter is padding, and up to CALL_PATCHES there are 17 sizes."""
+    step = 64
+    while 8 * step < size:
+        step *= 2
+    return max(4 * step, -(-size // step) * step)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from omni_jax.shell import bar, note, run
 
@@ -40,7 +41,7 @@ def main() -> None:
 
 @app.callback()
 def _start(context: typer.Context) -> None:
-    """Qwen's omni models in JAX: they hear, read and write.
+    """Qwen's omni models in JAX: they hear, see, read and write.
 
     Compiled programs are kept between runs: JAX_COMPILATION_CACHE_DIR chooses where, empty switches it off.
     """
@@ -60,13 +61,45 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@app.command()
+MEDIA = ("audio", "image", "video")
+
+
+class InOrder(TyperCommand):
+    """Remembers in which order media were given: the parser keeps a list for each option and forgets what came between."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        before_text = args[: args.index("--")] if "--" in args else args
+        flags = [argument.split("=", 1)[0].removeprefix("--") for argument in before_text if argument.startswith("--")]
+        ctx.meta["media"] = [flag for flag in flags if flag in MEDIA]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=InOrder)
 def generate(
+    context: typer.Context,
     model: Model,
     text: Annotated[str | None, typer.Argument(help="What to ask.", metavar="[TEXT]")] = None,
     audio: Annotated[
-        list[Path] | None, typer.Option(help="A recording: wav, flac, ogg, mp3, m4a; repeatable, in order.")
+        list[str] | None, typer.Option(help="A recording: wav, flac, ogg, mp3, m4a; a path or URL; repeatable.")
     ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="A picture: jpeg, png, webp, gif, tiff; a path or URL; repeatable.")
+    ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option(help="A video: mp4, mkv, webm, mov; a path or URL; repeatable, media in order.")
+    ] = None,
+    conversation: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with a list of messages as in Qwen's examples; text and media follow it."),
+    ] = None,
+    load_audio_from_video: Annotated[
+        bool | None,
+        typer.Option("--load-audio-from-video", "--use-audio-in-video", help="Hear the sound of videos too."),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second to take from videos (2).")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Most frames to take from a video (768).")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
@@ -83,34 +116,41 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     dtype: Dtype = None,
 ) -> None:
-    """Answers a question about recordings and text."""
+    """Answers a question about text, recordings, pictures and videos."""
     from omni_jax.decoding.sampling import Sampling
+    from omni_jax.processing import prompt
+    from omni_jax.processing.options import MediaOptions
 
     if stream and as_json:
         raise ValueError("--stream and --json: expected one of them, got both")
-    for path in audio or []:
-        if not path.exists():
-            raise ValueError(f"{path}: no such audio file")
-    parts: list[dict[str, str]] = [{"type": "audio", "audio": str(path)} for path in audio or []]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages += _json(conversation, list, "a JSON list of messages") if conversation else []
+    parts = _media_parts({"audio": audio or [], "image": image or [], "video": video or []}, context.meta["media"])
     parts += [{"type": "text", "text": text}] if text else []
-    if not parts:
-        raise ValueError("nothing to answer: give a text, --audio FILE, or both")
-    conversation: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    conversation.append({"role": "user", "content": parts})
+    if not parts and not conversation:
+        raise ValueError("nothing to answer: give a text, --audio, --image or --video FILE, or --conversation FILE")
+    messages += [{"role": "user", "content": parts}] if parts else []
+    prompt.check(messages)
+    media = MediaOptions.named(
+        {
+            "load_audio_from_video": load_audio_from_video, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+        }
+    )  # fmt: skip
     sampling = Sampling(
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
         repetition_penalty=repetition_penalty, do_sample=False if greedy else None, stop_strings=tuple(stop) if stop else None,
     )  # fmt: skip
     options: dict[str, Any] = {"thinker": sampling, "seed": seed}
-    if tools:
-        options["tools"] = _tools(tools)
-    if thinking is not None:
-        options["template"] = {"enable_thinking": thinking}
+    schemas = _json(tools, list, "a JSON list of function schemas") if tools else None
+    template = {} if thinking is None else {"enable_thinking": thinking}
     omni = _load(model, dtype, speech=False)
+    with bar("reading", bytewise=False) as progress:
+        batch = omni.prepare(messages, media=media, tools=schemas, progress=progress, **template)
     if stream:
-        _print_stream(omni.stream(conversation, **options))
+        _print_stream(omni.stream(batch, **options))
         return
-    reply = omni.generate(conversation, **options)
+    reply = omni.generate(batch, **options)
     if as_json:
         print(
             json.dumps(
@@ -234,14 +274,28 @@ def _dtype(name: str | None) -> Any:
     return name and jnp.dtype(name)
 
 
-def _tools(path: Path) -> list[dict[str, Any]]:
+def _json(path: Path, kind: type, expected: str) -> Any:
     try:
-        tools = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a JSON list of function schemas ({error})") from None
-    if not isinstance(tools, list):
-        raise ValueError(f"{path}: expected a JSON list of function schemas, got {type(tools).__name__}")
-    return tools
+        raise ValueError(f"{path}: expected {expected} ({error})") from None
+    if not isinstance(found, kind):
+        raise ValueError(f"{path}: expected {expected}, got {type(found).__name__}")
+    return found
+
+
+def _media_parts(given: dict[str, list[str]], order: list[str]) -> list[dict[str, str]]:
+    """The media of a message, in the order of the command line."""
+    kinds = [kind for kind in MEDIA for _ in given[kind]]
+    left = {kind: iter(paths) for kind, paths in given.items()}
+    parts = []
+    # An option's own value may look like a flag (--system --image): then the kinds' order has to do.
+    for kind in order if sorted(order) == sorted(kinds) else kinds:
+        path = next(left[kind])
+        if "://" not in path and not path.startswith("data:") and not Path(path).exists():
+            raise ValueError(f"{path}: no such {kind} file")
+        parts.append({"type": kind, kind: path})
+    return parts
 
 
 def _gigabytes(size: int) -> str:

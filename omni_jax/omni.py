@@ -1,6 +1,7 @@
 """The facade: a checkpoint as one object that takes conversations. The only file that knows every part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -11,28 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from omni_jax import checkpoint, weights
+from omni_jax import checkpoint, perceive, weights
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.decoding.generate import CALL_STEPS, generate
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.hub import locate
 from omni_jax.models import parts as model_parts
-from omni_jax.models.thinker import place
 from omni_jax.processing import request
 from omni_jax.processing.audio import FeatureConfig
-from omni_jax.processing.packing import pack, split
+from omni_jax.processing.media import Progress, Reader
+from omni_jax.processing.options import MediaOptions, per_conversation
+from omni_jax.processing.packing import split
+from omni_jax.processing.patch_packing import split as split_patches
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
+from omni_jax.processing.vision import PatchConfig
 from omni_jax.reply import Draft, Event, Reply
 from omni_jax.sharding import shardings
 
 DEFAULT_NEW_TOKENS = 1024
 
-_embed = jax.jit(lambda thinker, tokens: thinker.embed(tokens))
-_encode = jax.jit(lambda encoder, mel, extent, window: encoder.encode(mel, extent, window))
-_place = jax.jit(lambda x, features, index: place(x, features.reshape(-1, features.shape[-1]), index), donate_argnums=0)
-_logits = jax.jit(lambda thinker, x, positions, lengths: thinker.logits(x, positions, lengths))
+_logits = jax.jit(lambda thinker, *prompt: thinker.logits(*prompt))
 
 
 class Omni:
@@ -86,9 +87,10 @@ class Omni:
         return load_tokenizer(self.folder)
 
     @cached_property
-    def features(self) -> FeatureConfig:
-        """How sound becomes log-mel frames."""
-        return FeatureConfig.from_hf(read_json(self.folder / "preprocessor_config.json"))
+    def reader(self) -> Reader:
+        """How sound becomes log-mel frames, and pictures patches."""
+        numbers = read_json(self.folder / "preprocessor_config.json")
+        return Reader(FeatureConfig.from_hf(numbers), PatchConfig.from_hf(numbers), self.config.thinker)
 
     @cached_property
     def defaults(self) -> Sampling:
@@ -111,17 +113,35 @@ class Omni:
         """Voices of the talker; empty for a text-only checkpoint."""
         return tuple(name for name, _ in self.config.talker.speakers) if self.config.talker else ()
 
-    def prepare(self, conversation: Any, *, tools: Sequence[Mapping[str, Any]] | None = None, **template: Any) -> Batch:
-        """One conversation, or a list of conversations, as arrays. ``template`` goes to the chat template."""
+    def prepare(
+        self,
+        conversation: Any,
+        *,
+        media: MediaOptions | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Batch:
+        """One conversation, or a list of conversations, as arrays.
+
+        Args:
+            media: how images, videos and sound are read; or single options such as ``max_pixels=...``.
+            progress: called with what is done, what there is in all and its name, while a long video is read.
+            **options: those of media; any other is a variable of the chat template.
+        """
         several = (
             isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
         )
-        return self._prepare(conversation if several else [conversation], tools, template)
+        conversations = conversation if several else [conversation]
+        how, template = per_conversation(media, options, len(conversations))
+        return self._prepare(conversations, how, tools, template, progress)
 
-    def _prepare(self, conversations: Sequence[Any], tools: Any, template: Mapping[str, Any]) -> Batch:
+    def _prepare(
+        self, conversations: Sequence[Any], how: Sequence[MediaOptions], tools: Any, template: Any, progress: Any = None
+    ) -> Batch:
         return request.prepare(
             conversations,
-            tokenizer=self.tokenizer, config=self.config.thinker, features=self.features, tools=tools, **template,
+            tokenizer=self.tokenizer, reader=self.reader, options=how, tools=tools, progress=progress, **template,
         )  # fmt: skip
 
     def generate(self, conversation: Any, *, seed: int = 0, **options: Any) -> Reply:
@@ -137,8 +157,10 @@ class Omni:
         talker: Sampling | None = None,
         speaker: str | Sequence[str] | None = None,
         return_audio: bool | None = None,
+        media: MediaOptions | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
         **options: Any,
     ) -> list[Reply]:
         """Answers several conversations; each row is what it would be alone.
@@ -150,14 +172,17 @@ class Omni:
             thinker: sampling options, over the checkpoint's; or single ones such as ``thinker_temperature=0.7``.
             return_audio, speaker, talker, talker_...: of spoken replies. This version answers in text only: it refuses
                 return_audio=True, and the others unless return_audio=False says that nothing is to be spoken.
+            media: how images, videos and sound are read (processing/options.py); or single options such as
+                ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, one for all or a list of one a conversation.
             tools: JSON schemas of functions the model may call.
             template: variables of the chat template, such as ``{"enable_thinking": False}``.
+            progress: called with what is done, what there is in all and its name, while a long video is read.
 
         Raises:
             ValueError: input that cannot be used, said in one line.
         """
         options = self._text_only(options, return_audio, speaker, talker)
-        batch, sampling, seeds = self._request(conversations, seed, thinker, tools, template, options)
+        batch, sampling, seeds = self._request(conversations, seed, thinker, tools, template, options, media, progress)
         rows = list(self._run(batch, sampling, seeds, steps=CALL_STEPS))[-1]
         return [row.reply() for row in rows]
 
@@ -170,8 +195,10 @@ class Omni:
         talker: Sampling | None = None,
         speaker: str | Sequence[str] | None = None,
         return_audio: bool | None = None,
+        media: MediaOptions | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
         steps: int = 4,
         **options: Any,
     ) -> Iterator[Event]:
@@ -186,7 +213,9 @@ class Omni:
         options = self._text_only(options, return_audio, speaker, talker)
         if not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
-        batch, sampling, seeds = self._request(_one(conversation), seed, thinker, tools, template, options)
+        batch, sampling, seeds = self._request(
+            _one(conversation), seed, thinker, tools, template, options, media, progress
+        )
 
         def events() -> Iterator[Event]:
             for rows in self._run(batch, sampling, seeds, steps=steps):
@@ -204,18 +233,21 @@ class Omni:
         Args:
             mel: a list of clips [Z, A], or one array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames.
         """
-        clips = split(mel, mask=mask, lengths=lengths, mel_bins=self.config.thinker.audio_encoder.mel_bins)
-        if not clips:
-            return []
-        rows, order = [], []
-        for item in pack(clips, self.config.thinker.audio_encoder):
-            features = np.asarray(_encode(self.parts["audio_encoder"], item.mel, item.extent, item.window))
-            rows.append(features[item.order >= 0])
-            order.append(item.order[item.order >= 0])
-        joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
-        counts = [int(request.prompt.audio_tokens(clip.shape[1])) for clip in clips]
-        # device_put, for jnp.asarray would compile a copy for each new length.
-        return [jax.device_put(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
+        config = self.config.thinker
+        clips = split(mel, mask=mask, lengths=lengths, mel_bins=config.audio_encoder.mel_bins)
+        return perceive.encode_audio(self.parts, clips, config)
+
+    def encode_vision(self, patches: Any, grid: Any) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
+        """Features of images and videos, each as it would be alone, and their deepstack features.
+
+        Args:
+            patches: [P, C] of all media one after another, as a Transformers processor gives them (``pixel_values``).
+            grid: frames, rows and columns of each in patches, [n, 3] (``image_grid_thw``).
+        """
+        config = self.config.thinker
+        sight = config.vision_encoder
+        media, grids = split_patches(patches, grid, width=sight.patch_width, merge=sight.merge)
+        return perceive.encode_vision(self.parts, media, grids, config)
 
     def logits(self, tokens: Any, mask: Any = None) -> Float[Array, "B T V"]:
         """One whole pass of the thinker over ids [B, T] with a mask (padding on either side), or over a Batch.
@@ -225,8 +257,8 @@ class Omni:
         if isinstance(tokens, Batch) and mask is not None:
             raise ValueError("mask: a Batch has its own; give mask= with an array of tokens only")
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
-        padded, x = self._embed(batch)
-        logits = _logits(self.parts["thinker"], x, padded.positions, padded.lengths)
+        padded, embedded = perceive.embed(self.parts, batch, self.config.thinker)
+        logits = _logits(self.parts["thinker"], embedded, padded.positions, padded.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
         # On the host, for indexing on the device would compile a program for each new length.
         return jax.device_put(np.asarray(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
@@ -246,35 +278,35 @@ class Omni:
                 raise ValueError(f"speaker: expected one of {', '.join(self.speakers) or 'none'}, got {name!r}")
         return {name: value for name, value in options.items() if name not in spoken}
 
-    def _embed(self, batch: Batch) -> tuple[Batch, Float[Array, "B T D"]]:
-        """The batch at its bucket's shape, and its embeddings with media in place."""
-        padded, config = batch.padded(), self.config.thinker
-        ids = padded.tokens
-        if ids.max() >= config.vocabulary or ids.min() < 0:
-            raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
-        index = padded.audio_index(config)
-        x = _embed(self.parts["thinker"], ids)
-        for item in pack(split(batch.mel, mel_bins=config.audio_encoder.mel_bins), config.audio_encoder):
-            features = _encode(self.parts["audio_encoder"], item.mel, item.extent, item.window)
-            x = _place(x, features, item.place(index))
-        return padded, x
-
     def _request(
-        self, conversations: Any, seed: Any, thinker: Sampling | None, tools: Any, template: Any, options: Any
+        self,
+        conversations: Any,
+        seed: Any,
+        thinker: Sampling | None,
+        tools: Any,
+        template: Any,
+        options: Any,
+        media: MediaOptions | None,
+        progress: Progress | None,
     ) -> tuple[Batch, Sampling, list[int]]:
         """A request checked and made ready: all that can be wrong with it is said here."""
         if thinker is not None and not isinstance(thinker, Sampling):
             raise ValueError(f"thinker: expected a Sampling, got {type(thinker).__name__}; or use thinker_... options")
         sampling = (thinker or Sampling()).over(self.defaults)
+        how, options = per_conversation(
+            media, options, len(conversations) if isinstance(conversations, list | tuple) else 1
+        )
         sampling = Sampling.named(options, prefix="thinker_").over(sampling)
         if isinstance(conversations, Batch):
-            if tools or template:
+            # Whether a video has sound is read off the tokens, so saying it again (as with Transformers) does no harm.
+            if tools or template or replace(how[0], load_audio_from_video=False) != MediaOptions():
                 raise ValueError(
-                    "tools and template shape the prompt; a Batch has its prompts already: give them to prepare"
+                    "tools, template and the options of media shape the prompt; a Batch has its prompts already: give them to "
+                    "prepare"
                 )
             batch = conversations
         elif isinstance(conversations, list | tuple) and conversations:
-            batch = self._prepare(conversations, tools, template or {})
+            batch = self._prepare(conversations, how, tools, template or {}, progress)
         else:
             got = "an empty list" if conversations == [] else type(conversations).__name__
             raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
@@ -294,12 +326,13 @@ class Omni:
     def _run(self, batch: Batch, sampling: Sampling, seeds: list[int], *, steps: int) -> Iterator[list[Draft]]:
         """Generates, reading each row's tokens as they come; yields the rows after each call of ``steps`` tokens."""
         count, context = len(batch.tokens), self.config.thinker.context
-        padded, x = self._embed(batch)
+        padded, embedded = perceive.embed(self.parts, batch, self.config.thinker)
+        assert padded.positions is not None  # embed has counted them
         longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
         most = [min(longest, context - int(length)) for length in padded.lengths]
         rows = [Draft(self._transcript(batch, row, sampling), sampling) for row in range(count)]
         made = generate(
-            self.parts["thinker"], x, padded.tokens, padded.positions, padded.lengths,
+            self.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
             SamplingRows.of([sampling] * len(most), seeds + [0] * (len(most) - count), most),
             candidates=sampling.candidates(self.config.thinker.vocabulary), steps=steps,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 note = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -24,9 +24,10 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def bar(action: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over bytes, to be called with (bytes done, bytes in all, name); silent without a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+def bar(action: str, *, bytewise: bool = True) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over bytes or whole things, to be called with (done, in all, name); silent without a terminal."""
+    count = DownloadColumn() if bytewise else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=note, transient=True, disable=not note.is_terminal) as progress:
         task = progress.add_task(action, total=None)
         yield lambda done, total, name: progress.update(

@@ -34,3 +34,44 @@ def loaded(tiny):
     from omni_jax.config import from_hf
 
     return weights.load(tiny, from_hf(tiny), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """A folder with sounding.mp4 (3 s, 10 frames a second, 96 x 64, a tone of 440 Hz) and silent.mp4, the same without it."""
+    from fractions import Fraction
+
+    import av
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("films")
+    tone = (np.sin(2 * np.pi * 440 / 16_000 * np.arange(3 * 16_000)) * 20_000).astype(np.int16)
+    for name, sounding in (("sounding.mp4", True), ("silent.mp4", False)):
+        with av.open(str(folder / name), "w") as container:
+            pictures = container.add_stream("mpeg4", rate=10)
+            pictures.width, pictures.height, pictures.pix_fmt = 96, 64, "yuv420p"
+            sound = container.add_stream("aac", rate=16_000, layout="mono") if sounding else None
+            for number in range(30):
+                shade = np.full((64, 96, 3), 8 * number, np.uint8)
+                shade[:, : 3 * number] = 255 - 8 * number
+                container.mux(pictures.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+            container.mux(pictures.encode(None))
+            if sound is not None:
+                frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+                container.mux([*sound.encode(frame), *sound.encode(None)])
+    return folder
+
+
+@pytest.fixture
+def compiled():
+    """Counts the programs that XLA compiles."""
+    counted = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counted
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -8,10 +8,13 @@ import sys
 from importlib import resources
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from omni_jax import Omni, Reply, cli
 from omni_jax.config import from_hf
+from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_config, write_tiny
 
 RECORDING = resources.files("omni_jax") / "assets" / cli.RECORDING
@@ -36,6 +39,15 @@ def run(monkeypatch, capsys):
         return ended.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Two pictures of 96 x 64 pixels; the path of the first."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    Image.fromarray(pixels[:, ::-1]).save(tmp_path / "turned.png")
+    return tmp_path / "picture.png"
 
 
 def user(words):
@@ -79,21 +91,68 @@ def test_recordings_come_before_the_text_in_their_order(run, tiny, omni):
     assert run("generate", tiny, "a", *options) == (0, expected.text + "\n", "")
 
 
-def test_thinking_tools_and_calls(run, tiny, tmp_path, monkeypatch):
-    """Thinking goes to standard error, calls are lines of JSON; the options reach the template."""
+def test_media_keep_the_order_of_the_command_line(run, tiny, omni, picture):
+    sound, sight = {"type": "audio", "audio": str(RECORDING)}, {"type": "image", "image": str(picture)}
+    turned = {"type": "image", "image": str(picture.with_name("turned.png"))}
+    for parts, flags in (
+        ([sight, sound, turned], ["--image", picture, f"--audio={RECORDING}", "--image", turned["image"]]),
+        ([turned, sight, sound], ["--image", turned["image"], f"--image={picture}", "--audio", RECORDING]),
+    ):
+        expected = omni.generate(
+            [{"role": "user", "content": [*parts, *user("a")[0]["content"]]}], thinker_max_new_tokens=24
+        )
+        assert run("generate", tiny, "a", *flags, *SHORT) == (0, expected.text + "\n", "")
+
+
+def test_a_conversation_from_a_file(run, tiny, omni, picture, tmp_path):
+    """Several turns in Qwen's own format; text and media of the command line are one more."""
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": str(picture), "max_pixels": 4096}, *user("a")[0]["content"]],
+        },
+        {"role": "assistant", "content": "Grey."},
+    ]
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps([*turns, *user("b")]))
+    expected = omni.generate([*turns, *user("b")], thinker_max_new_tokens=24).text
+    assert run("generate", tiny, "--conversation", chat, *SHORT) == (0, expected + "\n", "")
+    chat.write_text(json.dumps(turns))
+    assert run("generate", tiny, "b", "--conversation", chat, *SHORT) == (0, expected + "\n", "")
+
+
+def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_path, monkeypatch):
     asked = {}
 
-    def answer(self, conversation, **options):
+    def prepare(self, messages, **options):
+        asked.update(options)
+        return messages
+
+    monkeypatch.setattr(Omni, "prepare", prepare)
+    monkeypatch.setattr(Omni, "generate", lambda self, batch, **options: Reply(text="."))
+    (tmp_path / "tools.json").write_text('[{"type": "function"}]')
+    flags = ("--use-audio-in-video", "--fps", 1, "--max-frames", 8, "--min-pixels", 1024, "--max-pixels", 4096)
+    assert run("generate", tiny, "Hi", *flags, "--tools", tmp_path / "tools.json", "--no-thinking")[0] == 0
+    assert asked["media"] == MediaOptions(
+        load_audio_from_video=True, fps=1, max_frames=8, min_pixels=1024, max_pixels=4096
+    )
+    assert asked["tools"] == [{"type": "function"}]
+    assert asked["enable_thinking"] is False
+
+
+def test_thinking_and_calls(run, tiny, monkeypatch):
+    """Thinking goes to standard error, calls are lines of JSON."""
+    asked = {}
+
+    def answer(self, batch, **options):
         asked.update(options)
         return Reply(text="Well:", thinking="Hm.", tool_calls=[{"name": "clock", "arguments": {"zone": "Köln"}}])
 
     monkeypatch.setattr(Omni, "generate", answer)
-    (tmp_path / "tools.json").write_text('[{"type": "function"}]')
-    code, out, err = run("generate", tiny, "Hi", "--tools", tmp_path / "tools.json", "--no-thinking", "--stop", "END")
+    code, out, err = run("generate", tiny, "Hi", "--stop", "END")
     assert (code, err) == (0, "Hm.\n")
     assert out == 'Well:\n{"name": "clock", "arguments": {"zone": "Köln"}}\n'
-    assert asked["tools"] == [{"type": "function"}]
-    assert asked["template"] == {"enable_thinking": False}
     assert asked["thinker"].stops == ("END",)
 
 
@@ -162,6 +221,7 @@ def here(tmp_path):
     (tmp_path / "noise.wav").write_bytes(b"RIFF but no sound at all")
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "tools.json").write_text("{")
+    (tmp_path / "chat.json").write_text('[{"role": "robot", "content": "Hi"}]')
     (tmp_path / "one.json").write_text('{"type": "function"}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
@@ -171,6 +231,15 @@ def here(tmp_path):
 
 MISTAKES = {
     "generate TINY --audio HERE/a.wav": "a.wav: no such audio file",
+    "generate TINY --image HERE/a.png": "a.png: no such image file",
+    "generate TINY --video HERE/a.mp4": "a.mp4: no such video file",
+    "generate TINY --image HERE/noise.wav": "message 0, part 0: .*noise.wav: not an image",
+    "generate TINY --video HERE/noise.wav": "message 0, part 0: .*noise.wav: not a video",
+    "generate TINY --image http://127.0.0.1:9/a.png": "message 0, part 0: http://127.0.0.1:9/a.png: .*private",
+    "generate TINY --image HERE/noise.wav --max-pixels 0": "max_pixels is 0 .expected more than 0.",
+    "generate TINY --conversation HERE/tools.json": "tools.json: expected a JSON list of messages",
+    "generate TINY --conversation HERE/one.json": "one.json: expected a JSON list of messages, got dict",
+    "generate TINY --conversation HERE/chat.json": "message 0: unknown role 'robot'",
     "generate TINY --audio HERE/noise.wav": "noise.wav: not audio, or damaged",
     "generate TINY --audio HERE/empty.wav": "empty.wav: is empty",
     "generate HERE/absent Hi": "absent: no such folder; expected a Hugging Face folder",
@@ -179,7 +248,7 @@ MISTAKES = {
     "generate HERE/other Hi": "expected model_type .* got 'llama'; this is another model's folder",
     "generate TINY Hi --stream --json": "--stream and --json: expected one of them, got both",
     "generate TINY Hi --dtype int8": "--dtype: expected float32 or bfloat16, got int8",
-    "generate TINY": "nothing to answer: give a text, --audio FILE, or both",
+    "generate TINY": "nothing to answer: give a text, --audio, --image or --video FILE, or --conversation FILE",
     "generate TINY Hi --top-p 2": "top_p: expected a number above 0 and at most 1, got 2.0",
     "generate TINY Hi --tools HERE/tools.json": "tools.json: expected a JSON list of function schemas",
     "generate TINY Hi --tools HERE/one.json": "one.json: expected a JSON list of function schemas, got dict",
@@ -208,7 +277,7 @@ def test_a_prompt_longer_than_the_context(run, tmp_path):
     folder = write_tiny(tmp_path / "small", config=config, speech=False)
     code, out, err = run("generate", folder, "What is said in all of this?")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "the context holds 16: shorten the text or the audio" in err
+    assert "the context holds 16: shorten the text or the media" in err
 
 
 def test_the_traceback_on_request(monkeypatch, tiny):

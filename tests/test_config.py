@@ -149,6 +149,11 @@ def test_another_models_folder(family):
         (f"{TEXT}.rope_theta", float("nan"), f"{TEXT}.rope_theta: expected a positive number, got nan"),
         (f"{TEXT}.rope_scaling", None, f"{TEXT}.mrope_section: expected three integers, got nothing"),
         ("thinker_config.position_id_per_seconds", None, "position_id_per_seconds: missing"),
+        (
+            "thinker_config.position_id_per_seconds",
+            0,
+            "position_id_per_seconds: expected a finite number above 0, got 0",
+        ),
         ("talker_config.accept_hidden_layer", None, "accept_hidden_layer: missing"),
         ("code2wav_config.sliding_window", None, "code2wav_config.sliding_window: missing"),
         (f"{TEXT}.hidden_size", "64", f"{TEXT}.hidden_size: expected int, got '64'"),

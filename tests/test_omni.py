@@ -264,20 +264,6 @@ def test_logits_of_a_prepared_batch_hear_the_audio(omni):
 # --- programs
 
 
-@pytest.fixture
-def compiled():
-    """Counts the programs that XLA compiles."""
-    counted = []
-
-    def listen(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            counted.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield counted
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_compilation_is_counted(compiled):
     jax.jit(lambda x: x * 3 + 1)(np.arange(7))
     assert compiled

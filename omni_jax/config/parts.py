@@ -91,6 +91,11 @@ class VisionEncoderConfig:
     taps: tuple[int, ...]
     out_width: int
 
+    @property
+    def patch_width(self) -> int:
+        """Numbers that make a patch: channels, pictures of a pair, rows and columns."""
+        return self.channels * self.temporal_patch * self.patch**2
+
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkerConfig:

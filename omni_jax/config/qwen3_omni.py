@@ -208,7 +208,7 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         vision_encoder=vision_encoder,
         vocabulary=vocabulary,
         context=text.size("max_position_embeddings"),
-        positions_per_second=fields.get("position_id_per_seconds", float),
+        positions_per_second=fields.positive("position_id_per_seconds"),
         **ids,
     )
 

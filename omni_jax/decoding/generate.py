@@ -25,7 +25,7 @@ class LanguageModel(Protocol):
     """What generation needs of a model."""
 
     def prefill(
-        self, x: Array, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool
+        self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool
     ) -> tuple[Array, KVCache]: ...
     def step(self, tokens: Array, positions: Array, live: Array, cache: KVCache) -> tuple[Array, KVCache]: ...
     def empty_cache(self, batch: int, slots: int) -> KVCache: ...
@@ -78,7 +78,7 @@ def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeStat
 @partial(jax.jit, static_argnames=("candidates", "fresh"), donate_argnames=("cache",))
 def start(
     model: LanguageModel,
-    x: Float[Array, "B T D"],
+    embedded: Any,
     prompt: Int[Array, "B T"],
     positions: Num[Array, "3 B T"],
     lengths: Int[Array, "B"],
@@ -91,14 +91,15 @@ def start(
     """Prefills the prompts and chooses the first token of each row.
 
     Args:
-        x: embeddings of ``prompt``, media in place. Rows of length 0 are padding of the batch and start finished.
+        embedded: what the model's ``prefill`` takes for ``prompt``: its embeddings, media in place.
+        lengths: real tokens of each row. Rows of length 0 are padding of the batch and start finished.
         fresh: the cache is empty.
 
     Returns: the state, and the log-probability of each row's first token.
     """
-    batch = x.shape[0]
-    logits, cache = model.prefill(x, positions, lengths, cache, fresh=fresh)
-    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    batch = prompt.shape[0]
+    logits, cache = model.prefill(embedded, positions, lengths, cache, fresh=fresh)
+    real = jnp.arange(prompt.shape[1]) < lengths[:, None]
     vocabulary = logits.shape[1]
     seen = jnp.zeros((batch, vocabulary), bool)
     seen = seen.at[jnp.arange(batch)[:, None], jnp.where(real, prompt, vocabulary)].set(True, mode="drop")
@@ -142,7 +143,7 @@ def _grow(cache: KVCache, slots: int) -> KVCache:
 
 def generate(
     model: Any,
-    x: Float[Array, "B T D"],
+    embedded: Any,
     prompt: Int[np.ndarray, "B T"],
     positions: Num[np.ndarray, "3 B T"],
     lengths: Int[np.ndarray, "B"],
@@ -163,9 +164,9 @@ def generate(
     """
     most = np.asarray(rows.most)
     room = int(np.max(np.minimum(most, ROOM), where=lengths > 0, initial=0))
-    cache = model.empty_cache(x.shape[0], bucket(x.shape[1] + room))
+    cache = model.empty_cache(prompt.shape[0], bucket(prompt.shape[1] + room))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
-    state, logprobs = start(model, x, *first, cache, rows, candidates=candidates)
+    state, logprobs = start(model, embedded, *first, cache, rows, candidates=candidates)
     counts = np.zeros(len(lengths), int)
     made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
     while True:

@@ -91,6 +91,7 @@ class Decoder(nnx.Module):
         positions: Num[Array, "3 B T"],
         valid: Bool[Array, "B T"],
         cache: KVCache | None = None,
+        deepstack: Float[Array, "taps B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]]]:
         """Final-normed states, and the keys and values of the new tokens.
 
@@ -99,6 +100,7 @@ class Decoder(nnx.Module):
             positions: rotary coordinates (time, height, width).
             valid: which tokens are real.
             cache: what the rows hold already; None for a whole pass.
+            deepstack: what is added to the output of the first layers, one each; zero where there is nothing to see.
         """
         config = self.config
         turn = rotation(
@@ -112,7 +114,11 @@ class Decoder(nnx.Module):
 
         def body(x, block, layer, *past):
             past = (*past, cache.length) if cache is not None else None
-            return block(x, turn, past, valid, kernels, layer)
+            x, new = block(x, turn, past, valid, kernels, layer)
+            if deepstack is not None:
+                taps = deepstack.shape[0]
+                x = x + jnp.where(layer < taps, deepstack[jnp.minimum(layer, taps - 1)], 0)
+            return x, new
 
         xs = () if cache is None else (cache.k, cache.v)
         x, new = scan(body, x, self.layers, *xs)
@@ -126,6 +132,7 @@ class Decoder(nnx.Module):
         cache: KVCache,
         *,
         fresh: bool = False,
+        deepstack: Float[Array, "taps B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Runs T new tokens a row, of which the first ``lengths`` count, and appends them to the cache.
 
@@ -133,5 +140,5 @@ class Decoder(nnx.Module):
             fresh: the cache is known to be empty, so its slots need not be read.
         """
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
-        x, new = self(x, positions, valid, None if fresh else cache)
+        x, new = self(x, positions, valid, None if fresh else cache, deepstack)
         return x, cache.append(*new, lengths)

@@ -1,13 +1,43 @@
 """The thinker: embeddings of text with media in their places, the mixture-of-experts decoder, logits."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Num
 
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.decoder import Decoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
+
+
+@struct.dataclass
+class Embedded:
+    """A prompt as the decoder takes it.
+
+    Attributes:
+        x: embeddings, media in their places.
+        deepstack: features that join the outputs of the first layers where there is something to see; None for prompts
+            without images and videos, which so have a program of their own.
+    """
+
+    x: Float[Array, "B T D"]
+    deepstack: Float[Array, "taps B T D"] | None = None
+
+    def hear(self, features: Float[Array, "M D"], index: Int[Array, "B T"]) -> "Embedded":
+        """Puts audio features where ``index`` names their row; -1 leaves a token as it is."""
+        return replace(self, x=place(self.x, features, index))
+
+    def see(
+        self, features: Float[Array, "M D"], deepstack: Float[Array, "taps M D"], index: Int[Array, "B T"]
+    ) -> "Embedded":
+        """Puts features of images and videos, and their deepstack features, where ``index`` names their row."""
+        below = self.deepstack
+        if below is None:
+            below = jnp.zeros((deepstack.shape[0], *self.x.shape), self.x.dtype)
+        return Embedded(place(self.x, features, index), jax.vmap(place, (0, 0, None))(below, deepstack, index))
 
 
 class Thinker(nnx.Module):
@@ -23,15 +53,15 @@ class Thinker(nnx.Module):
         return self.embedding(tokens)
 
     def logits(
-        self, x: Float[Array, "B T D"], positions: Num[Array, "3 B T"], lengths: Int[Array, "B"]
+        self, embedded: Embedded, positions: Num[Array, "3 B T"], lengths: Int[Array, "B"]
     ) -> Float[Array, "B T V"]:
         """One whole pass over rows whose first ``lengths`` tokens are real."""
-        valid = jnp.arange(x.shape[1]) < lengths[:, None]
-        return self.head(self.decoder(x, positions, valid)[0])
+        valid = jnp.arange(embedded.x.shape[1]) < lengths[:, None]
+        return self.head(self.decoder(embedded.x, positions, valid, deepstack=embedded.deepstack)[0])
 
     def prefill(
         self,
-        x: Float[Array, "B T D"],
+        embedded: Embedded,
         positions: Num[Array, "3 B T"],
         lengths: Int[Array, "B"],
         cache: KVCache,
@@ -39,7 +69,9 @@ class Thinker(nnx.Module):
         fresh: bool,
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """Logits after each row's last real token, and the cache with the rows appended."""
-        x, cache = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
+        x, cache = self.decoder.extend(
+            embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack
+        )
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         return self.head(last), cache
 

@@ -1,10 +1,22 @@
-"""The vision encoder of Qwen3-Omni. Today its weights: converted, counted, saved and exported; nothing runs it yet."""
+"""The vision encoder of Qwen3-Omni: patches of images and video frames to features of the thinker's width.
 
+Static shapes: a call takes a number of patches, filled with the frames of any number of images and videos one after another
+(processing/patch_packing.py). Each patch brings its place in its frame, the frame's size and where the frame begins; that is
+all that positions, rope and attention need. A video's frame pair attends to itself alone, as an image does.
+"""
+
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from omni_jax.config import VisionEncoderConfig
+from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
-from omni_jax.nn.stack import stack
+from omni_jax.nn.rope import frequencies, rotate
+from omni_jax.nn.stack import scan, stack
+
+ROPE_THETA = 10_000.0
 
 
 class Block(nnx.Module):
@@ -18,6 +30,13 @@ class Block(nnx.Module):
         self.ffn_norm = LayerNorm(init, d, eps=1e-6)
         self.ffn = Mlp(init, d, config.ffn_width, d, tanh=True)
 
+    def __call__(self, x: Float[Array, "P D"], turn, first: Int[Array, "P"], last: Int[Array, "P"]):
+        q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
+        # The rotation is in float32 whatever the activations are, unlike the decoder's.
+        q, k = (rotate(part[None].astype(jnp.float32), *turn)[0].astype(x.dtype) for part in (q, k))
+        x = x + self.o(attend_spans(q, k, v, first, last))
+        return x + self.ffn(self.ffn_norm(x))
+
 
 class Merger(nnx.Module):
     """merge x merge patches to one feature. The deepstack mergers normalise after joining the patches, the last one before."""
@@ -26,10 +45,16 @@ class Merger(nnx.Module):
         joined = config.width * config.merge**2
         self.norm = LayerNorm(init, joined if joined_norm else config.width, eps=1e-6)
         self.mlp = Mlp(init, joined, joined, config.out_width)
+        self.joined_norm, self.joined = joined_norm, joined
+
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "M D"]:
+        if self.joined_norm:
+            return self.mlp(self.norm(x.reshape(-1, self.joined)))
+        return self.mlp(self.norm(x).reshape(-1, self.joined))
 
 
 class VisionEncoder(nnx.Module):
-    """Reference: Qwen3OmniMoeVisionEncoder (arXiv:2509.17765)."""
+    """Reference: Qwen3OmniMoeVisionEncoder (arXiv:2509.17765); deepstack: arXiv:2406.04334."""
 
     def __init__(self, init: Init, config: VisionEncoderConfig):
         patch = (config.channels, config.temporal_patch, config.patch, config.patch)
@@ -39,3 +64,52 @@ class VisionEncoder(nnx.Module):
         self.merger = Merger(init, config, joined_norm=False)
         self.deepstack = stack(init, len(config.taps), lambda init: Merger(init, config, joined_norm=True))
         self.config = config
+
+    def encode(
+        self,
+        patches: Float[Array, "P C"],
+        place: Int[Array, "P 2"],
+        size: Int[Array, "P 2"],
+        first: Int[Array, "P"],
+    ) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
+        """Features of each group of merge x merge patches (M = P / merge^2), and the deepstack features of the same.
+
+        Args:
+            patches: pixels, the groups of a frame one after another. place: row and column in the frame.
+            size: rows and columns of the frame, 0 for padding. first: where the frame begins.
+        """
+        config = self.config
+        x = self.patches(patches.astype(self.patches.kernel.dtype).reshape(-1, *self.patches.kernel.shape[:-1]))
+        x = x + self._positions(place, size).astype(x.dtype)
+        width = config.width // config.heads
+        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))
+        angles = (place.astype(jnp.float32)[..., None] * inverse).reshape(1, -1, width // 2)
+        turn = (jnp.cos(angles), jnp.sin(angles))
+        last = first + size[:, 0] * size[:, 1]
+        taps = jnp.asarray(config.taps, jnp.int32)
+
+        def body(carry, block, layer):
+            x, tapped = carry
+            x = block(x, turn, first, last)
+            # Every layer writes to the slot of the next tap, so that what remains there is the tap's own output: no branch,
+            # and not all layers' states. What follows the last tap goes to one slot more, which nobody reads.
+            return (x, jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.sum(taps < layer), 0)), None
+
+        (x, tapped), _ = scan(body, (x, jnp.zeros((len(config.taps) + 1, *x.shape), x.dtype)), self.layers)
+        # One merger at a time bounds the memory.
+        _, deep = scan(lambda _, merger, tap: (None, merger(tapped[tap])), None, self.deepstack)
+        return self.merger(x), deep
+
+    def _positions(self, place: Int[Array, "P 2"], size: Int[Array, "P 2"]) -> Float[Array, "P D"]:
+        """The learned table, stretched to each frame bilinearly with its corners on the frame's corners, in float32."""
+        side = round(self.config.positions**0.5)
+        source = place.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32)
+        near = jnp.minimum(source.astype(jnp.int32), side - 1)
+        far = jnp.minimum(near + 1, side - 1)
+        weight = source - near
+        out = jnp.zeros((place.shape[0], self.config.width), jnp.float32)
+        for row, row_weight in ((near[:, 0], 1 - weight[:, 0]), (far[:, 0], weight[:, 0])):
+            for column, column_weight in ((near[:, 1], 1 - weight[:, 1]), (far[:, 1], weight[:, 1])):
+                taken = self.positions(row * side + column).astype(jnp.float32)
+                out = out + taken * (row_weight * column_weight)[:, None]
+        return out

@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -1e30
 # Scores of one block of queries stay near this many elements, so that no T x T array is held for long prompts.
 SCORES = 1 << 25
+# Queries and keys of one block of attention inside spans.
+SPAN_ROWS, SPAN_COLUMNS = 256, 512
 
 
 def _scores(q: Float[Array, "B T K G H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K T G S"]:
@@ -103,6 +105,132 @@ def attend_segments(
     mask = ids[:, :, None] == neighbours(ids, -2)[:, None, :]
     out = _dense(q, neighbours(k, 0), neighbours(v, 0), mask)
     return out.reshape(blocks * reach, heads, width)[:length]
+
+
+@jax.custom_vjp
+def attend_spans(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T N H"],
+    v: Float[Array, "T N H"],
+    first: Int[Array, "T"],
+    last: Int[Array, "T"],
+) -> Float[Array, "T N H"]:
+    """Attention inside the spans of a packed sequence, of any length each: token i sees the tokens first[i] .. last[i] - 1.
+
+    A block of queries walks over just those blocks of keys that one of its tokens sees, with the softmax's maximum and sum
+    carried along (online softmax, arXiv:1805.02867; FlashAttention, arXiv:2205.14135): work grows with the spans' own
+    squares, memory with one block of scores, forward and backward. A token whose span is empty (padding) gives zeros.
+    """
+    return _forward_spans(q, k, v, first, last)[0]
+
+
+def _span_blocks(length: int, first, last, *rows):
+    """Per-token arrays cut into blocks of queries, and the range of keys that each block sees."""
+    size = min(SPAN_ROWS, length)
+    padding = -length % size
+    # Empty spans are moved out of the way of a block's bounds, which are the least first and the largest last.
+    empty = first >= last
+    first, last = jnp.where(empty, length, first), jnp.where(empty, 0, last)
+
+    def cut(x, fill=0):
+        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return (cut(first, length), cut(last), *(jnp.swapaxes(cut(x), 1, 2) for x in rows))
+
+
+def _span_keys(*arrays):
+    """[N, S, H] with one block of room behind, for a last block may begin at any token."""
+    return (jnp.pad(jnp.swapaxes(x, 0, 1), [(0, 0), (0, min(SPAN_COLUMNS, len(x))), (0, 0)]) for x in arrays)
+
+
+def _span_scores(q_NTH, k_NSH, low, high, at):
+    """Scores of one block of queries on the keys from ``at`` on, and which of them count."""
+    seen = at + jnp.arange(k_NSH.shape[1])
+    mask = (seen >= low[:, None]) & (seen < high[:, None])
+    scores = jnp.einsum("NTH,NSH->NTS", q_NTH, k_NSH, preferred_element_type=jnp.float32)
+    return scores * jnp.float32(q_NTH.shape[-1] ** -0.5), mask
+
+
+def _over_spans(low, high, columns, step, carry):
+    """``carry = step(at, carry)`` over the blocks of keys that a block of queries sees."""
+    start = jnp.min(low)
+    count = jnp.maximum(jnp.max(high) - start + columns - 1, 0) // columns
+    return jax.lax.fori_loop(0, count, lambda number, carry: step(start + number * columns, carry), carry)
+
+
+def _forward_spans(q, k, v, first, last):
+    length, heads, width = q.shape
+    columns = min(SPAN_COLUMNS, length)
+    blocks = _span_blocks(length, first, last, q)
+    k_NSH, v_NSH = _span_keys(k, v)
+
+    def attend(block):
+        low, high, q_NTH = block
+
+        def step(at, carry):
+            out, most, total = carry
+            keys, values = (jax.lax.dynamic_slice_in_dim(x, at, columns, axis=1) for x in (k_NSH, v_NSH))
+            scores, mask = _span_scores(q_NTH, keys, low, high, at)
+            grown = jnp.maximum(most, jnp.max(jnp.where(mask, scores, MASKED), axis=-1))
+            # A row that sees nothing in this block yet has MASKED for its maximum: its weights must not be exp(0).
+            weights = jnp.where(mask, jnp.exp(scores - grown[..., None]), 0)
+            kept = jnp.exp(most - grown)
+            new = jnp.einsum("NTS,NSH->NTH", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
+            return out * kept[..., None] + new, grown, total * kept + jnp.sum(weights, axis=-1)
+
+        nothing = jnp.zeros(q_NTH.shape[:2], jnp.float32)
+        out, most, total = _over_spans(
+            low, high, columns, step, (jnp.zeros(q_NTH.shape, jnp.float32), nothing + MASKED, nothing)
+        )
+        total = jnp.maximum(total, 1e-30)
+        return jnp.swapaxes(out / total[..., None], 0, 1).astype(v.dtype), most + jnp.log(total)
+
+    out, log_total = jax.lax.map(attend, blocks)
+    out = out.reshape(-1, heads, width)[:length]
+    return out, (q, k, v, first, last, out, log_total)
+
+
+def _backward_spans(kept, gradient):
+    q, k, v, first, last, out, log_total = kept
+    length, heads, width = q.shape
+    columns = min(SPAN_COLUMNS, length)
+    k_NSH, v_NSH = _span_keys(k, v)
+    blocks = _span_blocks(length, first, last, q, out, gradient)
+
+    def visit(carry, block):
+        low, high, q_NTH, out_NTH, gradient_NTH, log_total = block
+        mean = jnp.sum((out_NTH * gradient_NTH).astype(jnp.float32), axis=-1)
+
+        def step(at, carry):
+            dq, dk, dv = carry
+            keys, values = (jax.lax.dynamic_slice_in_dim(x, at, columns, axis=1) for x in (k_NSH, v_NSH))
+            scores, mask = _span_scores(q_NTH, keys, low, high, at)
+            weights = jnp.where(mask, jnp.exp(scores - log_total[..., None]), 0)
+            of_weights = jnp.einsum("NTH,NSH->NTS", gradient_NTH, values, preferred_element_type=jnp.float32)
+            of_scores = weights * (of_weights - mean[..., None]) * jnp.float32(width**-0.5)
+
+            def add(total, new):
+                old = jax.lax.dynamic_slice_in_dim(total, at, columns, axis=1)
+                return jax.lax.dynamic_update_slice_in_dim(total, old + new, at, axis=1)
+
+            return (
+                dq + jnp.einsum("NTS,NSH->NTH", of_scores, keys.astype(jnp.float32)),
+                add(dk, jnp.einsum("NTS,NTH->NSH", of_scores, q_NTH.astype(jnp.float32))),
+                add(dv, jnp.einsum("NTS,NTH->NSH", weights, gradient_NTH.astype(jnp.float32))),
+            )
+
+        dq, *carry = _over_spans(low, high, columns, step, (jnp.zeros(q_NTH.shape, jnp.float32), *carry))
+        return tuple(carry), jnp.swapaxes(dq, 0, 1)
+
+    nothing = jnp.zeros(k_NSH.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(visit, (nothing, nothing), (*blocks, log_total))
+    dq = dq.reshape(-1, heads, width)[:length].astype(q.dtype)
+    dk, dv = (jnp.swapaxes(x, 0, 1)[:length].astype(k.dtype) for x in (dk, dv))
+    return dq, dk, dv, None, None
+
+
+attend_spans.defvjp(_forward_spans, _backward_spans)
 
 
 def _dense(

@@ -11,3 +11,8 @@ def to_numpy(value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
     return np.asarray(value)
+
+
+def is_number(array: np.ndarray) -> bool:
+    """Whether an array holds whole or real numbers; NumPy does not count bfloat16 among its own."""
+    return array.dtype.kind in "fiu" or array.dtype.name == "bfloat16"

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig, halve
-from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.arrays import is_number, to_numpy
 from omni_jax.processing.prompt import audio_tokens
 
 
@@ -28,12 +28,17 @@ class Pack:
     window: Int[np.ndarray, "N tokens"]
     order: Int[np.ndarray, "N tokens"]
 
-    def place(self, index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+    def rows(self, index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
         """From numbers of audio tokens to rows of this call's result; -1 for tokens of another call."""
-        order = self.order.reshape(-1)
-        rows = np.full(max(order.max(), index.max()) + 2, -1, np.int32)
-        rows[order[order >= 0]] = np.flatnonzero(order >= 0)
-        return rows[index]
+        return rows_of(self.order, index)
+
+
+def rows_of(order: Int[np.ndarray, "..."], index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+    """Where in a call's result each numbered feature stands; -1 for those that ``order`` does not hold, and for -1."""
+    order = order.reshape(-1)
+    rows = np.full(max(order.max(), index.max()) + 2, -1, np.int32)
+    rows[order[order >= 0]] = np.flatnonzero(order >= 0)
+    return rows[index]
 
 
 def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: AudioEncoderConfig) -> Iterator[Pack]:
@@ -145,6 +150,6 @@ def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 12
 
 def _floats(mel: Any) -> np.ndarray:
     array = to_numpy(mel)
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+    if not is_number(array):
         raise ValueError(f"mel: expected arrays of numbers, got {array.dtype}; encode_audio takes log-mel, not files")
     return array.astype(np.float32)

@@ -7,13 +7,15 @@ which kind a part is, and a recording has no business inside Jinja.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from omni_jax.processing.options import OF_A_PART
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = {
@@ -36,11 +38,13 @@ class Media:
         kind: "audio", "image" or "video".
         source: what the user gave: a path, a URL, bytes, an array, ...; not looked at here.
         where: its place, for error messages, such as "message 0, part 1".
+        options: what its part states for itself, by the names in processing/options.py.
     """
 
     kind: str
     source: Any
     where: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check(conversation: object) -> None:
@@ -54,16 +58,17 @@ def media(conversation: object) -> list[Media]:
     Args:
         conversation: list of messages, each `{"role": ..., "content": ...}`; content is a string or a list of parts
             `{"type": "text" | "audio" | "image" | "video", <type>: payload}`. A part may spell its key `audio_url`
-            (the payload, or `{"url": payload}`) and may leave out "type".
+            (the payload, or `{"url": payload}`) and may leave out "type"; beside it may stand options of its own, such as
+            "max_pixels" or "fps".
 
     Raises:
         ValueError: the conversation has faults; all are named.
     """
     return [
-        Media(kind, payload, f"message {m}, part {p}")
+        Media(kind, payload, f"message {m}, part {p}", options)
         for m, (_, parts) in enumerate(_read(conversation))
         if not isinstance(parts, str)
-        for p, (kind, payload) in enumerate(parts)
+        for p, (kind, payload, options) in enumerate(parts)
         if kind != "text"
     ]
 
@@ -114,32 +119,31 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def expand(tokens: Sequence[int], counts: Mapping[int, Sequence[int]]) -> list[int]:
-    """Repeats each placeholder as often as its medium has tokens.
+def expand(tokens: Sequence[int], runs: Mapping[int, Sequence[int | Sequence[int]]]) -> list[int]:
+    """Puts the tokens of each medium in place of its placeholder.
 
     Args:
         tokens: the encoded prompt, one placeholder a medium.
-        counts: placeholder id -> token counts of its media, in prompt order.
+        runs: placeholder id -> for each of its media in prompt order, how often it is repeated, or the tokens themselves.
 
     Raises:
         ValueError: a placeholder occurs more or less often than there are media of its kind.
     """
     faults = []
-    for placeholder, sizes in counts.items():
+    for placeholder, media in runs.items():
         found = sum(token == placeholder for token in tokens)
-        if found != len(sizes):
-            faults.append(f"token {placeholder} stands {found} times for {len(sizes)} media")
-        if any(size < 0 for size in sizes):
-            faults.append(f"token {placeholder} has a negative count in {list(map(int, sizes))}")
+        if found != len(media):
+            faults.append(f"token {placeholder} stands {found} times for {len(media)} media")
     if faults:
         raise ValueError(
             f"placeholders and media disagree: {'; '.join(faults)}; "
             "do not write placeholders into the text, and use a chat template that writes one for each medium"
         )
-    left = {placeholder: iter(sizes) for placeholder, sizes in counts.items()}
+    left = {placeholder: iter(media) for placeholder, media in runs.items()}
     expanded: list[int] = []
     for token in tokens:
-        expanded.extend([token] * int(next(left[token])) if token in left else [token])
+        run = next(left[token]) if token in left else 1
+        expanded.extend(run if isinstance(run, Sequence) else [token] * int(run))
     return expanded
 
 
@@ -202,8 +206,8 @@ def _chat_template(folder: Path) -> Any:
     return None
 
 
-def _read(conversation: object) -> list[tuple[dict[str, Any], str | list[tuple[str, Any]]]]:
-    """Each message with its content: a string, or a list of (kind, payload). Raises for all faults at once."""
+def _read(conversation: object) -> list[tuple[dict[str, Any], str | list[tuple[str, Any, dict[str, Any]]]]]:
+    """Each message with its content: a string, or a list of (kind, payload, options). Raises for all faults at once."""
     if not isinstance(conversation, list | tuple):
         raise ValueError(f"conversation: expected a list of messages (dicts), got {_name(conversation)}")
     if not conversation:
@@ -242,8 +246,8 @@ def _read(conversation: object) -> list[tuple[dict[str, Any], str | list[tuple[s
     return messages
 
 
-def _read_part(part: object) -> tuple[str, Any]:
-    """(kind, payload) of one content part."""
+def _read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
+    """(kind, payload, options) of one content part."""
     if not isinstance(part, dict):
         raise ValueError(f"expected a dict with type and payload, got {_name(part)}")
     named = part.get("type")
@@ -262,7 +266,7 @@ def _read_part(part: object) -> tuple[str, Any]:
         raise ValueError(f"expected text as a string, got {_name(payload)}")
     if kind == "text" and not _is_unicode(payload):
         raise ValueError("expected text in Unicode, got bytes that are none (lone surrogates)")
-    return kind, payload
+    return kind, payload, {name: part[name] for name in OF_A_PART if part.get(name) is not None}
 
 
 def _is_unicode(text: str) -> bool:
@@ -301,11 +305,11 @@ def _is_call(call: object) -> bool:
     )
 
 
-def _bare(content: str | list[tuple[str, Any]]) -> str | list[dict[str, str]]:
+def _bare(content: str | list[tuple[str, Any, dict[str, Any]]]) -> str | list[dict[str, str]]:
     """Content as the template sees it: the type of each part, its text, and nothing of a medium."""
     if isinstance(content, str):
         return content
-    return [{"type": kind, kind: payload if kind == "text" else ""} for kind, payload in content]
+    return [{"type": kind, kind: payload if kind == "text" else ""} for kind, payload, _ in content]
 
 
 def _without_end(text: str, end: str) -> str:

@@ -9,10 +9,13 @@ from jaxtyping import Bool, Float, Int
 
 from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
-from omni_jax.processing import audio, prompt
+from omni_jax.processing import prompt
 from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.media import Progress, Reader, Visual, read
+from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.packing import split
-from omni_jax.processing.positions import text_positions
+from omni_jax.processing.patch_packing import split as split_patches
+from omni_jax.processing.positions import batch_positions, text_positions
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,16 @@ class Batch:
     Attributes:
         tokens: text ids, a media placeholder repeated once for each feature.
         mask: True on real tokens. Rows from ``prepare`` have them first; a Transformers processor's may have them last.
-        positions: rotary coordinates (time, height, width).
-        mel: log-mel clips [Z, A], in the order of their placeholders, row by row.
+        positions: rotary coordinates (time, height, width); None until ``located``, where there are images or videos.
+        mel, images, videos: log-mel clips [Z, A], images and videos, each in the order of their placeholders, row by row.
     """
 
     tokens: Int[np.ndarray, "B T"]
     mask: Bool[np.ndarray, "B T"]
-    positions: Float[np.ndarray, "3 B T"]
+    positions: Float[np.ndarray, "3 B T"] | None
     mel: tuple[Float[np.ndarray, "Z A"], ...] = field(default=())
+    images: tuple[Visual, ...] = field(default=())
+    videos: tuple[Visual, ...] = field(default=())
 
     @property
     def lengths(self) -> Int[np.ndarray, "B"]:
@@ -37,8 +42,15 @@ class Batch:
         return self.mask.sum(axis=1).astype(np.int32)
 
     @classmethod
-    def from_tokens(cls, tokens: Any, mask: Any = None, mel: Sequence[np.ndarray] = ()) -> "Batch":
-        """From ids [B, T] (or [T]) and a mask of the same shape, None for all real."""
+    def from_tokens(
+        cls,
+        tokens: Any,
+        mask: Any = None,
+        mel: Sequence[np.ndarray] = (),
+        images: Sequence[Visual] = (),
+        videos: Sequence[Visual] = (),
+    ) -> "Batch":
+        """From ids [B, T] (or [T]) with their media's placeholders, and a mask of the same shape, None for all real."""
         try:
             ids = np.atleast_2d(to_numpy(tokens))
         except ValueError:
@@ -52,34 +64,56 @@ class Batch:
             raise ValueError(f"mask: expected the shape of the tokens, {list(ids.shape)}, got {list(real.shape)}")
         if not ids.size or not real.any(axis=1).all():
             raise ValueError(f"tokens: expected at least one real token in each of the {ids.shape[0]} rows")
-        return cls(tokens=ids.astype(np.int32), mask=real, positions=text_positions(real), mel=tuple(mel))
+        positions = None if images or videos else text_positions(real)
+        return cls(ids.astype(np.int32), real, positions, tuple(mel), tuple(images), tuple(videos))
 
     @classmethod
     def from_hf(cls, inputs: Mapping[str, Any]) -> "Batch":
-        """From the output of a Transformers processor: input_ids, attention_mask, input_features, feature_attention_mask."""
+        """From the output of a Transformers processor: input_ids, attention_mask, input_features, pixel_values, ...
+
+        Which videos have sound is read off the tokens; ``use_audio_in_video`` may be given and is not needed.
+        """
         if not isinstance(inputs, Mapping):
             raise ValueError(f"expected a processor's output (a mapping with input_ids), got {type(inputs).__name__}")
-        known = {"input_ids", "attention_mask", "input_features", "feature_attention_mask"}
-        given = {name for name, value in inputs.items() if value is not None}
-        if "input_ids" not in given or given - known:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if "input_ids" not in given or not given.keys() <= _PROCESSED:
             raise ValueError(
-                f"expected a processor's output with input_ids and at most {sorted(known)}, got {sorted(given)}"
+                f"expected a processor's output with input_ids and at most {sorted(_PROCESSED)}, got {sorted(given)}"
             )
         mel: list[np.ndarray] = []
         if "input_features" in given:
-            features = to_numpy(inputs["input_features"])
+            features = to_numpy(given["input_features"])
             bins = features.shape[1] if features.ndim == 3 else 128
-            mel = split(features, mask=inputs.get("feature_attention_mask"), mel_bins=bins)
-        return cls.from_tokens(inputs["input_ids"], inputs.get("attention_mask"), mel)
+            mel = split(features, mask=given.get("feature_attention_mask"), mel_bins=bins)
+        images = _visuals(given, "pixel_values", "image_grid_thw", None)
+        videos = _visuals(given, "pixel_values_videos", "video_grid_thw", "video_second_per_grid")
+        return cls.from_tokens(given["input_ids"], given.get("attention_mask"), mel, images, videos)
+
+    def located(self, config: ThinkerConfig, start: float | Sequence[float] = 0.0) -> "Batch":
+        """The same batch with its positions counted.
+
+        Args:
+            start: where the first token of each row goes; for rows that go on from a cache, ``positions.next_position`` of
+                what went before. The state of a conversation's positions is this one number a row.
+
+        Raises:
+            ValueError: placeholders and media that do not fit each other.
+        """
+        if self.positions is not None and not np.any(start):
+            return self
+        videos = [(item.grid, item.seconds) for item in self.videos]
+        images = [item.grid for item in self.images]
+        return replace(self, positions=batch_positions(self.tokens, self.mask, images, videos, config, start))
 
     def justified(self) -> "Batch":
         """The same rows with their real tokens first."""
         order = np.argsort(~self.mask, axis=1, kind="stable")
+        positions = self.positions
         return replace(
             self,
             tokens=np.take_along_axis(self.tokens, order, axis=1),
             mask=np.take_along_axis(self.mask, order, axis=1),
-            positions=np.take_along_axis(self.positions, order[None], axis=2),
+            positions=None if positions is None else np.take_along_axis(positions, order[None], axis=2),
         )
 
     def padded(self) -> "Batch":
@@ -91,7 +125,7 @@ class Batch:
             own,
             tokens=np.pad(own.tokens, grow),
             mask=np.pad(own.mask, grow),
-            positions=np.pad(own.positions, [(0, 0), *grow]),
+            positions=None if own.positions is None else np.pad(own.positions, [(0, 0), *grow]),
         )
 
     def audio_index(self, config: ThinkerConfig) -> Int[np.ndarray, "B T"]:
@@ -100,54 +134,102 @@ class Batch:
         Raises:
             ValueError: placeholders and features differ in number.
         """
-        at = (self.tokens == config.audio_token) & self.mask
-        features = sum(int(prompt.audio_tokens(clip.shape[1])) for clip in self.mel)
+        count = sum(int(prompt.audio_tokens(clip.shape[1])) for clip in self.mel)
+        return self._index(config.audio_token, count, f"audio: {len(self.mel)} clips")
+
+    def visual_index(self, config: ThinkerConfig) -> Int[np.ndarray, "B T"]:
+        """The number of the visual feature (images one after another, then videos) that belongs to each token, -1 for none.
+
+        Raises:
+            ValueError: placeholders and features differ in number, or patches are of another model's width.
+        """
+        width = config.vision_encoder.patch_width
+        for item in (*self.images, *self.videos):
+            if item.patches.shape[1] != width:
+                raise ValueError(f"patches: expected shape [P, {width}], got {list(item.patches.shape)}")
+        group = config.vision_encoder.merge**2
+        images, videos = (sum(len(item.patches) for item in kind) // group for kind in (self.images, self.videos))
+        of_images = self._index(config.image_token, images, f"image: {len(self.images)} images")
+        of_videos = self._index(config.video_token, videos, f"video: {len(self.videos)} videos")
+        return np.where(of_videos >= 0, of_videos + images, of_images)
+
+    def _index(self, placeholder: int, features: int, what: str) -> Int[np.ndarray, "B T"]:
+        at = (self.tokens == placeholder) & self.mask
         if features != at.sum():
             raise ValueError(
-                f"audio: {int(at.sum())} placeholders in the tokens but {features} features from {len(self.mel)} clips; "
-                "expand each placeholder once for each of its clip's features"
+                f"{what} have {features} features, but the tokens have {int(at.sum())} placeholders ({placeholder}); "
+                "repeat a placeholder once for each of its medium's features"
             )
         return np.where(at, np.cumsum(at.reshape(-1)).reshape(at.shape) - 1, -1).astype(np.int32)
+
+
+_PROCESSED = {
+    "input_ids", "attention_mask", "input_features", "feature_attention_mask", "pixel_values", "image_grid_thw",
+    "pixel_values_videos", "video_grid_thw", "video_second_per_grid", "use_audio_in_video",
+}  # fmt: skip
+
+
+def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | None) -> list[Visual]:
+    """The images or the videos of a processor's output."""
+    held = [name for name in (pixels, grid, seconds) if name and name in given]
+    if not held:
+        return []
+    missing = {pixels, grid, seconds} - {None, *held}
+    if missing:
+        raise ValueError(f"expected {', '.join(sorted(missing))} beside {', '.join(held)}, got none")
+    media, grids = split_patches(given[pixels], given[grid])
+    steps = to_numpy(given[seconds]).reshape(-1).tolist() if seconds else [0.0] * len(grids)
+    if len(steps) != len(grids):
+        raise ValueError(f"{seconds}: expected one number for each of the {len(grids)} videos, got {len(steps)}")
+    return [Visual(*item) for item in zip(media, grids, steps, strict=True)]
 
 
 def prepare(
     conversations: Sequence[Any],
     *,
     tokenizer: Any,
-    config: ThinkerConfig,
-    features: audio.FeatureConfig,
+    reader: Reader,
+    options: Sequence[MediaOptions],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
     **template: Any,
 ) -> Batch:
     """Conversations to a batch: media decoded, template rendered, placeholders expanded, positions counted.
+
+    Args:
+        options: how the media of each conversation are read.
 
     Raises:
         ValueError: one clear line for a conversation, a media file or a length that cannot be used.
     """
     rows: list[list[int]] = []
     mel: list[np.ndarray] = []
-    for number, conversation in enumerate(conversations):
+    images: list[Visual] = []
+    videos: list[Visual] = []
+    config = reader.thinker
+    for number, (conversation, own) in enumerate(zip(conversations, options, strict=True)):
         at = f"conversation {number}: " if len(conversations) > 1 else ""
         try:
-            media = prompt.media(conversation)
-            for item in media:
-                if item.kind != "audio":
-                    raise ValueError(f"{item.where}: {item.kind} input is not supported yet; audio and text are")
-            clips = [audio.log_mel(audio.load(item.source), features) for item in media]
+            features = read(prompt.media(conversation), reader, own, progress)
             tokens = prompt.encode(tokenizer, prompt.render(tokenizer, conversation, tools=tools, **template))
-            counts = [int(prompt.audio_tokens(clip.shape[1])) for clip in clips]
-            tokens = prompt.expand(tokens, {config.audio_token: counts, config.image_token: [], config.video_token: []})
+            tokens = prompt.expand(tokens, features.runs)
             if len(tokens) >= config.context:
+                of_media = {config.audio_token: "audio", config.image_token: "images", config.video_token: "video"}
+                counts = ", ".join(
+                    f"{tokens.count(token)} of them {kind}" for token, kind in of_media.items() if token in tokens
+                )
                 raise ValueError(
-                    f"the prompt has {len(tokens)} tokens, {sum(counts)} of them audio; the context holds {config.context}: "
-                    "shorten the text or the audio"
+                    f"the prompt has {len(tokens)} tokens{counts and ', ' + counts}; the context holds {config.context}: "
+                    "shorten the text or the media, or bound them by max_pixels, fps or total_pixels"
                 )
         except ValueError as error:
             raise ValueError(f"{at}{error}") from None
         rows.append(tokens)
-        mel.extend(clips)
+        mel.extend(features.mel)
+        images.extend(features.images)
+        videos.extend(features.videos)
     longest = max(len(row) for row in rows)
     tokens = np.zeros((len(rows), longest), np.int32)
     mask = np.arange(longest) < np.array([len(row) for row in rows])[:, None]
     tokens[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    return Batch.from_tokens(tokens, mask, mel)
+    return Batch.from_tokens(tokens, mask, mel, images, videos).located(config)

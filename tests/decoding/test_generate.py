@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax import Omni, Sampling
+from omni_jax import Omni, Sampling, perceive
 from omni_jax.decoding import generate as generation
 from omni_jax.decoding.sampling import SamplingRows
+from omni_jax.models.thinker import Embedded
 from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
@@ -40,10 +41,10 @@ def answer(omni, rows, *, seed=0, **options):
 
 def made(omni, rows, *, most, how=GREEDY, steps=32):
     """Tokens and log-probabilities of each row, by the generator itself."""
-    padded, x = omni._embed(batch(*rows))
+    padded, embedded = perceive.embed(omni.parts, batch(*rows), omni.config.thinker)
     options = Sampling(eos_token_id=OPEN).over(Sampling(**how))
     calls = generation.generate(
-        omni.parts["thinker"], x, padded.tokens, padded.positions, padded.lengths,
+        omni.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
         SamplingRows.of([options] * len(most), [0] * len(most), most),
         candidates=options.candidates(omni.config.thinker.vocabulary), steps=steps,
     )  # fmt: skip
@@ -68,7 +69,7 @@ def test_prefill_and_steps_equal_the_whole(omni):
     step = jax.jit(thinker.step)
     heads = batch(*(row[:cut] for row, cut in zip(rows, cuts, strict=True))).padded()
     cache = thinker.empty_cache(4, 48)
-    logits, cache = prefill(thinker.embed(jnp.asarray(heads.tokens)), heads.positions, heads.lengths, cache)
+    logits, cache = prefill(Embedded(thinker.embed(jnp.asarray(heads.tokens))), heads.positions, heads.lengths, cache)
     live, at = np.array([1, 1, 1, 0]), heads.lengths
     for _ in range(steps):
         for row in range(3):

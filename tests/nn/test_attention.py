@@ -79,3 +79,59 @@ def test_segments_hold_no_square_of_the_length():
     text = jax.jit(lambda *a: attention.attend_segments(*a, reach=104)).lower(*shapes).compile().as_text()
     assert "104,312]" in text
     assert "832,832]" not in text
+
+
+SPANS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
+
+
+def spans(lengths, padding=0):
+    """Bounds of spans one after another, and of padding behind them."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    first, last = np.repeat(starts, lengths), np.repeat(starts + lengths, lengths)
+    return jnp.asarray(np.pad(first, (0, padding))), jnp.asarray(np.pad(last, (0, padding)))
+
+
+@given(lengths=SPANS, padding=st.integers(0, 9), rows=st.integers(1, 16), columns=st.integers(1, 24))
+@settings(max_examples=40, deadline=None)
+def test_spans_of_any_length_see_only_themselves(lengths, padding, rows, columns):
+    """In blocks of any size, with spans that straddle them; padding gives zeros."""
+    total = sum(lengths)
+    q, k, v = (x[0] for x in qkv(1, total + padding, kv_heads=4, seed=rows))
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    expected = plain(*(x[None, :total] for x in (q, k, v)), (ids[:, None] == ids[None])[None])[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SPAN_ROWS", rows)
+        patch.setattr(attention, "SPAN_COLUMNS", columns)
+        out = np.asarray(attention.attend_spans(q, k, v, *spans(lengths, padding)))
+    np.testing.assert_allclose(out[:total], expected, atol=3e-6)
+    np.testing.assert_array_equal(out[total:], 0)
+
+
+def test_gradients_of_spans(monkeypatch):
+    """The backward pass in blocks equals that of the book's attention."""
+    monkeypatch.setattr(attention, "SPAN_ROWS", 8)
+    monkeypatch.setattr(attention, "SPAN_COLUMNS", 12)
+    lengths, total = [13, 1, 30, 6], 50
+    q, k, v = (x[0] for x in qkv(1, total + 3, kv_heads=4))
+    ids = jnp.asarray(np.repeat(np.arange(5), [*lengths, 3]))
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32) * (ids < 4)[:, None, None]
+    first, last = spans(lengths, 3)
+
+    def by_the_book(q, k, v):
+        scores = jnp.einsum("tnh,snh->nts", q, k) / np.sqrt(q.shape[-1])
+        scores = jnp.where(ids[:, None] == ids, scores, -jnp.inf)
+        return jnp.sum(jnp.einsum("nts,snh->tnh", jax.nn.softmax(scores), v) * weights)
+
+    ours = jax.grad(lambda *a: jnp.sum(attention.attend_spans(*a, first, last) * weights), argnums=(0, 1, 2))(q, k, v)
+    for mine, expected in zip(ours, jax.grad(by_the_book, argnums=(0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=3e-6)
+
+
+def test_spans_hold_no_square_of_the_length():
+    """The program for 4,096 patches, forward and backward, has scores of one block only: 256 queries on 512 keys."""
+    arrays = [jax.ShapeDtypeStruct((4096, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((4096,), jnp.int32)] * 2
+    whole = jax.jit(jax.grad(lambda *a: jnp.sum(attention.attend_spans(*a)), argnums=(0, 1, 2)))
+    compiled = whole.lower(*arrays).compile()
+    assert "256,512]" in compiled.as_text()
+    assert "4096,4096" not in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 << 20

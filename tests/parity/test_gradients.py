@@ -8,7 +8,7 @@ from parity_close import assert_close
 from parity_inputs import clip, ids, pad, reference_inputs
 
 from omni_jax.models.parts import leaves
-from omni_jax.models.thinker import place
+from omni_jax.models.thinker import Embedded
 from omni_jax.processing.packing import pack
 from omni_jax.processing.request import Batch
 
@@ -36,11 +36,13 @@ def test_gradients_of_the_next_token_loss(omni, reference):
     packs = list(pack(clips, omni.config.thinker.audio_encoder))
 
     def loss(parts):
-        x = parts["thinker"].embed(jnp.asarray(batch.tokens))
+        embedded = Embedded(parts["thinker"].embed(jnp.asarray(batch.tokens)))
         for item in packs:
             features = parts["audio_encoder"].encode(item.mel, item.extent, item.window)
-            x = place(x, features.reshape(-1, features.shape[-1]), item.place(index))
-        logits = jax.nn.log_softmax(parts["thinker"].logits(x, batch.positions, jnp.asarray(batch.lengths))[:, :-1])
+            embedded = embedded.hear(features.reshape(-1, features.shape[-1]), item.rows(index))
+        logits = jax.nn.log_softmax(
+            parts["thinker"].logits(embedded, batch.positions, jnp.asarray(batch.lengths))[:, :-1]
+        )
         picked = jnp.take_along_axis(logits, batch.tokens[:, 1:, None], axis=-1)[..., 0]
         return -jnp.sum(picked * batch.mask[:, 1:]) / batch.mask[:, 1:].sum()
 

@@ -103,7 +103,7 @@ def test_place_gives_the_row_of_each_token(lengths, seed):
     index[rng.integers(0, 3, total), np.arange(total)] = np.arange(total)
     found = np.full((3, total), -1)
     for item in pack(numbered(lengths), config(2)):
-        rows = item.place(index)
+        rows = item.rows(index)
         assert rows.shape == index.shape
         here = rows >= 0
         found[here] = item.order.reshape(-1)[rows[here]]
@@ -112,7 +112,7 @@ def test_place_gives_the_row_of_each_token(lengths, seed):
 
 def test_features_of_a_batch_without_audio_are_nowhere():
     (item,) = pack(numbered([50]), config(2))
-    np.testing.assert_array_equal(item.place(np.full((2, 5), -1)), np.full((2, 5), -1))
+    np.testing.assert_array_equal(item.rows(np.full((2, 5), -1)), np.full((2, 5), -1))
     assert list(pack([], config(2))) == []
 
 

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from omni_jax.buckets import bucket
 from omni_jax.config import from_hf
 from omni_jax.processing.audio import FeatureConfig, log_mel
+from omni_jax.processing.media import Reader
+from omni_jax.processing.options import per_conversation
 from omni_jax.processing.positions import text_positions
 from omni_jax.processing.prompt import audio_tokens, load_tokenizer
 from omni_jax.processing.request import Batch, prepare
+from omni_jax.processing.vision import PatchConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,9 @@ def make(tokenizer, config):
     """prepare() with the tiny checkpoint's tokenizer and configuration."""
 
     def call(conversations, *, config=config, **options):
-        return prepare(conversations, tokenizer=tokenizer, config=config, features=FeatureConfig(), **options)
+        how, template = per_conversation(None, options, len(conversations))
+        reader = Reader(FeatureConfig(), PatchConfig(), config)
+        return prepare(conversations, tokenizer=tokenizer, reader=reader, options=how, **template)
 
     return call
 
@@ -114,8 +119,8 @@ WRONG = {
     "a string": ("Hello", "expected a list of messages"),
     "an unknown role": ([{"role": "robot", "content": "Hi"}], "message 0: unknown role 'robot'"),
     "an unknown type": ([{"role": "user", "content": [{"type": "smell"}]}], "message 0, part 0: unknown content type"),
-    "an image": ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "message 0, part 0: image input is not"),
-    "a video": ([{"role": "user", "content": [{"video": "a.mp4"}]}], "message 0, part 0: video input is not supported"),
+    "no image": ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "part 0: a.png: no such file"),
+    "no video": ([{"role": "user", "content": [{"video": "a.mp4"}]}], "part 0: a.mp4: no such file"),
     "no such file": ([{"role": "user", "content": [{"audio": "nowhere.wav"}]}], "nowhere.wav: no such file"),
     "not audio": (user(b"RIFF but no sound at all"), "not audio, or damaged"),
     "an empty file": (user(b""), "is empty"),
@@ -212,7 +217,7 @@ def test_the_audio_index_runs_over_rows_and_clips(config):
 def test_placeholders_and_clips_that_disagree_are_one_clear_line(config, clips):
     batch = Batch.from_tokens([[1, *[config.audio_token] * 2, 3]], mel=[np.zeros((128, 8))] * clips)
     with pytest.raises(
-        ValueError, match=f"2 placeholders in the tokens but {clips} features from {clips} clips"
+        ValueError, match=f"audio: {clips} clips have {clips} features, but the tokens have 2 placeholders"
     ) as error:
         batch.audio_index(config)
     one_line(error)
@@ -272,7 +277,25 @@ def test_a_processors_output():
     [
         ({}, "expected a processor's output with input_ids and at most .* got \\[\\]"),
         ({"attention_mask": [[1]]}, "expected a processor's output with input_ids"),
-        ({"input_ids": [[1]], "pixel_values": [[0.0]]}, "at most .*input_features.* got .*pixel_values"),
+        ({"input_ids": [[1]], "labels": [[1]]}, "at most .*input_features.* got .*labels"),
+        ({"input_ids": [[1]], "pixel_values": [[0.0]]}, "expected image_grid_thw beside pixel_values, got none"),
+        (
+            {"input_ids": [[1]], "pixel_values_videos": np.zeros((4, 6)), "video_grid_thw": [[1, 2, 2]]},
+            "expected video_second_per_grid beside pixel_values_videos, video_grid_thw, got none",
+        ),
+        (
+            {"input_ids": [[1]], "pixel_values": np.zeros((4, 6)), "image_grid_thw": [[1, 2, 4]]},
+            "patches: expected 8 for the grid",
+        ),
+        (
+            {
+                "input_ids": [[1]],
+                "pixel_values_videos": np.zeros((4, 6)),
+                "video_grid_thw": [[1, 2, 2]],
+                "video_second_per_grid": [1.0, 2.0],
+            },
+            "video_second_per_grid: expected one number for each of the 1 videos, got 2",
+        ),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "mask: expected the shape of the tokens"),
         ({"input_ids": [[1]], "input_features": np.zeros(7)}, r"expected a list of \[128, A\]"),
         (

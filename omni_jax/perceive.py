@@ -1,0 +1,80 @@
+"""What is heard, seen and read, as embeddings: the encoders called in their static shapes, their features put in place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from omni_jax.config import ThinkerConfig
+from omni_jax.models.thinker import Embedded
+from omni_jax.processing import packing, patch_packing
+from omni_jax.processing.prompt import audio_tokens
+from omni_jax.processing.request import Batch
+
+_embed = jax.jit(lambda thinker, tokens: Embedded(thinker.embed(tokens)))
+_hear = jax.jit(lambda encoder, *arrays: encoder.encode(*arrays))
+_see = jax.jit(lambda encoder, *arrays: encoder.encode(*arrays))
+_put_sound = jax.jit(
+    lambda embedded, features, index: embedded.hear(features.reshape(-1, features.shape[-1]), index), donate_argnums=0
+)
+_put_sight = jax.jit(lambda embedded, features, deep, index: embedded.see(features, deep, index), donate_argnums=0)
+
+
+def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tuple[Batch, Embedded]:
+    """The batch at its bucket's shape, and its embeddings with media in place.
+
+    Raises:
+        ValueError: ids outside the vocabulary, or placeholders and media that do not fit each other.
+    """
+    padded = batch.located(config).padded()
+    ids = padded.tokens
+    if ids.max() >= config.vocabulary or ids.min() < 0:
+        raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
+    heard, seen = padded.audio_index(config), padded.visual_index(config)
+    clips = packing.split(batch.mel, mel_bins=config.audio_encoder.mel_bins)
+    embedded = _embed(parts["thinker"], ids)
+    for call in packing.pack(clips, config.audio_encoder):
+        features = _hear(parts["audio_encoder"], call.mel, call.extent, call.window)
+        embedded = _put_sound(embedded, features, call.rows(heard))
+    visuals = (*batch.images, *batch.videos)
+    patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
+    for call in patch_packing.pack(patches, grids, config.vision_encoder.merge):
+        features, deep = _see(parts["vision_encoder"], call.patches, call.place, call.size, call.first)
+        embedded = _put_sight(embedded, features, deep, call.rows(seen))
+    return padded, embedded
+
+
+def encode_audio(
+    parts: Mapping[str, Any], clips: Sequence[Float[np.ndarray, "Z A"]], config: ThinkerConfig
+) -> list[Float[Array, "T D"]]:
+    """Features of log-mel clips, each as it would be alone."""
+    if not clips:
+        return []
+    rows, order = [], []
+    for call in packing.pack(clips, config.audio_encoder):
+        features = np.asarray(_hear(parts["audio_encoder"], call.mel, call.extent, call.window))
+        rows.append(features[call.order >= 0])
+        order.append(call.order[call.order >= 0])
+    joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
+    counts = [int(audio_tokens(clip.shape[1])) for clip in clips]
+    # device_put, for jnp.asarray would compile a copy for each new length.
+    return [jax.device_put(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
+
+
+def encode_vision(
+    parts: Mapping[str, Any],
+    media: Sequence[Float[np.ndarray, "P C"]],
+    grids: Sequence[patch_packing.Grid],
+    config: ThinkerConfig,
+) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
+    """Features of images and videos one after another, and their deepstack features."""
+    encoder, sight = parts["vision_encoder"], config.vision_encoder
+    dtype = encoder.positions.table.dtype
+    features, deep = [np.empty((0, sight.out_width), dtype)], [np.empty((len(sight.taps), 0, sight.out_width), dtype)]
+    for call in patch_packing.pack(media, grids, sight.merge):
+        made = _see(encoder, call.patches, call.place, call.size, call.first)
+        features.append(np.asarray(made[0])[call.order >= 0])
+        deep.append(np.asarray(made[1])[:, call.order >= 0])
+    return jax.device_put(np.concatenate(features)), jax.device_put(np.concatenate(deep, axis=1))

@@ -1,0 +1,82 @@
+"""Prompts with pictures, videos and sound of every mix, as our batches and as the reference takes them."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from parity_inputs import clip, pad, reference_inputs
+
+from omni_jax.processing.media import Visual
+from omni_jax.processing.positions import interleave
+from omni_jax.processing.prompt import audio_tokens
+from omni_jax.processing.request import Batch
+
+
+@dataclass
+class Scene:
+    """One row: tokens, and its media each in the order of their placeholders."""
+
+    tokens: list[int]
+    mel: list[np.ndarray] = field(default_factory=list)
+    images: list[Visual] = field(default_factory=list)
+    videos: list[Visual] = field(default_factory=list)
+    sound: bool = False
+
+
+def scene(omni, *parts, words=5, seed=0):
+    """A row of random text around ("audio", frames), ("image", rows, columns), ("video", grid, seconds) and
+    ("sounding", grid, seconds, frames) parts."""
+    rng, config = np.random.default_rng(seed), omni.config.thinker
+    made = Scene([omni.config.im_start, omni.config.user, *rng.integers(0, 200, words).tolist()])
+
+    def see(grid, seconds=0.0):
+        return Visual(rng.normal(size=(int(np.prod(grid)), 1536)).astype(np.float32), grid, seconds)
+
+    for number, (kind, *sizes) in enumerate(parts):
+        if kind == "audio":
+            made.mel.append(clip(sizes[0], seed + number))
+            run = [config.audio_start, *[config.audio_token] * int(audio_tokens(sizes[0])), config.audio_end]
+        else:
+            grid = (1, *sizes) if kind == "image" else sizes[0]
+            count = int(np.prod(grid)) // 4
+            if kind == "image":
+                made.images.append(see(grid))
+                run = [config.image_token] * count
+            elif kind == "video":
+                made.videos.append(see(grid, sizes[1]))
+                run = [config.video_token] * count
+            else:
+                made.videos.append(see(grid, sizes[1]))
+                made.mel.append(clip(sizes[2], seed + number))
+                made.sound = True
+                mixed = interleave(grid, sizes[1], int(audio_tokens(sizes[2])), config)
+                run = [config.audio_start, *mixed.tolist(), config.audio_end]
+            run = [config.vision_start, *run, config.vision_end]
+        made.tokens += [*run, *rng.integers(0, 200, 2).tolist()]
+    made.tokens.append(omni.config.im_end)
+    return made
+
+
+def batch(scenes, *, left=True):
+    tokens, mask = pad([row.tokens for row in scenes], left=left)
+    media = [[item for row in scenes for item in getattr(row, kind)] for kind in ("mel", "images", "videos")]
+    return Batch.from_tokens(tokens, mask, *media)
+
+
+def theirs(scenes, *, left=True):
+    """The same as keywords of Transformers' thinker; its flag says that all videos of a call have sound, or none."""
+    tokens, mask = pad([row.tokens for row in scenes], left=left)
+    inputs = reference_inputs(tokens, mask, [item for row in scenes for item in row.mel])
+    for kind, pixels, grid in (
+        ("images", "pixel_values", "image_grid_thw"),
+        ("videos", "pixel_values_videos", "video_grid_thw"),
+    ):
+        media = [item for row in scenes for item in getattr(row, kind)]
+        if media:
+            inputs[pixels] = torch.from_numpy(np.concatenate([item.patches for item in media]))
+            inputs[grid] = torch.tensor([item.grid for item in media])
+    videos = [item for row in scenes for item in row.videos]
+    if videos:
+        inputs["video_second_per_grid"] = torch.tensor([item.seconds for item in videos])
+        inputs["use_audio_in_video"] = any(row.sound for row in scenes)
+    return inputs

@@ -1,0 +1,184 @@
+"""Media of a conversation: every kind in its order, with the options of the request and of its own part; faults named."""
+
+import numpy as np
+import pytest
+
+from omni_jax.config import from_hf
+from omni_jax.processing import audio, media, video, vision
+from omni_jax.processing.media import Reader
+from omni_jax.processing.options import NAMES, OF_A_PART, SYNONYMS, MediaOptions, per_conversation
+from omni_jax.processing.positions import interleave
+from omni_jax.processing.prompt import audio_tokens
+from omni_jax.processing.prompt import media as list_media
+
+SILENT, HEARD = MediaOptions(), MediaOptions(load_audio_from_video=True)
+
+
+@pytest.fixture(scope="module")
+def reader(tiny):
+    return Reader(audio.FeatureConfig(), vision.PatchConfig(), from_hf(tiny).thinker)
+
+
+def user(*parts):
+    return list_media([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}])
+
+
+def picture(height=64, width=96, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def sound(seconds=1.0):
+    return np.random.default_rng(0).normal(scale=0.1, size=int(16_000 * seconds)).astype(np.float32)
+
+
+def test_each_kind_in_its_order(reader, films):
+    """Images, clips and videos apart, each as its own reader makes it, and what stands for them in the prompt."""
+    film, config = str(films / "silent.mp4"), reader.thinker
+    made = media.read(
+        user({"image": picture()}, {"audio": sound()}, {"video": film}, {"image": picture(32, 320, 1)}, {"audio": sound(2)}),
+        reader, SILENT,
+    )  # fmt: skip
+    assert [item.grid for item in made.images] == [(1, 4, 6), (1, 2, 20)]
+    np.testing.assert_array_equal(made.images[1].patches, vision.prepare(picture(32, 320, 1), reader.patches)[0])
+    assert [clip.shape[1] for clip in made.mel] == [100, 200]
+    (seen,) = made.videos
+    patches, grid, seconds = video.prepare(film, reader.patches, context=config.context)
+    np.testing.assert_array_equal(seen.patches, patches)
+    assert (seen.grid, seen.seconds) == (grid, seconds)
+    assert made.runs == {
+        config.image_token: [6, 10],
+        config.audio_token: [13, 26],
+        config.video_token: [grid[0] * grid[1] * grid[2] // 4],
+    }
+
+
+def test_a_video_is_heard_in_its_place(reader, films):
+    """Its sound is the clip that the file's audio track gives, between those before and after it."""
+    film, config = str(films / "sounding.mp4"), reader.thinker
+    made = media.read(user({"audio": sound()}, {"video": film}, {"audio": sound(2)}), reader, HEARD)
+    heard = audio.log_mel(audio.load(film), reader.sound)
+    assert [clip.shape[1] for clip in made.mel] == [100, heard.shape[1], 200]
+    np.testing.assert_array_equal(made.mel[1], heard)
+    assert 300 <= heard.shape[1] <= 315
+    (seen,), (run,) = made.videos, made.runs[config.video_token]
+    mixed = interleave(seen.grid, seen.seconds, int(audio_tokens(heard.shape[1])), config)
+    assert run == [config.audio_start, *mixed, config.audio_end]
+
+
+def test_the_times_of_a_file_are_its_own(reader, films):
+    """30 frames at 10 a second: 6 of them at fps 2, spread over the 2.9 s from first to last."""
+    (seen,) = media.read(user({"video": str(films / "silent.mp4")}), reader, SILENT).videos
+    assert seen.grid[0] == 3
+    assert seen.seconds == pytest.approx(2 * 2.9 / 5)
+
+
+def test_a_part_of_a_film_is_seen_and_heard(reader, films):
+    film = {"video": str(films / "sounding.mp4"), "video_start": 1.0, "video_end": 2.0, "nframes": 2}
+    made = media.read(user(film), reader, HEARD)
+    assert made.videos[0].grid[0] == 1
+    assert made.videos[0].seconds == pytest.approx(2.0)
+    assert made.mel[0].shape[1] == 100
+
+
+def test_a_part_states_its_own_options(reader, films):
+    """Over those of the request, and under either name."""
+    silent = {"video": str(films / "silent.mp4"), "use_audio_in_video": False, "nframes": 4}
+    sounding = {"video": str(films / "sounding.mp4"), "max_pixels": 64 * 64}
+    made = media.read(user(silent, sounding, {"image": picture(), "max_pixels": 1024}), reader, HEARD)
+    assert [item.grid[0] for item in made.videos] == [2, 3]
+    assert len(made.mel) == 1
+    assert made.images[0].grid == (1, 2, 2)
+    frames = {"video": np.stack([picture(), picture(seed=1)]), "sample_fps": 0.5}
+    assert media.read(user(frames), reader, SILENT).videos[0].seconds == 4.0
+
+
+def test_one_file_object_is_seen_and_heard(reader, films):
+    by_path = media.read(user({"video": str(films / "sounding.mp4")}), reader, HEARD)
+    with open(films / "sounding.mp4", "rb") as file:
+        by_object = media.read(user({"video": file}), reader, HEARD)
+        assert not file.closed
+    by_bytes = media.read(user({"video": (films / "sounding.mp4").read_bytes()}), reader, HEARD)
+    for other in (by_object, by_bytes):
+        np.testing.assert_array_equal(other.mel[0], by_path.mel[0])
+        np.testing.assert_array_equal(other.videos[0].patches, by_path.videos[0].patches)
+        assert other.runs == by_path.runs
+
+
+def test_progress_tells_of_a_film(reader, films):
+    told = []
+    media.read(user({"video": str(films / "silent.mp4")}), reader, SILENT, lambda *args: told.append(args))
+    assert told
+    done, total, name = told[-1]
+    assert done == total
+    assert name.endswith("silent.mp4")
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "said"),
+    [
+        ({"image": b"GIF? no"}, SILENT, "part 0: image .bytes.: not an image"),
+        ({"image": b""}, SILENT, "part 0: image .bytes.: is empty"),
+        ({"video": b"no film"}, SILENT, "part 0: video .bytes.: not a video"),
+        ({"video": np.zeros((0, 64, 96, 3), np.uint8)}, SILENT, "holds no frames"),
+        ({"video": "FILMS/silent.mp4"}, HEARD, "silent.mp4: has no audio track"),
+        ({"video": np.zeros((2, 64, 96, 3), np.uint8)}, HEARD, "frames have no sound; give a video file"),
+        ({"image": np.zeros((10, 2100, 3), np.uint8)}, SILENT, "200"),
+        ({"image": np.zeros((64, 64, 3), np.uint8), "max_pixels": "many"}, SILENT, "max_pixels is 'many'"),
+        ({"video": "FILMS/silent.mp4", "nframes": 64}, SILENT, "nframes is 64"),
+        ({"video": "FILMS/silent.mp4", "fps": 1, "nframes": 4}, SILENT, "nframes and fps exclude each other"),
+        ({"video": "FILMS/silent.mp4", "use_audio_in_video": True, "load_audio_from_video": False}, SILENT, "but differ"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_line(reader, films, part, options, said):
+    part = {key: value.replace("FILMS", str(films)) if isinstance(value, str) else value for key, value in part.items()}
+    with pytest.raises(ValueError, match=said) as error:
+        media.read(user(part), reader, options)
+    assert str(error.value).startswith("message 0, part 0: ")
+    assert "\n" not in str(error.value)
+
+
+# --- options
+
+
+def test_options_by_any_name():
+    assert MediaOptions.named({"use_audio_in_video": True, "fps": 1}) == MediaOptions(load_audio_from_video=True, fps=1)
+    assert MediaOptions(fps=3).over({"fps": None, "max_pixels": 5}) == MediaOptions(fps=3, max_pixels=5)
+    assert set(OF_A_PART) < NAMES
+    assert SYNONYMS.keys() < NAMES
+
+
+def test_who_may_be_asked_is_not_the_messages_to_say():
+    (item,) = user({"image": "a.png", "allow_private": True, "max_bytes": 1, "max_pixels": 4096, "detail": "high"})
+    assert item.options == {"max_pixels": 4096}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fps": 0}, "fps is 0 .expected more than 0."),
+        ({"fps": float("nan")}, "fps is nan .expected a number."),
+        ({"nframes": 2.5}, "nframes is 2.5 .expected a whole number."),
+        ({"load_audio_from_video": "yes"}, "load_audio_from_video is 'yes' .expected True or False."),
+        ({"min_pixels": 9, "max_pixels": 4}, "min_pixels 9 is above max_pixels 4"),
+        ({"video_start": 3, "video_end": 1}, "video_start 3 is above video_end 1"),
+        ({"resized_height": 64}, "resized_height and resized_width go together"),
+        ({"max_pixels": -1, "timeout": 0}, "max_pixels is -1 .*; timeout is 0"),
+    ],
+)
+def test_impossible_options_are_told_at_once(options, said):
+    with pytest.raises(ValueError, match=f"media options: .*{said}"):
+        MediaOptions.named(options)
+
+
+def test_options_of_each_conversation():
+    rows, rest = per_conversation(
+        MediaOptions(fps=1), {"use_audio_in_video": [True, False], "max_pixels": 9, "seed": 3}, 2
+    )
+    assert rows == [MediaOptions(fps=1, max_pixels=9, load_audio_from_video=heard) for heard in (True, False)]
+    assert rest == {"seed": 3}
+    with pytest.raises(
+        ValueError, match="use_audio_in_video: expected one, or one for each of the 2 conversations, got 3"
+    ):
+        per_conversation(None, {"use_audio_in_video": [True] * 3}, 2)
+    with pytest.raises(ValueError, match="media: expected MediaOptions, got dict"):
+        per_conversation({"fps": 1}, {}, 1)
