@@ -40,8 +40,9 @@ def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tupl
         embedded = _put_sound(embedded, features, call.rows(heard))
     visuals = (*batch.images, *batch.videos)
     patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
-    for call in patch_packing.pack(patches, grids, config.vision_encoder.merge):
-        features, deep = _see(parts["vision_encoder"], call.patches, call.place, call.size, call.first)
+    encoder = parts["vision_encoder"]
+    for call in patch_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
+        features, deep = _see(encoder, call.patches, call.place, call.size, call.first)
         embedded = _put_sight(embedded, features, deep, call.rows(seen))
     return padded, embedded
 
@@ -71,9 +72,9 @@ def encode_vision(
 ) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
     """Features of images and videos one after another, and their deepstack features."""
     encoder, sight = parts["vision_encoder"], config.vision_encoder
-    dtype = encoder.positions.table.dtype
-    features, deep = [np.empty((0, sight.out_width), dtype)], [np.empty((len(sight.taps), 0, sight.out_width), dtype)]
-    for call in patch_packing.pack(media, grids, sight.merge):
+    features = [np.empty((0, sight.out_width), encoder.dtype)]
+    deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
+    for call in patch_packing.pack(media, grids, sight.merge, encoder.dtype):
         made = _see(encoder, call.patches, call.place, call.size, call.first)
         features.append(np.asarray(made[0])[call.order >= 0])
         deep.append(np.asarray(made[1])[:, call.order >= 0])

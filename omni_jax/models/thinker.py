@@ -69,9 +69,7 @@ class Thinker(nnx.Module):
         fresh: bool,
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """Logits after each row's last real token, and the cache with the rows appended."""
-        x, cache = self.decoder.extend(
-            embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack
-        )
+        x, cache = self.decoder.extend(embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack)
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         return self.head(last), cache
 

@@ -5,6 +5,8 @@ Static shapes: a call takes a number of patches, filled with the frames of any n
 all that positions, rope and attention need. A video's frame pair attends to itself alone, as an image does.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +19,7 @@ from omni_jax.nn.rope import frequencies, rotate
 from omni_jax.nn.stack import scan, stack
 
 ROPE_THETA = 10_000.0
+ROWS = 1024
 
 
 class Block(nnx.Module):
@@ -31,11 +34,28 @@ class Block(nnx.Module):
         self.ffn = Mlp(init, d, config.ffn_width, d, tanh=True)
 
     def __call__(self, x: Float[Array, "P D"], turn, first: Int[Array, "P"], last: Int[Array, "P"]):
+        q, k, v = in_rows(self._project, x, *turn)
+        return in_rows(self._finish, x, attend_spans(q, k, v, first, last))
+
+    def _project(self, x, cos, sin):
+        """Queries and keys turned, and values. The rotation is in float32 whatever the activations are."""
         q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
-        # The rotation is in float32 whatever the activations are, unlike the decoder's.
-        q, k = (rotate(part[None].astype(jnp.float32), *turn)[0].astype(x.dtype) for part in (q, k))
-        x = x + self.o(attend_spans(q, k, v, first, last))
+        q, k = (rotate(part[None].astype(jnp.float32), cos[None], sin[None])[0].astype(x.dtype) for part in (q, k))
+        return q, k, v
+
+    def _finish(self, x, attended):
+        x = x + self.o(attended)
         return x + self.ffn(self.ffn_norm(x))
+
+
+def in_rows(function, *arrays: Array):
+    """``function`` of the rows of arrays, some at a time where they are many: its widest intermediates stay small."""
+    length = arrays[0].shape[0]
+    if length <= ROWS or length % ROWS:
+        return function(*arrays)
+    blocks = [x.reshape(-1, ROWS, *x.shape[1:]) for x in arrays]
+    made = jax.lax.map(lambda block: function(*block), blocks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 
 
 class Merger(nnx.Module):
@@ -65,6 +85,11 @@ class VisionEncoder(nnx.Module):
         self.deepstack = stack(init, len(config.taps), lambda init: Merger(init, config, joined_norm=True))
         self.config = config
 
+    @property
+    def dtype(self) -> Any:
+        """Of the weights and of the arithmetic."""
+        return self.patches.kernel.dtype
+
     def encode(
         self,
         patches: Float[Array, "P C"],
@@ -79,11 +104,10 @@ class VisionEncoder(nnx.Module):
             size: rows and columns of the frame, 0 for padding. first: where the frame begins.
         """
         config = self.config
-        x = self.patches(patches.astype(self.patches.kernel.dtype).reshape(-1, *self.patches.kernel.shape[:-1]))
-        x = x + self._positions(place, size).astype(x.dtype)
+        x = in_rows(self._embed, patches, place, size)
         width = config.width // config.heads
         inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))
-        angles = (place.astype(jnp.float32)[..., None] * inverse).reshape(1, -1, width // 2)
+        angles = (place.astype(jnp.float32)[..., None] * inverse).reshape(-1, width // 2)
         turn = (jnp.cos(angles), jnp.sin(angles))
         last = first + size[:, 0] * size[:, 1]
         taps = jnp.asarray(config.taps, jnp.int32)
@@ -97,8 +121,12 @@ class VisionEncoder(nnx.Module):
 
         (x, tapped), _ = scan(body, (x, jnp.zeros((len(config.taps) + 1, *x.shape), x.dtype)), self.layers)
         # One merger at a time bounds the memory.
-        _, deep = scan(lambda _, merger, tap: (None, merger(tapped[tap])), None, self.deepstack)
-        return self.merger(x), deep
+        _, deep = scan(lambda _, merger, tap: (None, in_rows(merger, tapped[tap])), None, self.deepstack)
+        return in_rows(self.merger, x), deep
+
+    def _embed(self, patches, place, size):
+        x = self.patches(patches.astype(self.dtype).reshape(-1, *self.patches.kernel.shape[:-1]))
+        return x + self._positions(place, size).astype(x.dtype)
 
     def _positions(self, place: Int[Array, "P 2"], size: Int[Array, "P 2"]) -> Float[Array, "P D"]:
         """The learned table, stretched to each frame bilinearly with its corners on the frame's corners, in float32."""

@@ -35,12 +35,15 @@ class PatchPack:
         return rows_of(self.order, index)
 
 
-def pack(media: Sequence[Float[np.ndarray, "P C"]], grids: Sequence[Grid], merge: int) -> Iterator[PatchPack]:
+def pack(
+    media: Sequence[Float[np.ndarray, "P C"]], grids: Sequence[Grid], merge: int, dtype: Any = np.float32
+) -> Iterator[PatchPack]:
     """Fills calls with whole frames, in order; a frame larger than a call has a call of its own.
 
     Args:
         media: patches of each image or video, frame after frame. grids: frames, rows and columns of each, in patches.
         merge: patches on a side of the group that becomes one feature.
+        dtype: the encoder's, so that no more than it uses is sent to the device.
     """
     waiting: list[tuple[np.ndarray, int, int]] = []
     filled = token = 0
@@ -48,20 +51,20 @@ def pack(media: Sequence[Float[np.ndarray, "P C"]], grids: Sequence[Grid], merge
         size = rows * columns
         for frame in range(frames):
             if waiting and filled + size > CALL_PATCHES:
-                yield _fill(waiting, token, merge)
+                yield _fill(waiting, token, merge, dtype)
                 token += filled // merge**2
                 waiting, filled = [], 0
             waiting.append((patches[frame * size : (frame + 1) * size], rows, columns))
             filled += size
     if waiting:
-        yield _fill(waiting, token, merge)
+        yield _fill(waiting, token, merge, dtype)
 
 
-def _fill(frames: Sequence[tuple[np.ndarray, int, int]], token: int, merge: int) -> PatchPack:
+def _fill(frames: Sequence[tuple[np.ndarray, int, int]], token: int, merge: int, dtype: Any) -> PatchPack:
     used = sum(len(patches) for patches, _, _ in frames)
     slots = patch_slots(used)
     # The last frame's copy is the only pass over the pixels; empty pages cost nothing until the padding is read.
-    packed = np.zeros((slots, frames[0][0].shape[1]), np.float32)
+    packed = np.zeros((slots, frames[0][0].shape[1]), dtype)
     place, size = np.zeros((slots, 2), np.int32), np.zeros((slots, 2), np.int32)
     first, order = np.zeros(slots, np.int32), np.full(slots // merge**2, -1, np.int32)
     order[: used // merge**2] = token + np.arange(used // merge**2)

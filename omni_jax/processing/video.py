@@ -55,7 +55,8 @@ def load(
     How many are taken from a file, and how large, is by qwen-omni-utils' rules: `fps` (2) a second, from `min_frames`
     (4) to `max_frames` (768), or `nframes`, in even numbers and no more than there are; each with `min_pixels` (128
     tokens) to `max_pixels` (768), and together about `total_pixels`. Which: those nearest to even distances by their
-    own times, so that a variable rate is not warped. Rotation and mirroring that the file states is applied.
+    own times, so that a variable rate is not warped. Rotation and mirroring that the file states are applied; pixels
+    are taken to be square.
 
     By default `total_pixels` is the lesser of 115,200 tokens and three quarters of the context, and `max_frames` no
     more than fill it at the least size: a video that does not fit is of no use.
@@ -262,6 +263,8 @@ def _from_file(
 
 def _range(index: video_track.Index, name: str, options: MediaOptions) -> tuple[int, int]:
     """First frame, and the one after the last, of the part that the options ask for."""
+    if not index.times.size:
+        raise ValueError(f"{name}: is cut off or damaged in its first frame; give the whole file")
     seconds = (index.times - index.times[0]) * index.tick
     start = options.video_start or 0.0
     stop = math.inf if options.video_end is None else options.video_end

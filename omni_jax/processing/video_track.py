@@ -64,7 +64,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
     with _opened(file, name) as (container, track):
         decoder, form = track.codec_context, container.format.name
         try:
-            for packet in container.demux():  # of all tracks: any of them shows that a file ends too early
+            for packet in _packets(container):  # of all tracks: any of them shows that a file ends too early
                 if packet.stream_index == track.index and first is None:
                     first = next(iter(_decode(decoder, packet)), None)
                 if packet.dts is None and not packet.size:
@@ -127,7 +127,7 @@ def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | N
             raise ValueError(f"{name}: its frames have no times and it states no rate; convert it to MP4")
         return replace(index, times=np.arange(len(pts)), tick=1 / index.rate, packets=None)
     times, cut = np.array(pts, np.int64), index.cut
-    if index.packets is not None:
+    if index.packets is not None and times.size:
         after = np.searchsorted(times, index.times)
         near = np.stack([times[np.minimum(after, len(times) - 1)], times[np.maximum(after - 1, 0)]])
         lost = index.times[np.abs(near - index.times).min(axis=0) * index.tick > _HOLE]
@@ -202,7 +202,7 @@ def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Met
         track.thread_type = "AUTO"
         decoder, left = track.codec_context, iter(parts)
         start, stop = next(left)
-        for position, packet in enumerate(container.demux(track)):
+        for position, packet in enumerate(_packets(container, track)):
             if position < start:
                 continue
             frames = _decode(decoder, packet)
@@ -214,6 +214,12 @@ def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Met
             yield from frames
             if start == math.inf:
                 return
+
+
+def _packets(container: Any, *tracks: Any) -> Iterator[av.Packet]:
+    """The packets of some tracks, or of all, and an empty one at the end of each."""
+    with contextlib.suppress(IndexError):  # PyAV's, at the end of a file where a track has turned up midway
+        yield from container.demux(*tracks)
 
 
 def _decode(decoder: Any, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -235,7 +241,7 @@ def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
             track = _picture_track(container)
             track.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield container, track
-    except FFmpegError as error:
+    except (FFmpegError, OSError) as error:  # OSError: of the file itself
         raise ValueError(f"{name}: not a video, or damaged ({reason(error)})") from None
     except _NoVideoError as error:
         raise ValueError(f"{name}: {error}") from None

@@ -1,0 +1,35 @@
+"""Full-size programs through the TPU's own compiler (on Linux for x86), in a process of its own: what they hold."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[1] / "benchmarks" / "compiled.py"
+CALL = 4096  # patches
+
+
+@pytest.fixture(scope="module")
+def compiled_for_v6e(tmp_path_factory):
+    target = tmp_path_factory.mktemp("compiled") / "found.json"
+    # A TPU host's own settings must not reach a compiler that is to run without a TPU.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU", "XLA_FLAGS"))}
+    command = [sys.executable, str(PROGRAM), "--topology", "v6e", "--json", str(target)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return json.loads(target.read_text())
+
+
+def test_the_vision_encoder_of_32_frames_holds_no_square_of_the_patches(compiled_for_v6e):
+    programs = {name: found for name, found in compiled_for_v6e.items() if name.startswith("vision encoder")}
+    assert len(programs) == 2
+    for found in programs.values():
+        assert found["temporaries"] < 100e6
+        for array in found["largest"]:
+            sides = [int(side) for side in re.findall(r"\d+", array.split("[")[1])]
+            assert sum(side >= 784 for side in sides) <= 2
+            assert sides.count(CALL) <= 1
