@@ -220,7 +220,9 @@ def inspect(
 def demo(
     keep: Annotated[Path | None, typer.Option(help="Keep the model in this folder (default: a temporary one).")] = None,
 ) -> None:
-    """Hears a recording with a tiny model of random weights: needs no download. Shows that everything works."""
+    """Hears a recording and sees a picture with a tiny model of random weights: no download. Shows that everything works."""
+    from PIL import Image
+
     from omni_jax import checkpoint
     from omni_jax.testing import write_tiny
 
@@ -232,10 +234,14 @@ def demo(
         note.print("2/3  converting it")
         with bar("converting") as progress:
             checkpoint.convert(folder / "published", folder / "converted", progress=progress)
-        note.print("3/3  listening to a recording and answering")
+        note.print("3/3  listening to a recording, looking at a picture and answering")
         omni = _load(str(folder / "converted"), None, speech=None)
         with resources.as_file(resources.files("omni_jax") / "assets" / RECORDING) as recording:
-            content = [{"type": "audio", "audio": str(recording)}, {"type": "text", "text": "What is said?"}]
+            content = [
+                {"type": "audio", "audio": str(recording)},
+                {"type": "image", "image": Image.radial_gradient("L")},
+                {"type": "text", "text": "What is said, and what is there to see?"},
+            ]
             _print_stream(
                 omni.stream([{"role": "user", "content": content}], thinker_max_new_tokens=48, thinker_top_k=20)
             )

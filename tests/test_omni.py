@@ -378,7 +378,7 @@ CONVERSATIONS = {
     "empty": ([], "conversation: no messages"),
     "a string": ("Hi", "expected a list of messages .dicts., got str"),
     "an unknown role": ([{"role": "robot", "content": "Hi"}], "unknown role 'robot'"),
-    "an image": (user({"type": "image", "image": "a.png"}), "image input is not supported yet; audio and text are"),
+    "no such image": (user({"type": "image", "image": "a.png"}), "a.png: no such file"),
     "no such file": (user({"type": "audio", "audio": "nowhere.wav"}), "nowhere.wav: no such file"),
 }
 
