@@ -88,6 +88,7 @@ def test_what_is_seen_changes_the_logits_from_there_on(omni):
 def test_a_batch_equals_its_rows(omni, films):
     """Silent and sounding videos, images, clips and text side by side; all of one row changes nothing in another."""
     sounding, silent = {"video": str(films / "sounding.mp4")}, {"video": str(films / "silent.mp4"), "nframes": 4}
+    small = {"max_pixels": 64 * 96}
     rows = [
         user(sounding, "a"),
         user("b", silent, {"image": picture()}),
@@ -95,17 +96,17 @@ def test_a_batch_equals_its_rows(omni, films):
         user({"audio": sound()}, {"image": picture(32, 96, 1)}, {"image": picture(64, 64, 2)}, "c"),
     ]
     heard = [True, False, False, False]
-    together = omni.generate_batch(rows, use_audio_in_video=heard, **GREEDY)
+    together = omni.generate_batch(rows, use_audio_in_video=heard, **small, **GREEDY)
     for row, hears, reply in zip(rows, heard, together, strict=True):
-        alone = omni.generate(row, use_audio_in_video=hears, **GREEDY)
+        alone = omni.generate(row, use_audio_in_video=hears, **small, **GREEDY)
         assert reply.tokens == alone.tokens
         np.testing.assert_allclose(reply.logprobs, alone.logprobs, atol=1e-4)
 
 
 def test_a_stream_equals_the_whole(omni, films):
     row = user({"video": str(films / "sounding.mp4")}, {"image": picture()}, "a")
-    whole = omni.generate(row, use_audio_in_video=True, **GREEDY)
-    events = list(omni.stream(row, use_audio_in_video=True, steps=3, **GREEDY))
+    whole = omni.generate(row, use_audio_in_video=True, max_pixels=64 * 96, **GREEDY)
+    events = list(omni.stream(row, use_audio_in_video=True, max_pixels=64 * 96, steps=3, **GREEDY))
     assert "".join(event.text for event in events) == whole.text
     assert events[-1].reply.tokens == whole.tokens
 
@@ -116,7 +117,7 @@ def test_several_turns(omni, films):
         {"role": "system", "content": [{"type": "image", "image": picture(32, 32)}]},
         *user({"image": picture()}, "a"),
         {"role": "assistant", "content": "b"},
-        *user({"video": str(films / "silent.mp4"), "nframes": 2}, {"audio": sound()}),
+        *user({"video": str(films / "silent.mp4"), "nframes": 2, "max_pixels": 64 * 96}, {"audio": sound()}),
     ]
     batch = omni.prepare(turns)
     config = omni.config.thinker

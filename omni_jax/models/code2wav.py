@@ -1,38 +1,54 @@
-"""The vocoder code2wav. Today its weights: converted, counted, saved and exported; nothing runs it yet."""
+"""The vocoder of Qwen3-Omni: codes of the talker to a waveform of 24 kHz.
 
-from flax import nnx
+A sliding-window transformer over frames, then causal and transposed convolutions up to 1,920 samples a frame. A stream and a
+whole pass are one function: the whole is a scan over steps of a few frames, with all that a step needs of its past carried.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.config import Code2WavConfig
 from omni_jax.models.decoder import Decoder
+from omni_jax.nn.cache import KVCache
+from omni_jax.nn.conv import Conv1d, ConvTranspose1d, Past, SnakeBeta
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp
 from omni_jax.nn.stack import stack
 
-
-class Conv1d(nnx.Module):
-    """One-dimensional convolution, kernel [width, ins, outs]; a transposed one has the same layout."""
-
-    def __init__(self, init: Init, ins: int, outs: int, width: int):
-        self.kernel = init.normal((width, ins, outs), (None, None, None), fan_in=width * ins)
-        self.bias = init.full((outs,), (None,), 0.0)
+DILATIONS = (1, 3, 9)
+# Frames of a step of the whole pass: enough for long matrix products, few enough to stay in a CPU's cache.
+STEP_FRAMES = 25
 
 
-class SnakeBeta(nnx.Module):
-    """x + sin(exp(alpha) x)^2 / exp(beta), a pair a channel (arXiv:2206.04658)."""
+@struct.dataclass
+class Code2WavState:
+    """What a stream remembers of its past; its size does not grow.
 
-    def __init__(self, init: Init, channels: int):
-        self.alpha = init.full((channels,), (None,), 0.0)
-        self.beta = init.full((channels,), (None,), 0.0)
+    Attributes:
+        cache: keys and values of the transformer's window, the newest last; ``cache.length`` of its slots are filled.
+        tails: the steps that each causal convolution will see again, in the order of use.
+        frames: frames seen.
+    """
+
+    cache: KVCache
+    tails: tuple[Float[Array, "B reach C"], ...]
+    frames: Int[Array, "B"]
 
 
 class Upsample(nnx.Module):
     """A transposed convolution and a ConvNeXt block (arXiv:2201.03545) with a depthwise kernel [7, 1, channels]."""
 
     def __init__(self, init: Init, width: int, ratio: int):
-        self.conv = Conv1d(init, width, width, ratio)
+        self.conv = ConvTranspose1d(init, width, width, ratio)
         self.depthwise = Conv1d(init, 1, width, 7)
         self.norm = LayerNorm(init, width, eps=1e-6)
         self.mlp = Mlp(init, width, 4 * width, width)
         self.gamma = init.full((width,), (None,), 1e-6)
+
+    def __call__(self, x: Float[Array, "B T D"], past: Past, ratio: int) -> Float[Array, "B T*ratio D"]:
+        x = self.conv(x, past, rate=ratio)
+        return x + self.gamma[...] * self.mlp(self.norm(self.depthwise(x, past)))
 
 
 class Residual(nnx.Module):
@@ -44,18 +60,34 @@ class Residual(nnx.Module):
         self.snake2 = SnakeBeta(init, channels)
         self.conv2 = Conv1d(init, channels, channels, 1)
 
+    def __call__(self, x: Float[Array, "B T C"], past: Past, dilation: int) -> Float[Array, "B T C"]:
+        y = self.conv1(self.snake1(x), past, dilation=dilation)
+        return x + self.conv2(self.snake2(y), past)
+
 
 class Stage(nnx.Module):
     """Snake, a transposed convolution that halves the channels, three residual units."""
 
     def __init__(self, init: Init, channels: int, rate: int):
         self.snake = SnakeBeta(init, channels)
-        self.conv = Conv1d(init, channels, channels // 2, 2 * rate)
-        self.units = stack(init, 3, lambda init: Residual(init, channels // 2))
+        self.conv = ConvTranspose1d(init, channels, channels // 2, 2 * rate)
+        self.units = stack(init, len(DILATIONS), lambda init: Residual(init, channels // 2))
+
+    def __call__(self, x: Float[Array, "B T C"], past: Past, rate: int) -> Float[Array, "B T*rate C/2"]:
+        x = self.conv(self.snake(x), past, rate=rate)
+        # Not a scan: a convolution's dilation is fixed when it is compiled.
+        for number, dilation in enumerate(DILATIONS):
+            x = jax.tree.map(lambda leaf, number=number: leaf[number], self.units)(x, past, dilation)
+        return x
 
 
 class Code2Wav(nnx.Module):
-    """Reference: Qwen3OmniMoeCode2Wav (arXiv:2509.17765)."""
+    """Reference: Qwen3OmniMoeCode2Wav (arXiv:2509.17765).
+
+    Attributes:
+        frame_samples: samples a frame, 1,920.
+        lag: samples at a frame's end that the next frame has a say in, 555: each stage looks one step ahead.
+    """
 
     def __init__(self, init: Init, config: Code2WavConfig):
         last = config.channels // 2 ** len(config.rates)
@@ -67,3 +99,102 @@ class Code2Wav(nnx.Module):
         self.snake = SnakeBeta(init, last)
         self.conv_out = Conv1d(init, last, 1, 7)
         self.config = config
+        self.frame_samples, self.lag = 1, 0
+        for ratio in config.ratios:
+            self.frame_samples *= ratio
+        for rate in config.rates:
+            self.frame_samples, self.lag = self.frame_samples * rate, (self.lag + 1) * rate
+
+    def samples(self, frames: int) -> int:
+        """How many samples so many frames determine: what a whole pass gives, and what a stream has given after them."""
+        return max(0, frames * self.frame_samples - self.lag)
+
+    def decode(self, codes: Int[Array, "B Q Y"], lengths: Int[Array, "B"]) -> Float32[Array, "B W"]:
+        """The waveforms of whole rows, W = samples(Y), in [-1, 1].
+
+        Memory beside the result does not grow with Y.
+
+        Args:
+            codes: frames of codes, a row's own ones first.
+            lengths: frames of each row. A row is zero beyond its ``samples(length)``.
+        """
+        batch, books, frames = codes.shape
+        if not frames:
+            return jnp.zeros((batch, 0), jnp.float32)
+        steps = -(-frames // STEP_FRAMES)
+        size = -(-frames // steps)
+        codes = jnp.pad(codes, [(0, 0), (0, 0), (0, steps * size - frames)])
+        codes = jnp.moveaxis(codes.reshape(batch, books, steps, size), 2, 0)
+
+        def step(state, item):
+            codes, start = item
+            return self.step(state, codes, jnp.clip(lengths - start, 0, size))
+
+        _, samples = jax.lax.scan(step, self.start(batch), (codes, jnp.arange(steps) * size))
+        return jnp.moveaxis(samples, 0, 1).reshape(batch, -1)[:, self.lag :][:, : self.samples(frames)]
+
+    def start(self, batch: int) -> Code2WavState:
+        """The state of ``batch`` rows that have heard nothing yet."""
+        config, frames = self.config.decoder, jnp.zeros(batch, jnp.int32)
+        cache = KVCache.empty(
+            layers=config.layers,
+            batch=batch,
+            slots=config.window - 1,
+            kv_heads=config.kv_heads,
+            head_width=config.head_width,
+            dtype=self.embedding.table.dtype,
+        )
+        codes = jax.ShapeDtypeStruct((batch, self.config.codebooks, 1), jnp.int32)
+        # The network itself says which tails it keeps.
+        _, tails, _ = jax.eval_shape(lambda codes: self._run(cache, None, frames, codes, frames), codes)
+        return Code2WavState(cache, jax.tree.map(lambda tail: jnp.zeros(tail.shape, tail.dtype), tails), frames)
+
+    def step(
+        self, state: Code2WavState, codes: Int[Array, "B Q y"], lengths: Int[Array, "B"]
+    ) -> tuple[Code2WavState, Float32[Array, "B w"]]:
+        """The next samples of a stream, w = y * frame_samples.
+
+        A row that had seen s frames gives the samples from number ``s * frame_samples - lag`` on: its first step begins
+        with ``lag`` samples before the beginning, to be dropped, and ``lengths * frame_samples`` count. Samples that do not
+        count are zero. All steps together give ``samples(frames)``, as ``decode`` does: nothing is left to flush.
+
+        Args:
+            codes: y new frames, a row's own ones first.
+            lengths: how many of them each row has. With 0 it waits: its state stays as it is.
+        """
+        cache, tails, samples = self._run(state.cache, state.tails, state.frames, codes, lengths)
+        return Code2WavState(cache, tails, state.frames + lengths), samples
+
+    def _run(self, cache, tails, seen, codes, lengths) -> tuple[KVCache, tuple[Array, ...], Float32[Array, "B w"]]:
+        batch, books, frames = codes.shape
+        if books != self.config.codebooks:
+            raise ValueError(f"codes: expected [batch, {self.config.codebooks}, frames], got {list(codes.shape)}")
+        past = Past(tails, seen, lengths, frames)
+        first = jnp.arange(books)[:, None] * self.config.codebook
+        x = jnp.mean(self.embedding(codes + first), axis=1)
+        positions = jnp.broadcast_to(past.positions(frames), (3, batch, frames))
+        x, new = self.decoder(x, positions, jnp.arange(frames) < lengths[:, None], cache)
+        cache = slide(cache, *new, lengths)
+        for upsample, ratio in zip(self.upsamples, self.config.ratios, strict=True):
+            x = upsample(x, past, ratio)
+        x = self.conv_in(x, past)
+        for stage, rate in zip(self.stages, self.config.rates, strict=True):
+            x = stage(x, past, rate)
+        x = self.conv_out(self.snake(x), past)[..., 0]
+        positions, ends = past.positions(x.shape[1]), (seen + lengths) * self.frame_samples - self.lag
+        real = (positions >= 0) & (positions < ends[:, None])
+        return cache, tuple(past.tails), jnp.where(real, jnp.clip(x, -1, 1), 0).astype(jnp.float32)
+
+
+def slide(
+    cache: KVCache, k: Float[Array, "L B T K H"], v: Float[Array, "L B T K H"], lengths: Int[Array, "B"]
+) -> KVCache:
+    """Appends to a cache of the last entries only: what does not fit pushes the oldest out."""
+    grown = cache.grow(cache.slots + k.shape[2]).append(k, v, lengths)
+    dropped = jnp.maximum(grown.length - cache.slots, 0)
+
+    def last(rows: Float[Array, "L B S K H"]) -> Float[Array, "L B S K H"]:
+        take = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, cache.slots, axis=1)
+        return jax.vmap(take, in_axes=(1, 0), out_axes=1)(rows, dropped)
+
+    return KVCache(k=last(grown.k), v=last(grown.v), length=grown.length - dropped)
