@@ -1,4 +1,4 @@
-"""Full-size programs compiled for a TPU that is not there: time to compile, temporaries, and the largest arrays they hold.
+"""Full-size programs compiled for a TPU that is not there: time to compile, temporaries, and the largest arrays they name.
 
     python benchmarks/compiled.py [--topology v6e] [--config CONFIG.json] [--json FILE]
 
@@ -50,17 +50,19 @@ def vision(config: OmniConfig, patches: int) -> tuple[Callable, tuple[Any, ...]]
 
 
 def programs(config: OmniConfig) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
-    """What is compiled. 32 frames of 448 x 448 are 16 pairs of 784 patches: five of them fill a call, one is left over."""
+    """What is compiled. 32 frames of 448 x 448 are 16 pairs of 784 patches, of which five fill a call."""
     frame = (SIDE // config.thinker.vision_encoder.patch) ** 2
-    pairs, full = FRAMES // 2, CALL_PATCHES // frame
+    full = CALL_PATCHES // frame
     return {
-        f"vision encoder, {frames} frames of {SIDE} x {SIDE}": vision(config, patch_slots(frame * frames))
-        for frames in (full, pairs % full)
+        f"vision encoder, {full} of {FRAMES // 2} pairs of {SIDE} x {SIDE}": vision(config, patch_slots(frame * full))
     }
 
 
 def compiled(function: Callable, arguments: tuple[Any, ...], device: Any) -> dict[str, Any]:
-    """Compiles for one device, and reads the executable."""
+    """Compiles for one device, and reads the executable.
+
+    ``arrays`` are all that the program names, weights apart; not all of them are held, for a fusion makes what it needs.
+    """
     placed = SingleDeviceSharding(device)
     put = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arguments)
     start = time.perf_counter()
@@ -77,7 +79,7 @@ def compiled(function: Callable, arguments: tuple[Any, ...], device: Any) -> dic
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "largest": dict(sorted(held.items(), key=lambda item: -item[1])[:5]),
+        "arrays": dict(sorted(held.items(), key=lambda item: -item[1])),
     }
 
 
@@ -95,7 +97,7 @@ def main() -> None:
     found = {name: compiled(*program, topology.devices[0]) for name, program in programs(config).items()}
     for name, program in found.items():
         print(f"{name}: compiled in {program['compile_s']:.0f} s, temporaries {program['temporaries'] / 1e6:.0f} MB")
-        for array, size in program["largest"].items():
+        for array, size in list(program["arrays"].items())[:5]:
             print(f"    {array:32}{size / 1e6:8.1f} MB")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))

@@ -98,6 +98,7 @@ def generate(
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second to take from videos (2).")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Most frames to take from a video (768).")] = None,
+    allow_private: Annotated[bool, typer.Option("--allow-private", help="Fetch from private addresses too.")] = False,
     min_pixels: Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
@@ -125,6 +126,8 @@ def generate(
         raise ValueError("--stream and --json: expected one of them, got both")
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages += _json(conversation, list, "a JSON list of messages") if conversation else []
+    if system and any(isinstance(message, dict) and message.get("role") == "system" for message in messages[1:]):
+        raise ValueError(f"--system: {conversation} has a system message already; leave one of them out")
     parts = _media_parts({"audio": audio or [], "image": image or [], "video": video or []}, context.meta["media"])
     parts += [{"type": "text", "text": text}] if text else []
     if not parts and not conversation:
@@ -134,7 +137,7 @@ def generate(
     media = MediaOptions.named(
         {
             "load_audio_from_video": load_audio_from_video, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
-            "max_pixels": max_pixels,
+            "max_pixels": max_pixels, "allow_private": allow_private,
         }
     )  # fmt: skip
     sampling = Sampling(
@@ -282,7 +285,7 @@ def _dtype(name: str | None) -> Any:
 
 def _json(path: Path, kind: type, expected: str) -> Any:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected {expected} ({error})") from None
     if not isinstance(found, kind):

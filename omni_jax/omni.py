@@ -21,7 +21,7 @@ from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.audio import FeatureConfig
 from omni_jax.processing.media import Progress, Reader
-from omni_jax.processing.options import MediaOptions, per_conversation
+from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
 from omni_jax.processing.packing import split
 from omni_jax.processing.patch_packing import split as split_patches
 from omni_jax.processing.prompt import load_tokenizer
@@ -119,6 +119,7 @@ class Omni:
         *,
         media: MediaOptions | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Batch:
@@ -126,15 +127,21 @@ class Omni:
 
         Args:
             media: how images, videos and sound are read; or single options such as ``max_pixels=...``.
+            tools: JSON schemas of functions the model may call.
+            template: variables of the chat template, such as ``{"enable_thinking": False}``; they may also be given as
+                keywords.
             progress: called with what is done, what there is in all and its name, while a long video is read.
-            **options: those of media; any other is a variable of the chat template.
         """
         several = (
             isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
         )
         conversations = conversation if several else [conversation]
-        how, template = per_conversation(media, options, len(conversations))
-        return self._prepare(conversations, how, tools, template, progress)
+        how, rest = per_conversation(media, options, len(conversations))
+        faults = misspelt(rest)
+        faults += [f"{name} is an option of generate" for name in rest if name.startswith(("thinker_", "talker_"))]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self._prepare(conversations, how, tools, {**(template or {}), **rest}, progress)
 
     def _prepare(
         self, conversations: Sequence[Any], how: Sequence[MediaOptions], tools: Any, template: Any, progress: Any = None
@@ -293,24 +300,26 @@ class Omni:
         if thinker is not None and not isinstance(thinker, Sampling):
             raise ValueError(f"thinker: expected a Sampling, got {type(thinker).__name__}; or use thinker_... options")
         sampling = (thinker or Sampling()).over(self.defaults)
-        how, options = per_conversation(
-            media, options, len(conversations) if isinstance(conversations, list | tuple) else 1
-        )
+        if not isinstance(conversations, Batch | list | tuple) or (
+            isinstance(conversations, list | tuple) and not conversations
+        ):
+            got = "an empty list" if conversations == [] else type(conversations).__name__
+            raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
+        count = len(conversations.tokens) if isinstance(conversations, Batch) else len(conversations)
+        how, options = per_conversation(media, options, count)
+        if faults := misspelt(options):
+            raise ValueError("; ".join(faults))
         sampling = Sampling.named(options, prefix="thinker_").over(sampling)
         if isinstance(conversations, Batch):
             # Whether a video has sound is read off the tokens, so saying it again (as with Transformers) does no harm.
-            if tools or template or replace(how[0], load_audio_from_video=False) != MediaOptions():
+            if tools or template or any(replace(item, load_audio_from_video=False) != MediaOptions() for item in how):
                 raise ValueError(
                     "tools, template and the options of media shape the prompt; a Batch has its prompts already: give them to "
                     "prepare"
                 )
             batch = conversations
-        elif isinstance(conversations, list | tuple) and conversations:
-            batch = self._prepare(conversations, how, tools, template or {}, progress)
         else:
-            got = "an empty list" if conversations == [] else type(conversations).__name__
-            raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
-        count = len(batch.tokens)
+            batch = self._prepare(conversations, how, tools, template or {}, progress)
         seeds = list(seed) if np.ndim(seed) else [seed] * count
         if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):
             raise ValueError(
@@ -336,6 +345,7 @@ class Omni:
             SamplingRows.of([sampling] * len(most), seeds + [0] * (len(most) - count), most),
             candidates=sampling.candidates(self.config.thinker.vocabulary), steps=steps,
         )  # fmt: skip
+        del embedded  # the prompt's embeddings would stay on the device until the reply is done
         tokens = next(made)
         while True:
             stop = np.ones(len(most), bool)

@@ -4,22 +4,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.thinker import Embedded
 from omni_jax.processing import packing, patch_packing
 from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
 
-_embed = jax.jit(lambda thinker, tokens: Embedded(thinker.embed(tokens)))
+_embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
 _hear = jax.jit(lambda encoder, *arrays: encoder.encode(*arrays))
-_see = jax.jit(lambda encoder, *arrays: encoder.encode(*arrays))
 _put_sound = jax.jit(
     lambda embedded, features, index: embedded.hear(features.reshape(-1, features.shape[-1]), index), donate_argnums=0
 )
 _put_sight = jax.jit(lambda embedded, features, deep, index: embedded.see(features, deep, index), donate_argnums=0)
+
+
+@jax.jit
+def _see(encoder, *arrays):
+    """Features and deepstack features, in one size for all calls of up to CALL_PATCHES, so that placing them is one program
+    for each size of the prompts."""
+    features, deep = encoder.encode(*arrays)
+    room = max(CALL_PATCHES // encoder.config.merge**2 - features.shape[0], 0)
+    return jnp.pad(features, [(0, room), (0, 0)]), jnp.pad(deep, [(0, 0), (0, room), (0, 0)])
 
 
 def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tuple[Batch, Embedded]:
@@ -34,13 +44,16 @@ def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tupl
         raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
     heard, seen = padded.audio_index(config), padded.visual_index(config)
     clips = packing.split(batch.mel, mel_bins=config.audio_encoder.mel_bins)
-    embedded = _embed(parts["thinker"], ids)
+    visuals = (*batch.images, *batch.videos)
+    taps = len(config.vision_encoder.taps) if visuals else 0
+    embedded = _embed(parts["thinker"], ids, taps=taps)
     for call in packing.pack(clips, config.audio_encoder):
         features = _hear(parts["audio_encoder"], call.mel, call.extent, call.window)
         embedded = _put_sound(embedded, features, call.rows(heard))
-    visuals = (*batch.images, *batch.videos)
-    patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
+    if not visuals:
+        return padded, embedded
     encoder = parts["vision_encoder"]
+    patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
     for call in patch_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
         features, deep = _see(encoder, call.patches, call.place, call.size, call.first)
         embedded = _put_sight(embedded, features, deep, call.rows(seen))
@@ -76,6 +89,7 @@ def encode_vision(
     deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
     for call in patch_packing.pack(media, grids, sight.merge, encoder.dtype):
         made = _see(encoder, call.patches, call.place, call.size, call.first)
-        features.append(np.asarray(made[0])[call.order >= 0])
-        deep.append(np.asarray(made[1])[:, call.order >= 0])
+        real = np.flatnonzero(call.order >= 0)
+        features.append(np.asarray(made[0])[real])
+        deep.append(np.asarray(made[1])[:, real])
     return jax.device_put(np.concatenate(features)), jax.device_put(np.concatenate(deep, axis=1))

@@ -132,10 +132,21 @@ def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_
     monkeypatch.setattr(Omni, "prepare", prepare)
     monkeypatch.setattr(Omni, "generate", lambda self, batch, **options: Reply(text="."))
     (tmp_path / "tools.json").write_text('[{"type": "function"}]')
-    flags = ("--use-audio-in-video", "--fps", 1, "--max-frames", 8, "--min-pixels", 1024, "--max-pixels", 4096)
+    flags = (
+        "--use-audio-in-video",
+        "--allow-private",
+        "--fps",
+        1,
+        "--max-frames",
+        8,
+        "--min-pixels",
+        1024,
+        "--max-pixels",
+        4096,
+    )
     assert run("generate", tiny, "Hi", *flags, "--tools", tmp_path / "tools.json", "--no-thinking")[0] == 0
     assert asked["media"] == MediaOptions(
-        load_audio_from_video=True, fps=1, max_frames=8, min_pixels=1024, max_pixels=4096
+        load_audio_from_video=True, allow_private=True, fps=1, max_frames=8, min_pixels=1024, max_pixels=4096
     )
     assert asked["tools"] == [{"type": "function"}]
     assert asked["enable_thinking"] is False
@@ -222,6 +233,7 @@ def here(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "tools.json").write_text("{")
     (tmp_path / "chat.json").write_text('[{"role": "robot", "content": "Hi"}]')
+    (tmp_path / "turns.json").write_text('\ufeff[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]')
     (tmp_path / "one.json").write_text('{"type": "function"}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
@@ -239,6 +251,7 @@ MISTAKES = {
     "generate TINY --image HERE/noise.wav --max-pixels 0": "max_pixels is 0 .expected more than 0.",
     "generate TINY --conversation HERE/tools.json": "tools.json: expected a JSON list of messages",
     "generate TINY --conversation HERE/one.json": "one.json: expected a JSON list of messages, got dict",
+    "generate TINY --conversation HERE/turns.json --system Hi": "--system: .*turns.json has a system message already",
     "generate TINY --conversation HERE/chat.json": "message 0: unknown role 'robot'",
     "generate TINY --audio HERE/noise.wav": "noise.wav: not audio, or damaged",
     "generate TINY --audio HERE/empty.wav": "empty.wav: is empty",
@@ -277,7 +290,7 @@ def test_a_prompt_longer_than_the_context(run, tmp_path):
     folder = write_tiny(tmp_path / "small", config=config, speech=False)
     code, out, err = run("generate", folder, "What is said in all of this?")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "the context holds 16: shorten the text or the media" in err
+    assert "the context holds 16: shorten the text" in err
 
 
 def test_the_traceback_on_request(monkeypatch, tiny):

@@ -75,6 +75,7 @@ def change(path, value, config=None):
 
 
 TEXT = "thinker_config.text_config"
+VISION = "thinker_config.vision_config"
 TALKER = "talker_config.text_config"
 
 
@@ -148,6 +149,12 @@ def test_another_models_folder(family):
         (f"{TEXT}.rope_theta", None, f"{TEXT}.rope_theta: expected a positive number, got nothing"),
         (f"{TEXT}.rope_theta", float("nan"), f"{TEXT}.rope_theta: expected a positive number, got nan"),
         (f"{TEXT}.rope_scaling", None, f"{TEXT}.mrope_section: expected three integers, got nothing"),
+        (f"{VISION}.deepstack_visual_indexes", [2, 1], "deepstack_visual_indexes [2, 1]: expected rising blocks"),
+        (f"{VISION}.deepstack_visual_indexes", [1, 1], "deepstack_visual_indexes [1, 1]: expected rising blocks"),
+        (f"{VISION}.deepstack_visual_indexes", [], "deepstack_visual_indexes []: expected rising blocks"),
+        (f"{VISION}.num_heads", 16, "hidden_size / num_heads: expected a multiple of 4"),
+        (f"{VISION}.spatial_merge_size", 3, "spatial_merge_size 3: expected 1, 2, 4 or 8"),
+        (f"{VISION}.num_position_embeddings", 60, "num_position_embeddings 60: expected a square number"),
         ("thinker_config.position_id_per_seconds", None, "position_id_per_seconds: missing"),
         (
             "thinker_config.position_id_per_seconds",

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from omni_jax import Omni, perceive
+from omni_jax.buckets import bucket
 from omni_jax.decoding import generate as generation
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.processing.options import MediaOptions
@@ -196,9 +197,19 @@ def test_bounds_of_a_request_and_of_a_part(omni):
     ("change", "said"),
     [
         ({"images": ()}, "6 placeholders"),
-        ({"videos": "images"}, "video"),
-        ({"images": "narrow"}, r"patches: expected shape \[P, 1536\], got \[24, 1176\]"),
-        ({"images": "short"}, "image"),
+        (
+            {"videos": "images"},
+            "video: 1 videos have 6 features, but the tokens have 0 placeholders|videos given: 1|1 video",
+        ),
+        (
+            {"images": "narrow"},
+            r"image 0: expected patches of shape \[24, 1536\], as its grid says, got shape \[24, 1176\]",
+        ),
+        (
+            {"images": "short"},
+            r"image 0: expected patches of shape \[24, 1536\], as its grid says, got shape \[20, 1536\]",
+        ),
+        ({"images": "burnt"}, "image 0: expected patches .* got NaN or infinite values"),
     ],
 )
 def test_a_batch_whose_media_do_not_fit_is_one_line(omni, change, said):
@@ -207,6 +218,7 @@ def test_a_batch_whose_media_do_not_fit_is_one_line(omni, change, said):
     values = {
         "images": (seen,),
         "narrow": (replace(seen, patches=seen.patches[:, :1176]),),
+        "burnt": (replace(seen, patches=seen.patches * np.float32(np.nan)),),
         "short": (replace(seen, patches=seen.patches[:-4]),),
     }
     change = {key: values.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
@@ -223,7 +235,8 @@ def test_a_prompt_that_the_context_cannot_hold_says_what_fills_it(tmp_path):
     config["thinker_config"]["text_config"]["max_position_embeddings"] = 32
     small = Omni.load(write_tiny(tmp_path, config=config, speech=False))
     with pytest.raises(
-        ValueError, match=r"has \d+ tokens, 13 of them audio, 16 of them images; the context holds 32: shorten"
+        ValueError,
+        match=r"has \d+ tokens, 13 of them audio, 16 of them images; the context holds 32: shorten .* .audio_end.* max_pixels.",
     ):
         small.prepare(user({"audio": sound(1)}, {"image": picture(128, 128)}, "a"))
 
@@ -233,6 +246,54 @@ def test_options_of_media_belong_to_prompts_that_are_made(omni):
     with pytest.raises(ValueError, match="the options of media shape the prompt; a Batch has its prompts already"):
         omni.generate(batch, max_pixels=4096, **GREEDY)
     assert omni.generate(batch, use_audio_in_video=True, **GREEDY).tokens == omni.generate(batch, **GREEDY).tokens
+
+
+def test_a_misspelt_option_is_told(omni):
+    for call in (omni.prepare, omni.generate, omni.stream):
+        with pytest.raises(ValueError, match="unknown option max_pixel; did you mean max_pixels"):
+            call(user({"image": picture()}, "a"), max_pixel=4096)
+    with pytest.raises(ValueError, match="thinker_max_new_tokens is an option of generate"):
+        omni.prepare(user("a"), thinker_max_new_tokens=3)
+    named = omni.prepare(user("a"), template={"enable_thinking": False})
+    np.testing.assert_array_equal(named.tokens, omni.prepare(user("a"), enable_thinking=False).tokens)
+
+
+def test_the_embeddings_of_a_prompt_do_not_outlive_its_prefill(omni):
+    batch = omni.prepare(user({"image": picture()}, "a"))
+    before = {id(array) for array in jax.live_arrays()}
+    events = omni.stream(batch, steps=2, **GREEDY)
+    next(events)
+    width = omni.config.thinker.decoder.width
+    new = [array.shape for array in jax.live_arrays() if id(array) not in before]
+    assert new
+    assert not [shape for shape in new if len(shape) > 2 and shape[-1] == width]
+    events.close()
+
+
+def test_bfloat16(tiny, omni):
+    """The dtype of TPUs and GPUs: every path runs, and logits are those of float32 to its rounding."""
+    half = Omni.load(tiny, dtype="bfloat16", speech=False)
+    batch = omni.prepare(
+        user({"image": picture()}, {"audio": sound()}, {"video": np.stack([picture(seed=1)] * 2)}, "a")
+    )
+    close, exact = np.asarray(half.logits(batch), np.float32), np.asarray(omni.logits(batch))
+    assert np.sqrt(np.mean((close - exact) ** 2)) < 0.1 * np.std(exact)
+    features, deep = half.encode_vision(batch.images[0].patches, batch.images[0].grid)
+    assert str(features.dtype) == str(deep.dtype) == "bfloat16"
+    assert len(half.generate(batch, **GREEDY).tokens) == 12
+
+
+def test_placing_is_one_program_for_pictures_of_any_size(omni):
+    """Programs of the encoder follow the size of pictures, those of the thinker the size of prompts; placing is not both."""
+    perceive._put_sight.clear_cache()
+    perceive._see.clear_cache()
+    lengths = set()
+    for height, width in ((64, 64), (320, 320), (320, 384), (512, 256), (640, 256)):  # 4, 100, 120, 128 and 160 tokens
+        batch = omni.prepare(user({"image": picture(height, width)}, "a"))
+        perceive.embed(omni.parts, batch, omni.config.thinker)
+        lengths.add(bucket(batch.tokens.shape[1]))
+    assert perceive._put_sight._cache_size() == len(lengths) == 3
+    assert perceive._see._cache_size() == 4  # 120 and 128 share a size
 
 
 def test_vision_alone(omni):

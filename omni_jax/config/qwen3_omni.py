@@ -176,16 +176,25 @@ def _thinker(fields: Fields) -> ThinkerConfig:
         taps=vision.ints("deepstack_visual_indexes"),
         out_width=vision.size("out_hidden_size"),
     )
-    if not all(0 <= tap < vision_encoder.layers for tap in vision_encoder.taps) and vision.sound:
-        taps = list(vision_encoder.taps)
+    taps = list(vision_encoder.taps)
+    rising = taps == sorted(set(taps)) and all(0 <= tap < vision_encoder.layers for tap in taps)
+    if not (taps and rising and len(taps) <= decoder.layers) and vision.sound:
         vision.fault(
-            f"{vision.path}deepstack_visual_indexes {taps}: expected blocks 0 to {vision_encoder.layers - 1}, of depth "
-            f"{vision_encoder.layers}"
+            f"{vision.path}deepstack_visual_indexes {taps}: expected rising blocks from 0 to {vision_encoder.layers - 1}, of "
+            f"depth {vision_encoder.layers}, at least one and no more than the thinker has layers"
         )
     if vision_encoder.width % vision_encoder.heads and vision.sound:
         vision.fault(
             f"{vision.path}hidden_size {vision_encoder.width} is no multiple of num_heads {vision_encoder.heads}"
         )
+    elif vision_encoder.width // vision_encoder.heads % 4 and vision.sound:
+        vision.fault(
+            f"{vision.path}hidden_size / num_heads: expected a multiple of 4, for rows and columns turn half each"
+        )
+    if (1 << 6) % vision_encoder.merge**2 and vision.sound:
+        vision.fault(f"{vision.path}spatial_merge_size {vision_encoder.merge}: expected 1, 2, 4 or 8")
+    if round(vision_encoder.positions**0.5) ** 2 != vision_encoder.positions and vision.sound:
+        vision.fault(f"{vision.path}num_position_embeddings {vision_encoder.positions}: expected a square number")
     for part, encoder, name in ((audio, audio_encoder, "output_dim"), (vision, vision_encoder, "out_hidden_size")):
         if encoder.out_width != decoder.width and part.sound and text.sound:
             part.fault(f"{part.path}{name} {encoder.out_width} differs from the thinker's hidden_size {decoder.width}")

@@ -167,6 +167,7 @@ def generate(
     cache = model.empty_cache(prompt.shape[0], bucket(prompt.shape[1] + room))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs = start(model, embedded, *first, cache, rows, candidates=candidates)
+    del embedded  # not needed again, and large where there was much to see
     counts = np.zeros(len(lengths), int)
     made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
     while True:

@@ -19,8 +19,8 @@ class Embedded:
 
     Attributes:
         x: embeddings, media in their places.
-        deepstack: features that join the outputs of the first layers where there is something to see; None for prompts
-            without images and videos, which so have a program of their own.
+        deepstack: features that join the outputs of the first layers where there is something to see, zeros elsewhere;
+            None for prompts without images and videos, which so have a program of their own.
     """
 
     x: Float[Array, "B T D"]
@@ -34,10 +34,8 @@ class Embedded:
         self, features: Float[Array, "M D"], deepstack: Float[Array, "taps M D"], index: Int[Array, "B T"]
     ) -> "Embedded":
         """Puts features of images and videos, and their deepstack features, where ``index`` names their row."""
-        below = self.deepstack
-        if below is None:
-            below = jnp.zeros((deepstack.shape[0], *self.x.shape), self.x.dtype)
-        return Embedded(place(self.x, features, index), jax.vmap(place, (0, 0, None))(below, deepstack, index))
+        below = jax.vmap(place, (0, 0, None))(self.deepstack, deepstack, index)
+        return Embedded(place(self.x, features, index), below)
 
 
 class Thinker(nnx.Module):
@@ -51,6 +49,11 @@ class Thinker(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return self.embedding(tokens)
+
+    def prompt(self, tokens: Int[Array, "B T"], *, taps: int = 0) -> Embedded:
+        """Embeddings with room for media; for deepstack features of ``taps`` layers where there is something to see."""
+        x = self.embed(tokens)
+        return Embedded(x, jnp.zeros((taps, *x.shape), x.dtype) if taps else None)
 
     def logits(
         self, embedded: Embedded, positions: Num[Array, "3 B T"], lengths: Int[Array, "B"]

@@ -49,11 +49,14 @@ class Block(nnx.Module):
 
 
 def in_rows(function, *arrays: Array):
-    """``function`` of the rows of arrays, some at a time where they are many: its widest intermediates stay small."""
+    """``function`` of the rows of arrays, at most ROWS at a time: its widest intermediates stay small."""
     length = arrays[0].shape[0]
-    if length <= ROWS or length % ROWS:
+    count = -(-length // ROWS)
+    while length % count:
+        count += 1
+    if count == 1:
         return function(*arrays)
-    blocks = [x.reshape(-1, ROWS, *x.shape[1:]) for x in arrays]
+    blocks = [x.reshape(count, -1, *x.shape[1:]) for x in arrays]
     made = jax.lax.map(lambda block: function(*block), blocks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 

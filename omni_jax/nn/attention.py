@@ -200,7 +200,7 @@ def _backward_spans(kept, gradient):
 
     def visit(carry, block):
         low, high, q_NTH, out_NTH, gradient_NTH, log_total = block
-        mean = jnp.sum((out_NTH * gradient_NTH).astype(jnp.float32), axis=-1)
+        mean = jnp.sum(out_NTH.astype(jnp.float32) * gradient_NTH.astype(jnp.float32), axis=-1)
 
         def step(at, carry):
             dq, dk, dv = carry

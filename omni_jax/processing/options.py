@@ -1,9 +1,13 @@
 """How media are read: one set of options for a request, of which a part of a message may state its own."""
 
+import difflib
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
+
+import numpy as np
 
 FETCH_BYTES, FETCH_SECONDS = 2 << 30, 300.0
 
@@ -21,6 +25,8 @@ RANGES = (
     ("video_start", "video_end"),
     ("audio_start", "audio_end"),
 )
+# Of two that exclude each other, the one given nearer to the medium counts.
+EXCLUDING = (("fps", "nframes"),)
 MAY_BE_ZERO = ("min_pixels", "video_start", "audio_start")
 
 
@@ -66,13 +72,14 @@ class MediaOptions:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.type is bool:
-                if not isinstance(value, bool):
+                if not isinstance(value, bool | np.bool_):
                     faults.append(f"{item.name} is {value!r} (expected True or False)")
             elif value is not None and not _is_number(value, whole="int" in str(item.type)):
                 kind = "whole number" if "int" in str(item.type) else "number"
                 faults.append(f"{item.name} is {value!r} (expected a {kind})")
             elif value is not None and (value < 0 or (value == 0 and item.name not in MAY_BE_ZERO)):
-                faults.append(f"{item.name} is {value!r} (expected more than 0)")
+                least = "at least 0" if item.name in MAY_BE_ZERO else "more than 0"
+                faults.append(f"{item.name} is {value!r} (expected {least})")
         if not faults:
             faults = self._contradictions()
         if faults:
@@ -96,12 +103,22 @@ class MediaOptions:
         return cls().over(options)
 
     def over(self, options: Mapping[str, Any]) -> Self:
-        """These options with some replaced; what is None stays as it was."""
+        """These options with some replaced; what is None stays, and what contradicts a replaced one goes."""
         given = {name: value for name, value in options.items() if value is not None}
         for other, name in SYNONYMS.items():
             if other in given and given.setdefault(name, given[other]) != given.pop(other):
                 raise ValueError(f"media options: {other} and {name} are one option, but differ")
-        return replace(self, **given)
+        gone = {
+            one: None for pair in EXCLUDING for one, other in (pair, pair[::-1]) if other in given and one not in given
+        }
+        for low, high in RANGES:
+            for one, other in ((low, high), (high, low)):
+                if one in given and other not in given and getattr(self, other) is not None and _is_number(given[one]):
+                    least, most = (
+                        (given[one], getattr(self, other)) if one == low else (getattr(self, other), given[one])
+                    )
+                    gone |= {other: None} if least > most else {}
+        return replace(self, **gone, **given)
 
 
 NAMES = frozenset((*(item.name for item in fields(MediaOptions)), *SYNONYMS))
@@ -127,15 +144,26 @@ def per_conversation(
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for name in NAMES & options.keys():
         value = rest.pop(name)
-        values = value if isinstance(value, list | tuple) else [value] * count
+        values = value if isinstance(value, list | tuple | np.ndarray) else [value] * count
         if len(values) != count:
-            raise ValueError(f"{name}: expected one, or one for each of the {count} conversations, got {len(values)}")
+            raise ValueError(
+                f"{name}: expected one, or one for each of the {count} conversations, got {len(values)}; what holds for one "
+                "medium alone stands beside it in its message"
+            )
         for row, item in zip(rows, values, strict=True):
             row[name] = item
     return [(media or MediaOptions()).over(row) for row in rows], rest
 
 
-def _is_number(value: Any, *, whole: bool) -> bool:
+def misspelt(names: Iterable[str]) -> list[str]:
+    """What is said of names that are none of an option, but nearly one; others may belong to somebody else."""
+    found = [(name, difflib.get_close_matches(name, NAMES, 1, 0.85)) for name in names if name not in NAMES]
+    return [f"unknown option {name}; did you mean {near[0]}?" for name, near in found if near]
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (not whole and isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, numbers.Integral) or (
+        not whole and isinstance(value, numbers.Real) and math.isfinite(value)
+    )

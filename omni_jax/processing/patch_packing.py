@@ -94,7 +94,10 @@ def split(patches: Any, grid: Any, *, width: int | None = None, merge: int = 1) 
     Raises:
         ValueError: a grid that the patches do not fill, or that does not divide into groups; patches of another width.
     """
-    array, sizes = to_numpy(patches), to_numpy(grid)
+    try:
+        array, sizes = to_numpy(patches), to_numpy(grid)
+    except ValueError:
+        raise ValueError("patches and grid: expected arrays, got rows of unequal length") from None
     sizes = np.atleast_2d(sizes) if sizes.size else np.empty((0, 3), int)
     if sizes.ndim != 2 or sizes.shape[1] != 3 or sizes.dtype.kind not in "iu":
         raise ValueError(

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from omni_jax.processing.options import OF_A_PART
+from omni_jax.processing.options import OF_A_PART, misspelt
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = {
@@ -254,7 +254,13 @@ def _read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
     if named is not None and (not isinstance(named, str) or named not in KINDS):
         raise ValueError(f"unknown content type {named!r} (expected {', '.join(KINDS)})")
     # A key that is None counts as absent: tables of examples fill unused columns so.
+    if faults := misspelt(str(key) for key in part):
+        raise ValueError("; ".join(faults))
     payloads = {key: _payload(key, part.get(key)) for key in KINDS}
+    # Transformers' own templates put a medium under "url" or "path".
+    other = next((part[key] for key in ("url", "path") if part.get(key) is not None), None)
+    if other is not None and named in KINDS and KINDS[named] != "text" and not any(payloads.values()):
+        payloads[named] = other
     held = [key for key, payload in payloads.items() if payload is not None]
     if len(held) > 1:
         raise ValueError(f"holds {' and '.join(held)} where one is expected; make them separate parts")
@@ -276,8 +282,8 @@ def _is_unicode(text: str) -> bool:
 
 def _payload(key: str, value: Any) -> Any:
     """What a part holds under one of its keys; None where an empty string stands for a medium."""
-    if key.endswith("_url") and isinstance(value, dict):
-        value = value.get("url")
+    if key != "text" and isinstance(value, dict) and isinstance(value.get("url"), str):
+        value = value["url"]
     return None if key != "text" and isinstance(value, str) and not value else value
 
 

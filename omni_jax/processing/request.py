@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
 from omni_jax.processing import prompt
-from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.arrays import is_number, to_numpy
 from omni_jax.processing.media import Progress, Reader, Visual, read
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.packing import split
@@ -144,9 +144,14 @@ class Batch:
             ValueError: placeholders and features differ in number, or patches are of another model's width.
         """
         width = config.vision_encoder.patch_width
-        for item in (*self.images, *self.videos):
-            if item.patches.shape[1] != width:
-                raise ValueError(f"patches: expected shape [P, {width}], got {list(item.patches.shape)}")
+        for kind, media in (("image", self.images), ("video", self.videos)):
+            for number, item in enumerate(media):
+                expected, found = [int(np.prod(item.grid)), width], list(np.shape(item.patches))
+                if found != expected or not np.isfinite(item.patches).all():
+                    got = "NaN or infinite values" if found == expected else f"shape {found}"
+                    raise ValueError(
+                        f"{kind} {number}: expected patches of shape {expected}, as its grid says, got {got}"
+                    )
         group = config.vision_encoder.merge**2
         images, videos = (sum(len(item.patches) for item in kind) // group for kind in (self.images, self.videos))
         of_images = self._index(config.image_token, images, f"image: {len(self.images)} images")
@@ -178,9 +183,11 @@ def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | No
     if missing:
         raise ValueError(f"expected {', '.join(sorted(missing))} beside {', '.join(held)}, got none")
     media, grids = split_patches(given[pixels], given[grid])
-    steps = to_numpy(given[seconds]).reshape(-1).tolist() if seconds else [0.0] * len(grids)
-    if len(steps) != len(grids):
-        raise ValueError(f"{seconds}: expected one number for each of the {len(grids)} videos, got {len(steps)}")
+    array = to_numpy(given[seconds]).reshape(-1) if seconds else np.zeros(len(grids))
+    if len(array) != len(grids) or not is_number(array):
+        got = f"{len(array)} of {array.dtype}"
+        raise ValueError(f"{seconds}: expected one number for each of the {len(grids)} videos, got {got}")
+    steps = array.astype(np.float64).tolist()
     return [Visual(*item) for item in zip(media, grids, steps, strict=True)]
 
 
@@ -218,9 +225,15 @@ def prepare(
                 counts = ", ".join(
                     f"{tokens.count(token)} of them {kind}" for token, kind in of_media.items() if token in tokens
                 )
+                bounds = {
+                    config.audio_token: "audio_end, video_end",
+                    config.image_token: "max_pixels",
+                    config.video_token: "fps, max_frames, max_pixels",
+                }
+                hint = ", ".join(dict.fromkeys(bound for token, bound in bounds.items() if token in tokens))
                 raise ValueError(
                     f"the prompt has {len(tokens)} tokens{counts and ', ' + counts}; the context holds {config.context}: "
-                    "shorten the text or the media, or bound them by max_pixels, fps or total_pixels"
+                    f"shorten the text{hint and ' or the media (' + hint + ')'}"
                 )
         except ValueError as error:
             raise ValueError(f"{at}{error}") from None

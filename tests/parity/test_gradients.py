@@ -1,16 +1,14 @@
-"""Gradients through the audio encoder and the thinker equal torch's: the training to come stands on them."""
+"""Gradients through both encoders and the thinker equal torch's: the training to come stands on them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from parity_close import assert_close
-from parity_inputs import clip, ids, pad, reference_inputs
+from parity_scenes import batch, scene, theirs
 
 from omni_jax.models.parts import leaves
-from omni_jax.models.thinker import Embedded
-from omni_jax.processing.packing import pack
-from omni_jax.processing.request import Batch
+from omni_jax.processing import packing, patch_packing
 
 # Ours and theirs, the axes that theirs must be moved by, and which layer of a stack.
 PAIRS = {
@@ -19,6 +17,10 @@ PAIRS = {
     "audio_encoder.layers.ffn.up.kernel": ("audio_tower.layers.1.fc1.weight", (1, 0), 1),
     "audio_encoder.layers.attention_norm.scale": ("audio_tower.layers.0.self_attn_layer_norm.weight", (0,), 0),
     "audio_encoder.projection.down.kernel": ("audio_tower.proj2.weight", (1, 0), None),
+    "vision_encoder.patches.bias": ("visual.patch_embed.proj.bias", (0,), None),
+    "vision_encoder.layers.ffn.up.kernel": ("visual.blocks.0.mlp.linear_fc1.weight", (1, 0), 0),
+    "vision_encoder.merger.mlp.down.kernel": ("visual.merger.mlp.2.weight", (1, 0), None),
+    "vision_encoder.deepstack.mlp.down.kernel": ("visual.merger_list.1.mlp.2.weight", (1, 0), 1),
     "thinker.embedding.table": ("language_model.embed_tokens.weight", (0, 1), None),
     "thinker.decoder.layers.attention.q_norm.scale": ("language_model.layers.2.self_attn.q_norm.weight", (0,), 2),
     "thinker.decoder.layers.ffn.router.kernel": ("language_model.layers.1.mlp.gate.weight", (1, 0), 1),
@@ -29,37 +31,42 @@ PAIRS = {
 
 
 def test_gradients_of_the_next_token_loss(omni, reference):
-    tokens, mask = pad([ids(omni, 237), ids(omni, 120, words=4, seed=1)], left=False)
-    clips = [clip(237), clip(120, 1)]
-    batch = Batch.from_tokens(tokens, mask, clips)
-    index = batch.audio_index(omni.config.thinker)
-    packs = list(pack(clips, omni.config.thinker.audio_encoder))
+    """A row that hears and sees, deepstack and all, beside one that hears."""
+    config = omni.config.thinker
+    rows = [scene(omni, ("audio", 237), ("image", 4, 6)), scene(omni, ("audio", 120), words=4, seed=1)]
+    made = batch(rows, left=False).located(config)
+    heard, seen = made.audio_index(config), made.visual_index(config)
+    clips = list(packing.pack(made.mel, config.audio_encoder))
+    (sight,) = patch_packing.pack([made.images[0].patches], [made.images[0].grid], 2)
 
     def loss(parts):
-        embedded = Embedded(parts["thinker"].embed(jnp.asarray(batch.tokens)))
-        for item in packs:
+        embedded = parts["thinker"].prompt(jnp.asarray(made.tokens), taps=len(config.vision_encoder.taps))
+        for item in clips:
             features = parts["audio_encoder"].encode(item.mel, item.extent, item.window)
-            embedded = embedded.hear(features.reshape(-1, features.shape[-1]), item.rows(index))
-        logits = jax.nn.log_softmax(
-            parts["thinker"].logits(embedded, batch.positions, jnp.asarray(batch.lengths))[:, :-1]
-        )
-        picked = jnp.take_along_axis(logits, batch.tokens[:, 1:, None], axis=-1)[..., 0]
-        return -jnp.sum(picked * batch.mask[:, 1:]) / batch.mask[:, 1:].sum()
+            embedded = embedded.hear(features.reshape(-1, features.shape[-1]), item.rows(heard))
+        features = parts["vision_encoder"].encode(sight.patches, sight.place, sight.size, sight.first)
+        embedded = embedded.see(*features, sight.rows(seen))
+        logits = parts["thinker"].logits(embedded, made.positions, jnp.asarray(made.lengths))
+        logits = jax.nn.log_softmax(logits[:, :-1])
+        picked = jnp.take_along_axis(logits, made.tokens[:, 1:, None], axis=-1)[..., 0]
+        return -jnp.sum(picked * made.mask[:, 1:]) / made.mask[:, 1:].sum()
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(
-        {name: omni.parts[name] for name in ("thinker", "audio_encoder")}
+        {name: omni.parts[name] for name in ("thinker", "audio_encoder", "vision_encoder")}
     )
     gradients = leaves(gradients)
 
     reference.zero_grad()
-    logits = torch.log_softmax(reference.thinker(**reference_inputs(tokens, mask, clips)).logits[:, :-1], -1)
-    picked = logits.gather(-1, torch.from_numpy(tokens[:, 1:, None]))[..., 0]
-    expected = -(picked * torch.from_numpy(mask[:, 1:])).sum() / mask[:, 1:].sum()
+    inputs = theirs(rows, left=False)
+    tokens, mask = inputs["input_ids"], inputs["attention_mask"]
+    logits = torch.log_softmax(reference.thinker(**inputs).logits[:, :-1], -1)
+    picked = logits.gather(-1, tokens[:, 1:, None])[..., 0]
+    expected = -(picked * mask[:, 1:]).sum() / mask[:, 1:].sum()
     expected.backward()
 
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     named = dict(reference.thinker.model.named_parameters())
-    for ours, (theirs, order, layer) in PAIRS.items():
+    for ours, (name, order, layer) in PAIRS.items():
         mine = gradients[ours] if layer is None else gradients[ours][layer]
-        assert_close(mine, named[theirs].grad.numpy().transpose(order))
+        assert_close(mine, named[name].grad.numpy().transpose(order))
     reference.zero_grad()

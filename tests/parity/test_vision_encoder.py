@@ -54,18 +54,6 @@ def test_media_over_several_calls(omni, reference, monkeypatch):
         assert_close(mine, other)
 
 
-def test_a_frame_sees_itself_alone(omni):
-    """A medium among others, and a video's frame among its neighbours, equal themselves alone."""
-    patches = pixels([(3, 4, 6), (1, 2, 8)])
-    whole, deep = omni.encode_vision(patches, [(3, 4, 6), (1, 2, 8)])
-    frame, frame_deep = omni.encode_vision(patches[24:48], [(1, 4, 6)])
-    assert_close(whole[6:12], frame, 1e-6)
-    assert_close(deep[:, 6:12], frame_deep, 1e-6)
-    changed = patches.copy()
-    changed[:24] += 1
-    np.testing.assert_array_equal(omni.encode_vision(changed, [(3, 4, 6), (1, 2, 8)])[0][6:], whole[6:])
-
-
 def test_the_published_head_width_over_several_blocks_of_keys(tmp_path):
     """Heads of 72 and a frame of 1,144 patches: the attention's blocks of 512 keys are more than one and not full."""
     from transformers import Qwen3OmniMoeForConditionalGeneration

@@ -160,6 +160,8 @@ def test_who_may_be_asked_is_not_the_messages_to_say():
         ({"nframes": 2.5}, "nframes is 2.5 .expected a whole number."),
         ({"load_audio_from_video": "yes"}, "load_audio_from_video is 'yes' .expected True or False."),
         ({"min_pixels": 9, "max_pixels": 4}, "min_pixels 9 is above max_pixels 4"),
+        ({"video_start": -1}, "video_start is -1 .expected at least 0."),
+        ({"nframes": 4, "fps": 1.0}, "nframes and fps exclude each other"),
         ({"video_start": 3, "video_end": 1}, "video_start 3 is above video_end 1"),
         ({"resized_height": 64}, "resized_height and resized_width go together"),
         ({"max_pixels": -1, "timeout": 0}, "max_pixels is -1 .*; timeout is 0"),
@@ -170,7 +172,35 @@ def test_impossible_options_are_told_at_once(options, said):
         MediaOptions.named(options)
 
 
+def test_of_options_that_contradict_each_other_the_nearer_counts():
+    assert MediaOptions(fps=1).over({"nframes": 4}) == MediaOptions(nframes=4)
+    assert MediaOptions(nframes=4).over({"sample_fps": 1}) == MediaOptions(fps=1)
+    assert MediaOptions(min_pixels=900).over({"max_pixels": 400}) == MediaOptions(max_pixels=400)
+    assert MediaOptions(max_pixels=400).over({"min_pixels": 900}) == MediaOptions(min_pixels=900)
+    assert MediaOptions(max_pixels=400).over({"min_pixels": 100}) == MediaOptions(min_pixels=100, max_pixels=400)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"max_pixels": np.int64(4096), "fps": np.float32(2), "use_audio_in_video": np.True_}
+    assert MediaOptions.named(given) == MediaOptions(max_pixels=4096, fps=2.0, load_audio_from_video=True)
+
+
+def test_a_misspelt_option_beside_a_medium_is_told():
+    with pytest.raises(ValueError, match="message 0, part 0: unknown option max_pixles; did you mean max_pixels"):
+        user({"image": "a.png", "max_pixles": 100})
+
+
+def test_media_as_other_templates_write_them():
+    written = [{"type": "image", "url": "a.png"}, {"type": "video", "path": "b.mp4"}, {"image": {"url": "c.png"}}]
+    assert [(item.kind, item.source) for item in user(*written)] == [
+        ("image", "a.png"),
+        ("video", "b.mp4"),
+        ("image", "c.png"),
+    ]
+
+
 def test_options_of_each_conversation():
+    assert per_conversation(None, {"use_audio_in_video": np.array([True, False])}, 2)[0] == [HEARD, SILENT]
     rows, rest = per_conversation(
         MediaOptions(fps=1), {"use_audio_in_video": [True, False], "max_pixels": 9, "seed": 3}, 2
     )
