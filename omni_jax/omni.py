@@ -20,10 +20,10 @@ from omni_jax.hub import locate
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.audio import FeatureConfig
+from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Progress, Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
-from omni_jax.processing.packing import split
-from omni_jax.processing.patch_packing import split as split_patches
+from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
@@ -241,7 +241,7 @@ class Omni:
             mel: a list of clips [Z, A], or one array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames.
         """
         config = self.config.thinker
-        clips = split(mel, mask=mask, lengths=lengths, mel_bins=config.audio_encoder.mel_bins)
+        clips = split_clips(mel, mask=mask, lengths=lengths, mel_bins=config.audio_encoder.mel_bins)
         return perceive.encode_audio(self.parts, clips, config)
 
     def encode_vision(self, patches: Any, grid: Any) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:

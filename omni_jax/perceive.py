@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.thinker import Embedded
-from omni_jax.processing import packing, patch_packing
+from omni_jax.processing import clip_packing, patch_packing
 from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
 
@@ -43,11 +43,11 @@ def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tupl
     if ids.max() >= config.vocabulary or ids.min() < 0:
         raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
     heard, seen = padded.audio_index(config), padded.visual_index(config)
-    clips = packing.split(batch.mel, mel_bins=config.audio_encoder.mel_bins)
+    clips = clip_packing.split_clips(batch.mel, mel_bins=config.audio_encoder.mel_bins)
     visuals = (*batch.images, *batch.videos)
     taps = len(config.vision_encoder.taps) if visuals else 0
     embedded = _embed(parts["thinker"], ids, taps=taps)
-    for call in packing.pack(clips, config.audio_encoder):
+    for call in clip_packing.pack(clips, config.audio_encoder):
         features = _hear(parts["audio_encoder"], call.mel, call.extent, call.window)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:
@@ -67,7 +67,7 @@ def encode_audio(
     if not clips:
         return []
     rows, order = [], []
-    for call in packing.pack(clips, config.audio_encoder):
+    for call in clip_packing.pack(clips, config.audio_encoder):
         features = np.asarray(_hear(parts["audio_encoder"], call.mel, call.extent, call.window))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])

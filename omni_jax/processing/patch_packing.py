@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from omni_jax.buckets import CALL_PATCHES, patch_slots
 from omni_jax.processing.arrays import is_number, to_numpy
-from omni_jax.processing.packing import rows_of
+from omni_jax.processing.clip_packing import rows_of
 
 Grid = tuple[int, int, int]
 
@@ -84,7 +84,9 @@ def places(rows: int, columns: int, merge: int) -> Int[np.ndarray, "P 2"]:
     return groups.reshape(-1, 2).astype(np.int32)
 
 
-def split(patches: Any, grid: Any, *, width: int | None = None, merge: int = 1) -> tuple[list[np.ndarray], list[Grid]]:
+def split_patches(
+    patches: Any, grid: Any, *, width: int | None = None, merge: int = 1
+) -> tuple[list[np.ndarray], list[Grid]]:
     """The patches of each medium, of patches [P, C] one after another, and their grids as whole numbers.
 
     Args:

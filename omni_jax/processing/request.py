@@ -11,10 +11,10 @@ from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
 from omni_jax.processing import prompt
 from omni_jax.processing.arrays import is_number, to_numpy
+from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Progress, Reader, Visual, read
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.packing import split
-from omni_jax.processing.patch_packing import split as split_patches
+from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.positions import batch_positions, text_positions
 
 
@@ -84,7 +84,7 @@ class Batch:
         if "input_features" in given:
             features = to_numpy(given["input_features"])
             bins = features.shape[1] if features.ndim == 3 else 128
-            mel = split(features, mask=given.get("feature_attention_mask"), mel_bins=bins)
+            mel = split_clips(features, mask=given.get("feature_attention_mask"), mel_bins=bins)
         images = _visuals(given, "pixel_values", "image_grid_thw", None)
         videos = _visuals(given, "pixel_values_videos", "video_grid_thw", "video_second_per_grid")
         return cls.from_tokens(given["input_ids"], given.get("attention_mask"), mel, images, videos)

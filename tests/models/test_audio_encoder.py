@@ -6,7 +6,7 @@ import pytest
 from omni_jax import perceive
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig
-from omni_jax.processing.packing import pack
+from omni_jax.processing.clip_packing import pack
 from omni_jax.processing.prompt import audio_tokens
 
 # The published attention window and chunk; one mel bin, so that hours of sound stay small.

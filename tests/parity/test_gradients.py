@@ -8,7 +8,7 @@ from parity_close import assert_close
 from parity_scenes import batch, scene, theirs
 
 from omni_jax.models.parts import leaves
-from omni_jax.processing import packing, patch_packing
+from omni_jax.processing import clip_packing, patch_packing
 
 # Ours and theirs, the axes that theirs must be moved by, and which layer of a stack.
 PAIRS = {
@@ -36,7 +36,7 @@ def test_gradients_of_the_next_token_loss(omni, reference):
     rows = [scene(omni, ("audio", 237), ("image", 4, 6)), scene(omni, ("audio", 120), words=4, seed=1)]
     made = batch(rows, left=False).located(config)
     heard, seen = made.audio_index(config), made.visual_index(config)
-    clips = list(packing.pack(made.mel, config.audio_encoder))
+    clips = list(clip_packing.pack(made.mel, config.audio_encoder))
     (sight,) = patch_packing.pack([made.images[0].patches], [made.images[0].grid], 2)
 
     def loss(parts):

@@ -47,7 +47,7 @@ def test_media_over_several_calls(omni, reference, monkeypatch):
     monkeypatch.setattr(patch_packing, "CALL_PATCHES", 256)
     grids = [(1, 2, 4), (6, 8, 12), (1, 20, 30), (2, 4, 4)]
     patches = pixels(grids)
-    media, sizes = patch_packing.split(patches, grids)
+    media, sizes = patch_packing.split_patches(patches, grids)
     calls = list(patch_packing.pack(media, sizes, 2))
     assert [len(call.patches) for call in calls] == [256, 256, 256, 640, 256]
     for mine, other in zip(omni.encode_vision(patches, grids), theirs(reference, patches, grids), strict=True):
@@ -88,7 +88,7 @@ def test_gradients(omni, reference):
     patches = pixels(grids)
     rng = np.random.default_rng(1)
     weight, deep_weight = (rng.normal(size=shape).astype(np.float32) for shape in ((25, 64), (2, 25, 64)))
-    (call,) = patch_packing.pack(*patch_packing.split(patches, grids), 2)
+    (call,) = patch_packing.pack(*patch_packing.split_patches(patches, grids), 2)
 
     @jax.jit
     @jax.grad

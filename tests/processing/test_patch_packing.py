@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from omni_jax.buckets import CALL_PATCHES, patch_slots
 from omni_jax.processing import patch_packing
-from omni_jax.processing.patch_packing import pack, places, split
+from omni_jax.processing.patch_packing import pack, places, split_patches
 from omni_jax.processing.vision import PatchConfig, patches
 
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 20).map(lambda n: 2 * n), st.integers(1, 20).map(lambda n: 2 * n))
@@ -94,10 +94,10 @@ def test_rows_of_another_call_are_none():
 )
 def test_what_does_not_fit_is_one_line(array, grid, said):
     with pytest.raises(ValueError, match=said) as error:
-        split(array, grid, width=1536, merge=2)
+        split_patches(array, grid, width=1536, merge=2)
     assert "\n" not in str(error.value)
 
 
 def test_nothing_to_see():
-    assert split(np.empty((0, 1536)), np.empty((0, 3), int), width=1536, merge=2) == ([], [])
+    assert split_patches(np.empty((0, 1536)), np.empty((0, 3), int), width=1536, merge=2) == ([], [])
     assert list(pack([], [], 2)) == []

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig
-from omni_jax.processing.packing import pack, split
+from omni_jax.processing.clip_packing import pack, split_clips
 from omni_jax.processing.prompt import audio_tokens
 
 LENGTHS = st.lists(st.integers(1, 1300), min_size=1, max_size=9)
@@ -129,9 +129,9 @@ def test_a_list_a_mask_and_lengths_are_the_same_clips(lengths, spare, data):
     mask = np.arange(array.shape[2]) < np.array(lengths)[:, None]
     mask = mask.astype(data.draw(st.sampled_from([bool, np.int32, np.float32])))
     for found in (
-        split(clips, mel_bins=2),
-        split(array, mask=mask, mel_bins=2),
-        split(array, lengths=lengths, mel_bins=2),
+        split_clips(clips, mel_bins=2),
+        split_clips(array, mask=mask, mel_bins=2),
+        split_clips(array, lengths=lengths, mel_bins=2),
     ):
         assert len(found) == len(clips)
         for one, other in zip(found, clips, strict=True):
@@ -140,9 +140,9 @@ def test_a_list_a_mask_and_lengths_are_the_same_clips(lengths, spare, data):
 
 
 def test_one_clip_and_a_full_array():
-    assert [clip.shape for clip in split(np.zeros((128, 7)))] == [(128, 7)]
-    assert [clip.shape for clip in split(np.zeros((2, 128, 7)))] == [(128, 7)] * 2
-    assert split([]) == []
+    assert [clip.shape for clip in split_clips(np.zeros((128, 7)))] == [(128, 7)]
+    assert [clip.shape for clip in split_clips(np.zeros((2, 128, 7)))] == [(128, 7)] * 2
+    assert split_clips([]) == []
 
 
 ARRAY = np.zeros((2, 128, 10), np.float32)
@@ -176,17 +176,17 @@ WRONG = {
 def test_what_does_not_fit_is_one_clear_line(case):
     mel, options, said = WRONG[case]
     with pytest.raises(ValueError, match=said) as error:
-        split(mel, **options)
+        split_clips(mel, **options)
     assert "\n" not in str(error.value)
 
 
 def test_nan_stays_out_for_it_would_reach_the_clips_beside_it():
     clips = [np.zeros((128, 30), np.float32), np.full((128, 30), np.nan, np.float32)]
     with pytest.raises(ValueError, match="mel: clip 1: expected numbers, got NaN"):
-        split(clips)
+        split_clips(clips)
 
 
 def test_many_wrong_lengths_are_one_line():
     with pytest.raises(ValueError, match="lengths: expected 40 whole numbers") as error:
-        split(np.zeros((40, 128, 5), np.float32), lengths=np.arange(41))
+        split_clips(np.zeros((40, 128, 5), np.float32), lengths=np.arange(41))
     assert "\n" not in str(error.value)

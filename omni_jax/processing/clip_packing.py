@@ -94,7 +94,7 @@ def _fill(
     return Pack(mel=mel, extent=extent, window=window, order=order)
 
 
-def split(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:
+def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:
     """Clips [Z, A] from a list of clips or from a padded array [B, Z, A] with a frame mask [B, A] or lengths [B].
 
     Raises:
