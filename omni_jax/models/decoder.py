@@ -3,6 +3,8 @@
 What differs between them (q/k norm, rope sections, mixture or dense, layer scale, window) is a number in DecoderConfig.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -142,3 +144,15 @@ class Decoder(nnx.Module):
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
         x, new = self(x, positions, valid, None if fresh else cache, deepstack)
         return x, cache.append(*new, lengths)
+
+    def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
+        """A cache for rows of up to ``slots`` tokens."""
+        config = self.config
+        return KVCache.empty(
+            layers=config.layers,
+            batch=batch,
+            slots=slots,
+            kv_heads=config.kv_heads,
+            head_width=config.head_width,
+            dtype=dtype,
+        )

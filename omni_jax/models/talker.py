@@ -1,11 +1,21 @@
-"""The talker and its code predictor. Today their weights: converted, counted, saved and exported; nothing runs them yet."""
+"""The talker, which writes the first codec id of each frame of speech, and the code predictor, which writes the others.
 
+Both take embeddings and give logits, teacher-forced or step by step. Who speaks what, and with which sampling, is not decided
+here; nothing calls them yet.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Num
 
 from omni_jax.config import TalkerConfig
 from omni_jax.models.decoder import Decoder
+from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
-from omni_jax.nn.stack import stack
+from omni_jax.nn.stack import scan, stack
 
 
 class Projection(nnx.Module):
@@ -16,9 +26,16 @@ class Projection(nnx.Module):
         self.up = Linear(init, (config.thinker_width,), (hidden,), axes=("embed", "ffn"), bias=True)
         self.down = Linear(init, (hidden,), (config.decoder.width,), axes=("ffn", "embed"), bias=True)
 
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(jax.nn.silu(self.up(x)))
+
 
 class Talker(nnx.Module):
-    """Mixture-of-experts decoder over codec ids (arXiv:2509.17765)."""
+    """Mixture-of-experts decoder over codec ids (arXiv:2509.17765).
+
+    Attributes:
+        text_projection: of the thinker's embeddings of text. hidden_projection: of its states at media.
+    """
 
     def __init__(self, init: Init, config: TalkerConfig):
         self.embedding = Embedding(init, config.vocabulary, config.decoder.width)
@@ -27,6 +44,28 @@ class Talker(nnx.Module):
         self.decoder = Decoder(init, config.decoder)
         self.head = Linear(init, (config.decoder.width,), (config.vocabulary,), axes=("embed", "vocab"))
         self.config = config
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Num[Array, "3 B T"],
+        lengths: Int[Array, "B"],
+        cache: KVCache,
+        *,
+        fresh: bool = False,
+    ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
+        """Runs a prompt, or one embedding a row: logits and final-normed state of each row's last real position.
+
+        Args:
+            lengths: how many of the T count; 0 leaves a row as it is.
+            fresh: the cache is empty.
+        """
+        x, cache = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
+        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+        return self.head(last), last, cache
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        return self.decoder.empty_cache(batch, slots, self.embedding.table.dtype)
 
 
 class CodePredictor(nnx.Module):
@@ -40,3 +79,41 @@ class CodePredictor(nnx.Module):
             init, residual, lambda init: Linear(init, (width,), (config.codebook,), axes=("embed", "vocab"))
         )
         self.config = config
+
+    def residual(
+        self,
+        state: Float[Array, "B D"],
+        first: Float[Array, "B D"],
+        choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, "B"]],
+    ) -> tuple[Int[Array, "B R"], Float[Array, "B D"]]:
+        """The frame's other codes (R = codebooks - 1), and the sum of their embeddings, a part of the talker's next input.
+
+        Args:
+            state: the talker's final-normed state. first: its embedding of the frame's first code.
+            choose: a code a row from the logits of codebook number 1, 2, ... of the frame.
+        """
+        batch, residual = state.shape[0], self.config.codebooks - 1
+        cache = self.decoder.empty_cache(batch, residual + 1, first.dtype)
+
+        def run(x, at, cache):
+            steps = jnp.full((batch,), x.shape[1], jnp.int32)
+            positions = jnp.broadcast_to((at + jnp.arange(x.shape[1])).astype(jnp.float32), (3, batch, x.shape[1]))
+            x, cache = self.decoder.extend(x, positions, steps, cache)
+            return x[:, -1], cache
+
+        last, cache = run(jnp.stack([state, first], axis=1), 0, cache)
+
+        def frame(carry, layer, index):
+            last, cache, total = carry
+            embedding, head = layer
+            code = choose(head(last), index + 1)
+            x = embedding(code)
+            # The last code is not fed: only its embedding is wanted.
+            last, cache = jax.lax.cond(
+                index < residual - 1, lambda: run(x[:, None], index + 2, cache), lambda: (last, cache)
+            )
+            return (last, cache, total + x), code
+
+        start = (last, cache, jnp.zeros_like(first))
+        (_, _, total), codes = scan(frame, start, (self.embeddings, self.heads))
+        return jnp.swapaxes(codes, 0, 1), total

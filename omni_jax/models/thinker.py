@@ -84,15 +84,7 @@ class Thinker(nnx.Module):
         return self.head(x[:, 0]), cache
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
-        config = self.config.decoder
-        return KVCache.empty(
-            layers=config.layers,
-            batch=batch,
-            slots=slots,
-            kv_heads=config.kv_heads,
-            head_width=config.head_width,
-            dtype=self.embedding.table.dtype,
-        )
+        return self.decoder.empty_cache(batch, slots, self.embedding.table.dtype)
 
 
 def place(x: Float[Array, "B T D"], features: Float[Array, "M D"], index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
