@@ -34,8 +34,10 @@ class Embedded:
         self, features: Float[Array, "M D"], deepstack: Float[Array, "taps M D"], index: Int[Array, "B T"]
     ) -> "Embedded":
         """Puts features of images and videos, and their deepstack features, where ``index`` names their row."""
-        below = jax.vmap(place, (0, 0, None))(self.deepstack, deepstack, index)
-        return Embedded(place(self.x, features, index), below)
+        below = self.deepstack
+        if below is None:
+            below = jnp.zeros((deepstack.shape[0], *self.x.shape), self.x.dtype)
+        return Embedded(place(self.x, features, index), jax.vmap(place, (0, 0, None))(below, deepstack, index))
 
 
 class Thinker(nnx.Module):
