@@ -4,31 +4,27 @@ import contextlib
 import functools
 import math
 import numbers
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
-import av
 import numpy as np
-import soundfile
-import soxr
-from av.error import FFmpegError
 
+from omni_jax.processing import audio_file
 from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.audio_file import SAMPLE_RATE, Block, Part, all_finite, downmix, take
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened, reason
+from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened
 
-SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
-RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording
 MAX_CHANNELS = 64  # more is a spectrogram or a batch handed over as sound
 
 AudioSource = MediaSource | np.ndarray | tuple[np.ndarray, float]
-Blocks = Iterable[tuple[np.ndarray, float]]  # consecutive mono samples, float32 [w], each with their rate
-
-_READ_FRAMES = 1 << 18  # frames decoded at a time, so that many channels are never all in memory
 _MEL_FRAMES = 1024  # mel frames at a time: under 5 MB an array, which stays in cache, however long the clip
 _MEL_FLOOR = 1e-10
-_DECODE_ERRORS = (soundfile.SoundFileError, FFmpegError, ValueError, TypeError)
+_SILENT = (
+    "leave load_audio_from_video (use_audio_in_video) out for it, or set it to False beside this video, to have the "
+    "pictures alone"
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,9 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
         raise ValueError(f"{where}: {'; '.join(faults)}")
 
 
-def load(source: AudioSource, *, name: str | None = None, options: MediaOptions = DEFAULTS) -> np.ndarray:
+def load(
+    source: AudioSource, *, name: str | None = None, options: MediaOptions = DEFAULTS, limit: float = math.inf
+) -> np.ndarray:
     """Reads sound from nearly anything, as mono at 16 kHz.
 
     Channels are averaged, then resampled by soxr (HQ); a clip of W samples at another rate becomes
@@ -114,34 +112,71 @@ def load(source: AudioSource, *, name: str | None = None, options: MediaOptions 
         name: What messages call the source; by default its path, or its kind.
         options: audio_start and audio_end, the part to take, in seconds (what lies beyond the end is not missed);
             and the bounds of a download, max_bytes, timeout and allow_private.
+        limit: Seconds for which the model's context has room; no more is decoded.
 
     Returns:
         Float32 samples [W], a new array.
 
     Raises:
         ValueError: in one line, when the source cannot be found, fetched or is not sound, or its samples are none,
-            too few for one frame, NaN or infinite, or at a rate outside 1 kHz to 1 MHz, or end before audio_start.
+            too few for one frame, NaN or infinite, or at a rate outside 1 kHz to 1 MHz, or end before audio_start, or
+            part of them is lost, or they are more than the limit.
     """
     name = name or describe(source, "audio")
     if isinstance(source, tuple) or hasattr(source, "__array__"):
         samples, rate = _split_pair(source, name) if isinstance(source, tuple) else (source, SAMPLE_RATE)
-        _require_rate(rate, name)
-        mono, rate, seen = _cut([(_mix_array(samples, name), rate)], options)
+        blocks = [Block(_mix_array(samples, name), rate)]
+        part = take(blocks, options.audio_start, options.audio_end, limit, "audio")
     else:
         with opened(source, name, "audio", options) as file:
-            mono, rate, seen = _decode(file, name, options)
-    if not seen:
+            part = _decode(file, name, options, limit)
+    if part.fault:
+        raise ValueError(f"{name}: {part.fault}")
+    if not part.seen:
         raise ValueError(f"{name}: holds no samples; expected at least one frame of sound")
-    _require_rate(rate, name)
     start = options.audio_start or 0
-    if seen <= start * rate:
-        raise ValueError(f"{name}: audio_start is {start:g} s, but the sound ends at {seen / rate:.3f} s")
-    if not _all_finite(mono):
-        first = start + np.argmin(np.isfinite(mono)) / rate
-        raise ValueError(f"{name}: NaN or infinite samples, the first at {first:.3f} s; expected finite numbers")
-    mono = _resample(mono, rate)
-    _require_frame(mono, FeatureConfig(), name)
-    return mono
+    if part.seen <= start:
+        raise ValueError(f"{name}: audio_start is {start:g} s, but the sound ends at {part.seen:.3f} s")
+    _require_frame(part.samples, FeatureConfig(), name)
+    return part.samples
+
+
+def load_track(
+    file: BinaryIO, name: str, options: MediaOptions = DEFAULTS, *, origin: float, limit: float = math.inf
+) -> np.ndarray:
+    """Reads the sound of a video, placed by its time stamps, as mono at 16 kHz.
+
+    Where sound begins after the pictures, or has a hole of more than 50 ms, there is silence; where it begins before
+    them it is cut. It ends where the file's does.
+
+    Args:
+        file: A seekable binary file; of several tracks of sound, the first is taken.
+        name: What messages call it.
+        options: video_start and video_end, the part to take, in seconds from the first picture.
+        origin: When the first picture is shown (`video.Clip.origin`).
+        limit: Seconds for which the model's context has room; no more is decoded.
+
+    Returns:
+        Float32 samples [W], the first at video_start.
+
+    Raises:
+        ValueError: in one line, when there is no sound at all, or none in the part, and as `load` does.
+    """
+    try:
+        with contextlib.closing(audio_file.track(file, holes=True)) as blocks:
+            part = take(audio_file.placed(blocks, origin), options.video_start, options.video_end, limit, "video")
+    except audio_file.NoTrackError:
+        raise ValueError(f"{name}: has no audio track; {_SILENT}") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if part.fault:
+        raise ValueError(f"{name}: {part.fault}")
+    if not part.heard or part.samples.size < FeatureConfig().min_samples:
+        end = "on" if options.video_end is None else f"to {options.video_end:g} s"
+        raise ValueError(
+            f"{name}: has no sound from {options.video_start or 0:g} s {end}; check video_start and video_end, or {_SILENT}"
+        )
+    return part.samples
 
 
 def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
@@ -167,7 +202,7 @@ def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     with np.errstate(over="ignore"):
         samples = samples.astype(np.float32, copy=False)
     _require_frame(samples, config, "log_mel")
-    if not _all_finite(samples):
+    if not all_finite(samples):
         raise ValueError("log_mel: NaN or infinite samples; expected finite numbers")
     n_fft, hop = config.n_fft, config.hop
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
@@ -198,11 +233,6 @@ def _mel_filters(config: FeatureConfig) -> np.ndarray:
     return filters
 
 
-def _require_rate(rate: float, name: str):
-    if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"{name}: a sample rate of {rate:.10g} Hz; expected {RATES[0]} to {RATES[1]} Hz")
-
-
 def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
     """Raises where a clip at the config's rate is too short for its first frame."""
     least, ms = config.min_samples, 1000 / config.sample_rate
@@ -211,29 +241,6 @@ def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
             f"{name}: {samples.size} samples at {config.sample_rate} Hz ({samples.size * ms:.1f} ms) "
             f"are too few; expected at least {least} ({least * ms:.1f} ms)"
         )
-
-
-def _all_finite(samples: np.ndarray) -> bool:
-    """Whether no sample is NaN or infinite, without an array of answers: both extremes carry NaN along."""
-    return bool(np.isfinite(samples.min(initial=0)) and np.isfinite(samples.max(initial=0)))
-
-
-def _resample(mono: np.ndarray, rate: float) -> np.ndarray:
-    if rate == SAMPLE_RATE:
-        return mono
-    length = math.ceil(mono.size * SAMPLE_RATE / rate)
-    resampled = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")[:length]  # soxr rounds: at most one off
-    return np.pad(resampled, (0, length - resampled.size))
-
-
-def _downmix(samples: np.ndarray, axis: int) -> np.ndarray:
-    """Averages the channels on an axis into float32 [W]; integers become [-1, 1] by their type's range."""
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by load, in words
-        mono = samples.mean(axis=axis, dtype=np.float32)
-    if samples.dtype.kind in "iu":
-        half_range = 2.0 ** (8 * samples.dtype.itemsize - 1)
-        mono = (mono - half_range * (samples.dtype.kind == "u")) / half_range
-    return mono
 
 
 def _mix_array(source: Any, name: str) -> np.ndarray:
@@ -256,7 +263,7 @@ def _mix_array(source: Any, name: str) -> np.ndarray:
             f"{name}: samples of shape {list(samples.shape)} would have {samples.shape[axis]} channels; "
             f"expected at most {MAX_CHANNELS} (one clip's waveform, not a spectrogram or a batch)"
         )
-    return _downmix(samples, axis) if samples.size else np.empty(0, np.float32)
+    return downmix(samples, axis) if samples.size else np.empty(0, np.float32)
 
 
 def _split_pair(source: tuple, name: str) -> tuple[Any, float]:
@@ -269,57 +276,12 @@ def _split_pair(source: tuple, name: str) -> tuple[Any, float]:
     return samples, float(rate)
 
 
-def _cut(blocks: Blocks, options: MediaOptions) -> tuple[np.ndarray, float, int]:
-    """Joins the asked-for part of a sound, decoding no further: float32 [W], its rate, and how many samples were seen."""
-    kept, rate, seen = [np.empty(0, np.float32)], 0.0, 0
-    for block, rate in blocks:
-        start = round((options.audio_start or 0) * rate)
-        end = math.inf if options.audio_end is None else round(options.audio_end * rate)
-        first, last = (int(min(max(edge - seen, 0), block.size)) for edge in (start, end))
-        if first < last:  # an empty view would keep its block in memory
-            kept.append(block[first:last])
-        seen += block.size
-        if seen >= end:
-            break
-    return np.concatenate(kept), rate, seen
-
-
-def _decode(file: BinaryIO, name: str, options: MediaOptions) -> tuple[np.ndarray, float, int]:
-    """Decodes a file by the first library that can; what `_cut` returns."""
-    reasons = []
-    for library, decode in (("soundfile", _decode_soundfile), ("PyAV", _decode_av)):
-        file.seek(0)
-        try:
-            with contextlib.closing(decode(file)) as blocks:
-                return _cut(blocks, options)
-        except _NoTrackError:
-            raise ValueError(f"{name}: has no audio track; expected a sound file, or a video with sound") from None
-        except _DECODE_ERRORS as error:  # TypeError: soundfile on a file named .raw, which has no header
-            reasons.append(f"{library}: {reason(error)}")
-    raise ValueError(f"{name}: not audio, or damaged ({'; '.join(reasons)})")
-
-
-class _NoTrackError(Exception):
-    """A file that PyAV can read, but which holds pictures only."""
-
-
-def _decode_soundfile(file: BinaryIO) -> Generator[tuple[np.ndarray, float]]:
-    with soundfile.SoundFile(file) as sound:
-        while len(block := sound.read(_READ_FRAMES, dtype="float32", always_2d=True)):
-            yield _downmix(block, axis=1), sound.samplerate
-
-
-def _decode_av(file: BinaryIO) -> Generator[tuple[np.ndarray, float]]:
-    rate = 0
-    # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
-    with av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container:
-        if not container.streams.audio:
-            raise _NoTrackError
-        for frame in container.decode(container.streams.audio[0]):
-            if rate not in (0, frame.sample_rate):
-                raise ValueError(f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
-            rate = frame.sample_rate
-            samples = frame.to_ndarray()  # [channels, w]; where interleaved, [1, w * channels]
-            if not frame.format.is_planar:
-                samples = samples.reshape(frame.samples, -1).T
-            yield _downmix(samples, axis=0), rate
+def _decode(file: BinaryIO, name: str, options: MediaOptions, limit: float) -> Part:
+    try:
+        return audio_file.decode(
+            file, lambda blocks: take(blocks, options.audio_start, options.audio_end, limit, "audio")
+        )
+    except audio_file.NoTrackError:
+        raise ValueError(f"{name}: has no audio track; expected a sound file, or a video with sound") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

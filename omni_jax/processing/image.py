@@ -79,7 +79,7 @@ def require_area(height: int, width: int):
 def _read(source: Any) -> Image.Image:
     """Decodes a PIL image, an array or an open file, into a new image that is upright and RGB."""
     if hasattr(source, "__array__"):
-        return _to_rgb(_from_array(to_numpy(source)))
+        return to_rgb(_from_array(to_numpy(source)))
     with _pillow():
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
     require_area(image.height, image.width)
@@ -87,7 +87,7 @@ def _read(source: Any) -> Image.Image:
         image.load()
         # After decoding: only then has a PNG read all its Exif, and a TIFF turned itself.
         orientation = _orientation(image)
-    rgb = _to_rgb(image)
+    rgb = to_rgb(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
@@ -118,7 +118,7 @@ def _pillow() -> Iterator[None]:
         raise ValueError(f"cannot be decoded ({words}); expected an undamaged image") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """A new RGB image, without metadata, of one in any mode."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey(image)
@@ -137,11 +137,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _grey(image: Image.Image) -> Image.Image:
     """8-bit grey of an image in wider numbers; what its file states to be transparent becomes white."""
     values = np.asarray(image)
-    if image.mode == "I":  # 32 bits, in which Pillow holds pictures of 16
+    if image.mode == "I":  # 32 bits, in which Pillow holds pictures of 16, and others those of 8
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
             raise ValueError(f"32-bit greys from {low} to {high}; expected 0 to 65535; scale them first")
-        values = values.astype(np.uint16)
+        values = values.astype(np.uint8 if high <= 255 else np.uint16)
     grey = _to_uint8(values)
     if isinstance(clear := image.info.get("transparency"), int):
         grey[values == clear] = 255

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from omni_jax.config import ThinkerConfig
-from omni_jax.processing import audio, source, video, vision
+from omni_jax.processing import audio, image, source, video, vision
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.prompt import Media, audio_tokens
@@ -63,30 +63,70 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
     """
     config = reader.thinker
     made = Features(runs={config.audio_token: [], config.image_token: [], config.video_token: []})
+    room, videos = config.context, sum(item.kind == "video" for item in media)
     for item in media:
         try:
             own = options.over(item.options)
             if item.kind == "audio":
-                made.mel.append(audio.log_mel(audio.load(item.source, options=own), reader.sound))
-                made.runs[config.audio_token].append(int(audio_tokens(made.mel[-1].shape[1])))
+                made.mel.append(audio.log_mel(audio.load(item.source, options=own, limit=_seconds(room)), reader.sound))
+                token, run = config.audio_token, int(audio_tokens(made.mel[-1].shape[1]))
             elif item.kind == "image":
-                made.images.append(Visual(*vision.prepare(item.source, reader.patches, own)))
-                made.runs[config.image_token].append(_size(made.images[-1], config))
+                made.images.append(_image(item.source, reader, own, room))
+                token, run = config.image_token, _size(made.images[-1], config)
             else:
-                made.runs[config.video_token].append(_video(item, made, reader, own, progress))
+                token, run = config.video_token, _video(item, made, reader, own, room, videos, progress)
+            made.runs[token].append(run)
+            room -= run if isinstance(run, int) else len(run)
+            if room < 0:
+                raise ValueError(
+                    f"with the media before it, it makes {config.context - room} tokens, but the context holds "
+                    f"{config.context}; shorten the media, or bound them by max_pixels, fps or total_pixels"
+                )
         except ValueError as error:
             raise ValueError(f"{item.where}: {error}") from None
     return made
 
 
-def _video(item: Media, made: Features, reader: Reader, options: MediaOptions, progress: Progress | None):
-    """Adds a video, and its sound if that is wanted; the tokens that stand for both."""
+def _seconds(room: int) -> float:
+    """Of sound, for which a context has room."""
+    return room / int(audio_tokens(100))
+
+
+def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visual:
+    """``vision.prepare``, but that a picture beyond the context is refused before it is resized."""
+    name = source.describe(given, "image")
+    picture = image.load(given, name=name, options=options)
+    try:
+        height, width = vision.image_size(picture.height, picture.width, reader.patches, options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if (tokens := height * width // reader.patches.factor**2) > room:
+        raise ValueError(
+            f"{name}: {height} x {width} pixels make {tokens} tokens, but the context has room for {room}; lower max_pixels"
+        )
+    return Visual(*vision.patches(vision.resize(picture, (height, width))[None], reader.patches))
+
+
+def _video(
+    item: Media,
+    made: Features,
+    reader: Reader,
+    options: MediaOptions,
+    room: int,
+    videos: int,
+    progress: Progress | None,
+) -> int | list[int]:
+    """Adds a video, one of several, and its sound if that is wanted; the tokens that stand for both."""
     config, name = reader.thinker, source.describe(item.source, "video")
 
-    def see(pictures: Any) -> Visual:
-        seen = video.prepare(pictures, reader.patches, options, context=config.context, name=name, progress=progress)
-        made.videos.append(Visual(*seen))
-        return made.videos[-1]
+    def see(given: Any) -> tuple[Visual, float]:
+        clip = video.load(
+            given, reader.patches, options, context=config.context, videos=videos, name=name, progress=progress
+        )
+        made.videos.append(
+            Visual(*vision.patches(clip.frames, reader.patches), reader.patches.temporal_patch * clip.interval)
+        )
+        return made.videos[-1], clip.origin
 
     if hasattr(item.source, "__array__") or isinstance(item.source, list | tuple):
         if options.load_audio_from_video:
@@ -94,15 +134,14 @@ def _video(item: Media, made: Features, reader: Reader, options: MediaOptions, p
                 f"{name}: frames have no sound; give a video file, or load_audio_from_video=False (in this part alone, if "
                 "other videos are to be heard)"
             )
-        return _size(see(item.source), config)
+        return _size(see(item.source)[0], config)
     # Both readers take the same open file, so that a URL is fetched once.
     with source.opened(item.source, name, "video", options) as file:
-        seen = see(file)
+        seen, origin = see(file)
         if not options.load_audio_from_video:
             return _size(seen, config)
-        file.seek(0)
-        span = MediaOptions(audio_start=options.video_start, audio_end=options.video_end)
-        made.mel.append(audio.log_mel(audio.load(file, name=name, options=span), reader.sound))
+        limit = _seconds(max(room - _size(seen, config), 0))
+        made.mel.append(audio.log_mel(audio.load_track(file, name, options, origin=origin, limit=limit), reader.sound))
     heard = int(audio_tokens(made.mel[-1].shape[1]))
     return [config.audio_start, *interleave(seen.grid, seen.seconds, heard, config).tolist(), config.audio_end]
 

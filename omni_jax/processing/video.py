@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -35,10 +36,12 @@ class Clip:
     Attributes:
         frames: uint8 [n, h, w, 3], n a multiple of `temporal_patch`, h and w of `factor` (`PatchConfig`).
         interval: Seconds from one frame to the next.
+        origin: When the first frame of the whole file is shown, in seconds of the clock that its sound has too.
     """
 
     frames: np.ndarray
     interval: float
+    origin: float = 0.0
 
 
 def load(
@@ -47,6 +50,7 @@ def load(
     options: MediaOptions = DEFAULTS,
     *,
     context: int,
+    videos: int = 1,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Clip:
@@ -56,10 +60,10 @@ def load(
     (4) to `max_frames` (768), or `nframes`, in even numbers and no more than there are; each with `min_pixels` (128
     tokens) to `max_pixels` (768), and together about `total_pixels`. Which: those nearest to even distances by their
     own times, so that a variable rate is not warped. Rotation and mirroring that the file states are applied; pixels
-    are taken to be square.
+    are taken to be square; what is transparent is laid on white.
 
-    By default `total_pixels` is the lesser of 115,200 tokens and three quarters of the context, and `max_frames` no
-    more than fill it at the least size: a video that does not fit is of no use.
+    By default `total_pixels` is the lesser of 115,200 tokens and three quarters of the video's share of the context,
+    and `max_frames` no more than fill it at the least size: a video that does not fit is of no use.
 
     Args:
         source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object, of
@@ -68,6 +72,7 @@ def load(
         config: Sides of patches.
         options: Sampling, sizes, and the part of a file from video_start to video_end, in seconds from its first frame.
         context: Tokens that the model's context holds.
+        videos: How many share it.
         name: What messages call the source; by default its path, or its kind.
         progress: Called now and then with (done, total, name), done in packets of the file or given frames.
 
@@ -76,19 +81,20 @@ def load(
 
     Raises:
         ValueError: in one line, when the source cannot be found or fetched, is no video or is cut off before what is
-            asked for, has no frame there or fewer than nframes, or its frames are too many or too large.
+            asked for, has no frame there or fewer than nframes, or its frames are too many, too large or of several sizes.
     """
     name = name or describe(source, "video")
     if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
-        return _from_pictures(source, name, config, options, context, progress)
+        return _from_pictures(source, name, config, options, context, videos, progress)
     with opened(source, name, "video", options) as file:
+        _refuse_animated_webp(file, name)
         index = video_track.read_index(file, name)
         clip = None
         if index.packets is not None:
-            clip = _from_file(file, name, index, config, options, context, progress)
+            clip = _from_file(file, name, index, config, options, context, videos, progress)
         if clip is None:  # packets that tell no times, or other times than their frames'
             index = video_track.decode_index(file, name, index, progress)
-            clip = _from_file(file, name, index, config, options, context, progress)
+            clip = _from_file(file, name, index, config, options, context, videos, progress)
     if clip is None:
         raise ValueError(f"{name}: is damaged: it decodes to other frames each time")
     return clip
@@ -100,13 +106,14 @@ def prepare(
     options: MediaOptions = DEFAULTS,
     *,
     context: int,
+    videos: int = 1,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, tuple[int, int, int], float]:
     """Reads a video and lays out its patches.
 
     Args:
-        source, options, context, name, progress: As for `load`.
+        source, options, context, videos, name, progress: As for `load`.
         config: As for `vision.patches`.
 
     Returns:
@@ -115,11 +122,13 @@ def prepare(
     Raises:
         ValueError: in one line, as `load` does.
     """
-    clip = load(source, config, options, context=context, name=name, progress=progress)
+    clip = load(source, config, options, context=context, videos=videos, name=name, progress=progress)
     return *vision.patches(clip.frames, config), config.temporal_patch * clip.interval
 
 
-def frame_count(total: int, rate: float, config: PatchConfig, options: MediaOptions, *, context: int) -> int:
+def frame_count(
+    total: int, rate: float, config: PatchConfig, options: MediaOptions, *, context: int, videos: int = 1
+) -> int:
     """How many frames to take of a file's `total`, at `rate` a second: a multiple of `config.temporal_patch`.
 
     Raises:
@@ -140,13 +149,13 @@ def frame_count(total: int, rate: float, config: PatchConfig, options: MediaOpti
         raise ValueError(f"max_frames is {most}; expected at least {pair}, the frames of a patch")
     if options.max_frames is None and options.total_pixels is None:
         least_area = max(_least_area(config, options), 1)
-        most = min(most, int(pair * _total_area(config, options, context) / least_area))
+        most = min(most, int(pair * _total_area(config, options, context / videos) / least_area))
     count = min(max(total / rate * (options.fps or FPS), least), most // pair * pair, total)
     return max(math.floor(count / pair), 1) * pair
 
 
 def frame_size(
-    height: int, width: int, count: int, config: PatchConfig, options: MediaOptions, *, context: int
+    height: int, width: int, count: int, config: PatchConfig, options: MediaOptions, *, context: int, videos: int = 1
 ) -> tuple[int, int]:
     """The size (height, width) that each of `count` frames gets.
 
@@ -159,7 +168,7 @@ def frame_size(
         low, high = RESIZED_TOKENS[0] * cell, RESIZED_TOKENS[1] * cell
     else:
         low = _least_area(config, options)
-        share = _total_area(config, options, context) / count * pair
+        share = _total_area(config, options, context / videos) / count * pair
         high = max(min(FRAME_TOKENS[1] * cell, share), int(low * 1.05))
         high = high if options.max_pixels is None else min(high, options.max_pixels)
     height, width = vision.smart_resize(height, width, factor=config.factor, min_pixels=low, max_pixels=int(high))
@@ -179,7 +188,7 @@ def _least_area(config: PatchConfig, options: MediaOptions) -> int:
     return least if options.max_pixels is None else min(least, options.max_pixels)
 
 
-def _total_area(config: PatchConfig, options: MediaOptions, context: int) -> float:
+def _total_area(config: PatchConfig, options: MediaOptions, context: float) -> float:
     if options.total_pixels is not None:
         return options.total_pixels
     return min(TOTAL_TOKENS, CONTEXT_SHARE * context) * config.factor**2
@@ -199,8 +208,29 @@ def nearest_frames(times: np.ndarray, count: int) -> np.ndarray:
     return np.where((late < 0) | ((late == 0) & (before % 2 == 0)), before, after)
 
 
+def _refuse_animated_webp(file: BinaryIO, name: str):
+    head = file.read(21)
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+        raise ValueError(f"{name}: is an animated WebP, which FFmpeg cannot read; convert it to MP4 or GIF")
+
+
+def _frame(source: Any, name: str, options: MediaOptions) -> Image.Image:
+    try:
+        return image.load(source, name=name, options=options)
+    except ValueError as error:
+        if isinstance(source, (str, os.PathLike)) and "not an image" in str(error):
+            raise ValueError(f"{error}; of a video file, give the path alone, not in a list") from None
+        raise
+
+
 def _from_pictures(
-    source: Any, name: str, config: PatchConfig, options: MediaOptions, context: int, progress: Progress | None
+    source: Any,
+    name: str,
+    config: PatchConfig,
+    options: MediaOptions,
+    context: int,
+    videos: int,
+    progress: Progress | None,
 ) -> Clip:
     """Frames given one by one: all are taken, for whoever gives frames has chosen them."""
     pictures = source if isinstance(source, (list, tuple)) else to_numpy(source)
@@ -208,12 +238,10 @@ def _from_pictures(
         raise ValueError(f"{name}: an array of shape {list(pictures.shape)}; expected frames [n, h, w, 3]")
     if not (given := len(pictures)):
         raise ValueError(f"{name}: holds no frames; expected at least one")
-    loaded = (
-        image.load(picture, name=f"{name}, frame {number}", options=options) for number, picture in enumerate(pictures)
-    )
+    loaded = (_frame(picture, f"{name}, frame {number}", options) for number, picture in enumerate(pictures))
     first = next(loaded)
     count = math.ceil(given / config.temporal_patch) * config.temporal_patch
-    frames = _allocate(name, first.height, first.width, count, config, options, context)
+    frames = _allocate(name, first.height, first.width, count, config, options, context, videos)
     for number, picture in enumerate(itertools.chain([first], loaded)):
         if picture.size != first.size:
             # One camera has one size: a mix is a list of images, and one resized to another's shape would be warped.
@@ -235,6 +263,7 @@ def _from_file(
     config: PatchConfig,
     options: MediaOptions,
     context: int,
+    videos: int,
     progress: Progress | None,
 ) -> Clip | None:
     """Frames chosen by an index; None where not all of them come."""
@@ -246,19 +275,26 @@ def _from_file(
     stated = index.rate > 0 and abs(seconds * index.rate - steps) <= 0.5
     rate = index.rate if stated or not steps else steps / seconds
     try:
-        count = frame_count(len(times), rate or FPS, config, options, context=context)
+        count = frame_count(len(times), rate or FPS, config, options, context=context, videos=videos)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     chosen = start + nearest_frames(times, count)
-    frames = _allocate(name, index.height, index.width, count, config, options, context)
+    frames = _allocate(name, index.height, index.width, count, config, options, context, videos)
     found = np.zeros(count, bool)
     for number, pixels in video_track.decode(file, name, index, np.unique(chosen), progress):
+        height, width, _ = pixels.shape
+        if (height, width) != (index.height, index.width):
+            at = float(index.times[number] - index.times[0]) * index.tick
+            raise ValueError(
+                f"{name}: its frame at {at:.2f} s is {height} x {width} pixels, but the first is {index.height} x "
+                f"{index.width}; expected one size; convert it to one, or cut it into files of one size"
+            )
         slots = chosen == number
         frames[slots] = vision.resize(Image.fromarray(pixels), frames.shape[1:3])
         found |= slots
     if not found.all():
         return None
-    return Clip(frames, seconds / max(count - 1, 1) if steps else 1 / (options.fps or FPS))
+    return Clip(frames, seconds / max(count - 1, 1) if steps else 1 / (options.fps or FPS), index.origin)
 
 
 def _range(index: video_track.Index, name: str, options: MediaOptions) -> tuple[int, int]:
@@ -286,10 +322,18 @@ def _range(index: video_track.Index, name: str, options: MediaOptions) -> tuple[
 
 
 def _allocate(
-    name: str, height: int, width: int, count: int, config: PatchConfig, options: MediaOptions, context: int
+    name: str,
+    height: int,
+    width: int,
+    count: int,
+    config: PatchConfig,
+    options: MediaOptions,
+    context: int,
+    videos: int,
 ) -> np.ndarray:
     """Room for frames of the size they get: uint8 [count, h, w, 3]."""
     try:
-        return np.empty((count, *frame_size(height, width, count, config, options, context=context), 3), np.uint8)
+        size = frame_size(height, width, count, config, options, context=context, videos=videos)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    return np.empty((count, *size, 3), np.uint8)

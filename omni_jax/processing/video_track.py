@@ -9,11 +9,12 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.error import FFmpegError
 from av.stream import Disposition
+from PIL import Image
 
-from omni_jax.processing.image import MAX_PIXELS
-from omni_jax.processing.source import reason
+from omni_jax.processing import container
+from omni_jax.processing.container import HOLE, Packets
+from omni_jax.processing.image import MAX_PIXELS, to_rgb
 
 Progress = Callable[[int, int, str], None]  # (done, total, name)
 
@@ -23,8 +24,8 @@ _RANDOM_ACCESS = (
     *("mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1"),
 )
 _TEXT_ART = ("ansi", "bintext", "xbin", "idf")  # as which FFmpeg would show a text file, by its name
-_STATE_LENGTH = ("mov", "matroska", "flv")  # containers whose headers do; of others, the length is an estimate
-_HOLE = 1.0  # seconds without pictures that are damage: less is a dropped frame, or a length rounded
+_NOUN = "a video"
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Index:
         height, width: Of the first frame, upright.
         cut: Whether more should follow, but is lost.
         packets: Each packet's time, in the file's order: of the frame that it completes. None where packets do not tell
-            that, and frames are known by their number instead.
+            that, and all are decoded.
         keyframes: At which packets decoding can start: bool [packets]. It can at the first, whatever is stated.
+        origin: When the first frame is shown, in seconds of the clock that the file's tracks share.
+        counted: Whether frames tell no times, and are known by their number instead.
     """
 
     times: np.ndarray
@@ -50,6 +53,8 @@ class Index:
     cut: bool
     packets: np.ndarray | None
     keyframes: np.ndarray
+    origin: float
+    counted: bool = False
 
 
 def read_index(file: BinaryIO, name: str) -> Index:
@@ -60,46 +65,38 @@ def read_index(file: BinaryIO, name: str) -> Index:
     """
     pts, keyframes, whole = [], [], []
     first: Any = None
-    ends, cut = {}, False  # ends: of each track, in its own ticks
-    with _opened(file, name) as (container, track):
-        decoder, form = track.codec_context, container.format.name
-        try:
-            for packet in _packets(container):  # of all tracks: any of them shows that a file ends too early
-                if packet.stream_index == track.index and first is None:
-                    first = next(iter(_decode(decoder, packet)), None)
-                if packet.dts is None and not packet.size:
-                    continue  # tells a decoder that its track has ended
-                cut = packet.is_corrupt
-                if packet.pts is not None:
-                    end = packet.pts + (packet.duration or 0)
-                    ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
-                if packet.stream_index == track.index:
-                    pts.append(packet.pts)
-                    keyframes.append(packet.is_keyframe)
-                    whole.append(not (packet.is_discard or packet.is_corrupt))
-        except FFmpegError:
-            cut = True
+    with _opened(file, name) as (opened, track, decoder):
+        packets = Packets(opened, _NOUN)
+        for packet in packets:
+            if packet.stream_index == track.index:
+                if first is None:
+                    first = next(iter(container.decoded(decoder, packet) or []), None)
+                pts.append(packet.pts)
+                keyframes.append(packet.is_keyframe)
+                whole.append(not (packet.is_discard or packet.is_corrupt))
+        if first is None:  # few pictures, which a decoder still holds
+            first = next(iter(container.decoded(decoder, None) or []), None)
         if first is None:
-            raise ValueError(f"{name}: no frame decodes; expected a video file, of at most {MAX_PIXELS} pixels a frame")
+            raise ValueError(f"no frame decodes; expected a video file, of at most {MAX_PIXELS} pixels a frame")
+        form = opened.format.name
         if len(pts) == 1 and (form == "image2" or form.endswith("_pipe")):
-            raise ValueError(f"{name}: is a picture; expected a video file; give it as an image")
-        if container.duration and form.startswith(_STATE_LENGTH):
-            end = max((float(end * container.streams[number].time_base) for number, end in ends.items()), default=0.0)
-            stated = (container.duration + min(container.start_time or 0, 0)) / av.time_base
-            cut |= stated - end > _HOLE
+            raise ValueError("is a picture; expected a video file; give it as an image")
         told = _are_of_frames(pts, first.pts, reordered=decoder.has_b_frames)
-        packets = np.array(pts, np.int64) if told else None
+        of_frames = np.array(pts, np.int64) if told else None
+        # What is shown before the first frame that decodes needs a keyframe that is not in the file.
+        shown = np.arange(0) if of_frames is None else np.sort(of_frames[np.array(whole) & (of_frames >= first.pts)])
+        tick = float(track.time_base)
         height, width, _ = _upright(first).shape
         return Index(
-            # What is shown before the first frame that decodes needs a keyframe that is not in the file.
-            times=np.arange(0) if packets is None else np.sort(packets[np.array(whole) & (packets >= first.pts)]),
-            tick=float(track.time_base),
+            times=shown,
+            tick=tick,
             rate=float(track.average_rate or 0),
             height=height,
             width=width,
-            cut=cut,
-            packets=packets,
+            cut=packets.cut,
+            packets=of_frames,
             keyframes=np.array(keyframes) & (decoder.name in _RANDOM_ACCESS),
+            origin=float(shown[0] if shown.size else first.pts or 0) * tick,
         )
 
 
@@ -120,20 +117,21 @@ def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | N
         ValueError: in one line, when neither frames nor the file tell times.
     """
     whole = [(0, len(index.keyframes) - 1)]
-    frames = _frames(file, name, whole, _Meter(whole, name, progress))
-    pts: list[Any] = [frame.pts for frame in frames]
-    if None in pts or any(a >= b for a, b in itertools.pairwise(pts)):
+    pts: list[Any] = [frame.pts for frame in _frames(file, name, whole, _Meter(whole, name, progress))]
+    if index.packets is None and (None in pts or any(a >= b for a, b in itertools.pairwise(pts))):
         if not index.rate:
             raise ValueError(f"{name}: its frames have no times and it states no rate; convert it to MP4")
-        return replace(index, times=np.arange(len(pts)), tick=1 / index.rate, packets=None)
-    times, cut = np.array(pts, np.int64), index.cut
+        return replace(index, times=np.arange(len(pts)), tick=1 / index.rate, counted=True)
+    # Behind damage a decoder may give frames out of turn, twice or without a time: where packets tell times, all are known.
+    times, cut = np.array(sorted({*pts} - {None}), np.int64), index.cut
     if index.packets is not None and times.size:
         after = np.searchsorted(times, index.times)
         near = np.stack([times[np.minimum(after, len(times) - 1)], times[np.maximum(after - 1, 0)]])
-        lost = index.times[np.abs(near - index.times).min(axis=0) * index.tick > _HOLE]
+        lost = index.times[np.abs(near - index.times).min(axis=0) * index.tick > HOLE]
         if lost.size:
             times, cut = times[times < lost[0]], True
-    return replace(index, times=times, cut=cut, packets=None)
+    origin = float(times[0]) * index.tick if times.size else index.origin
+    return replace(index, times=times, cut=cut, packets=None, origin=origin)
 
 
 def decode(
@@ -149,15 +147,13 @@ def decode(
     Yields:
         Number and pixels, uint8 [h, w, 3], upright, of those frames that come: in a file that is odd, not all may.
     """
-    if index.packets is None:
-        parts = [(0, len(index.keyframes) - 1)]
-        wanted: dict[int | None, int] = {int(number): int(number) for number in chosen}
-    else:
-        parts = _parts(index.packets, index.keyframes, index.times[chosen])
-        wanted = {int(index.times[number]): int(number) for number in chosen}
+    times = index.times[chosen]
+    whole = [(0, len(index.keyframes) - 1)]
+    parts = whole if index.packets is None else _parts(index.packets, index.keyframes, times)
+    wanted: dict[int | None, int] = dict(zip(times.tolist(), chosen.tolist(), strict=True))
     meter = _Meter(parts, name, progress)
     for order, frame in enumerate(_frames(file, name, parts, meter)):
-        number = wanted.pop(order if index.packets is None else frame.pts, None)
+        number = wanted.pop(order if index.counted else frame.pts, None)
         if number is not None:
             yield number, _upright(frame)
         if not wanted:
@@ -198,16 +194,17 @@ def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Met
 
     All packets are read, which costs little, rather than sought: containers seek by times that are not exact.
     """
-    with _opened(file, name) as (container, track):
-        track.thread_type = "AUTO"
-        decoder, left = track.codec_context, iter(parts)
+    with _opened(file, name) as (opened, track, decoder):
+        decoder.thread_type = "AUTO"
+        left = iter(parts)
         start, stop = next(left)
-        for position, packet in enumerate(_packets(container, track)):
+        packets = (packet for packet in Packets(opened, _NOUN) if packet.stream_index == track.index)
+        for position, packet in enumerate(packets):
             if position < start:
                 continue
-            frames = _decode(decoder, packet)
+            frames = container.decoded(decoder, packet) or []
             if position == stop:
-                frames += _decode(decoder, None)
+                frames += container.decoded(decoder, None) or []
                 decoder.flush_buffers()
                 start, stop = next(left, (math.inf, math.inf))
             meter.advance(meter.done + 1)
@@ -216,58 +213,43 @@ def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Met
                 return
 
 
-def _packets(container: Any, *tracks: Any) -> Iterator[av.Packet]:
-    """The packets of some tracks, or of all, and an empty one at the end of each."""
-    with contextlib.suppress(IndexError):  # PyAV's, at the end of a file where a track has turned up midway
-        yield from container.demux(*tracks)
-
-
-def _decode(decoder: Any, packet: av.Packet | None) -> list[av.VideoFrame]:
-    """The frames that a packet completes, or without one those still held; none where it is damaged."""
-    try:
-        return decoder.decode(packet)
-    except FFmpegError:
-        return []
-
-
 @contextlib.contextmanager
-def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
-    """Opens a file as a container, with its first picture track."""
-    file.seek(0)
-    # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
-    options = {"protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
+def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any, Any]]:
+    """Opens a file as a container, with its first picture track and a decoder of that; names it in errors."""
+    bound = {"max_pixels": str(MAX_PIXELS)}
     try:
-        with av.open(file, "r", metadata_errors="ignore", options=options) as container:
-            track = _picture_track(container)
-            track.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-            yield container, track
-    except (FFmpegError, OSError) as error:  # OSError: of the file itself
-        raise ValueError(f"{name}: not a video, or damaged ({reason(error)})") from None
-    except _NoVideoError as error:
+        with container.opened(file, _NOUN, **bound) as opened:
+            track = _picture_track(opened)
+            decoder = track.codec_context
+            stated = {key.lower(): value for key, value in track.metadata.items()}
+            if stated.get("alpha_mode") == "1" and decoder.name in _WITH_ALPHA:
+                decoder = av.CodecContext.create(_WITH_ALPHA[decoder.name], "r")
+            decoder.options = bound
+            yield opened, track, decoder
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-class _NoVideoError(Exception):
-    """Why a file is no video, in words for the user."""
-
-
-def _picture_track(container: Any) -> Any:
-    tracks = container.streams.video
+def _picture_track(opened: Any) -> Any:
+    tracks = opened.streams.video
     moving = [track for track in tracks if not track.disposition & Disposition.attached_pic]
     if not moving:
-        holds = ["sound"] * bool(container.streams.audio) + ["a cover picture"] * bool(tracks)
-        raise _NoVideoError(f"holds {' and '.join(holds) or 'no pictures'}; expected a video file")
+        holds = ["sound"] * bool(opened.streams.audio) + ["a cover picture"] * bool(tracks)
+        raise ValueError(f"holds {' and '.join(holds) or 'no pictures'}; expected a video file")
     decoder = moving[0].codec_context
     if decoder is None:
-        raise _NoVideoError("its codec cannot be decoded here; convert it to H.264 in MP4")
+        raise ValueError("its codec cannot be decoded here; convert it to H.264 in MP4")
     if decoder.name in _TEXT_ART:
-        raise _NoVideoError("is text; expected a video file")
+        raise ValueError("is text; expected a video file")
     return moving[0]
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """A frame's pixels, uint8 [h, w, 3], turned and mirrored as its file states."""
+    """A frame's pixels, uint8 [h, w, 3], on white, turned and mirrored as its file states."""
     pixels = frame.to_ndarray(format="rgb24")
+    if any(part.is_alpha for part in frame.format.components):
+        alpha = frame.to_ndarray(format="gbrap")[..., 3]  # to rgba, FFmpeg loses the last columns of some widths
+        pixels = np.asarray(to_rgb(Image.fromarray(np.dstack([pixels, alpha]))))
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return pixels
     # A point (x, y) is shown at (a x + c y, b x + d y); of any angle, the nearest multiple of a right one is taken.

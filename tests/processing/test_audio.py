@@ -5,9 +5,13 @@ import functools
 import http.server
 import io
 import json
+import math
 import os
 import re
+import subprocess
+import sys
 import threading
+from fractions import Fraction
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,7 +23,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_jax.processing import audio
+from omni_jax.processing import audio, audio_file, video, vision
 from omni_jax.processing.options import MediaOptions
 
 HELLO = Path(audio.__file__).parents[1] / "assets" / "hello.flac"
@@ -195,7 +199,7 @@ def part_sources(folder):
 
 @pytest.mark.parametrize("block", [1 << 18, 1_000])
 def test_a_part_is_cut_out(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(audio, "_READ_FRAMES", block)
+    monkeypatch.setattr(audio_file, "_READ_FRAMES", block)
     expected = tone(16_000, 1)[1_600:5_600, 0] / 2
     for source in part_sources(tmp_path):
         samples = audio.load(source, options=PART)
@@ -214,7 +218,7 @@ def test_a_part_beyond_the_end(tmp_path):
 
 
 def test_only_the_part_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "_READ_FRAMES", 1_000)
+    monkeypatch.setattr(audio_file, "_READ_FRAMES", 1_000)
     bad_files(tmp_path)
     middle = np.where(np.arange(16_000) == 8_000, np.nan, 0)
     for source in (middle, tmp_path / "nan.wav"):
@@ -230,10 +234,11 @@ def test_any_part_of_any_blocks(start, size, sizes):
     samples = np.arange(sum(sizes), dtype=np.float32)
     blocks = np.split(samples, np.cumsum(sizes)[:-1])
     options = MediaOptions(audio_start=start / 16_000, audio_end=(start + size) / 16_000)
-    part, rate, seen = audio._cut([(block, 16_000) for block in blocks], options)
-    np.testing.assert_array_equal(part, samples[start : start + size])
-    assert rate == 16_000
-    assert min(samples.size, start + size) <= seen <= samples.size
+    taken = [audio_file.Block(block, 16_000) for block in blocks]
+    part = audio_file.take(taken, options.audio_start, options.audio_end, math.inf, "audio")
+    np.testing.assert_array_equal(part.samples, samples[start : start + size])
+    assert min(samples.size, start + size) <= part.seen * 16_000 <= samples.size
+    assert not part.fault
 
 
 def test_a_pipe_is_read():
@@ -318,7 +323,7 @@ def bad_files(folder):
         "inf.wav": r"NaN or infinite samples, the first at 0\.250 s",
         "text.wav": "not audio, or damaged",
         "bytes.mp3": "not audio, or damaged",
-        "cut.flac": "not audio, or damaged",
+        "cut.flac": r"its sound is cut off or damaged after 1\.22 s; give the whole file, or audio_end=1\.22 for what there is",
         "headerless.raw": "has no audio track",  # by its name, PyAV takes it for pictures
         "video.mp4": "has no audio track; expected a sound file, or a video with sound",
     }
@@ -337,6 +342,216 @@ def test_bad_files_are_named_with_their_fault(tmp_path):
         path = tmp_path / name
         assert_refused(path, f"^{re.escape(str(path))}: .*{pattern}")
         assert_refused(str(path), f"^message 3, audio 1: .*{pattern}", name="message 3, audio 1")
+
+
+# What is lost
+
+
+def ticks(seconds, rate=16_000):
+    """A sound of which each second has its own loudness: [W, 1]."""
+    second = np.arange(round(seconds * rate)) // rate
+    return (0.05 * (second + 1) * np.sign(np.sin(np.arange(second.size) * 0.2 + 0.1)))[:, None].astype(np.float32)
+
+
+def lossy(folder):
+    """Ten seconds of sound in each kind of file that states its length."""
+    rng = np.random.default_rng(0)
+    samples = rng.normal(scale=0.1, size=(160_000, 1)).astype(np.float32)
+    for suffix in ("wav", "aiff", "flac", "mp3"):
+        soundfile.write(folder / f"a.{suffix}", samples, 16_000)
+    write_av(folder / "a.mkv", samples, 16_000, "aac")
+    write_av(folder / "a.webm", samples, 48_000, "libopus")
+    with av.open(str(folder / "a.m4a"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(as_int16(samples).T, format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return sorted(folder.glob("a.*"))
+
+
+def test_a_file_cut_off_says_how_far_it_goes(tmp_path):
+    paths = lossy(tmp_path)
+    assert len(paths) == 7
+    for path in paths:
+        content = path.read_bytes()
+        whole = audio.load(content)
+        part = content[: len(content) // 2]
+        message = assert_refused(part, "x: its sound is cut off or damaged after ", name="x")
+        told = float(message.split("audio_end=")[1].split()[0])
+        assert message.endswith(f" s; give the whole file, or audio_end={told:g} for what there is")
+        assert 0.3 < told * 16_000 / whole.size < 0.6
+        assert audio.load(part, options=MediaOptions(audio_end=told)).size == round(told * 16_000)
+        assert_refused(part, f"audio_end={told:g} ", options=MediaOptions(audio_end=told + 1))
+
+
+@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0])
+def test_a_wav_written_into_a_pipe_states_no_length(tmp_path, size):
+    soundfile.write(tmp_path / "a.wav", ticks(3), 16_000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = size.to_bytes(4, "little")
+    content[4:8] = (0xFFFF_FFFF).to_bytes(4, "little")
+    if size:
+        assert audio.load(bytes(content)).size == 48_000
+    else:
+        assert_refused(bytes(content), "holds no samples")
+
+
+def test_an_mp3_whose_length_is_guessed_is_read_to_its_end(tmp_path):
+    """By an average of its first frames, which are quiet here: libsndfile would end long before the end, or state more."""
+    loud = np.random.default_rng(0).normal(scale=0.2, size=(160_000, 1))
+    for samples in (np.concatenate([loud, loud * 0]), np.concatenate([loud * 0, loud])):
+        soundfile.write(tmp_path / "a.mp3", samples, 16_000, bitrate_mode="VARIABLE", compression_level=0.3)
+        content = (tmp_path / "a.mp3").read_bytes()
+        assert audio.load(content).size == 320_000
+        guessed = content.replace(b"Xing", bytes(4)).replace(b"Info", bytes(4))
+        assert guessed != content
+        assert audio.load(guessed).size == pytest.approx(320_000, abs=4_000)
+
+
+def test_packets_that_do_not_decode_are_damage(tmp_path):
+    write_av(tmp_path / "a.m4a", ticks(10), 16_000, "aac")
+    whole = (tmp_path / "a.m4a").read_bytes()
+    with av.open(io.BytesIO(whole)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+
+    def without(lost):
+        content = bytearray(whole)
+        for at, size in lost:
+            content[at : at + size] = bytes(size)
+        return bytes(content)
+
+    middle = len(places) // 2
+    said = r"its sound is cut off or damaged after [45]\.\d\d s; give the whole file, or audio_end="
+    assert_refused(without(places[middle : middle + 1]), said)
+    assert_refused(without(places), r"not audio, or damaged .*nothing of its sound decodes")
+
+
+def test_more_than_fits_is_not_decoded(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(16_000, 1).repeat(40, axis=0), 16_000)  # 20 s
+    write_av(tmp_path / "a.mkv", tone(16_000, 1).repeat(40, axis=0), 16_000, "aac")
+    for source in (tmp_path / "a.mkv", tmp_path / "a.flac", np.zeros(320_000, np.float32)):
+        found = r"at least \d+\.\d s of sound, but the model's context has room for 5\.0 s; take a part, by audio_start"
+        assert_refused(source, found, limit=5.0)
+        assert audio.load(source, limit=21.0).size >= 320_000
+        assert audio.load(source, limit=5.0, options=MediaOptions(audio_start=1, audio_end=6)).size == 80_000
+
+
+MEASURE = """
+import resource, sys
+from omni_jax.processing import audio
+def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+audio.load(sys.argv[1])
+before = used()
+samples = audio.load(sys.argv[2])
+print((used() - before) / samples.nbytes)
+"""
+
+
+def test_memory_is_that_of_the_samples(tmp_path):
+    """Ten minutes at 48 kHz, which by themselves would be three times what is returned."""
+    for count, name in ((48_000, "short.flac"), (28_800_000, "long.flac")):
+        soundfile.write(tmp_path / name, np.zeros(count, np.int16), 48_000)
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "short.flac", tmp_path / "long.flac"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert float(run.stdout) < 1.5
+
+
+# The sound of a video
+
+
+def write_track(path, starts, *, picture=0.0, samples=None):
+    """A video of one second of pictures from a time on, and a second of ticks at each of some times."""
+    samples = ticks(len(starts)) if samples is None else samples
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=10)
+        pictures.width = pictures.height = 32
+        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        packets = []
+        for number in range(10):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            packets += pictures.encode(frame)
+        packets += pictures.encode(None)
+        for packet in packets:
+            packet.pts += round(picture * 10)
+            packet.dts += round(picture * 10)
+            container.mux(packet)
+        for second, start in enumerate(starts):
+            for tenth in range(10):  # packets of 100 ms
+                first = second * 16_000 + tenth * 1_600
+                frame = av.AudioFrame.from_ndarray(
+                    as_int16(samples[first : first + 1_600]).T, format="s16", layout="mono"
+                )
+                frame.sample_rate, frame.pts, frame.time_base = (
+                    16_000,
+                    round(start * 16_000) + tenth * 1_600,
+                    Fraction(1, 16_000),
+                )
+                container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    return path
+
+
+def track(path, *, limit=math.inf, **options):
+    media = MediaOptions(**options)
+    origin = video.load(path, vision.PatchConfig(), MediaOptions(max_pixels=4096), context=4096).origin
+    with open(path, "rb") as file:
+        return audio.load_track(file, "x", media, origin=origin, limit=limit)
+
+
+def seconds(samples):
+    """Which second of the ticks is heard in each second, 0 for silence."""
+    return [round(float(np.abs(samples[at : at + 16_000]).max()) / 0.05) for at in range(0, samples.size, 16_000)]
+
+
+@pytest.mark.parametrize(
+    ("starts", "picture", "expected"),
+    [
+        ([0, 1, 2], 0, [1, 2, 3]),
+        ([2, 3, 4], 0, [0, 0, 1, 2, 3]),
+        ([0, 1, 2], 2, [3]),
+        ([0, 1, 2], 1, [2, 3]),
+        ([0, 1, 4], 0, [1, 2, 0, 0, 3]),
+        ([3, 6], 1, [0, 0, 1, 0, 0, 2]),
+    ],
+)
+def test_sound_is_placed_by_its_time(tmp_path, starts, picture, expected):
+    samples = track(write_track(tmp_path / "a.mkv", starts, picture=picture))
+    assert seconds(samples) == expected
+    assert samples.size == len(expected) * 16_000
+
+
+def test_a_small_hole_is_a_time_stamp_rounded(tmp_path):
+    path = write_track(tmp_path / "a.mkv", [0, 1.03, 2.06])
+    assert track(path).size == 3 * 16_000 + 960  # 30 ms are not filled, 60 ms are
+    assert track(write_track(tmp_path / "b.mkv", [0, 1.001, 2.002])).size == 3 * 16_000
+
+
+def test_a_part_of_the_sound_of_a_video(tmp_path):
+    path = write_track(tmp_path / "a.mkv", [2, 3, 6])
+    assert seconds(track(path, video_start=1, video_end=4)) == [0, 1, 2]
+    assert seconds(track(path, video_start=3)) == [2, 0, 0, 3]
+    way = "; check video_start and video_end, or leave load_audio_from_video .use_audio_in_video. out for it"
+    for part, words in (
+        ({"video_end": 1}, "0 s to 1 s"), ({"video_start": 4, "video_end": 5.5}, "4 s to 5.5 s"), ({"video_start": 9}, "9 s on"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^x: has no sound from {words}{way}"):
+            track(path, **part)
+    with pytest.raises(
+        ValueError, match=r"^x: at least .* room for 2\.5 s; take a part, by video_start and video_end$"
+    ):
+        track(path, limit=2.5)
+
+
+def test_a_clock_set_back_goes_on(tmp_path):
+    blocks = [
+        audio_file.Block(np.full(16_000, n, np.float32), 16_000, time) for n, time in enumerate([5.0, 6.0, 0.0, 1.0])
+    ]
+    placed = np.concatenate([block.samples for block in audio_file.placed(blocks, 5.0)])
+    np.testing.assert_array_equal(placed, np.arange(4).repeat(16_000))
 
 
 SAMPLES = np.zeros(1_000, np.float32)

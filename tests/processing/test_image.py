@@ -173,6 +173,14 @@ def sixteen():
     return wide, np.repeat(np.rint(wide / 257).astype(np.uint8)[..., None], 3, -1)
 
 
+def test_32_bits_that_hold_8(tmp_path):
+    """Of the largest value, up to 255, they are read as 8 bits; beyond, as 16."""
+    values = np.arange(0, 250).reshape(10, 25).astype(np.int32)
+    np.testing.assert_array_equal(pixels(Image.fromarray(values))[..., 0], values)
+    values[0, 0] = 256
+    assert pixels(Image.fromarray(values)).max() == 1
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
 def test_sixteen_bits_are_scaled_by_their_range(mode):
     wide, expected = sixteen()

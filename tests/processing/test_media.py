@@ -1,5 +1,8 @@
 """Media of a conversation: every kind in its order, with the options of the request and of its own part; faults named."""
 
+import dataclasses
+
+import av
 import numpy as np
 import pytest
 
@@ -104,6 +107,56 @@ def test_one_file_object_is_seen_and_heard(reader, films):
         assert other.runs == by_path.runs
 
 
+def test_the_sound_of_a_film_begins_with_its_pictures(reader, films, tmp_path):
+    """A track that starts two seconds late is as much silence and the same sound."""
+    late = tmp_path / "late.mp4"
+    with av.open(str(films / "sounding.mp4")) as given, av.open(str(late), "w") as made:
+        copies = {track.index: made.add_stream_from_template(track) for track in given.streams}
+        for packet in given.demux():
+            if packet.dts is not None:
+                shift = round(2 / packet.time_base) if packet.stream.type == "audio" else 0
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = copies[packet.stream_index]
+                made.mux(packet)
+    as_it_was, delayed = (
+        media.read(user({"video": str(path)}), reader, HEARD).mel[0] for path in (films / "sounding.mp4", late)
+    )
+    assert delayed.shape[1] == pytest.approx(as_it_was.shape[1] + 200, abs=8)  # AAC's first frame is a lead-in
+    assert delayed[:, :190].max() < delayed[:, 215:400].max() - 1
+
+
+def test_videos_share_the_context(reader, films):
+    config = reader.thinker
+    small = dataclasses.replace(reader, thinker=dataclasses.replace(config, context=1_000))
+    film = {"video": str(films / "silent.mp4")}
+    for count in (1, 2, 3):
+        made = media.read(user(*[film] * count), small, SILENT)
+        assert sum(made.runs[config.video_token]) <= 1_000
+
+
+def test_what_does_not_fit_is_refused_before_it_is_made(reader, films, monkeypatch):
+    """Each has the room that those before it leave."""
+    config = reader.thinker
+    small = dataclasses.replace(reader, thinker=dataclasses.replace(config, context=130))
+
+    def said(*parts, options=SILENT):
+        with pytest.raises(ValueError, match=r"^message 0, part ") as error:
+            media.read(user(*parts), small, options)
+        return str(error.value)
+
+    monkeypatch.setattr(vision, "resize", None)  # which would take the memory
+    large = {"image": picture(640, 960), "max_pixels": 10**8}
+    assert said(large).endswith("640 x 960 pixels make 600 tokens, but the context has room for 130; lower max_pixels")
+    assert "at least 11.0 s of sound, but the model's context has room for 10.0 s" in said({"audio": sound(11)})
+    monkeypatch.undo()
+    assert "has room for 124; lower" in said({"image": picture()}, large)
+    assert "has room for 5.0 s" in said({"audio": sound(5)}, {"audio": sound(6)})
+    film = {"video": str(films / "silent.mp4"), "nframes": 6, "resized_height": 160, "resized_width": 160}
+    assert "part 1: with the media before it, it makes 150 tokens, but the context holds 130" in said(film, film)
+    heard = {"video": str(films / "sounding.mp4"), "nframes": 6, "resized_height": 192, "resized_width": 192}
+    assert "room for 1.7 s; take a part, by video_start and video_end" in said(heard, options=HEARD)
+
+
 def test_progress_tells_of_a_film(reader, films):
     told = []
     media.read(user({"video": str(films / "silent.mp4")}), reader, SILENT, lambda *args: told.append(args))
@@ -120,7 +173,7 @@ def test_progress_tells_of_a_film(reader, films):
         ({"image": b""}, SILENT, "part 0: image .bytes.: is empty"),
         ({"video": b"no film"}, SILENT, "part 0: video .bytes.: not a video"),
         ({"video": np.zeros((0, 64, 96, 3), np.uint8)}, SILENT, "holds no frames"),
-        ({"video": "FILMS/silent.mp4"}, HEARD, "silent.mp4: has no audio track"),
+        ({"video": "FILMS/silent.mp4"}, HEARD, r"no audio track; leave load_audio_from_video \(use_audio_in_video\) out for it"),
         ({"video": np.zeros((2, 64, 96, 3), np.uint8)}, HEARD, "frames have no sound; give a video file"),
         ({"image": np.zeros((10, 2100, 3), np.uint8)}, SILENT, "200"),
         ({"image": np.zeros((64, 64, 3), np.uint8), "max_pixels": "many"}, SILENT, "max_pixels is 'many'"),

@@ -192,6 +192,17 @@ def test_by_default_a_video_fits_the_context(total, height, ratio, context):
     assert count // 2 * height * width // CONFIG.factor**2 <= 0.95 * context
 
 
+def test_several_videos_share_the_context():
+    alone = {"config": CONFIG, "options": MediaOptions(), "context": 40_000}
+    for videos in (2, 3, 9):
+        shared = {**alone, "context": 40_000 // videos}
+        count = video.frame_count(90_000, 25.0, **alone, videos=videos)
+        assert count == video.frame_count(90_000, 25.0, **shared)
+        assert video.frame_size(480, 640, count, **alone, videos=videos) == video.frame_size(480, 640, count, **shared)
+    large = MediaOptions(min_pixels=1_000_000)  # what is asked for is given, where it fits the context
+    assert np.prod(video.frame_size(480, 640, 70, CONFIG, large, context=40_000, videos=9)) >= 1_000_000
+
+
 def test_more_than_the_context_is_refused_before_decoding(tmp_path):
     path = film(tmp_path / "a.mp4")
     assert fault(path, nframes=100, min_pixels=3_000_000, name="x") == (
@@ -449,7 +460,7 @@ def test_the_colours_of_a_file_are_those_that_it_states(tmp_path, space):
     np.testing.assert_allclose(load(path).frames[0, 5, 5] / 255, (red, green, blue), atol=0.012)
 
 
-def test_pictures_that_change_their_size_get_that_of_the_first(tmp_path):
+def test_pictures_that_change_their_size_are_refused(tmp_path):
     first = film(tmp_path / "a.ts", 30, **MPEG2)
     second = film(tmp_path / "b.ts", 30, make=lambda number: picture(number + 30, (96, 160)), **MPEG2)
     with av.open(str(second)) as source, av.open(str(tmp_path / "c.ts"), "w") as target:
@@ -460,9 +471,39 @@ def test_pictures_that_change_their_size_get_that_of_the_first(tmp_path):
                 packet.pts, packet.dts = packet.pts + 108_000, packet.dts + 108_000
                 packet.stream = copy
                 target.mux(packet)
-    clip = load(first.read_bytes() + (tmp_path / "c.ts").read_bytes(), nframes=4)
-    assert clip.frames.shape[1:3] == (256, 512)
-    assert numbers(clip.frames) == evenly(60, 4)
+    content = first.read_bytes() + (tmp_path / "c.ts").read_bytes()
+    assert fault(content, nframes=4, name="x") == (
+        "x: its frame at 1.56 s is 96 x 160 pixels, but the first is 64 x 128; expected one size; convert it to one, or "
+        "cut it into files of one size"
+    )
+    assert numbers(load(content, nframes=4, video_end=1.1).frames) == evenly(28, 4)
+
+
+def clear_film(path, codec, form, **options):
+    """Four pictures of nothing with a red block on the left."""
+    pixels = np.zeros((36, 66, 4), np.uint8)
+    pixels[:, :32] = 220, 10, 30, 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE, options=options)
+        stream.height, stream.width, stream.pix_fmt = 36, 66, form
+        stream.metadata["alpha_mode"] = "1"
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba").reformat(format="gbrap", threads=1)
+            container.mux(stream.encode(frame.reformat(format=form, threads=1)))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "form"),
+    [("mov", "qtrle", "argb"), ("mov", "png", "rgba"), ("mkv", "ffv1", "yuva420p"), ("webm", "libvpx-vp9", "yuva420p")],
+)
+def test_what_is_transparent_is_white(tmp_path, suffix, codec, form):
+    frames = load(clear_film(tmp_path / f"a.{suffix}", codec, form)).frames
+    width = frames.shape[2]
+    np.testing.assert_allclose(frames[:, :, width // 2 + 20 :], 255, atol=3)
+    red = frames[:, :, 20 : width // 2 - 60]
+    np.testing.assert_allclose(red, np.broadcast_to([220, 10, 30], red.shape), atol=8)
 
 
 # Frames given as pictures
@@ -493,6 +534,11 @@ def test_given_frames_are_all_taken():
     assert numbers(clip.frames) == [*range(51), 50]
     assert told == [(number + 1, 51, "x") for number in range(51)]
     assert numbers(load(frames[7:8]).frames) == [7, 7]
+
+
+def test_a_video_in_a_list_is_no_frame(tmp_path):
+    path = film(tmp_path / "a.mp4")
+    assert fault([str(path)], name="x").endswith("; of a video file, give the path alone, not in a list")
 
 
 def test_paths_of_pictures(tmp_path):
@@ -555,6 +601,22 @@ def test_a_file_that_fails_is_said_in_a_line(tmp_path):
     assert fault(Failing(content), name="x") == "x: not a video, or damaged (the disk is gone)"
 
 
+def test_what_a_progress_callback_raises_is_its_own(tmp_path):
+    def closed(*call):
+        raise BrokenPipeError("nobody listens")
+
+    for suffix, coding in (("mp4", MPEG4), ("avi", H264)):
+        with pytest.raises(BrokenPipeError, match="nobody listens"):
+            load(film(tmp_path / f"a.{suffix}", **coding), progress=closed)
+
+
+def test_the_origin_is_when_the_first_picture_is_shown(tmp_path):
+    times = [2_000 + 40 * number for number in range(50)]
+    path = film(tmp_path / "a.mkv", 50, times=times, **OPEN_GOP)
+    assert load(path).origin == load(path, video_start=1).origin == pytest.approx(2.0)
+    assert load(film(tmp_path / "a.avi", **H264)).origin == pytest.approx(0.0, abs=0.1)
+
+
 def test_prepare(tmp_path):
     path = film(tmp_path / "a.mp4", **H264)
     clip = load(path)
@@ -613,6 +675,9 @@ def no_video(folder):
     not_one = "not a video, or damaged (Invalid data found when processing input)"
     Image.fromarray(picture(1)).save(folder / "a.jpg")
     Image.fromarray(picture(1)).save(folder / "a.png")
+    stills = [Image.fromarray(picture(number)) for number in range(4)]
+    stills[0].save(folder / "still.webp")
+    stills[0].save(folder / "moving.webp", save_all=True, append_images=stills[1:], duration=100)
     return [
         (sound(folder / "a.mp3"), "holds sound; expected a video file"),
         (sound(folder / "b.mp3", "png"), "holds sound and a cover picture; expected a video file"),
@@ -627,6 +692,8 @@ def no_video(folder):
         (write(folder / "c.mkv", broken), "its codec cannot be decoded here; convert it to H.264 in MP4"),
         (folder / "missing.mp4", "no such file; expected the path of a video file"),
         (folder, "is a folder; expected a video file"),
+        (folder / "still.webp", "is a picture; expected a video file; give it as an image"),
+        (folder / "moving.webp", "is an animated WebP, which FFmpeg cannot read; convert it to MP4 or GIF"),
         (3.5, "expected a path, URL, bytes, binary file, NumPy array or list of frames, got float"),
     ]
 
@@ -691,6 +758,41 @@ def test_frames_that_do_not_decode_say_how_far_it_goes(tmp_path):
         content[at : at + size] = bytes(size)
     assert fault(bytes(content), name="x").startswith("x: is cut off or damaged after 1.96 s; ")
     assert numbers(load(bytes(content), video_end=1.96, nframes=2).frames) == [0, 49]
+
+
+def damaged(path, start, stop):
+    """A file's bytes with nothing in the packets of some pictures but their beginnings."""
+    content = bytearray(path.read_bytes())
+    with av.open(io.BytesIO(content)) as container:
+        for packet in container.demux(video=0):
+            if packet.size and start <= packet.pts * packet.time_base < stop:
+                content[packet.pos + 5 : packet.pos + packet.size] = bytes(packet.size - 5)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_damage_in_the_middle_moves_no_frame(tmp_path, suffix):
+    """Behind it the decoder gives a frame out of turn, whose time must not be taken for another's."""
+    path = film(tmp_path / f"a.{suffix}", codec="libx264", options={"g": "250", "bf": "3"}, rate=10)
+    content = damaged(path, 5, 7)
+    message = fault(content, name="x")
+    assert message.startswith("x: is cut off or damaged after 4.")
+    told = float(message.split("video_end=")[1].split()[0])
+    clip = load(content, video_end=told, nframes=4)
+    shown, wanted = numbers(clip.frames), evenly(round(told * 10) + 1, 4)
+    assert shown[:3] == wanted[:3]
+    assert wanted[3] - 4 < shown[3] <= wanted[3]  # the last ones lack what they are drawn from
+    assert clip.interval == pytest.approx(told / 3, abs=0.01)
+
+
+def test_less_damage_leaves_the_other_frames_their_times(tmp_path):
+    path = film(tmp_path / "a.mp4", codec="libx264", options={"g": "10", "bf": "3"}, rate=10)
+    clip = load(damaged(path, 5, 5.8), nframes=34)
+    assert clip.interval == pytest.approx(9.9 / 33)
+    shown = np.array(numbers(clip.frames))
+    wanted = np.arange(34) * 3
+    apart = (wanted < 47) | (wanted > 62)
+    assert np.abs(shown - wanted)[apart].max() == 0
 
 
 def test_a_frame_that_does_not_decode_is_a_dropped_one(tmp_path):

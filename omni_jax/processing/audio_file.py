@@ -1,0 +1,258 @@
+"""Files of sound, and the sound of videos, as blocks of mono samples; parts of them at 16 kHz; what is lost is told."""
+
+import contextlib
+import math
+import os
+import re
+import struct
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import soundfile
+import soxr
+
+from omni_jax.processing import container
+from omni_jax.processing.container import HOLE, Packets
+from omni_jax.processing.source import reason
+
+SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
+RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording
+T = TypeVar("T")
+
+
+class Block(NamedTuple):
+    """Consecutive samples of one channel.
+
+    Attributes:
+        samples: float32 [w].
+        rate: Hz.
+        time: When the first is heard, in seconds of the file's clock; None for unknown.
+        heard: Whether they are of the file, not silence put in.
+    """
+
+    samples: np.ndarray
+    rate: float
+    time: float | None = None
+    heard: bool = True
+
+
+Blocks = Iterable[Block | None]  # None: here sound is lost, and none follows
+
+_READ_FRAMES = 1 << 18  # frames decoded at a time, so that many channels are never all in memory
+_MISPLACED = 0.05  # seconds that sound may be beside its time stamps: containers round them
+_NOUN = "audio"
+# Chunked files: the order of their numbers' bytes, and the chunk that holds the samples.
+_CHUNKED = {b"RIFF": ("<", b"data"), b"FORM": (">", b"SSND")}
+_READ_AHEAD = 1 << 14  # bytes of a file's end that are tags, or that a decoder need not read
+_UNKNOWN_SIZE = 0x7FFF_0000  # from here on, as programs state that write into a pipe
+
+
+class NoTrackError(Exception):
+    """A file that FFmpeg can read, but which holds pictures only."""
+
+
+def downmix(samples: np.ndarray, axis: int) -> np.ndarray:
+    """Averages the channels on an axis into float32 [W]; integers become [-1, 1] by their type's range."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by `audio`, in words
+        mono = samples.mean(axis=axis, dtype=np.float32)
+    if samples.dtype.kind in "iu":
+        half_range = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        mono = (mono - half_range * (samples.dtype.kind == "u")) / half_range
+    return mono
+
+
+def all_finite(samples: np.ndarray) -> bool:
+    """Whether no sample is NaN or infinite, without an array of answers: both extremes carry NaN along."""
+    return bool(np.isfinite(samples.min(initial=0)) and np.isfinite(samples.max(initial=0)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a sound, at 16 kHz: float32 [W]; how many seconds were decoded, what is wrong, whether it is any sound."""
+
+    samples: np.ndarray
+    seen: float
+    fault: str
+    heard: bool
+
+
+def take(blocks: Blocks, start: float | None, end: float | None, limit: float, noun: str) -> Part:
+    """Takes a part of a sound and resamples it, block by block and decoding no further; `noun` names its options."""
+    kept, count, seen, rate = bytearray(), 0, 0, 0.0
+    heard, fault, resampler = False, "", None
+    for block in blocks:
+        if block is None:
+            fault = _loss(seen / rate if rate else 0.0, noun)
+            break
+        rate = block.rate
+        if not RATES[0] <= rate <= RATES[1]:
+            fault = f"a sample rate of {rate:.10g} Hz; expected {RATES[0]} to {RATES[1]} Hz"
+            break
+        stop = math.inf if end is None else round(end * rate)
+        first, last = (int(min(max(edge - seen, 0), block.samples.size)) for edge in (round((start or 0) * rate), stop))
+        samples = block.samples[first:last]
+        if not all_finite(samples):
+            at = (seen + first + np.argmin(np.isfinite(samples))) / rate
+            fault = f"NaN or infinite samples, the first at {at:.3f} s; expected finite numbers"
+            break
+        seen, count, heard = seen + block.samples.size, count + samples.size, heard or (block.heard and last > first)
+        if count > limit * rate:
+            fault = (
+                f"at least {count / rate:.1f} s of sound, but the model's context has room for {limit:.1f} s; take a part, "
+                f"by {noun}_start and {noun}_end"
+            )
+            break
+        if rate != SAMPLE_RATE:
+            resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+            samples = resampler.resample_chunk(samples)
+        kept += np.ascontiguousarray(samples).data.cast("B")  # grows in place, where joining a list would copy all
+        if seen >= stop:
+            break
+    if resampler and not fault:
+        kept += resampler.resample_chunk(np.empty(0, np.float32), last=True).tobytes()
+        length = math.ceil(count * SAMPLE_RATE / rate)
+        del kept[length * 4 :]  # soxr rounds: at most one off
+        kept += bytes(length * 4 - len(kept))
+    return Part(np.frombuffer(kept, np.float32), seen / rate if rate else 0.0, fault, heard)
+
+
+def _loss(seconds: float, noun: str) -> str:
+    whole = math.floor(seconds * 100) / 100
+    part = f", or {noun}_end={whole:g} for what there is" if whole else ""
+    return f"its sound is cut off or damaged after {seconds:.2f} s; give the whole file{part}"
+
+
+def decode(file: BinaryIO, consume: Callable[[Blocks], T]) -> T:
+    """What a function makes of a sound file's blocks, by the first library that can decode as much as it takes.
+
+    Raises:
+        NoTrackError: the file holds pictures only.
+        ValueError: in one line without the file's name, when it is not sound.
+    """
+    reasons = []
+    for library, read in (("soundfile", _by_soundfile), ("PyAV", track)):
+        file.seek(0)
+        try:
+            with contextlib.closing(read(file)) as blocks:
+                return consume(blocks)
+        # TypeError: soundfile on a file named .raw, which has no header
+        except (soundfile.SoundFileError, ValueError, TypeError) as error:
+            reasons.append(f"{library}: {reason(error)}")
+    raise ValueError(f"not audio, or damaged ({'; '.join(reasons)})")
+
+
+def track(file: BinaryIO, *, holes: bool = False) -> Generator[Block | None]:
+    """Decodes the first sound track of what FFmpeg reads; `holes`: whether seconds without any sound are no loss.
+
+    Raises:
+        NoTrackError: there is none.
+        ValueError: in one line without the file's name, when FFmpeg cannot read it or its sample rate changes.
+    """
+    with container.opened(file, _NOUN) as opened:
+        if not opened.streams.audio:
+            raise NoTrackError
+        stream = opened.streams.audio[0]
+        decoder, packets = stream.codec_context, Packets(opened, _NOUN)
+        if decoder is None:
+            raise ValueError("its sound's codec cannot be decoded here; convert it to AAC or WAV")
+        rate, end, lost = 0, None, False
+        for packet in _and_none(packet for packet in packets if packet.stream_index == stream.index):
+            frames = container.decoded(decoder, packet)
+            lost |= frames is None
+            for frame in frames or []:
+                if rate not in (0, frame.sample_rate):
+                    raise ValueError(f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
+                begun, rate, time = rate > 0, frame.sample_rate, frame.time
+                late = time is not None and end is not None and time - end > HOLE
+                # What is lost before the first frame is what a broadcast was joined in.
+                if (lost and begun) or (late and packets.states_length and not holes):
+                    yield None
+                    return
+                lost, end = False, None if time is None else time + frame.samples / rate
+                samples = frame.to_ndarray()  # [channels, w]; where interleaved, [1, w * channels]
+                if not frame.format.is_planar:
+                    samples = samples.reshape(frame.samples, -1).T
+                yield Block(downmix(samples, axis=0), rate, time)
+        if lost and not rate:
+            raise ValueError("nothing of its sound decodes")
+        if packets.cut or (lost and packets.states_length):  # at the end, a plain stream may be cut anywhere
+            yield None
+
+
+def placed(blocks: Blocks, origin: float) -> Iterator[Block | None]:
+    """Sound from a time of the file's clock on, each block at its own: silence in holes, without what comes before.
+
+    A clock that is set back, as where broadcasts were joined, goes on from there.
+    """
+    at = 0  # samples from the origin
+    begun = False
+    for block in blocks:
+        if block is None:
+            yield None
+            return
+        samples, rate, time, _ = block
+        gap = 0 if time is None else round((time - origin) * rate) - at
+        if begun and gap < -rate:
+            origin, gap = origin + gap / rate, 0
+        if begun and abs(gap) <= _MISPLACED * rate:
+            gap = 0
+        samples = samples[max(-gap, 0) :]
+        if not samples.size:
+            continue
+        at, begun = at + max(gap, 0) + samples.size, True
+        while gap > 0:
+            yield Block(np.zeros(min(gap, _READ_FRAMES), np.float32), rate, heard=False)
+            gap -= _READ_FRAMES
+        yield Block(samples, rate)
+
+
+def _and_none(items: Iterable[T]) -> Iterator[T | None]:
+    yield from items
+    yield None
+
+
+def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
+    stated, length = _stated_share(file), file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with soundfile.SoundFile(file) as sound:
+        seen = 0
+        while len(block := sound.read(_READ_FRAMES, dtype="float32", always_2d=True)):
+            yield Block(downmix(block, axis=1), sound.samplerate)
+            seen += len(block)
+        if sound.format == "MP3":
+            unread = length - file.tell()
+            if _states_frames(file):
+                stated = sound.frames / max(seen, 1)
+            elif unread > _READ_AHEAD:
+                raise ValueError("an MP3 that does not state its length, which libsndfile guesses too short")
+        if (stated - 1) * seen > HOLE * sound.samplerate:
+            yield None
+
+
+def _stated_share(file: BinaryIO) -> float:
+    """The samples that a chunked file states, by those it holds: above 1 where its end is missing."""
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    order, wanted = _CHUNKED.get(file.read(12)[:4], ("", b""))
+    at = 12
+    while order and at + 8 < length:
+        file.seek(at)
+        kind, size = struct.unpack(f"{order}4sI", file.read(8))
+        if kind == wanted:
+            return size / (length - at - 8) if size < _UNKNOWN_SIZE else 1.0
+        at += 8 + size + size % 2
+    return 1.0
+
+
+def _states_frames(file: BinaryIO) -> bool:
+    """Whether an MP3 states its length, as encoders do in its first frame; without, it is guessed."""
+    file.seek(0)
+    head = file.read(10)
+    tag = 0
+    if head[:3] == b"ID3":
+        for byte in head[6:]:
+            tag = tag << 7 | byte
+    file.seek(tag and tag + 10)
+    return re.search(rb"Xing|Info|VBRI", file.read(1024)) is not None

@@ -1,0 +1,86 @@
+"""What the picture and the sound track of a media file share: opening it, its packets, and whether its end is missing."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import av
+from av.error import FFmpegError
+
+from omni_jax.processing.source import reason
+
+# Whose headers state the length; of other containers, FFmpeg estimates it.
+_STATE_LENGTH = ("mov", "matroska", "flv", "flac", "aiff", "au")
+HOLE = 1.0  # seconds without pictures or sound that are damage: less is a dropped frame, or a length rounded
+
+
+@contextlib.contextmanager
+def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
+    """Opens a file by FFmpeg.
+
+    Args:
+        file: A seekable binary file.
+        noun: What messages say that it is not: "a video", "audio".
+        options: FFmpeg's own.
+
+    Raises:
+        ValueError: in one line without the file's name, when FFmpeg cannot read it.
+    """
+    file.seek(0)
+    # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
+    options = {"protocol_whitelist": "none", **options}
+    try:
+        container = av.open(file, "r", metadata_errors="ignore", options=options)
+    except (FFmpegError, OSError) as error:  # OSError: of the file itself
+        raise ValueError(f"not {noun}, or damaged ({reason(error)})") from None
+    with container:
+        yield container
+
+
+class Packets:
+    """The packets of all tracks of a container: any of them shows that a file ends too early.
+
+    Attributes:
+        states_length: Whether the container's header does, so that a loss at its end can be told.
+    """
+
+    def __init__(self, container: Any, noun: str):
+        self._container, self._noun = container, noun
+        self._ends: dict[int, int] = {}  # of each track, in its own ticks
+        self._broken = False
+        self.states_length = bool(container.duration) and container.format.name.startswith(_STATE_LENGTH)
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        try:
+            for packet in self._container.demux():
+                if packet.dts is None and not packet.size:
+                    continue  # tells a decoder that its track has ended
+                self._broken = packet.is_corrupt
+                if packet.pts is not None:
+                    end = packet.pts + (packet.duration or 0)
+                    self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
+                yield packet
+        except IndexError:  # PyAV's, at the end of a file where a track has turned up midway
+            pass
+        except FFmpegError:
+            self._broken = True
+        except OSError as error:
+            raise ValueError(f"not {self._noun}, or damaged ({reason(error)})") from None
+
+    @property
+    def cut(self) -> bool:
+        """Of packets that were all read: whether more should follow, but is lost."""
+        if self._broken or not self.states_length:
+            return self._broken
+        streams = self._container.streams
+        end = max((float(end * streams[number].time_base) for number, end in self._ends.items()), default=0.0)
+        stated = (self._container.duration + min(self._container.start_time or 0, 0)) / av.time_base
+        return stated - end > HOLE
+
+
+def decoded(decoder: Any, packet: av.Packet | None) -> list[Any] | None:
+    """The frames that a packet completes, or without one those still held; None where it is damaged."""
+    try:
+        return decoder.decode(packet)
+    except FFmpegError:
+        return None
