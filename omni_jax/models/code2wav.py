@@ -17,8 +17,9 @@ from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp
 from omni_jax.nn.stack import stack
 
 DILATIONS = (1, 3, 9)
-# Frames of a step of the whole pass: enough for long matrix products, few enough to stay in a CPU's cache.
-STEP_FRAMES = 25
+# Frames of a step of the whole pass, of a row and of all rows: enough for long matrix products, few enough for small memory
+# (on a CPU 25 are fastest).
+STEP_FRAMES, BATCH_FRAMES = 25, 200
 
 
 @struct.dataclass
@@ -112,7 +113,7 @@ class Code2Wav(nnx.Module):
     def decode(self, codes: Int[Array, "B Q Y"], lengths: Int[Array, "B"]) -> Float32[Array, "B W"]:
         """The waveforms of whole rows, W = samples(Y), in [-1, 1].
 
-        Memory beside the result does not grow with Y.
+        Runs in steps of a few frames: memory beside the samples does not grow with Y.
 
         Args:
             codes: frames of codes, a row's own ones first.
@@ -121,7 +122,7 @@ class Code2Wav(nnx.Module):
         batch, books, frames = codes.shape
         if not frames:
             return jnp.zeros((batch, 0), jnp.float32)
-        steps = -(-frames // STEP_FRAMES)
+        steps = -(-frames // max(1, min(STEP_FRAMES, BATCH_FRAMES // batch)))
         size = -(-frames // steps)
         codes = jnp.pad(codes, [(0, 0), (0, 0), (0, steps * size - frames)])
         codes = jnp.moveaxis(codes.reshape(batch, books, steps, size), 2, 0)
@@ -139,7 +140,7 @@ class Code2Wav(nnx.Module):
         cache = KVCache.empty(
             layers=config.layers,
             batch=batch,
-            slots=config.window - 1,
+            slots=(config.window or 1) - 1,  # never None here: the config insists
             kv_heads=config.kv_heads,
             head_width=config.head_width,
             dtype=self.embedding.table.dtype,
@@ -193,8 +194,8 @@ def slide(
     grown = cache.grow(cache.slots + k.shape[2]).append(k, v, lengths)
     dropped = jnp.maximum(grown.length - cache.slots, 0)
 
-    def last(rows: Float[Array, "L B S K H"]) -> Float[Array, "L B S K H"]:
-        take = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, cache.slots, axis=1)
-        return jax.vmap(take, in_axes=(1, 0), out_axes=1)(rows, dropped)
+    def last(row_LSKH, start):
+        return jax.lax.dynamic_slice_in_dim(row_LSKH, start, cache.slots, axis=1)
 
-    return KVCache(k=last(grown.k), v=last(grown.v), length=grown.length - dropped)
+    last = jax.vmap(last, in_axes=(1, 0), out_axes=1)
+    return KVCache(k=last(grown.k, dropped), v=last(grown.v, dropped), length=grown.length - dropped)
