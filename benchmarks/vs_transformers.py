@@ -2,7 +2,7 @@
 
     python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER]
 
-The model is a mid-size Qwen3-Omni of about 1.03 B parameters, made once in the published layout (4.3 GB in a temporary folder)
+The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary folder)
 and loaded by both from there. float32 on the CPU; both use all cores. Each row is also given as a share of the matrix rate or
 memory bandwidth that this machine showed in the same run (the better of what jax and torch reached).
 """
