@@ -21,12 +21,13 @@ from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.audio import FeatureConfig
 from omni_jax.processing.clip_packing import split_clips
-from omni_jax.processing.media import Progress, Reader
+from omni_jax.processing.media import Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
+from omni_jax.processing.video_track import Progress
 from omni_jax.processing.vision import PatchConfig
 from omni_jax.reply import Draft, Event, Reply
 from omni_jax.sharding import shardings

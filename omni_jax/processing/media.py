@@ -1,6 +1,6 @@
 """The media of a conversation as features: sound as log-mel clips, pictures and videos as patches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,7 @@ from omni_jax.processing import audio, image, source, video, vision
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.prompt import Media, audio_tokens
-
-Progress = Callable[[int, int, str], None]
+from omni_jax.processing.video_track import Progress
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
             if room < 0:
                 raise ValueError(
                     f"with the media before it, it makes {config.context - room} tokens, but the context holds "
-                    f"{config.context}; shorten the media, or bound them by max_pixels, fps or total_pixels"
+                    f"{config.context}; shorten the media, or bound them by max_pixels, fps, max_frames or video_end"
                 )
         except ValueError as error:
             raise ValueError(f"{item.where}: {error}") from None

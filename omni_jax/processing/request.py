@@ -12,10 +12,11 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.processing import prompt
 from omni_jax.processing.arrays import is_number, to_numpy
 from omni_jax.processing.clip_packing import split_clips
-from omni_jax.processing.media import Progress, Reader, Visual, read
+from omni_jax.processing.media import Reader, Visual, read
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.positions import batch_positions, text_positions
+from omni_jax.processing.video_track import Progress
 
 
 @dataclass(frozen=True)

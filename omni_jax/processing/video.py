@@ -100,32 +100,6 @@ def load(
     return clip
 
 
-def prepare(
-    source: VideoSource,
-    config: PatchConfig,
-    options: MediaOptions = DEFAULTS,
-    *,
-    context: int,
-    videos: int = 1,
-    name: str | None = None,
-    progress: Progress | None = None,
-) -> tuple[np.ndarray, tuple[int, int, int], float]:
-    """Reads a video and lays out its patches.
-
-    Args:
-        source, options, context, videos, name, progress: As for `load`.
-        config: As for `vision.patches`.
-
-    Returns:
-        Float32 patches [P, C], the grid (t, h, w) as `vision.patches` has it, and the seconds of a step of t.
-
-    Raises:
-        ValueError: in one line, as `load` does.
-    """
-    clip = load(source, config, options, context=context, videos=videos, name=name, progress=progress)
-    return *vision.patches(clip.frames, config), config.temporal_patch * clip.interval
-
-
 def frame_count(
     total: int, rate: float, config: PatchConfig, options: MediaOptions, *, context: int, videos: int = 1
 ) -> int:

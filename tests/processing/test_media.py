@@ -45,9 +45,10 @@ def test_each_kind_in_its_order(reader, films):
     np.testing.assert_array_equal(made.images[1].patches, vision.prepare(picture(32, 320, 1), reader.patches)[0])
     assert [clip.shape[1] for clip in made.mel] == [100, 200]
     (seen,) = made.videos
-    patches, grid, seconds = video.prepare(film, reader.patches, context=config.context)
+    clip = video.load(film, reader.patches, context=config.context)
+    patches, grid = vision.patches(clip.frames, reader.patches)
     np.testing.assert_array_equal(seen.patches, patches)
-    assert (seen.grid, seen.seconds) == (grid, seconds)
+    assert (seen.grid, seen.seconds) == (grid, 2 * clip.interval)
     assert made.runs == {
         config.image_token: [6, 10],
         config.audio_token: [13, 26],

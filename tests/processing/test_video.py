@@ -617,15 +617,6 @@ def test_the_origin_is_when_the_first_picture_is_shown(tmp_path):
     assert load(film(tmp_path / "a.avi", **H264)).origin == pytest.approx(0.0, abs=0.1)
 
 
-def test_prepare(tmp_path):
-    path = film(tmp_path / "a.mp4", **H264)
-    clip = load(path)
-    patches, grid, seconds = video.prepare(path, CONFIG, context=CONTEXT)
-    np.testing.assert_array_equal(patches, vision.patches(clip.frames, CONFIG)[0])
-    assert grid == (4, 16, 32)
-    assert seconds == pytest.approx(2 * 99 / 25 / 7)
-
-
 def test_a_cover_is_not_the_film(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
