@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-from omni_jax import checkpoint, perceive, weights
+from omni_jax import checkpoint, perceive, voice, weights
+from omni_jax.answer import Request, answer
 from omni_jax.config import OmniConfig, from_hf, read_json
-from omni_jax.decoding.generate import CALL_STEPS, generate
-from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.decoding.generate import CALL_STEPS
+from omni_jax.decoding.sampling import Sampling
+from omni_jax.defaults import Defaults, sampling_options, speaker_ids
 from omni_jax.hub import locate
 from omni_jax.models import parts as model_parts
-from omni_jax.processing import request
+from omni_jax.processing import request, speech_prompt
+from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio import FeatureConfig
 from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Reader
@@ -29,10 +32,12 @@ from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
 from omni_jax.processing.vision import PatchConfig
-from omni_jax.reply import Draft, Event, Reply
+from omni_jax.reply import Event, Reply
 from omni_jax.sharding import shardings
+from omni_jax.voice import Speech
 
-DEFAULT_NEW_TOKENS = 1024
+# What the user of a text that is only to be spoken has asked for.
+READ_ALOUD = "Please read the following text aloud.\n\n"
 
 _logits = jax.jit(lambda thinker, *prompt: thinker.logits(*prompt))
 
@@ -94,20 +99,9 @@ class Omni:
         return Reader(FeatureConfig.from_hf(numbers), PatchConfig.from_hf(numbers), self.config.thinker)
 
     @cached_property
-    def defaults(self) -> Sampling:
-        """The thinker's sampling options as the checkpoint's generation config has them."""
-        path = self.folder / "generation_config.json"
-        published = read_json(path) if path.exists() else {}
-        known = {
-            **published,
-            **{name.removeprefix("thinker_"): value for name, value in published.items() if "thinker_" in name},
-        }
-        own = {name: known[name] for name in Sampling.__dataclass_fields__ if known.get(name) is not None}
-        basis = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=self.config.im_end)
-        try:
-            return Sampling.named(own).over(basis)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+    def defaults(self) -> Defaults:
+        """Sampling options as the checkpoint's generation config has them."""
+        return Defaults.read(self.folder, self.config)
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -156,30 +150,18 @@ class Omni:
         """Answers one conversation, or a Batch of one row. Options: see ``generate_batch``."""
         return self.generate_batch(_one(conversation), seed=seed, **options)[0]
 
-    def generate_batch(
-        self,
-        conversations: Sequence[Any] | Batch,
-        *,
-        seed: int | Sequence[int] = 0,
-        thinker: Sampling | None = None,
-        talker: Sampling | None = None,
-        speaker: str | Sequence[str] | None = None,
-        return_audio: bool | None = None,
-        media: MediaOptions | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> list[Reply]:
-        """Answers several conversations; each row is what it would be alone.
+    def generate_batch(self, conversations: Sequence[Any] | Batch, **options: Any) -> list[Reply]:
+        """Answers several conversations, in writing and, where the checkpoint can, aloud; each row is what it would be alone.
 
         Args:
             conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, or a Batch.
                 A Batch needs no tokenizer: without one, replies have tokens and no text.
             seed: one for all, or one a conversation, modulo 2**32; a sampled reply depends on its own seed and prompt alone.
-            thinker: sampling options, over the checkpoint's; or single ones such as ``thinker_temperature=0.7``.
-            return_audio, speaker, talker, talker_...: of spoken replies. This version answers in text only: it refuses
-                return_audio=True, and the others unless return_audio=False says that nothing is to be spoken.
+            thinker, talker, predictor: sampling options (``Sampling``) of the text, of speech's first codes and of its
+                other codes, over the checkpoint's; or single ones such as ``thinker_temperature=0.7`` or
+                ``talker_do_sample=False``. A predictor that is told nothing samples when the talker does.
+            return_audio: whether replies are spoken; None speaks where the talker is loaded.
+            speaker: one of ``omni.speakers``, in any case of letters, for all or one a conversation; by default Ethan.
             media: how images, videos and sound are read (processing/options.py); or single options such as
                 ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, one for all or a list of one a conversation.
             tools: JSON schemas of functions the model may call.
@@ -189,51 +171,72 @@ class Omni:
         Raises:
             ValueError: input that cannot be used, said in one line.
         """
-        options = self._text_only(options, return_audio, speaker, talker)
-        batch, sampling, seeds = self._request(conversations, seed, thinker, tools, template, options, media, progress)
-        rows = list(self._run(batch, sampling, seeds, steps=CALL_STEPS))[-1]
-        return [row.reply() for row in rows]
+        return self._replies(self._request(conversations, **options))
 
-    def stream(
-        self,
-        conversation: Any,
-        *,
-        seed: int = 0,
-        thinker: Sampling | None = None,
-        talker: Sampling | None = None,
-        speaker: str | Sequence[str] | None = None,
-        return_audio: bool | None = None,
-        media: MediaOptions | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
-        steps: int = 4,
-        **options: Any,
-    ) -> Iterator[Event]:
+    def stream(self, conversation: Any, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
 
         Args:
             steps: tokens the device makes between two events, 1 to 32.
+            options: as of ``generate_batch``.
 
-        A character is never split, and text that may yet become a stop string or a tool call is held back. Closing the
-        iterator stops the work.
+        A character is never split, and text that may yet become a stop string or a tool call is held back. Sound comes in
+        chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms, each as soon as its words are there. Closing the iterator
+        stops the work.
         """
-        options = self._text_only(options, return_audio, speaker, talker)
         if not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
-        batch, sampling, seeds = self._request(
-            _one(conversation), seed, thinker, tools, template, options, media, progress
-        )
-
-        def events() -> Iterator[Event]:
-            for rows in self._run(batch, sampling, seeds, steps=steps):
-                row = rows[0]
-                event = Event(text=row.piece.text, thinking=row.piece.thinking, reply=row.reply() if row.done else None)
-                if event.text or event.thinking or event.reply:
-                    yield event
-
         # Mistakes are said by this call, not by the first event.
-        return events()
+        return self._events(self._request(_one(conversation), **options), steps)
+
+    def speak(self, text: str, **options: Any) -> Reply:
+        """Speaks a given text, as the assistant's answer to a user.
+
+        Args:
+            conversation: what the text answers, messages that end in the user's; by default a request to read it aloud.
+            seed, speaker, talker, predictor, talker_..., predictor_..., media, progress: as of ``generate_batch``.
+        """
+        return self._replies(self._recital(text, **options))[0]
+
+    def stream_speech(self, text: str, **options: Any) -> Iterator[Event]:
+        """``speak`` piece by piece: sound in chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms."""
+        return self._events(self._recital(text, **options), CALL_STEPS)
+
+    def decode_codes(self, codes: Any, lengths: Any = None) -> Float32[np.ndarray, "B W"]:
+        """Codes to waveforms at 24 kHz, seamless at any length.
+
+        Args:
+            codes: ids [B, Q, Y], or [Q, Y] for one waveform [W].
+            lengths: frames of each row, a row's own ones first; None for all.
+
+        Returns: [B, 1920 * Y - 555] samples in [-1, 1]; a row is zero beyond its own end. The last 555 samples of a
+            frame would need the next one.
+        """
+        if "code2wav" not in self.parts:
+            raise ValueError("decode_codes needs the vocoder: load a checkpoint that speaks, without speech=False")
+        given, vocoder = to_numpy(codes), self.parts["code2wav"]
+        ids = given[None] if given.ndim == 2 else given
+        books, book = vocoder.config.codebooks, vocoder.config.codebook
+        if ids.ndim != 3 or ids.shape[1] != books or not ids.shape[0] or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"codes: expected whole numbers of shape [B, {books}, Y] or [{books}, Y], got {ids.dtype} of shape "
+                f"{list(given.shape)}"
+            )
+        frames = np.full(len(ids), ids.shape[2]) if lengths is None else np.atleast_1d(to_numpy(lengths))
+        if (
+            frames.shape != ids.shape[:1]
+            or frames.dtype.kind not in "iu"
+            or ((frames < 0) | (frames > ids.shape[2])).any()
+        ):
+            raise ValueError(
+                f"lengths: expected a number of frames from 0 to {ids.shape[2]} for each of {len(ids)} rows, "
+                f"got {frames.tolist()}"
+            )
+        own = np.where(np.arange(ids.shape[2]) < frames[:, None, None], ids, 0)
+        if ids.size and (own.min() < 0 or own.max() >= book):
+            raise ValueError(f"codes: expected ids from 0 to {book - 1}, got {own.min()} to {own.max()}")
+        sound = voice.decode(vocoder, own, frames)
+        return sound[0] if given.ndim == 2 else sound
 
     def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:
         """Features of log-mel clips, each as it would be alone.
@@ -271,46 +274,55 @@ class Omni:
         # On the host, for indexing on the device would compile a program for each new length.
         return jax.device_put(np.asarray(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
-    def _text_only(
-        self, options: Mapping[str, Any], return_audio: bool | None, speaker: Any, talker: Sampling | None
-    ) -> dict[str, Any]:
-        """The options of a written reply; those of a spoken one are refused where it is wanted, and checked where not."""
-        spoken = {name: value for name, value in options.items() if name.startswith("talker_")}
-        Sampling.named(spoken, prefix="talker_")
-        given = [*spoken, *(["speaker"] if speaker is not None else []), *(["talker"] if talker is not None else [])]
-        if return_audio or (given and return_audio is None):
-            what = "return_audio=True" if return_audio else ", ".join(given)
-            raise ValueError(f"{what}: this version answers in text only; leave it out, or say return_audio=False")
-        for name in [speaker] if isinstance(speaker, str) else speaker or ():
-            if name.lower() not in self.speakers:
-                raise ValueError(f"speaker: expected one of {', '.join(self.speakers) or 'none'}, got {name!r}")
-        return {name: value for name, value in options.items() if name not in spoken}
+    def _replies(self, asked: Request) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        for row, event in answer(self.parts, self.config, asked):
+            if event.reply is not None:
+                replies[row] = event.reply
+        return [replies[row] for row in sorted(replies)]
+
+    def _events(self, asked: Request, steps: int) -> Iterator[Event]:
+        for _, event in answer(self.parts, self.config, asked, steps=steps, streamed=True):
+            yield event
 
     def _request(
         self,
         conversations: Any,
-        seed: Any,
-        thinker: Sampling | None,
-        tools: Any,
-        template: Any,
-        options: Any,
-        media: MediaOptions | None,
-        progress: Progress | None,
-    ) -> tuple[Batch, Sampling, list[int]]:
+        *,
+        seed: int | Sequence[int] = 0,
+        thinker: Sampling | None = None,
+        talker: Sampling | None = None,
+        predictor: Sampling | None = None,
+        speaker: str | Sequence[str] | None = None,
+        return_audio: bool | None = None,
+        media: MediaOptions | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Request:
         """A request checked and made ready: all that can be wrong with it is said here."""
-        if thinker is not None and not isinstance(thinker, Sampling):
-            raise ValueError(f"thinker: expected a Sampling, got {type(thinker).__name__}; or use thinker_... options")
-        sampling = (thinker or Sampling()).over(self.defaults)
         if not isinstance(conversations, Batch | list | tuple) or (
             isinstance(conversations, list | tuple) and not conversations
         ):
             got = "an empty list" if conversations == [] else type(conversations).__name__
             raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
         count = len(conversations.tokens) if isinstance(conversations, Batch) else len(conversations)
+        own, options = sampling_options(options)
         how, options = per_conversation(media, options, count)
         if faults := misspelt(options):
             raise ValueError("; ".join(faults))
-        sampling = Sampling.named(options, prefix="thinker_").over(sampling)
+        Sampling.named(options, prefix="thinker_")  # whatever is left is none
+        sampling = self.defaults.over(own, thinker=thinker, talker=talker, predictor=predictor)
+        voices = speaker_ids(speaker, count, self.config)
+        if return_audio and "talker" not in self.parts:
+            why = "was loaded with speech=False" if self.config.talker else "has no talker; use the Instruct release"
+            raise ValueError(f"return_audio=True, but this checkpoint {why}")
+        aloud = "talker" in self.parts if return_audio is None else return_audio
+        given = {"speaker": speaker, "talker": talker, "predictor": predictor, **own["talker"], **own["predictor"]}
+        spoken = ", ".join(name for name, value in given.items() if value is not None)
+        if spoken and return_audio is None and not aloud:
+            raise ValueError(f"{spoken}: nothing is spoken without a talker; leave it out, or say return_audio=False")
         if isinstance(conversations, Batch):
             # Whether a video has sound is read off the tokens, so saying it again (as with Transformers) does no harm.
             if tools or template or any(replace(item, load_audio_from_video=False) != MediaOptions() for item in how):
@@ -321,7 +333,7 @@ class Omni:
             batch = conversations
         else:
             batch = self._prepare(conversations, how, tools, template or {}, progress)
-        seeds = list(seed) if np.ndim(seed) else [seed] * count
+        seeds: list[Any] = [seed] * count if np.ndim(seed) == 0 else list(np.asarray(seed, object))
         if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):
             raise ValueError(
                 f"seed: expected one whole number, or one for each of the {count} conversations, got {seed!r}"
@@ -331,35 +343,23 @@ class Omni:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
-        return batch, sampling, seeds
+        speech = None
+        if aloud:
+            padded = batch.located(self.config.thinker).padded()
+            prompt = speech_prompt.prepare(padded, voices, self.config)
+            speech = Speech(prompt, tuple(seeds), sampling.talker, sampling.predictor)
+        transcript = partial(self._transcript, batch, sampling=sampling.thinker)
+        return Request(batch, sampling.thinker, tuple(seeds), transcript, speech)
 
-    def _run(self, batch: Batch, sampling: Sampling, seeds: list[int], *, steps: int) -> Iterator[list[Draft]]:
-        """Generates, reading each row's tokens as they come; yields the rows after each call of ``steps`` tokens."""
-        count, context = len(batch.tokens), self.config.thinker.context
-        padded, embedded = perceive.embed(self.parts, batch, self.config.thinker)
-        assert padded.positions is not None  # embed has counted them
-        longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
-        most = [min(longest, context - int(length)) for length in padded.lengths]
-        rows = [Draft(self._transcript(batch, row, sampling), sampling) for row in range(count)]
-        made = generate(
-            self.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
-            SamplingRows.of([sampling] * len(most), seeds + [0] * (len(most) - count), most),
-            candidates=sampling.candidates(self.config.thinker.vocabulary), steps=steps,
-        )  # fmt: skip
-        del embedded  # the prompt's embeddings would stay on the device until the reply is done
-        tokens = next(made)
-        while True:
-            stop = np.ones(len(most), bool)
-            for number, row in enumerate(rows):
-                new = slice(0, int(tokens.counts[number]))
-                stop[number] = row.take(
-                    tokens.tokens[number, new].tolist(), tokens.logprobs[number, new].tolist(), most[number]
-                )
-            yield rows
-            try:
-                tokens = made.send(stop)
-            except StopIteration:
-                return
+    def _recital(self, text: str, *, conversation: Sequence[Any] | None = None, **options: Any) -> Request:
+        """A request whose reply is given."""
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text: expected something to say, got {text!r}")
+        if wrong := sorted(name for name in options if name.startswith("thinker") or name == "return_audio"):
+            raise ValueError(f"{', '.join(wrong)}: nothing is written here, the text is given; leave it out")
+        asked = [{"role": "user", "content": READ_ALOUD + text}] if conversation is None else list(conversation)
+        given = {"role": "assistant", "content": text}
+        return replace(self._request([[*asked, given]], return_audio=True, **options), given=True)
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """Reads the reply to one row; some templates open the thinking block in the prompt already."""

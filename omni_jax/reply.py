@@ -18,7 +18,8 @@ class Reply:
         tool_calls: ``{"name": ..., "arguments": {...}}`` of each call.
         tokens: generated ids, the one that ended the reply included. logprobs: of each, under the model itself.
         finish_reason: "stop" (an end token or stop string) or "length".
-        codes, audio: codec ids [Q, Y] and samples [W] of a spoken reply, else None. sample_rate: of ``audio``, in Hz.
+        codes, audio: codec ids [Q, Y] and samples [W] in [-1, 1] of a spoken reply, else None; of length 0 where there
+            was nothing to say. sample_rate: of ``audio``, in Hz.
     """
 
     text: str
@@ -34,7 +35,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of a streamed reply. ``reply`` is the whole of it, on the last event only."""
+    """A piece of a streamed reply: new text, thinking or samples [w]. ``reply`` is the whole of it, on the last event only."""
 
     text: str = ""
     thinking: str = ""
@@ -43,13 +44,16 @@ class Event:
 
 
 class Draft:
-    """One reply in the making: reads a row's tokens call by call."""
+    """One reply in the making: reads a row's tokens call by call, and keeps its sound."""
 
     def __init__(self, transcript: Transcript, sampling: Sampling):
         self.transcript, self.sampling = transcript, sampling
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.done, self.reason, self.piece = False, "length", Piece()
+        self.codes: list[np.ndarray] = []
+        self.samples: list[np.ndarray] = []
+        self._said = 0
 
     def take(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
         """Reads the tokens of one call; True when the reply is complete."""
@@ -61,8 +65,7 @@ class Draft:
         self.logprobs += logprobs
         if self.transcript.stopped:
             del self.tokens[self.transcript.tokens_used :], self.logprobs[self.transcript.tokens_used :]
-        ended = bool(self.tokens) and self.tokens[-1] in self.sampling.eos
-        if self.transcript.stopped or ended:
+        if self.transcript.stopped or self._ended:
             self.done, self.reason = True, "stop"
         elif len(self.tokens) >= most:
             self.done = True
@@ -71,8 +74,35 @@ class Draft:
             self.piece = Piece(text=self.piece.text + rest.text, thinking=self.piece.thinking + rest.thinking)
         return self.done
 
-    def reply(self) -> Reply:
+    @property
+    def _ended(self) -> bool:
+        return bool(self.tokens) and self.tokens[-1] in self.sampling.eos
+
+    def give(self, tokens: list[int]) -> None:
+        """The reply is known from the beginning, and has been handed on to be spoken."""
+        self.tokens, self._said = tokens, len(tokens)
+        first, rest = self.transcript.push(tokens), self.transcript.finish()
+        self.piece = Piece(text=first.text + rest.text, thinking=first.thinking + rest.thinking)
+        self.done, self.reason = True, "stop"
+
+    def new_words(self) -> list[int]:
+        """Further tokens to be spoken, as far as they are certain: neither the one that ends the reply nor a stop string."""
+        certain = min(self.transcript.settled, len(self.tokens) - self._ended)
+        words = self.tokens[self._said : certain]
+        self._said = max(self._said, certain)
+        return words
+
+    def hear(self, codes: np.ndarray, samples: np.ndarray) -> None:
+        """Further sound: codes [Q, y] and samples [w]."""
+        self.codes.append(codes)
+        self.samples.append(samples)
+
+    def reply(self, codebooks: int | None = None) -> Reply:
+        """What there is so far; ``codebooks`` is the number of codes a frame, None for a reply that is not spoken."""
+        spoken = codebooks is not None
         return Reply(
             text=self.transcript.text, thinking=self.transcript.thinking, tool_calls=list(self.transcript.tool_calls),
             tokens=list(self.tokens), logprobs=list(self.logprobs), finish_reason=self.reason,
+            codes=np.concatenate([np.zeros((codebooks, 0), np.int32), *self.codes], axis=1) if spoken else None,
+            audio=np.concatenate([np.zeros(0, np.float32), *self.samples]) if spoken else None,
         )  # fmt: skip

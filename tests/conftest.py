@@ -28,6 +28,14 @@ def omni(tiny):
 
 
 @pytest.fixture(scope="session")
+def writer(tiny):
+    """The same without the parts that speak: what it answers is text alone."""
+    from omni_jax import Omni
+
+    return Omni.load(tiny, speech=False)
+
+
+@pytest.fixture(scope="session")
 def loaded(tiny):
     """The tiny checkpoint's parts, speaking ones too."""
     from omni_jax import weights

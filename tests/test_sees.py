@@ -23,6 +23,12 @@ from omni_jax.processing.positions import next_position
 GREEDY = {"thinker_do_sample": False, "thinker_max_new_tokens": 12}
 
 
+@pytest.fixture(scope="module")
+def omni(writer):
+    """Text alone; what is spoken is tested in test_speaks.py."""
+    return writer
+
+
 def picture(height=64, width=96, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
@@ -161,7 +167,7 @@ def test_a_conversation_goes_on_from_its_cache(omni):
     rows = SamplingRows.of([Sampling(do_sample=False, eos_token_id=(-1,))], [0], [8])
     for turn, fresh in ((first, True), (second, False)):
         padded, embedded = perceive.embed(omni.parts, turn, config)
-        state, _ = generation.start(
+        state, *_ = generation.start(
             thinker, embedded, padded.tokens, padded.positions, padded.lengths, cache, rows, candidates=1, fresh=fresh
         )
         cache = state.cache

@@ -25,8 +25,8 @@ class LanguageModel(Protocol):
     """What generation needs of a model."""
 
     def prefill(
-        self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool
-    ) -> tuple[Array, KVCache]: ...
+        self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool, keep: int | None
+    ) -> tuple[Array, KVCache, Array | None]: ...
     def step(self, tokens: Array, positions: Array, live: Array, cache: KVCache) -> tuple[Array, KVCache]: ...
     def empty_cache(self, batch: int, slots: int) -> KVCache: ...
 
@@ -53,11 +53,15 @@ class DecodeState:
 
 @dataclass(frozen=True)
 class Made:
-    """Tokens of one call: [B, n] ids and log-probabilities, and how many of them belong to each row."""
+    """Tokens of one call: [B, n] ids and log-probabilities, and how many of them belong to each row.
+
+    ``states`` are the prompt's states that were to be kept, with the first call's tokens only.
+    """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     counts: np.ndarray
+    states: Float[Array, "B T D"] | None = None
 
 
 def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeState:
@@ -75,7 +79,7 @@ def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeStat
     )
 
 
-@partial(jax.jit, static_argnames=("candidates", "fresh"), donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("candidates", "fresh", "keep"), donate_argnames=("cache",))
 def start(
     model: LanguageModel,
     embedded: Any,
@@ -87,18 +91,20 @@ def start(
     *,
     candidates: int,
     fresh: bool = True,
-) -> tuple[DecodeState, Float[Array, "B"]]:
+    keep: int | None = None,
+) -> tuple[DecodeState, Float[Array, "B"], Float[Array, "B T D"] | None]:
     """Prefills the prompts and chooses the first token of each row.
 
     Args:
         embedded: what the model's ``prefill`` takes for ``prompt``: its embeddings, media in place.
         lengths: real tokens of each row. Rows of length 0 are padding of the batch and start finished.
         fresh: the cache is empty.
+        keep: after how many of the model's layers the prompt's states are kept; None for none.
 
-    Returns: the state, and the log-probability of each row's first token.
+    Returns: the state, the log-probability of each row's first token, and the states that were kept.
     """
     batch = prompt.shape[0]
-    logits, cache = model.prefill(embedded, positions, lengths, cache, fresh=fresh)
+    logits, cache, kept = model.prefill(embedded, positions, lengths, cache, fresh=fresh, keep=keep)
     real = jnp.arange(prompt.shape[1]) < lengths[:, None]
     vocabulary = logits.shape[1]
     seen = jnp.zeros((batch, vocabulary), bool)
@@ -109,7 +115,7 @@ def start(
     last = jnp.take_along_axis(positions, jnp.maximum(lengths - 1, 0)[None, :, None], axis=2)[:, :, 0]
     following = jnp.broadcast_to(jnp.max(last, axis=0) + 1, last.shape)
     state = DecodeState(cache=cache, tokens=tokens, positions=following, seen=seen, count=count, finished=lengths == 0)
-    return _accept(state, tokens, rows), logprobs
+    return _accept(state, tokens, rows), logprobs, kept
 
 
 @partial(jax.jit, static_argnames=("candidates",), donate_argnames=("state",))
@@ -137,7 +143,8 @@ def advance(
 
 
 @partial(jax.jit, static_argnames=("slots",))
-def _grow(cache: KVCache, slots: int) -> KVCache:
+def grow(cache: KVCache, slots: int) -> KVCache:
+    """The same cache with room for ``slots``."""
     return cache.grow(slots)
 
 
@@ -151,12 +158,14 @@ def generate(
     *,
     candidates: int,
     steps: int = CALL_STEPS,
+    keep: int | None = None,
 ) -> Generator[Made, np.ndarray | None, None]:
     """Runs prompts to their replies, yielding the tokens of each call; send row flags to finish rows from outside.
 
     Args:
         lengths: prompt tokens of each row; 0 for a padding row.
         steps: tokens a call.
+        keep: after how many of the model's layers the prompt's states are kept, for the first call's ``Made``.
 
     The cache starts with room for 512 new tokens and doubles when a call might overrun it, so that a generous
     ``max_new_tokens`` costs memory only when it is used. Its size follows from the padded length of the prompts, so that
@@ -166,13 +175,15 @@ def generate(
     room = int(np.max(np.minimum(most, ROOM), where=lengths > 0, initial=0))
     cache = model.empty_cache(prompt.shape[0], bucket(prompt.shape[1] + room))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
-    state, logprobs = start(model, embedded, *first, cache, rows, candidates=candidates)
+    state, logprobs, kept = start(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
     del embedded  # not needed again, and large where there was much to see
     counts = np.zeros(len(lengths), int)
     made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
     while True:
         total, finished = np.asarray(state.count), np.asarray(state.finished)
-        stop = yield Made(tokens=made, logprobs=logprobs, counts=total - counts)
+        kept, states = None, kept  # whoever takes them from Made decides how long they live
+        stop = yield Made(tokens=made, logprobs=logprobs, counts=total - counts, states=states)
+        del states
         counts = total
         if stop is not None and np.any(stop & ~finished):
             finished = finished | stop
@@ -182,6 +193,6 @@ def generate(
         now = min(steps, CALL_STEPS)
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
-            state = replace(state, cache=_grow(state.cache, slots=2 * state.cache.slots))
+            state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
         state, made, logprobs = advance(model, state, rows, jnp.asarray(now, jnp.int32), candidates=candidates)
         made, logprobs = np.asarray(made), np.asarray(logprobs)

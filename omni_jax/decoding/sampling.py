@@ -145,7 +145,7 @@ class SamplingRows:
 
 def sample(
     logits: Float[Array, "B V"],
-    seen: Bool[Array, "B V"],
+    seen: Bool[Array, "B V"] | None,
     count: Int[Array, "B"],
     rows: SamplingRows,
     *,
@@ -154,14 +154,16 @@ def sample(
     """The next token of each row and its log-probability under the model (before penalty, temperature and cuts).
 
     Args:
-        seen: tokens that the repetition penalty covers.
+        seen: tokens that the repetition penalty covers; None for no penalty.
         count: tokens that the row has made so far; with the row's seed it is all that its randomness depends on.
         candidates: 0 for the likeliest token; else how many of the likeliest a draw chooses among at most.
     """
     batch, vocabulary = logits.shape
     logits = logits.astype(jnp.float32)
-    penalty = rows.penalty[:, None]
-    scores = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    scores = logits
+    if seen is not None:
+        penalty = rows.penalty[:, None]
+        scores = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     ends = jnp.where(rows.eos >= 0, rows.eos, vocabulary)
     early = (count < rows.least)[:, None]
     scores = scores.at[jnp.arange(batch)[:, None], ends].add(jnp.where(early, -jnp.inf, 0.0), mode="drop")

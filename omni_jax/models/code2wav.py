@@ -174,7 +174,7 @@ class Code2Wav(nnx.Module):
         first = jnp.arange(books)[:, None] * self.config.codebook
         x = jnp.mean(self.embedding(codes + first), axis=1)
         positions = jnp.broadcast_to(past.positions(frames), (3, batch, frames))
-        x, new = self.decoder(x, positions, jnp.arange(frames) < lengths[:, None], cache)
+        x, new, _ = self.decoder(x, positions, jnp.arange(frames) < lengths[:, None], cache)
         cache = slide(cache, *new, lengths)
         for upsample, ratio in zip(self.upsamples, self.config.ratios, strict=True):
             x = upsample(x, past, ratio)

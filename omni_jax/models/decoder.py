@@ -94,8 +94,11 @@ class Decoder(nnx.Module):
         valid: Bool[Array, "B T"],
         cache: KVCache | None = None,
         deepstack: Float[Array, "taps B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]]]:
-        """Final-normed states, and the keys and values of the new tokens.
+        keep: int | None = None,
+    ) -> tuple[
+        Float[Array, "B T D"], tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]], Float[Array, "B T D"] | None
+    ]:
+        """Final-normed states, the keys and values of the new tokens, and the states that were to be kept.
 
         Args:
             x: embeddings of T new tokens a row, real ones first.
@@ -103,6 +106,8 @@ class Decoder(nnx.Module):
             valid: which tokens are real.
             cache: what the rows hold already; None for a whole pass.
             deepstack: what is added to the output of the first layers, one each; zero where there is nothing to see.
+            keep: after how many layers states are kept, before what deepstack adds there; ``layers`` for the final-normed
+                ones. None keeps nothing.
         """
         config = self.config
         turn = rotation(
@@ -114,17 +119,21 @@ class Decoder(nnx.Module):
         )
         kernels = self.experts.flat() if self.experts is not None else None
 
-        def body(x, block, layer, *past):
+        def body(carry, block, layer, *past):
+            x, kept = carry
             past = (*past, cache.length) if cache is not None else None
             x, new = block(x, turn, past, valid, kernels, layer)
+            if keep is not None:
+                kept = jnp.where(layer == keep - 1, x, kept)
             if deepstack is not None:
                 taps = deepstack.shape[0]
                 x = x + jnp.where(layer < taps, deepstack[jnp.minimum(layer, taps - 1)], 0)
-            return x, new
+            return (x, kept), new
 
         xs = () if cache is None else (cache.k, cache.v)
-        x, new = scan(body, x, self.layers, *xs)
-        return self.norm(x), new
+        (x, kept), new = scan(body, (x, None if keep is None else x), self.layers, *xs)
+        x = self.norm(x)
+        return x, new, x if keep == config.layers else kept
 
     def extend(
         self,
@@ -135,15 +144,17 @@ class Decoder(nnx.Module):
         *,
         fresh: bool = False,
         deepstack: Float[Array, "taps B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        keep: int | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache, Float[Array, "B T D"] | None]:
         """Runs T new tokens a row, of which the first ``lengths`` count, and appends them to the cache.
 
         Args:
             fresh: the cache is known to be empty, so its slots need not be read.
+            keep: as above.
         """
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
-        x, new = self(x, positions, valid, None if fresh else cache, deepstack)
-        return x, cache.append(*new, lengths)
+        x, new, kept = self(x, positions, valid, None if fresh else cache, deepstack, keep)
+        return x, cache.append(*new, lengths), kept
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for rows of up to ``slots`` tokens."""

@@ -1,21 +1,25 @@
 """The talker, which writes the first codec id of each frame of speech, and the code predictor, which writes the others.
 
 Both take embeddings and give logits, teacher-forced or step by step. Who speaks what, and with which sampling, is not decided
-here; nothing calls them yet.
+here.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.config import TalkerConfig
 from omni_jax.models.decoder import Decoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
 from omni_jax.nn.stack import scan, stack
+
+# The last ids of the codec vocabulary are no codes, however many of them have a meaning.
+SPECIALS = 1024
 
 
 class Projection(nnx.Module):
@@ -45,6 +49,34 @@ class Talker(nnx.Module):
         self.head = Linear(init, (config.decoder.width,), (config.vocabulary,), axes=("embed", "vocab"))
         self.config = config
 
+    @property
+    def allowed(self) -> Bool[np.ndarray, "V"]:
+        """Codec ids that may be chosen: the codebook's and the one that ends speech, none of the other special ones."""
+        ids = np.arange(self.config.vocabulary)
+        return (ids < self.config.vocabulary - SPECIALS) | (ids == self.config.codec_eos)
+
+    def text(self, embedded: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
+        """Words as the talker reads them, from the thinker's embeddings of them."""
+        return self.text_projection(embedded)
+
+    def prompt(
+        self,
+        embedded: Float[Array, "B U E"],
+        codes: Int[Array, "B U"],
+        media: Float[Array, "B U E"] | None = None,
+        heard: Bool[Array, "B U"] | None = None,
+    ) -> Float[Array, "B U D"]:
+        """Slots of a prompt: a text's embedding, or the thinker's state at a medium, and a codec id's embedding added.
+
+        Args:
+            embedded: the thinker's embeddings of the text. codes: codec ids, -1 for none.
+            media: states of the thinker, where ``heard``; None for a prompt of text alone.
+        """
+        x = self.text_projection(embedded)
+        if media is not None and heard is not None:
+            x = jnp.where(heard[..., None], self.hidden_projection(media), x)
+        return x + jnp.where(codes[..., None] >= 0, self.embedding(jnp.maximum(codes, 0)), 0)
+
     def extend(
         self,
         x: Float[Array, "B T D"],
@@ -60,7 +92,7 @@ class Talker(nnx.Module):
             lengths: how many of the T count; 0 leaves a row as it is.
             fresh: the cache is empty.
         """
-        x, cache = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
+        x, cache, _ = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         return self.head(last), last, cache
 
@@ -98,7 +130,7 @@ class CodePredictor(nnx.Module):
         def run(x, at, cache):
             steps = jnp.full((batch,), x.shape[1], jnp.int32)
             positions = jnp.broadcast_to((at + jnp.arange(x.shape[1])).astype(jnp.float32), (3, batch, x.shape[1]))
-            x, cache = self.decoder.extend(x, positions, steps, cache)
+            x, cache, _ = self.decoder.extend(x, positions, steps, cache)
             return x[:, -1], cache
 
         last, cache = run(jnp.stack([state, first], axis=1), 0, cache)

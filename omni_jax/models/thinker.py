@@ -72,17 +72,20 @@ class Thinker(nnx.Module):
         cache: KVCache,
         *,
         fresh: bool,
-    ) -> tuple[Float[Array, "B V"], KVCache]:
-        """Logits after each row's last real token, and the cache with the rows appended."""
-        x, cache = self.decoder.extend(embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack)
+        keep: int | None = None,
+    ) -> tuple[Float[Array, "B V"], KVCache, Float[Array, "B T D"] | None]:
+        """Logits after each row's last real token, the cache with the rows appended, and the states after ``keep`` layers."""
+        x, cache, kept = self.decoder.extend(
+            embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack, keep=keep
+        )
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        return self.head(last), cache
+        return self.head(last), cache, kept
 
     def step(
         self, tokens: Int[Array, "B"], positions: Num[Array, "3 B"], live: Int[Array, "B"], cache: KVCache
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """One token a row; rows whose ``live`` is 0 stay as they are."""
-        x, cache = self.decoder.extend(self.embed(tokens[:, None]), positions[:, :, None], live, cache)
+        x, cache, _ = self.decoder.extend(self.embed(tokens[:, None]), positions[:, :, None], live, cache)
         return self.head(x[:, 0]), cache
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:

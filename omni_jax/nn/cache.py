@@ -43,6 +43,10 @@ class KVCache:
             length=self.length + lengths,
         )
 
+    def rows(self, index: Int[Array, "b"]) -> "KVCache":
+        """Some rows, in the order of ``index``."""
+        return KVCache(k=self.k[:, index], v=self.v[:, index], length=self.length[index])
+
     def grow(self, slots: int) -> "KVCache":
         """The same entries with room for ``slots``."""
         padding = [(0, 0), (0, 0), (0, slots - self.slots), (0, 0), (0, 0)]

@@ -6,6 +6,8 @@ tokenizer are bytes; they are decoded one by one, so the pieces cannot depend on
 
 import codecs
 import json
+import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +78,7 @@ class Transcript:
         self._thoughts = _Thoughts()
         self._taken = 0, 0  # parts of both that earlier pieces gave
         self._finished = False
+        self._ends: list[int] = []  # the answer's length after each token
         self.tool_calls: list[dict[str, Any]] = []
         self.tokens_used = 0
 
@@ -93,6 +96,11 @@ class Transcript:
     def stopped(self) -> bool:
         return self._answer.stopped
 
+    @property
+    def settled(self) -> int:
+        """How many of the tokens read are sure to stay: not those whose text may become a stop string, or is one."""
+        return bisect_right(self._ends, self._answer.settled)
+
     def push(self, tokens: Sequence[int]) -> Piece:
         """Reads more tokens and returns what became certain with them."""
         if self._finished:
@@ -102,6 +110,7 @@ class Transcript:
                 break
             self.tokens_used += 1
             self._read(int(token))
+            self._ends.append(sys.maxsize if self.stopped else self._answer.length)
         return self._take()
 
     def finish(self) -> Piece:
@@ -192,8 +201,13 @@ class _Answer:
         self._stops = stops
         self._tail = ""  # may become a stop string
         self._newlines = 0  # certain, but not given out yet; a count, so that a long run stays cheap
-        self._length = 0  # characters of the answer up to here, _tail and _newlines included
+        self.length = 0  # characters of the answer up to here, _tail and _newlines included
         self._last_call = -1  # the length at which the latest tool call stands
+
+    @property
+    def settled(self) -> int:
+        """Characters of the answer that no stop string can take away."""
+        return self.length - len(self._tail)
 
     def write(self, text: str) -> None:
         if self.skip_newlines:
@@ -201,14 +215,14 @@ class _Answer:
             self.skip_newlines = not text
         if self.stopped or not text:
             return
-        self._length += len(text)
+        self.length += len(text)
         text = self._tail + text
         # The first to be complete, so that the cut depends on the text and not on the tokens that brought it.
         found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
         if found:
             self.stopped = True
             cut = min(found)[1]
-            self._length -= len(text) - cut
+            self.length -= len(text) - cut
             self._tail = text[:cut]
             self.finish()
             return
@@ -218,13 +232,13 @@ class _Answer:
 
     def mark_call(self) -> None:
         """A tool call stands here."""
-        self._last_call = self._length
+        self._last_call = self.length
 
     def finish(self) -> None:
         """Nothing follows: gives out the tail, and the last newlines unless a tool call stands beside them."""
         self._give(self._tail)
         self._tail = ""
-        if not self._length - self._newlines <= self._last_call <= self._length and self._newlines:
+        if not self.length - self._newlines <= self._last_call <= self.length and self._newlines:
             self.parts.append("\n" * self._newlines)
         self._newlines = 0
 

@@ -21,6 +21,12 @@ SAMPLED = {"do_sample": True, "temperature": 1.5, "top_k": 50, "top_p": 0.98}
 OPEN = (-1,)  # no stop token
 
 
+@pytest.fixture(scope="module")
+def omni(writer):
+    """Text alone; what is spoken is tested in test_speaks.py."""
+    return writer
+
+
 def prompt(length, seed=0):
     return np.random.default_rng([seed, length]).integers(0, 250, length)
 
@@ -69,7 +75,7 @@ def test_prefill_and_steps_equal_the_whole(omni):
     step = jax.jit(thinker.step)
     heads = batch(*(row[:cut] for row, cut in zip(rows, cuts, strict=True))).padded()
     cache = thinker.empty_cache(4, 48)
-    logits, cache = prefill(Embedded(thinker.embed(jnp.asarray(heads.tokens))), heads.positions, heads.lengths, cache)
+    logits, cache, _ = prefill(Embedded(thinker.embed(jnp.asarray(heads.tokens))), heads.positions, heads.lengths, cache)
     live, at = np.array([1, 1, 1, 0]), heads.lengths
     for _ in range(steps):
         for row in range(3):
@@ -136,8 +142,8 @@ def test_sampled_tokens_do_not_depend_on_the_steps_a_call(omni):
 
 def test_the_cache_grows_beyond_the_first_new_tokens(omni, monkeypatch):
     """Room for 512 new tokens is a bucket of 768 slots here: 1200 tokens need 1536. The shorter row is done by then."""
-    sizes, grow, rows, most = [], generation._grow, [prompt(16), prompt(5)], [1200, 40]
-    monkeypatch.setattr(generation, "_grow", lambda cache, slots: sizes.append(slots) or grow(cache, slots=slots))
+    sizes, grow, rows, most = [], generation.grow, [prompt(16), prompt(5)], [1200, 40]
+    monkeypatch.setattr(generation, "grow", lambda cache, slots: sizes.append(slots) or grow(cache, slots=slots))
     grown, _ = made(omni, rows, most=most, how=SAMPLED)  # greedily it would end in one token over and over
     assert sizes == [1536]
     monkeypatch.setattr(generation, "ROOM", 1200)
@@ -157,7 +163,7 @@ def test_the_cache_is_no_larger_than_what_may_be_made(omni, monkeypatch):
     monkeypatch.setattr(
         type(thinker), "empty_cache", lambda self, rows, size: slots.add(size) or empty(self, rows, size)
     )
-    monkeypatch.setattr(generation, "_grow", None)
+    monkeypatch.setattr(generation, "grow", None)
     for length in (1, 9, 16):
         made(omni, [prompt(length)], most=[NEW])
     assert slots == {48}

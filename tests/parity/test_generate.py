@@ -12,6 +12,12 @@ from omni_jax.processing.request import Batch
 NEW = 24
 
 
+@pytest.fixture(scope="module")
+def omni(writer):
+    """Text alone; what is spoken is tested in test_speaks.py."""
+    return writer
+
+
 def theirs(reference, tokens, mask, clips=(), eos=None, **options):
     with torch.no_grad():
         out = reference.thinker.generate(

@@ -26,6 +26,12 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def omni(writer):
+    """Text alone; what is spoken is tested in test_speaks.py."""
+    return writer
+
+
 def logits(reference, scenes, **how):
     with torch.no_grad():
         return reference.thinker(**theirs(scenes, **how)).logits.numpy()

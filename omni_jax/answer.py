@@ -1,0 +1,127 @@
+"""A request being answered: the thinker's tokens are read as they come, and spoken as soon as there are enough of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from omni_jax import perceive
+from omni_jax.config import OmniConfig
+from omni_jax.decoding.generate import CALL_STEPS, Made, generate
+from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.processing.request import Batch
+from omni_jax.processing.transcript import Transcript
+from omni_jax.reply import Draft, Event
+from omni_jax.voice import Speech, Voices
+
+DEFAULT_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """Rows to be answered, checked and ready.
+
+    Attributes:
+        batch: the prompts, not yet padded.
+        sampling, seeds: of the thinker.
+        transcript: makes the reader of a row's reply.
+        speech: how the replies are spoken; None for text alone.
+        given: the replies stand in the open turn of the assistant already, and the thinker writes nothing.
+    """
+
+    batch: Batch
+    sampling: Sampling
+    seeds: tuple[int, ...]
+    transcript: Callable[[int], Transcript]
+    speech: Speech | None = None
+    given: bool = False
+
+
+def answer(
+    parts: Mapping[str, Any], config: OmniConfig, request: Request, *, steps: int = CALL_STEPS, streamed: bool = False
+) -> Iterator[tuple[int, Event]]:
+    """What becomes known of each row, in the order in which it does; the last event of a row has its whole reply.
+
+    Args:
+        steps: tokens of the thinker a call.
+        streamed: sound comes in chunks that grow from one frame, while the thinker still writes.
+    """
+    rows = [Draft(request.transcript(row), request.sampling) for row in range(len(request.batch.tokens))]
+    voices, writing = None, set(range(len(rows)))
+    codebooks = config.talker.codebooks if request.speech is not None and config.talker is not None else None
+    for made in _recite(parts, config, request, rows) if request.given else _write(parts, config, request, rows, steps):
+        if request.speech is not None and voices is None:
+            voices = Voices(parts, config, request.speech, made.states, streamed=streamed)
+        del made  # the prompt's states would stay on the device
+        for number in sorted(writing):
+            row = rows[number]
+            if voices is not None:
+                voices.say(number, row.new_words(), ended=row.done)
+            reply = row.reply() if row.done and voices is None else None
+            if row.piece.text or row.piece.thinking or reply:
+                yield number, Event(text=row.piece.text, thinking=row.piece.thinking, reply=reply)
+        writing = {number for number in writing if not rows[number].done}
+        while streamed and voices is not None and voices.ready:
+            yield from _spoken(voices, rows)
+    if voices is not None:
+        while not voices.done:
+            yield from _spoken(voices, rows)
+        for number, row in enumerate(rows):
+            yield number, Event(reply=row.reply(codebooks))
+
+
+def _spoken(voices: Voices, rows: list[Draft]) -> Iterator[tuple[int, Event]]:
+    for chunk in voices.advance():
+        rows[chunk.row].hear(chunk.codes, chunk.samples)
+        if chunk.samples.size:
+            yield chunk.row, Event(audio=chunk.samples)
+
+
+def _write(
+    parts: Mapping[str, Any], config: OmniConfig, request: Request, rows: list[Draft], steps: int
+) -> Iterator[Made]:
+    """Generates, each row reading its tokens; yields after each call."""
+    context, sampling = config.thinker.context, request.sampling
+    padded, embedded = perceive.embed(parts, request.batch, config.thinker)
+    assert padded.positions is not None  # embed has counted them
+    longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
+    most = [min(longest, context - int(length)) for length in padded.lengths]
+    made = generate(
+        parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
+        SamplingRows.of([sampling] * len(most), [*request.seeds, *[0] * (len(most) - len(rows))], most),
+        candidates=sampling.candidates(config.thinker.vocabulary), steps=steps, keep=_kept(config, request),
+    )  # fmt: skip
+    del embedded  # the prompt's embeddings would stay on the device until the reply is done
+    call = next(made)
+    while True:
+        stop = np.ones(len(most), bool)
+        for number, row in enumerate(rows):
+            new = slice(0, int(call.counts[number]))
+            stop[number] = row.take(
+                call.tokens[number, new].tolist(), call.logprobs[number, new].tolist(), most[number]
+            )
+        yield call
+        try:
+            call = made.send(stop)
+        except StopIteration:
+            return
+
+
+def _recite(parts: Mapping[str, Any], config: OmniConfig, request: Request, rows: list[Draft]) -> Iterator[Made]:
+    """Reads replies that are given. The thinker only looks and listens, where there is something to be seen or heard."""
+    assert request.speech is not None
+    nothing = np.zeros((len(rows), 0), np.int32)
+    made = Made(nothing, nothing, nothing)
+    if _kept(config, request) is not None:
+        once = replace(request, sampling=Sampling(max_new_tokens=1))
+        made = next(_write(parts, config, once, [Draft(Transcript(None), once.sampling) for _ in rows], 1))
+    for row, words in zip(rows, request.speech.prompt.words, strict=False):
+        row.give(list(words))
+    yield made
+
+
+def _kept(config: OmniConfig, request: Request) -> int | None:
+    """After how many layers the talker wants the thinker's states at the prompt; None where it reads only text."""
+    hears = request.speech is not None and request.speech.prompt.hears
+    return config.talker.accept_layer if hears and config.talker is not None else None

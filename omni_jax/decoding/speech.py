@@ -1,0 +1,161 @@
+"""Speech over any talker and code predictor: a prompt, then frames of codes, each one pass of both without a word to the host."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from omni_jax.decoding.sampling import SamplingRows, sample
+from omni_jax.nn.cache import KVCache
+
+# Frames that one call can make, two seconds; fewer on request, in the same program.
+CALL_FRAMES = 25
+# Frames that a cache has room for at first; it doubles when they are used up.
+ROOM = 512
+
+
+class SpeechModel(Protocol):
+    """What speech needs of a talker."""
+
+    embedding: Any
+    allowed: Any
+
+    def extend(
+        self, x: Array, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool = False
+    ) -> tuple[Array, Array, KVCache]: ...
+
+
+@struct.dataclass
+class SpeechRows:
+    """Sampling options of the first code of a frame, and of the others."""
+
+    talker: SamplingRows
+    predictor: SamplingRows
+
+
+@struct.dataclass
+class SpeechState:
+    """All that changes between frames.
+
+    Attributes:
+        cache: keys and values of everything but ``frame``.
+        frame: the sum of the embeddings of the last frame's codes, to be fed with the next word.
+        position: where it will be fed, the same on all three rotary axes.
+        seen: first codes so far, for the repetition penalty.
+        count: frames made. finished: rows that need no more.
+    """
+
+    cache: KVCache
+    frame: Float[Array, "B D"]
+    position: Num[Array, "B"]
+    seen: Bool[Array, "B V"]
+    count: Int[Array, "B"]
+    finished: Bool[Array, "B"]
+
+
+@partial(jax.jit, static_argnames=("bos",), donate_argnames=("cache",))
+def listen(
+    talker: SpeechModel,
+    x: Float[Array, "B U D"],
+    positions: Num[Array, "3 B U"],
+    lengths: Int[Array, "B"],
+    cache: KVCache,
+    *,
+    bos: int,
+) -> SpeechState:
+    """Prefills the prompts. Rows of length 0 are padding of the batch, or say nothing, and start finished.
+
+    Args:
+        bos: the codec id that is fed with the first word.
+    """
+    logits, _, cache = talker.extend(x, positions, lengths, cache, fresh=True)
+    batch, vocabulary = logits.shape
+    last = jnp.take_along_axis(positions, jnp.maximum(lengths - 1, 0)[None, :, None], axis=2)[:, :, 0]
+    return SpeechState(
+        cache=cache,
+        frame=talker.embedding(jnp.full((batch,), bos)),
+        position=jnp.max(last, axis=0) + 1,
+        seen=jnp.zeros((batch, vocabulary), bool),
+        count=jnp.zeros(batch, jnp.int32),
+        finished=lengths == 0,
+    )
+
+
+@partial(jax.jit, static_argnames=("candidates",), donate_argnames=("state",))
+def speak(
+    talker: SpeechModel,
+    predictor: Any,
+    state: SpeechState,
+    words: Float[Array, "B n D"],
+    rows: SpeechRows,
+    frames: Int[Array, ""],
+    *,
+    candidates: tuple[int, int],
+) -> tuple[SpeechState, Int[Array, "B Q n"]]:
+    """Makes up to ``frames`` (at most n) frames a row; stops early when all have finished.
+
+    Args:
+        words: what each frame is fed beside the frame before it.
+        candidates: of talker and predictor, as ``sample`` takes them.
+
+    Returns: the state, and the codes; a row's own ones first, as many as its count has grown.
+    """
+    batch, calls, _ = words.shape
+
+    def more(carry):
+        step, state, _ = carry
+        return (step < frames) & ~jnp.all(state.finished)
+
+    def make(carry):
+        step, state, made = carry
+        word = jax.lax.dynamic_index_in_dim(words, step, axis=1, keepdims=False)
+        state, codes = _frame(talker, predictor, state, word, rows, candidates)
+        return step + 1, state, jax.lax.dynamic_update_index_in_dim(made, codes, step, axis=2)
+
+    made = jnp.zeros((batch, predictor.config.codebooks, calls), jnp.int32)
+    _, state, made = jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), state, made))
+    return state, made
+
+
+def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candidates) -> tuple[SpeechState, Array]:
+    """One step of the talker, its choice, and the predictor's choices after it."""
+    live = (~state.finished).astype(jnp.int32)
+    x = (state.frame + word)[:, None]
+    positions = jnp.broadcast_to(state.position[:, None], (3, *x.shape[:2]))
+    logits, last, cache = talker.extend(x, positions, live, state.cache)
+    scores = jnp.where(talker.allowed, logits, -jnp.inf)
+    first, _ = sample(scores, state.seen, state.count, rows.talker, candidates=candidates[0])
+    embedded = talker.embedding(first)
+
+    def choose(logits, number):
+        # Each choice of a row has a random number of its own.
+        draw = state.count * predictor.config.codebooks + number
+        return sample(logits, None, draw, rows.predictor, candidates=candidates[1])[0]
+
+    others, total = predictor.residual(last, embedded, choose)
+    silent = state.finished | jnp.any(first[:, None] == rows.talker.eos, axis=-1)
+    count = state.count + ~silent
+    column = jnp.where(silent, state.seen.shape[1], first)
+    state = replace(
+        state,
+        cache=cache,
+        frame=embedded + total,
+        position=state.position + live,
+        seen=state.seen.at[jnp.arange(first.shape[0]), column].set(True, mode="drop"),
+        count=count,
+        finished=silent | (count >= rows.talker.most),
+    )
+    return state, jnp.where(silent[:, None], 0, jnp.concatenate([first[:, None], others], axis=1))
+
+
+def take_rows(tree: Any, index: Int[Array, "b"]) -> Any:
+    """Some rows of a state or of options, in the order of ``index``."""
+    return jax.tree.map(
+        lambda leaf: leaf.rows(index) if isinstance(leaf, KVCache) else leaf[index],
+        tree,
+        is_leaf=lambda node: isinstance(node, KVCache),
+    )

@@ -1,0 +1,121 @@
+"""What a request leaves open: sampling options as the checkpoint's generation config has them, and the voice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omni_jax.answer import DEFAULT_NEW_TOKENS
+from omni_jax.config import OmniConfig, read_json
+from omni_jax.decoding.sampling import Sampling
+
+PARTS = ("thinker", "talker", "predictor")
+# Transformers' own, where a generation config says nothing.
+TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.05)
+PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
+# A frame has always as many codes, and there is nothing that ends it.
+OF_PREDICTOR = ("do_sample", "temperature", "top_k", "top_p")
+FIRST_VOICE = "ethan"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Sampling options of the text, of speech's first codes, and of its other codes."""
+
+    thinker: Sampling
+    talker: Sampling
+    predictor: Sampling
+
+    @classmethod
+    def read(cls, folder: Path, config: OmniConfig) -> "Defaults":
+        """From ``generation_config.json``, over Transformers' own defaults.
+
+        Raises:
+            ValueError: a value that cannot be, said in one line.
+        """
+        path = folder / "generation_config.json"
+        published = read_json(path) if path.exists() else {}
+        # Options without a part's name are the thinker's; a part's own name comes first.
+        named = {part: {**(published if part == "thinker" else {}), **_of_part(published, part)} for part in PARTS}
+        known = {
+            part: {name: values[name] for name in Sampling.__dataclass_fields__ if values.get(name) is not None}
+            for part, values in named.items()
+        }
+        thinker = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=config.im_end)
+        eos = Sampling(eos_token_id=config.talker.codec_eos if config.talker else None)
+        try:
+            return cls(
+                thinker=Sampling.named(known["thinker"]).over(thinker),
+                talker=Sampling.named(known["talker"]).over(eos.over(TALKER)),
+                predictor=Sampling.named(known["predictor"]).over(PREDICTOR),
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def over(
+        self,
+        options: Mapping[str, Mapping[str, Any]],
+        *,
+        thinker: Sampling | None,
+        talker: Sampling | None,
+        predictor: Sampling | None,
+    ) -> "Defaults":
+        """These, with a request's own options before them: single ones, then a part's Sampling."""
+        made: dict[str, Sampling] = {}
+        for part, whole in zip(PARTS, (thinker, talker, predictor), strict=True):
+            if whole is not None and not isinstance(whole, Sampling):
+                raise ValueError(f"{part}: expected a Sampling, got {type(whole).__name__}; or use {part}_... options")
+            single = Sampling.named(options[part], prefix=f"{part}_")
+            made[part] = single.over(whole or Sampling())
+        if made["talker"].stop_strings:
+            raise ValueError("talker_stop_strings: speech has no text to stop at; use thinker_stop_strings")
+        unfit = [
+            f"predictor_{name}"
+            for name in Sampling.__dataclass_fields__
+            if name not in OF_PREDICTOR and getattr(made["predictor"], name) is not None
+        ]
+        if unfit:
+            raise ValueError(f"{', '.join(unfit)}: expected predictor_... options among {', '.join(OF_PREDICTOR)}")
+        of_talker = made["talker"].over(self.talker)
+        # The code predictor samples when the talker does, as in the reference.
+        follows = Sampling(do_sample=of_talker.do_sample) if self.predictor.do_sample is None else Sampling()
+        return Defaults(
+            thinker=made["thinker"].over(self.thinker),
+            talker=of_talker,
+            predictor=made["predictor"].over(follows.over(self.predictor)),
+        )
+
+
+def sampling_options(options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Options by the part that their name begins with, and the others."""
+    own = {part: _named(options, part) for part in PARTS}
+    taken = {name for part in own.values() for name in part}
+    return own, {name: value for name, value in options.items() if name not in taken}
+
+
+def speaker_ids(speaker: str | Sequence[str] | None, count: int, config: OmniConfig) -> tuple[int, ...]:
+    """The codec id of each row's voice.
+
+    Raises:
+        ValueError: an unknown voice, or not one for each row.
+    """
+    known = {name.lower(): code for name, code in config.talker.speakers} if config.talker else {}
+    if speaker is None:
+        first = known.get(FIRST_VOICE, next(iter(known.values()), -1))
+        return (first,) * count
+    names = [speaker] * count if isinstance(speaker, str) else list(speaker)
+    if len(names) != count:
+        raise ValueError(f"speaker: expected one name, or one for each of the {count} conversations, got {len(names)}")
+    for name in names:
+        if not isinstance(name, str) or name.lower() not in known:
+            choices = f"one of {', '.join(known)}" if known else "none, for this checkpoint has no voices"
+            raise ValueError(f"speaker: expected {choices}, got {name!r}")
+    return tuple(known[name.lower()] for name in names)
+
+
+def _named(options: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name.startswith(f"{part}_")}
+
+
+def _of_part(options: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {name.removeprefix(f"{part}_"): value for name, value in _named(options, part).items()}

@@ -1,0 +1,127 @@
+"""What the talker reads before it speaks: the user's turns and the head of the assistant's last turn, as arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from omni_jax.buckets import bucket
+from omni_jax.config import OmniConfig
+from omni_jax.processing.positions import Grid, batch_positions
+from omni_jax.processing.request import Batch
+
+# "<|im_start|>", "assistant" and a newline.
+HEADER = 3
+
+
+@dataclass(frozen=True)
+class SpeechPrompt:
+    """The talker's prompts, a row's own slots first. Each slot is a sum of two embeddings, of a text and of a codec id.
+
+    The last slot before speech, with the first word of the reply and codec_bos, is not among them: it is the first step.
+
+    Attributes:
+        tokens: ids of the thinker's vocabulary, the text of a slot.
+        heard: where in the thinker's prompt the medium stands whose state takes the text's place; -1 for text.
+        codes: codec ids; -1 for none.
+        positions: rotary coordinates; those of the first step go on behind them.
+        lengths: slots of each row, 0 for a row that says nothing.
+        words: tokens of the reply that stand in the prompt already, a row each.
+    """
+
+    tokens: Int[np.ndarray, "B U"]
+    heard: Int[np.ndarray, "B U"]
+    codes: Int[np.ndarray, "B U"]
+    positions: Float[np.ndarray, "3 B U"]
+    lengths: Int[np.ndarray, "B"]
+    words: tuple[tuple[int, ...], ...]
+
+    @property
+    def hears(self) -> bool:
+        """Whether there is a medium among the slots, so that the thinker's states are needed."""
+        return bool((self.heard >= 0).any())
+
+
+def prepare(batch: Batch, speakers: Sequence[int], config: OmniConfig) -> SpeechPrompt:
+    """The talker's prompts for rows of the thinker's.
+
+    Of the prompt, the user's turns are read, media at their own positions, and of the assistant's turns only the last, which
+    must be open: system turns and earlier answers are left out, with their media.
+
+    Args:
+        batch: rows with their real tokens first (``justified``), padding rows without any.
+        speakers: the codec id of each row's voice.
+
+    Raises:
+        ValueError: a row without an open assistant's turn; one line says what to do.
+    """
+    talker = config.talker
+    assert talker is not None  # whoever wants speech has asked for a talker
+    specials = (talker.codec_nothink, talker.codec_think_bos, talker.codec_think_eos)
+    rows, places, words, spoken = [], [], [], _user_turns(batch, config)
+    for number, (tokens, length) in enumerate(zip(batch.tokens, batch.lengths, strict=True)):
+        if not length:
+            rows.append(np.zeros((3, 0), np.int32))
+            places.append(np.zeros(0, np.int32))
+            words.append(())
+            continue
+        own = tokens[:length]
+        start = _assistant_turn(own, number if len(batch.tokens) > 1 else None, config)
+        users = np.flatnonzero(spoken[number])
+        media = np.isin(
+            own[users], (config.thinker.audio_token, config.thinker.image_token, config.thinker.video_token)
+        )
+        tail = [*own[start : start + HEADER], *[config.tts_pad] * 4, config.tts_bos]
+        codes = [-1] * HEADER + [*specials, speakers[number], talker.codec_pad]
+        text = np.concatenate([own[users], tail])
+        heard = np.concatenate([np.where(media, users, -1), np.full(len(tail), -1)])
+        rows.append(np.stack([text, heard, np.concatenate([np.full(len(users), -1), codes])]).astype(np.int32))
+        # For the positions, all that follows the user's turns is plain text.
+        places.append(np.concatenate([own[users], np.full(len(tail), config.tts_pad)]))
+        words.append(tuple(own[start + HEADER :].tolist()))
+    lengths = np.array([row.shape[1] for row in rows], np.int32)
+    width = bucket(int(lengths.max()))
+    stacked = np.stack([np.pad(row, [(0, 0), (0, width - row.shape[1])]) for row in rows], axis=1)
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.zeros((len(rows), width), np.int32)
+    ids[mask] = np.concatenate(places)
+    images = _of_user(batch, [item.grid for item in batch.images], config.thinker.image_token, spoken, config)
+    grids = _of_user(batch, [item.grid for item in batch.videos], config.thinker.video_token, spoken, config)
+    videos = [(batch.videos[n].grid, batch.videos[n].seconds) for n in grids]
+    positions = batch_positions(ids, mask, [batch.images[n].grid for n in images], videos, config.thinker)
+    tokens, heard, codes = stacked
+    return SpeechPrompt(tokens, np.where(mask, heard, -1), np.where(mask, codes, -1), positions, lengths, tuple(words))
+
+
+def _user_turns(batch: Batch, config: OmniConfig) -> Bool[np.ndarray, "B T"]:
+    """Which tokens stand in a turn of the user, its marks included."""
+    starts = (batch.tokens == config.im_start) & batch.mask
+    after = np.pad(batch.tokens[:, 1:], [(0, 0), (0, 1)], constant_values=-1)
+    # The number of the last start at or before each token, 0 before the first.
+    latest = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), -1), axis=1)
+    of_user = np.take_along_axis(after == config.user, np.maximum(latest, 0), axis=1)
+    return of_user & (latest >= 0) & batch.mask
+
+
+def _assistant_turn(tokens: Int[np.ndarray, "T"], row: int | None, config: OmniConfig) -> int:
+    """Where the open turn of the assistant begins."""
+    starts = np.flatnonzero(tokens == config.im_start)
+    start = int(starts[-1]) if len(starts) else len(tokens)
+    if len(tokens) < start + HEADER or tokens[start + 1] != config.assistant:
+        raise ValueError(
+            f"{'' if row is None else f'row {row}: '}to be spoken, a prompt must end in an open turn of the assistant "
+            f'("<|im_start|>assistant\\n", ids {config.im_start} {config.assistant} and a newline); end it so, or say '
+            "return_audio=False"
+        )
+    return start
+
+
+def _of_user(
+    batch: Batch, grids: Sequence[Grid], placeholder: int, spoken: Bool[np.ndarray, "B T"], config: OmniConfig
+) -> list[int]:
+    """The numbers of the media that stand in turns of the user."""
+    counts = [int(np.prod(grid)) // config.thinker.vision_encoder.merge**2 for grid in grids]
+    inside = spoken[(batch.tokens == placeholder) & batch.mask]
+    firsts = np.cumsum([0, *counts[:-1]])[: len(counts)]
+    return [number for number, first in enumerate(firsts) if inside[first]]
