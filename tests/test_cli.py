@@ -1,16 +1,20 @@
 """The shell: answers on standard output, and one line and exit code 2 for a user's mistake."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib import resources
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
+from shell_calls import call
 
 from omni_jax import Omni, Reply, cli
 from omni_jax.config import from_hf
@@ -21,24 +25,10 @@ RECORDING = resources.files("omni_jax") / "assets" / cli.RECORDING
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
 
 
-@pytest.fixture(autouse=True)
-def _no_program_cache(monkeypatch):
-    """The cache of compiled programs is a setting of the whole process; other tests must not see it."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-
-
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs omni-jax in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["omni-jax", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
+    return partial(call, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -57,13 +47,13 @@ def user(words):
 # --- generate
 
 
-def test_generate_prints_the_answer_and_nothing_else(run, tiny, omni):
-    expected = omni.generate(user("Hi"), thinker_max_new_tokens=24)
+def test_generate_prints_the_answer_and_nothing_else(run, tiny, writer):
+    expected = writer.generate(user("Hi"), thinker_max_new_tokens=24)
     assert run("generate", tiny, "Hi", *SHORT) == (0, expected.text + "\n", "")
 
 
-def test_json_is_the_whole_reply(run, tiny, omni):
-    expected = omni.generate(user("Hi"), seed=7, thinker_max_new_tokens=24, thinker_temperature=1.5, thinker_top_k=50)
+def test_json_is_the_whole_reply(run, tiny, writer):
+    expected = writer.generate(user("Hi"), seed=7, thinker_max_new_tokens=24, thinker_temperature=1.5, thinker_top_k=50)
     code, out, err = run(
         "generate", tiny, "Hi", "--json", "--max-new-tokens", 24, "--temperature", 1.5, "--top-k", 50, "--seed", 7
     )
@@ -75,36 +65,36 @@ def test_json_is_the_whole_reply(run, tiny, omni):
     assert reply.keys() == {"text", "thinking", "tool_calls", "tokens", "logprobs", "finish_reason"}
 
 
-def test_a_stream_prints_the_same(run, tiny, omni):
-    expected = omni.generate(user("Hi"), thinker_max_new_tokens=24)
+def test_a_stream_prints_the_same(run, tiny, writer):
+    expected = writer.generate(user("Hi"), thinker_max_new_tokens=24)
     assert run("generate", tiny, "Hi", "--stream", *SHORT) == (0, expected.text + "\n", "")
 
 
-def test_recordings_come_before_the_text_in_their_order(run, tiny, omni):
+def test_recordings_come_before_the_text_in_their_order(run, tiny, writer):
     audio = [{"type": "audio", "audio": str(RECORDING)}]
     conversation = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [*audio, *audio, {"type": "text", "text": "a"}]},
     ]
-    expected = omni.generate(conversation, thinker_max_new_tokens=24)
+    expected = writer.generate(conversation, thinker_max_new_tokens=24)
     options = ("--audio", RECORDING, "--audio", RECORDING, "--system", "Be brief.", *SHORT)
     assert run("generate", tiny, "a", *options) == (0, expected.text + "\n", "")
 
 
-def test_media_keep_the_order_of_the_command_line(run, tiny, omni, picture):
+def test_media_keep_the_order_of_the_command_line(run, tiny, writer, picture):
     sound, sight = {"type": "audio", "audio": str(RECORDING)}, {"type": "image", "image": str(picture)}
     turned = {"type": "image", "image": str(picture.with_name("turned.png"))}
     for parts, flags in (
         ([sight, sound, turned], ["--image", picture, f"--audio={RECORDING}", "--image", turned["image"]]),
         ([turned, sight, sound], ["--image", turned["image"], f"--image={picture}", "--audio", RECORDING]),
     ):
-        expected = omni.generate(
+        expected = writer.generate(
             [{"role": "user", "content": [*parts, *user("a")[0]["content"]]}], thinker_max_new_tokens=24
         )
         assert run("generate", tiny, "a", *flags, *SHORT) == (0, expected.text + "\n", "")
 
 
-def test_a_conversation_from_a_file(run, tiny, omni, picture, tmp_path):
+def test_a_conversation_from_a_file(run, tiny, writer, picture, tmp_path):
     """Several turns in Qwen's own format; text and media of the command line are one more."""
     turns = [
         {"role": "system", "content": "Be brief."},
@@ -116,7 +106,7 @@ def test_a_conversation_from_a_file(run, tiny, omni, picture, tmp_path):
     ]
     chat = tmp_path / "chat.json"
     chat.write_text(json.dumps([*turns, *user("b")]))
-    expected = omni.generate([*turns, *user("b")], thinker_max_new_tokens=24).text
+    expected = writer.generate([*turns, *user("b")], thinker_max_new_tokens=24).text
     assert run("generate", tiny, "--conversation", chat, *SHORT) == (0, expected + "\n", "")
     chat.write_text(json.dumps(turns))
     assert run("generate", tiny, "b", "--conversation", chat, *SHORT) == (0, expected + "\n", "")
@@ -170,12 +160,12 @@ def test_thinking_and_calls(run, tiny, monkeypatch):
 # --- convert, inspect, demo
 
 
-def test_convert_and_back(run, tiny, tmp_path, omni):
+def test_convert_and_back(run, tiny, tmp_path, writer):
     code, out, err = run("convert", tiny, tmp_path / "ours")
     assert (code, out, err) == (0, "", f"wrote {tmp_path / 'ours'}\n")
     assert run("convert", tiny, tmp_path / "ours")[0] == 0  # again: there is nothing left to do
     code, out, _ = run("generate", tmp_path / "ours", "Hi", *SHORT)
-    assert (code, out) == (0, omni.generate(user("Hi"), thinker_max_new_tokens=24).text + "\n")
+    assert (code, out) == (0, writer.generate(user("Hi"), thinker_max_new_tokens=24).text + "\n")
     assert run("convert", "--to-hf", tmp_path / "ours", tmp_path / "theirs")[0] == 0
     assert from_hf(tmp_path / "theirs") == from_hf(tiny)
     assert list((tmp_path / "theirs").glob("*.safetensors"))
@@ -201,6 +191,9 @@ def test_demo(run, tmp_path):
     assert out.strip()
     lines = err.splitlines()
     assert [line[:3] for line in lines[:3]] == ["1/3", "2/3", "3/3"]
+    seconds = soundfile.info(tmp_path / "kept" / "answer.wav").duration
+    assert 0 < seconds < 40 * 0.08
+    assert f"It spoke for {seconds:.1f} s (in {tmp_path / 'kept' / 'answer.wav'})." in err
     assert "The weights are random" in err
     assert (tmp_path / "kept" / "published" / "config.json").exists()
 
@@ -208,13 +201,13 @@ def test_demo(run, tmp_path):
 def test_help_names_every_command(run):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("generate", "convert", "inspect", "demo"))
+    assert all(command in out for command in ("generate", "speak", "convert", "inspect", "demo"))
 
 
 def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     try:
-        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))
         cli.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "omni_jax" / "programs")
@@ -238,6 +231,11 @@ def here(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "bare").mkdir()
+    # Releases without their weights: what is wrong with a request for speech is said before any are read.
+    for name in ("speaking", "silent"):
+        config = tiny_config() | ({} if name == "speaking" else {"enable_audio_output": False})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     return tmp_path
 
 
@@ -265,6 +263,22 @@ MISTAKES = {
     "generate TINY Hi --top-p 2": "top_p: expected a number above 0 and at most 1, got 2.0",
     "generate TINY Hi --tools HERE/tools.json": "tools.json: expected a JSON list of function schemas",
     "generate TINY Hi --tools HERE/one.json": "one.json: expected a JSON list of function schemas, got dict",
+    "generate TINY Hi --speaker aiden": "--speaker: nothing is spoken without --speak FILE; add it",
+    "generate TINY Hi --talker-greedy --max-speech 2": "--max-speech, --talker-greedy: nothing is spoken without --speak",
+    "generate TINY Hi --speak HERE/a.mp3": "a.mp3: expected a name that ends in .wav or .flac, or - for standard output",
+    "generate TINY Hi --speak HERE/absent/a.wav": "absent/a.wav: there is no folder .*absent; make it first",
+    "generate TINY Hi --speak HERE/bare": "bare: expected a name that ends in .wav or .flac",
+    "generate HERE/speaking Hi --speak HERE/a.wav --speaker Bob": "expected one of chelsie, ethan, aiden, got 'Bob'",
+    "generate HERE/silent Hi --speak HERE/a.wav": "silent: this release answers in text only, it has no talker",
+    "generate HERE/speaking Hi --speak HERE/a.wav --max-speech 0": "--max-speech: expected seconds above 0, got 0.0",
+    "generate HERE/speaking Hi --speak HERE/a.wav --talker-top-p 2": "talker: top_p: expected a number above 0 and at most 1",
+    "speak HERE/speaking Hi -o HERE/a.wav --speaker Bob": "expected one of chelsie, ethan, aiden, got 'Bob'",
+    "speak HERE/silent Hi -o HERE/a.wav": "silent: this release answers in text only, it has no talker",
+    "speak HERE/speaking Hi -o HERE/a.wav --max-speech nan": "--max-speech: expected seconds above 0, got nan",
+    "speak HERE/speaking Hi -o HERE/a.ogg": "a.ogg: expected a name that ends in .wav or .flac, or - for standard output",
+    "speak HERE/speaking - -o HERE/a.wav": "nothing to say: expected a text, or - and a text on standard input",
+    "speak HERE/speaking Hi": "Missing option '--output' / '-o'",
+    "speak HERE/absent Hi -o HERE/a.wav": "absent: no such folder; expected a Hugging Face folder",
     "inspect HERE/absent": "absent: no such folder; expected a Hugging Face folder",
     "inspect HERE/other": "expected model_type .* got 'llama'",
     "convert HERE/absent HERE/out": "absent",
@@ -278,10 +292,12 @@ MISTAKES = {
 @pytest.mark.parametrize("command", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(run, tiny, here, monkeypatch, command):
     monkeypatch.setenv("HF_HOME", str(here / "hub"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     code, out, err = run(*(word.replace("TINY", str(tiny)).replace("HERE", str(here)) for word in command.split()))
     assert (code, out) == (2, "")
     assert re.fullmatch(f"omni-jax: .*{MISTAKES[command]}.*\n", err)
     assert not (here / "out" / "omni_jax.json").exists()
+    assert not list(here.glob("a.*"))
 
 
 def test_a_prompt_longer_than_the_context(run, tmp_path):
@@ -293,16 +309,15 @@ def test_a_prompt_longer_than_the_context(run, tmp_path):
     assert "the context holds 16: shorten the text" in err
 
 
-def test_the_traceback_on_request(monkeypatch, tiny):
-    monkeypatch.setattr(sys, "argv", ["omni-jax", "generate", str(tiny)])
+def test_the_traceback_on_request(run, tiny, monkeypatch):
     monkeypatch.setenv("OMNI_JAX_DEBUG", "1")
     with pytest.raises(ValueError, match="nothing to answer"):
-        cli.main()
+        run("generate", tiny)
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """What a shell sees: no traceback, nothing else on standard error."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     found = subprocess.run(
         [sys.executable, "-m", "omni_jax.cli", "generate", str(tmp_path / "absent"), "Hi"],
         capture_output=True, text=True, env=environment, check=False,

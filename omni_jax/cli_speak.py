@@ -1,0 +1,58 @@
+"""omni-jax speak: a text read aloud."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from omni_jax.cli_reply import (
+    Dtype,
+    MaxSpeech,
+    Model,
+    Seed,
+    Speaker,
+    TalkerGreedy,
+    TalkerTemperature,
+    TalkerTopK,
+    TalkerTopP,
+    follow,
+    load,
+    speech_options,
+    speech_to,
+)
+
+
+def speak(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="What to say; - reads it from standard input.", metavar="TEXT")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The .wav or .flac file to write; - sends sound to standard output as it is made, for a player.",
+        ),
+    ],
+    speaker: Speaker = None,
+    max_speech: MaxSpeech = None,
+    seed: Seed = 0,
+    talker_temperature: TalkerTemperature = None,
+    talker_top_k: TalkerTopK = None,
+    talker_top_p: TalkerTopP = None,
+    talker_greedy: TalkerGreedy = None,
+    dtype: Dtype = None,
+) -> None:
+    """Reads a text aloud, into a sound file or to a player. Ctrl-C keeps what was spoken so far.
+
+    To hear it at once: omni-jax speak MODEL TEXT -o - | ffplay -nodisp -autoexit -
+    """
+    options = speech_options(
+        model, speaker=speaker, max_speech=max_speech, talker_temperature=talker_temperature, talker_top_k=talker_top_k,
+        talker_top_p=talker_top_p, talker_greedy=talker_greedy,
+    )  # fmt: skip
+    with speech_to(output) as sound:
+        words = sys.stdin.read().strip() if text == "-" else text
+        if not words.strip():
+            raise ValueError("nothing to say: expected a text, or - and a text on standard input")
+        follow(load(model, dtype, speech=True).stream_speech(words, seed=seed, **options), sound=sound, text=None)
