@@ -96,7 +96,7 @@ class Voices:
         )
         self.candidates = speech.talker.candidates(talker.vocabulary), speech.predictor.candidates(talker.codebook)
         self.size = CHUNKS[0] if streamed else CHUNKS[-1]
-        slots = bucket(prompt.tokens.shape[1] + min(most, ROOM))
+        slots = bucket(prompt.tokens.shape[1] + ROOM)
         x = _prompt(
             parts["talker"], parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard,
             states if prompt.hears else None,

@@ -1,0 +1,443 @@
+"""Speech from the outside: any way to ask for it, and the laws that hold for what comes."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from omni_jax import Omni, Sampling, voice
+from omni_jax.processing.request import Batch
+
+WRITTEN = {"thinker_do_sample": False, "thinker_max_new_tokens": 9, "thinker_eos_token_id": -1}
+GREEDY = {**WRITTEN, "talker_do_sample": False, "talker_max_new_tokens": 41}
+SAMPLED = {**WRITTEN, "talker_max_new_tokens": 41}
+LAG, FRAME = 555, 1920
+
+
+def user(*content):
+    return [{"role": "user", "content": list(content) if content else "Hi"}]
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def sound(seconds, seed=0):
+    samples = np.random.default_rng(seed).normal(size=int(16_000 * seconds)).astype(np.float32) / 8
+    return {"type": "audio", "audio": (samples, 16_000)}
+
+
+def picture(height=64, width=96, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return {"type": "image", "image": pixels}
+
+
+def film(seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+    return {"type": "video", "video": pixels}
+
+
+def assert_spoken_alike(found, expected, *, tolerance=1e-5):
+    assert found.tokens == expected.tokens
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    assert found.audio.shape == expected.audio.shape
+    np.testing.assert_allclose(found.audio, expected.audio, atol=tolerance * np.abs(expected.audio).max(initial=1e-9))
+
+
+@pytest.fixture(scope="module")
+def greedy(omni):
+    return omni.generate(user(), **GREEDY)
+
+
+@pytest.fixture
+def ending(omni, greedy):
+    """A codec id with which greedy speech could end after some frames, as an option."""
+    first = greedy.codes[0].tolist()
+    at = next(n for n in range(8, len(first)) if first.index(first[n]) == n)
+    return at, {"talker_eos_token_id": first[at]}
+
+
+# --- a reply that is spoken
+
+
+def test_a_spoken_reply(omni, greedy):
+    """As many frames as the limit lets be heard, 80 ms each but for what the last leaves open."""
+    assert greedy.codes.shape == (4, 40)
+    assert greedy.codes.dtype == np.int32
+    assert greedy.audio.shape == (40 * FRAME - LAG,)
+    assert greedy.audio.dtype == np.float32
+    assert greedy.sample_rate == 24_000
+    assert 0.01 < np.abs(greedy.audio).max() <= 1
+    assert 0 <= greedy.codes.min() <= greedy.codes.max() < 64
+    assert greedy.text
+
+
+def test_speech_is_written_alike(omni, greedy, writer):
+    silent = omni.generate(user(), return_audio=False, **GREEDY)
+    assert (silent.tokens, silent.codes, silent.audio) == (greedy.tokens, None, None)
+    assert silent == writer.generate(user(), **WRITTEN)
+
+
+def test_the_end_of_speech_is_the_models(omni, greedy, ending):
+    at, how = ending
+    reply = omni.generate(user(), **GREEDY, **how)
+    np.testing.assert_array_equal(reply.codes, greedy.codes[:, :at])
+    assert reply.audio.shape == (at * FRAME - LAG,)
+    longer = omni.generate(user(), **GREEDY, **how, talker_min_new_tokens=at + 5)
+    assert longer.codes.shape[1] > at + 4
+
+
+def test_each_voice_is_another(omni, greedy):
+    assert omni.speakers == ("chelsie", "ethan", "aiden")
+    by_voice = {name: omni.generate(user(), speaker=name, **GREEDY).codes for name in ("Chelsie", "ETHAN", "aiden")}
+    np.testing.assert_array_equal(by_voice["ETHAN"], greedy.codes)  # the default
+    assert not np.array_equal(by_voice["Chelsie"], by_voice["aiden"])
+    assert not np.array_equal(by_voice["Chelsie"], by_voice["ETHAN"])
+
+
+def test_what_was_heard_and_seen_is_in_the_voice(omni):
+    """The talker hears the media: the same words after another sound, picture or film are spoken otherwise."""
+    for medium in (lambda seed: sound(1.5, seed), lambda seed: picture(seed=seed), film):
+        one, other = (omni.speak("Well, well.", conversation=user(medium(seed)), talker_do_sample=False,
+                                 talker_max_new_tokens=41).codes for seed in (0, 1))  # fmt: skip
+        assert not np.array_equal(one, other)
+
+
+def test_system_turns_and_earlier_answers_are_not_heard(omni):
+    """As in the reference: of the prompt, the talker reads the user's turns alone."""
+    turns = [*user(text("One.")), {"role": "assistant", "content": "Two."}, *user(text("Three."))]
+    how = {"talker_do_sample": False, "talker_max_new_tokens": 41}
+    plain = omni.speak("Four.", conversation=turns, **how)
+    system = [{"role": "system", "content": [text("Be brief."), picture()]}]
+    assert_spoken_alike(omni.speak("Four.", conversation=[*system, *turns], **how), plain)
+    turns[1] = {"role": "assistant", "content": "Twenty-two."}
+    assert_spoken_alike(omni.speak("Four.", conversation=turns, **how), plain)
+    turns[0] = user(text("Ten."))[0]
+    assert not np.array_equal(omni.speak("Four.", conversation=turns, **how).codes, plain.codes)
+
+
+# --- streams
+
+
+@pytest.mark.parametrize(("steps", "how"), [(1, GREEDY), (4, GREEDY), (4, SAMPLED), (32, SAMPLED)])
+def test_a_stream_equals_the_whole(omni, steps, how):
+    whole = omni.generate(user(), seed=5, **how)
+    events = list(omni.stream(user(), seed=5, steps=steps, **how))
+    assert [event.reply is None for event in events] == [True] * (len(events) - 1) + [False]
+    assert "".join(event.text for event in events) == whole.text
+    assert_spoken_alike(events[-1].reply, whole)
+    joined = np.concatenate([event.audio for event in events if event.audio is not None])
+    np.testing.assert_array_equal(joined, events[-1].reply.audio)
+
+
+def test_sound_flows_while_the_thinker_still_writes(omni):
+    """The first chunk is one frame, behind the first token; chunks grow while the words last."""
+    events = list(omni.stream(user(), steps=1, **GREEDY))
+    kinds = ["text" if event.text else "audio" if event.audio is not None else "end" for event in events]
+    assert kinds.index("audio") < len(kinds) - 1 - kinds[::-1].index("text")
+    sizes = [len(event.audio) for event in events if event.audio is not None]
+    frames = [(size + (LAG if number == 0 else 0)) / FRAME for number, size in enumerate(sizes)]
+    assert frames == [1, 2, 4, 8, 16, 9]
+
+
+def test_a_stream_that_is_closed_frees_all(omni):
+    def arrays():
+        return {id(array) for array in jax.live_arrays()}
+
+    list(omni.stream(user(sound(1)), **GREEDY))
+    before = arrays()
+    events = omni.stream(user(sound(1)), **GREEDY)
+    while next(events).audio is None:
+        pass
+    assert arrays() - before
+    events.close()
+    del events
+    assert not arrays() - before
+
+
+def test_the_thinkers_states_do_not_outlive_their_use(omni):
+    """Once the talker has read the prompt, nothing as long as it and as wide as the thinker is held."""
+    before = {id(array) for array in jax.live_arrays()}
+    batch = omni.prepare(user(sound(6))).padded()
+    long = (*batch.tokens.shape, omni.config.thinker.decoder.width)
+    events = omni.stream(user(sound(6)), steps=1, **GREEDY)
+    while next(events).audio is None:
+        pass
+    next(events)
+    assert long not in [array.shape for array in jax.live_arrays() if id(array) not in before]
+    events.close()
+
+
+def test_stop_strings_are_not_spoken(omni, monkeypatch):
+    """Neither the string nor what may yet become it; the rest is spoken as if nothing else had been said."""
+    said = []
+    real = voice.Voices.say
+    monkeypatch.setattr(voice.Voices, "say", lambda self, row, words, ended: said.extend(words) or real(
+        self, row, words, ended=ended))  # fmt: skip
+    whole = omni.generate(user(), return_audio=False, **WRITTEN)
+    middle = omni.tokenizer.decode(whole.tokens[4:6])
+    list(omni.stream(user(), steps=1, **GREEDY, thinker_stop_strings=middle))
+    assert said == whole.tokens[:4]
+
+
+# --- batches
+
+
+def test_a_row_in_a_batch_equals_its_single_run(omni):
+    """Rows of other lengths, media, voices and seeds, three of which make a batch of four."""
+    asked = [user(), user(sound(1.2), text("What is it?")), user(picture(), text("And this, so much longer?"))]
+    voices, seeds = ["Aiden", "Chelsie", "Ethan"], [3, 4, 5]
+    rows = omni.generate_batch(asked, speaker=voices, seed=seeds, **SAMPLED)
+    for row, one, name, seed in zip(rows, asked, voices, seeds, strict=True):
+        assert_spoken_alike(row, omni.generate(one, speaker=name, seed=seed, **SAMPLED))
+
+
+def test_rows_end_each_on_its_own_and_leave_the_batch(omni, ending, monkeypatch):
+    """Rows whose speech ends early equal their single run, and the batch shrinks behind them."""
+    _, how = ending
+    sizes = []
+    real = voice.speak
+    monkeypatch.setattr(
+        voice, "speak", lambda *given, **options: sizes.append(given[2].frame.shape[0]) or real(*given, **options)
+    )
+    asked = [user(text(words)) for words in ("Hi", "Ho", "What?", "Now!", "a")]
+    how = {**WRITTEN, **how, "talker_do_sample": False, "talker_max_new_tokens": 201}
+    rows = omni.generate_batch(asked, **how)
+    lengths = [row.codes.shape[1] for row in rows]
+    assert len(set(lengths)) > 2
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 8 > sizes[-1]
+    for row, one in zip(rows, asked, strict=True):
+        assert_spoken_alike(row, omni.generate(one, **how))
+
+
+def test_seeds_of_speech(omni):
+    """The seed decides; the text, the first codes and the others draw independently of each other."""
+    one = omni.generate(user(), seed=1, **SAMPLED)
+    assert_spoken_alike(omni.generate(user(), seed=1, **SAMPLED), one, tolerance=0)
+    other = omni.generate(user(), seed=2, **SAMPLED)
+    assert other.tokens == one.tokens
+    assert not np.array_equal(other.codes[0], one.codes[0])
+    calm = omni.generate(user(), seed=1, predictor_do_sample=False, **SAMPLED)
+    assert calm.codes[0, 0] == one.codes[0, 0]
+    assert not np.array_equal(calm.codes[1:], one.codes[1:])
+
+
+def test_options_of_the_talker_and_the_predictor(omni, greedy):
+    whole = omni.generate(
+        user(), **WRITTEN, talker=Sampling(do_sample=False, max_new_tokens=41), predictor=Sampling(do_sample=False)
+    )
+    assert_spoken_alike(whole, greedy, tolerance=0)
+    penalised = omni.generate(user(), talker_repetition_penalty=1.0, **GREEDY)
+    assert not np.array_equal(penalised.codes, greedy.codes)
+    # A draw among one is the likeliest.
+    narrow = omni.generate(user(), **{**GREEDY, "talker_do_sample": True}, talker_top_k=1, predictor_top_k=1)
+    np.testing.assert_array_equal(narrow.codes, greedy.codes)
+
+
+def test_defaults_of_speech(omni):
+    talker, predictor = omni.defaults.talker, omni.defaults.predictor
+    assert (talker.max_new_tokens, talker.temperature, talker.top_k) == (4096, 0.9, 50)
+    assert (talker.top_p, talker.repetition_penalty, talker.do_sample) == (1.0, 1.05, True)
+    assert talker.eos == (omni.config.talker.codec_eos,)
+    assert (predictor.top_k, predictor.top_p, predictor.temperature, predictor.do_sample) == (50, 0.8, 1.0, None)
+
+
+# --- nothing to say
+
+
+def test_an_empty_reply_is_silence(omni, greedy):
+    """Also in a batch, and in a stream; the reference raises."""
+    how = {**GREEDY, "thinker_eos_token_id": greedy.tokens[0]}
+    reply = omni.generate(user(), **how)
+    assert reply.tokens == [greedy.tokens[0]]
+    assert reply.codes.shape == (4, 0)
+    assert reply.audio.shape == (0,)
+    assert all(event.audio is None for event in omni.stream(user(), **how))
+    both = omni.generate_batch([user(), user(text("What?"))], **how)
+    assert both[0].audio.shape == (0,)
+    assert_spoken_alike(both[1], omni.generate(user(text("What?")), **how))
+
+
+def test_one_token_of_speech_is_silence(omni):
+    reply = omni.generate(user(), **{**GREEDY, "talker_max_new_tokens": 1})
+    assert (reply.codes.shape, reply.audio.shape) == ((4, 0), (0,))
+    assert omni.generate(user(), **{**GREEDY, "talker_max_new_tokens": 2}).codes.shape == (4, 1)
+
+
+def test_a_reply_cut_by_length_is_spoken_to_its_last_token(omni):
+    """What is cut after n tokens is spoken as the n tokens are that end by themselves."""
+    whole = omni.generate(user(), return_audio=False, **{**WRITTEN, "thinker_max_new_tokens": 12}).tokens
+    at = next(n for n in range(4, 12) if whole.index(whole[n]) == n)
+    cut = omni.generate(user(), **{**GREEDY, "thinker_max_new_tokens": at})
+    ended = omni.generate(user(), **{**GREEDY, "thinker_eos_token_id": whole[at], "thinker_max_new_tokens": 12})
+    assert (cut.finish_reason, ended.finish_reason) == ("length", "stop")
+    np.testing.assert_array_equal(cut.codes, ended.codes)
+
+
+def test_a_prompt_without_a_user_is_spoken(omni):
+    prompt = [[omni.config.im_start, omni.config.assistant, 10]]
+    assert omni.generate(Batch.from_tokens(prompt), **GREEDY).codes.shape == (4, 40)
+
+
+# --- given texts
+
+
+def test_a_given_text_is_spoken(omni):
+    how = {"talker_do_sample": False, "talker_max_new_tokens": 41}
+    reply = omni.speak("Good morning.", **how)
+    assert reply.text == "Good morning."
+    assert reply.tokens == omni.tokenizer.encode("Good morning.", add_special_tokens=False)
+    assert reply.audio.shape == (40 * FRAME - LAG,)
+    events = list(omni.stream_speech("Good morning.", **how))
+    assert "".join(event.text for event in events) == "Good morning."
+    assert_spoken_alike(events[-1].reply, reply)
+    joined = np.concatenate([event.audio for event in events if event.audio is not None])
+    np.testing.assert_array_equal(joined, events[-1].reply.audio)
+    other = omni.speak("Good morning.", speaker="Chelsie", **how)
+    assert not np.array_equal(other.codes, reply.codes)
+
+
+def test_a_given_text_is_spoken_as_if_it_had_been_written(omni):
+    """The reply of `generate`, given as text, has its codes; the thinker need not write it again."""
+    written = omni.generate(user(sound(1)), **GREEDY)
+    words = Batch.from_tokens([[1]])
+    del words
+    spoken = omni.speak(written.text, conversation=user(sound(1)), talker_do_sample=False, talker_max_new_tokens=41)
+    if spoken.tokens == written.tokens:  # random text need not be tokenized as it was made
+        assert_spoken_alike(spoken, written)
+
+
+# --- codes to sound
+
+
+def test_codes_are_decoded_as_they_were_heard(omni, greedy):
+    alone = omni.decode_codes(greedy.codes)
+    np.testing.assert_allclose(alone, greedy.audio, atol=1e-5 * np.abs(greedy.audio).max())
+    both = np.stack([greedy.codes, np.roll(greedy.codes, 1, axis=1)])
+    found = omni.decode_codes(both, lengths=[40, 7])
+    assert found.shape == (2, 40 * FRAME - LAG)
+    np.testing.assert_allclose(found[0], greedy.audio, atol=1e-5 * np.abs(greedy.audio).max())
+    np.testing.assert_allclose(found[1, : 7 * FRAME - LAG], omni.decode_codes(both[1, :, :7]), atol=1e-6)
+    assert not found[1, 7 * FRAME - LAG :].any()
+    assert omni.decode_codes(both[:, :, :0]).shape == (2, 0)
+
+
+CODES = {
+    "a wrong number of codebooks": (np.zeros((1, 5, 3), int), None, r"expected .* of shape \[B, 4, Y\] or \[4, Y\]"),
+    "fractions": (np.zeros((4, 3)), None, "expected whole numbers"),
+    "an id beyond the codebook": (np.full((4, 3), 64), None, "expected ids from 0 to 63, got 64 to 64"),
+    "a negative id": (np.full((4, 3), -1), None, "expected ids from 0 to 63, got -1 to -1"),
+    "a length too large": (np.zeros((1, 4, 3), int), [4], "lengths: expected a number of frames from 0 to 3"),
+    "too many lengths": (np.zeros((1, 4, 3), int), [1, 2], "for each of 1 rows"),
+}
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_wrong_codes_are_one_clear_line(omni, case):
+    codes, lengths, said = CODES[case]
+    with pytest.raises(ValueError, match=said) as error:
+        omni.decode_codes(codes, lengths)
+    assert "\n" not in str(error.value)
+
+
+def test_what_lies_beyond_a_rows_frames_is_not_looked_at(omni):
+    codes = np.zeros((1, 4, 3), int)
+    codes[:, :, 2] = 9999
+    assert omni.decode_codes(codes, [2]).shape == (1, 3 * FRAME - LAG)
+
+
+# --- where it runs
+
+
+def test_eight_devices_speak_as_one(tiny, omni):
+    spread = Omni.load(
+        tiny, mesh=jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 4, 2), ("data", "expert", "model"))
+    )
+    found, expected = (model.generate(user(sound(1)), **GREEDY) for model in (spread, omni))
+    assert_spoken_alike(found, expected)
+
+
+def test_bfloat16(tiny):
+    """The dtype of TPUs and GPUs: every path runs."""
+    half = Omni.load(tiny, dtype="bfloat16")
+    reply = half.generate(user(sound(1), picture()), talker_min_new_tokens=41, **SAMPLED)
+    assert reply.codes.shape == (4, 40)
+    assert reply.audio.dtype == np.float32
+    assert np.isfinite(reply.audio).all()
+
+
+def test_a_second_reply_of_another_length_compiles_nothing(omni, compiled):
+    list(omni.stream(user(text("Hi")), **SAMPLED))
+    omni.generate(user(text("Hi")), **SAMPLED)
+    compiled.clear()
+    list(omni.stream(user(text("Hello")), seed=1, speaker="aiden", talker_temperature=0.5, **SAMPLED))
+    omni.generate(user(text("Ho ho")), **{**SAMPLED, "talker_max_new_tokens": 33})
+    assert not compiled
+
+
+def test_speech_in_two_threads(omni, greedy):
+    """Requests keep their state to themselves."""
+    found = {}
+
+    def run(name):
+        found[name] = omni.generate(user(), speaker=name, **GREEDY)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("ethan", "aiden")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_spoken_alike(found["ethan"], greedy)
+
+
+# --- what a user may get wrong
+
+REQUESTS = {
+    "an unknown voice": ({"speaker": "Nobody"}, "speaker: expected one of chelsie, ethan, aiden, got 'Nobody'"),
+    "too many voices": ({"speaker": ["Ethan"] * 2}, "speaker: expected one name, or one for each of the 1"),
+    "a talker's stop string": ({"talker_stop_strings": "x"}, "talker_stop_strings: speech has no text"),
+    "a predictor's length": ({"predictor_max_new_tokens": 3}, "predictor_max_new_tokens: expected predictor_... options"),
+    "an unknown option": ({"talker_voice": "low"}, "unknown option talker_voice"),
+    "a talker in words": ({"talker": "low"}, "talker: expected a Sampling, got str"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_a_wrong_request_is_one_clear_line(omni, case):
+    options, said = REQUESTS[case]
+    for ask in (omni.generate, omni.stream):
+        with pytest.raises(ValueError, match=said) as error:
+            ask(user(), **options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_prompt_that_cannot_be_spoken(omni):
+    with pytest.raises(ValueError, match=r"must end in an open turn of the assistant .* return_audio=False") as error:
+        omni.generate(Batch.from_tokens([[1, 2, 3]]))
+    assert "\n" not in str(error.value)
+    header = [omni.config.im_start, omni.config.assistant, 10]
+    with pytest.raises(ValueError, match="row 1: to be spoken"):
+        omni.generate_batch(Batch.from_tokens([header, [1, 2, 3]]))
+    assert omni.generate(Batch.from_tokens([[1, 2, 3]]), return_audio=False, **WRITTEN).audio is None
+
+
+def test_no_voice_without_a_talker(writer):
+    for ask in (lambda: writer.speak("Hi"), lambda: writer.generate(user(), return_audio=True)):
+        with pytest.raises(ValueError, match=r"was loaded with speech=False"):
+            ask()
+    with pytest.raises(ValueError, match="decode_codes needs the vocoder"):
+        writer.decode_codes(np.zeros((4, 3), int))
+
+
+@pytest.mark.parametrize("words", ["", "  ", None, 7])
+def test_nothing_to_speak(omni, words):
+    with pytest.raises(ValueError, match="text: expected something to say"):
+        omni.speak(words)
+
+
+def test_options_that_a_given_text_does_not_have(omni):
+    for options in ({"thinker_top_k": 3}, {"return_audio": True}, {"thinker": Sampling()}):
+        with pytest.raises(ValueError, match="the text is given; leave it out"):
+            omni.speak("Hi", **options)
