@@ -1,4 +1,4 @@
-"""Qwen's omni models in JAX: they hear, see, read and write, on TPUs, GPUs and CPUs.
+"""Qwen's omni models in JAX: they hear, see, read, write and speak, on TPUs, GPUs and CPUs.
 
 The public list is Omni, Reply and Sampling. Second-level names for tools: omni_jax.weights, .checkpoint, .testing.
 """

@@ -133,7 +133,7 @@ class Omni:
         conversations = conversation if several else [conversation]
         how, rest = per_conversation(media, options, len(conversations))
         faults = misspelt(rest)
-        faults += [f"{name} is an option of generate" for name in rest if name.startswith(("thinker_", "talker_"))]
+        faults += [f"{name} is an option of generate" for part in sampling_options(rest)[0].values() for name in part]
         if faults:
             raise ValueError("; ".join(faults))
         return self._prepare(conversations, how, tools, {**(template or {}), **rest}, progress)

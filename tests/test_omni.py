@@ -360,6 +360,7 @@ REQUESTS = {
     "a talker's option": ({"talker_top_k": 3}, "talker_top_k: nothing is spoken without a talker; leave it out"),
     "an unknown option": ({"thinker_heat": 1}, "unknown option thinker_heat; expected one of"),
     "an option without its prefix": ({"temperature": 1}, "unknown option temperature; expected one of"),
+    "a length without its part": ({"max_new_tokens": 3}, "unknown option max_new_tokens; .* thinker_max_new_tokens"),
     "an impossible option": ({"thinker_top_p": 3}, "top_p: expected a number above 0 and at most 1, got 3"),
     "too many seeds": ({"seed": [1, 2]}, "seed: expected one whole number, or one for each of the 1 conversations"),
     "no seed": ({"seed": None}, "seed: expected one whole number"),

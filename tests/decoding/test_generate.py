@@ -75,7 +75,9 @@ def test_prefill_and_steps_equal_the_whole(omni):
     step = jax.jit(thinker.step)
     heads = batch(*(row[:cut] for row, cut in zip(rows, cuts, strict=True))).padded()
     cache = thinker.empty_cache(4, 48)
-    logits, cache, _ = prefill(Embedded(thinker.embed(jnp.asarray(heads.tokens))), heads.positions, heads.lengths, cache)
+    logits, cache, _ = prefill(
+        Embedded(thinker.embed(jnp.asarray(heads.tokens))), heads.positions, heads.lengths, cache
+    )
     live, at = np.array([1, 1, 1, 0]), heads.lengths
     for _ in range(steps):
         for row in range(3):
@@ -282,3 +284,35 @@ def test_rows_at_the_end_of_the_context_are_cut(omni):
     with pytest.raises(ValueError, match="the prompt has 33 tokens; the context holds 33 with the answer") as error:
         answer(small, [prompt(9), prompt(33)])
     assert "\n" not in str(error.value)
+
+
+def test_only_the_states_that_are_asked_for_are_kept(omni):
+    """One layer's states of the prompt, not all layers': measured on the compiled program."""
+    thinker, config = omni.parts["thinker"], omni.config.thinker.decoder
+    tokens = np.zeros((2, 256), np.int32)
+    positions, lengths = np.zeros((3, 2, 256), np.float32), np.array([256, 200], np.int32)
+    rows = SamplingRows.of([Sampling(do_sample=False)] * 2, [0, 0], [1, 1])
+    embedded, cache = thinker.prompt(jnp.asarray(tokens)), thinker.empty_cache(2, 256)
+    memory = [
+        generation.start.lower(
+            thinker, embedded, tokens, positions, lengths, cache, rows, candidates=0, keep=keep
+        ).compile().memory_analysis()
+        for keep in (None, 2)
+    ]  # fmt: skip
+    states = tokens.size * config.width * 4
+    assert memory[1].output_size_in_bytes - memory[0].output_size_in_bytes == pytest.approx(states, rel=0.01)
+    assert memory[1].temp_size_in_bytes - memory[0].temp_size_in_bytes <= 2 * states
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_states_that_are_kept(omni, keep):
+    """After some layers, and at the last the final-normed ones, which the head takes."""
+    thinker, tokens = omni.parts["thinker"], np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    positions, lengths = np.broadcast_to(np.arange(8, dtype=np.float32), (3, 1, 8)), np.array([8])
+    embedded = thinker.prompt(jnp.asarray(tokens))
+    logits, _, kept = jax.jit(lambda cache: thinker.prefill(embedded, positions, lengths, cache, fresh=True, keep=keep))(
+        thinker.empty_cache(1, 16)
+    )  # fmt: skip
+    assert kept.shape == (1, 8, omni.config.thinker.decoder.width)
+    same = np.allclose(thinker.head(kept[:, -1]), logits, atol=1e-5)
+    assert same == (keep == 4)

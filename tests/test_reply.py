@@ -1,0 +1,70 @@
+"""A reply in the making: which of its tokens are spoken, and when that is certain."""
+
+import pytest
+
+from omni_jax.decoding.sampling import Sampling
+from omni_jax.processing.transcript import Transcript
+from omni_jax.reply import Draft
+
+EOS = 501
+
+
+@pytest.fixture
+def draft(writer):
+    def start(*stops):
+        return Draft(Transcript(writer.tokenizer, stop_strings=stops), Sampling(eos_token_id=EOS))
+
+    return start
+
+
+def spoken(draft, tokens, *, steps=1, most=99):
+    """The words of each call, and all of them."""
+    calls = []
+    for at in range(0, len(tokens), steps):
+        new = tokens[at : at + steps]
+        draft.take(new, [0.0] * len(new), most)
+        calls.append(draft.new_words())
+    return calls, [word for call in calls for word in call]
+
+
+def ids(writer, text):
+    return writer.tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_all_but_the_end_is_spoken(writer, draft, steps):
+    tokens = ids(writer, "Hello there, all of you.")
+    one = draft()
+    calls, words = spoken(one, [*tokens, EOS], steps=steps)
+    assert words == tokens
+    assert one.tokens == [*tokens, EOS]
+    if steps == 1:
+        assert calls == [[token] for token in tokens] + [[]]
+
+
+def test_a_reply_cut_by_its_length_is_spoken_whole(writer, draft):
+    tokens = ids(writer, "Hello there")
+    one = draft()
+    assert spoken(one, tokens, most=len(tokens))[1] == tokens
+    assert (one.done, one.reason) == (True, "length")
+
+
+def test_thinking_and_tool_calls_are_spoken_as_they_are_written(writer, draft):
+    """As in the reference, whose talker reads every token of the turn."""
+    tokens = ids(writer, '<think>Hm.</think>\n\nYes.<tool_call>{"name": "a", "arguments": {}}</tool_call>')
+    assert spoken(draft("never"), [*tokens, EOS])[1] == tokens
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_a_stop_string_is_not_spoken(writer, draft, steps):
+    before, stop = ids(writer, "One. Two"), ids(writer, "STOP")
+    one = draft("STOP")
+    assert spoken(one, [*before, *stop, *ids(writer, "more")], steps=steps)[1] == before
+    assert one.transcript.text == "One. Two"
+
+
+def test_what_may_become_a_stop_string_waits(writer, draft):
+    before, half = ids(writer, "One"), ids(writer, "STO")
+    one = draft("STOP")
+    assert spoken(one, [*before, *half])[1] == before
+    assert spoken(one, [*ids(writer, "RM"), EOS])[1] == half + ids(writer, "RM")
