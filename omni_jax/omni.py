@@ -160,7 +160,7 @@ class Omni:
             thinker, talker, predictor: sampling options (``Sampling``) of the text, of speech's first codes and of its
                 other codes, over the checkpoint's; or single ones such as ``thinker_temperature=0.7`` or
                 ``talker_do_sample=False``. A predictor that is told nothing samples when the talker does.
-            return_audio: whether replies are spoken; None speaks where the talker is loaded.
+            return_audio: whether replies are spoken; None speaks where the talker is loaded and the prompts have turns.
             speaker: one of ``omni.speakers``, in any case of letters, for all or one a conversation; by default Ethan.
             media: how images, videos and sound are read (processing/options.py); or single options such as
                 ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, one for all or a list of one a conversation.
@@ -344,6 +344,10 @@ class Omni:
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
         speech = None
+        if return_audio is None and not spoken:
+            # Bare tokens without any turns are text alone, as long as nobody asks for their sound.
+            rows = zip(batch.tokens, batch.mask, strict=True)
+            aloud = aloud and any(speech_prompt.open_turn(row[real], self.config) is not None for row, real in rows)
         if aloud:
             padded = batch.located(self.config.thinker).padded()
             prompt = speech_prompt.prepare(padded, voices, self.config)

@@ -89,7 +89,7 @@ class Voices:
         )  # which row each row of the batch is; -1 for none
         self.lengths, self.counts = prompt.lengths, np.zeros(batch, int)
         # As in the reference, the token that ends speech is one of its tokens, and the last of them is never heard.
-        most = (speech.talker.max_new_tokens or ROOM) - 1
+        self.most = most = (speech.talker.max_new_tokens or ROOM) - 1
         rows = SpeechRows(
             talker=SamplingRows.of([speech.talker] * batch, [_seed(seed, 1) for seed in seeds], [most] * batch),
             predictor=SamplingRows.of([speech.predictor] * batch, [_seed(seed, 2) for seed in seeds], [0] * batch),
@@ -138,7 +138,8 @@ class Voices:
         tokens = [[self._word(row, count + n) for n in range(CALL_FRAMES)] for row, count in at]
         words = _words(self.parts["talker"], self.parts["thinker"].embedding, np.asarray(tokens, np.int32))
         state, rows, heard = self.states
-        if (self.lengths + self.counts + frames)[self.live].max() > state.cache.slots:
+        needed = self.lengths + np.minimum(self.counts + frames, self.most)
+        if needed[self.live].max() > state.cache.slots:
             state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
         state, codes = speak(
             self.parts["talker"], self.parts["code_predictor"], state, words, rows, np.int32(frames),

@@ -415,12 +415,15 @@ def test_a_wrong_request_is_one_clear_line(omni, case):
 
 def test_a_prompt_that_cannot_be_spoken(omni):
     with pytest.raises(ValueError, match=r"must end in an open turn of the assistant .* return_audio=False") as error:
-        omni.generate(Batch.from_tokens([[1, 2, 3]]))
+        omni.generate(Batch.from_tokens([[1, 2, 3]]), return_audio=True)
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="must end in an open turn"):
+        omni.generate(Batch.from_tokens([[1, 2, 3]]), speaker="Ethan")
     header = [omni.config.im_start, omni.config.assistant, 10]
     with pytest.raises(ValueError, match="row 1: to be spoken"):
         omni.generate_batch(Batch.from_tokens([header, [1, 2, 3]]))
-    assert omni.generate(Batch.from_tokens([[1, 2, 3]]), return_audio=False, **WRITTEN).audio is None
+    # Bare tokens are text alone where nobody asks for sound.
+    assert omni.generate(Batch.from_tokens([[1, 2, 3]]), **WRITTEN).audio is None
 
 
 def test_no_voice_without_a_talker(writer):

@@ -67,7 +67,13 @@ def prepare(batch: Batch, speakers: Sequence[int], config: OmniConfig) -> Speech
             words.append(())
             continue
         own = tokens[:length]
-        start = _assistant_turn(own, number if len(batch.tokens) > 1 else None, config)
+        start = open_turn(own, config)
+        if start is None:
+            raise ValueError(
+                f"{f'row {number}: ' * (len(batch.tokens) > 1)}to be spoken, a prompt must end in an open turn of the "
+                f'assistant ("<|im_start|>assistant\\n", ids {config.im_start} {config.assistant} and a newline); end it '
+                "so, or say return_audio=False"
+            )
         users = np.flatnonzero(spoken[number])
         media = np.isin(
             own[users], (config.thinker.audio_token, config.thinker.image_token, config.thinker.video_token)
@@ -94,6 +100,13 @@ def prepare(batch: Batch, speakers: Sequence[int], config: OmniConfig) -> Speech
     return SpeechPrompt(tokens, np.where(mask, heard, -1), np.where(mask, codes, -1), positions, lengths, tuple(words))
 
 
+def open_turn(tokens: Int[np.ndarray, "T"], config: OmniConfig) -> int | None:
+    """Where the open turn of the assistant begins that a prompt ends in; None where it does not, so cannot be spoken."""
+    starts = np.flatnonzero(tokens == config.im_start)
+    start = int(starts[-1]) if len(starts) else len(tokens)
+    return start if len(tokens) >= start + HEADER and tokens[start + 1] == config.assistant else None
+
+
 def _user_turns(batch: Batch, config: OmniConfig) -> Bool[np.ndarray, "B T"]:
     """Which tokens stand in a turn of the user, its marks included."""
     starts = (batch.tokens == config.im_start) & batch.mask
@@ -102,19 +115,6 @@ def _user_turns(batch: Batch, config: OmniConfig) -> Bool[np.ndarray, "B T"]:
     latest = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), -1), axis=1)
     of_user = np.take_along_axis(after == config.user, np.maximum(latest, 0), axis=1)
     return of_user & (latest >= 0) & batch.mask
-
-
-def _assistant_turn(tokens: Int[np.ndarray, "T"], row: int | None, config: OmniConfig) -> int:
-    """Where the open turn of the assistant begins."""
-    starts = np.flatnonzero(tokens == config.im_start)
-    start = int(starts[-1]) if len(starts) else len(tokens)
-    if len(tokens) < start + HEADER or tokens[start + 1] != config.assistant:
-        raise ValueError(
-            f"{'' if row is None else f'row {row}: '}to be spoken, a prompt must end in an open turn of the assistant "
-            f'("<|im_start|>assistant\\n", ids {config.im_start} {config.assistant} and a newline); end it so, or say '
-            "return_audio=False"
-        )
-    return start
 
 
 def _of_user(

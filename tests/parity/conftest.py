@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two wait for each other on two busy cores: the tests then take 1.5 times as long
 
 
 @pytest.fixture(scope="session")

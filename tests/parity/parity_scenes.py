@@ -11,27 +11,60 @@ from omni_jax.processing.positions import interleave
 from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
 
+NEWLINE = 198  # of the tiny tokenizer, as of the published one
+
 
 @dataclass
 class Scene:
-    """One row: tokens, and its media each in the order of their placeholders."""
+    """One row: tokens, and its media each in the order of their placeholders; of a conversation, its turns too."""
 
     tokens: list[int]
     mel: list[np.ndarray] = field(default_factory=list)
     images: list[Visual] = field(default_factory=list)
     videos: list[Visual] = field(default_factory=list)
     sound: bool = False
+    turns: list[tuple[str, "Scene"]] = field(default_factory=list)
+
+    def of(self, role, kind):
+        """The media of one kind in the turns of a role."""
+        return [item for speaker, turn in self.turns if speaker == role for item in getattr(turn, kind)]
 
 
 def scene(omni, *parts, words=5, seed=0):
     """A row of random text around ("audio", frames), ("image", rows, columns), ("video", grid, seconds) and
     ("sounding", grid, seconds, frames) parts."""
-    rng, config = np.random.default_rng(seed), omni.config.thinker
-    made = Scene([omni.config.im_start, omni.config.user, *rng.integers(0, 200, words).tolist()])
+    made = Scene([omni.config.im_start, omni.config.user])
+    _fill(made, omni.config.thinker, np.random.default_rng(seed), parts, words, seed)
+    made.tokens.append(omni.config.im_end)
+    return made
+
+
+def conversation(omni, *turns, words=5, seed=0):
+    """A row of turns as the chat template makes them, (role, *parts) each, parts as in ``scene``; then the assistant's,
+    opened. A last turn of the assistant is that one, begun."""
+    made, rng, config = Scene([]), np.random.default_rng(seed), omni.config
+    for number, (role, *parts) in enumerate(turns):
+        turn = Scene([config.im_start, getattr(config, role), NEWLINE])
+        _fill(turn, config.thinker, rng, parts, words, seed + 100 * number)
+        if role != "assistant" or number + 1 < len(turns):
+            turn.tokens += [config.im_end, NEWLINE]
+        made.turns.append((role, turn))
+    if turns[-1][0] != "assistant":
+        made.turns.append(("assistant", Scene([config.im_start, config.assistant, NEWLINE])))
+    for _, turn in made.turns:
+        for kind in ("tokens", "mel", "images", "videos"):
+            getattr(made, kind).extend(getattr(turn, kind))
+        made.sound |= turn.sound
+    return made
+
+
+def _fill(made, config, rng, parts, words, seed):
+    """Words, then the parts with two words behind each."""
 
     def see(grid, seconds=0.0):
         return Visual(rng.normal(size=(int(np.prod(grid)), 1536)).astype(np.float32), grid, seconds)
 
+    made.tokens += rng.integers(0, 200, words).tolist()
     for number, (kind, *sizes) in enumerate(parts):
         if kind == "audio":
             made.mel.append(clip(sizes[0], seed + number))
@@ -53,8 +86,6 @@ def scene(omni, *parts, words=5, seed=0):
                 run = [config.audio_start, *mixed.tolist(), config.audio_end]
             run = [config.vision_start, *run, config.vision_end]
         made.tokens += [*run, *rng.integers(0, 200, 2).tolist()]
-    made.tokens.append(omni.config.im_end)
-    return made
 
 
 def batch(scenes, *, left=True):
