@@ -10,7 +10,7 @@ from omni_jax import perceive
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import CALL_STEPS, Made, generate
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.processing.request import Batch
+from omni_jax.perceive import Placed
 from omni_jax.processing.transcript import Transcript
 from omni_jax.reply import Draft, Event
 from omni_jax.voice import Speech, Voices
@@ -23,14 +23,14 @@ class Request:
     """Rows to be answered, checked and ready.
 
     Attributes:
-        batch: the prompts, not yet padded.
+        prompts: in their places, with padding rows.
         sampling, seeds: of the thinker.
         transcript: makes the reader of a row's reply.
         speech: how the replies are spoken; None for text alone.
         given: the replies stand in the open turn of the assistant already, and the thinker writes nothing.
     """
 
-    batch: Batch
+    prompts: Placed
     sampling: Sampling
     seeds: tuple[int, ...]
     transcript: Callable[[int], Transcript]
@@ -47,28 +47,29 @@ def answer(
         steps: tokens of the thinker a call.
         streamed: sound comes in chunks that grow from one frame, while the thinker still writes.
     """
-    rows = [Draft(request.transcript(row), request.sampling) for row in range(len(request.batch.tokens))]
+    rows = [Draft(request.transcript(row), request.sampling) for row in range(len(request.seeds))]
     voices, writing = None, set(range(len(rows)))
     codebooks = config.talker.codebooks if request.speech is not None and config.talker is not None else None
     for made in _recite(parts, config, request, rows) if request.given else _write(parts, config, request, rows, steps):
-        if request.speech is not None and voices is None:
-            voices = Voices(parts, config, request.speech, made.states, streamed=streamed)
-        del made  # the prompt's states would stay on the device
         for number in sorted(writing):
             row = rows[number]
-            if voices is not None:
-                voices.say(number, row.new_words(), ended=row.done)
-            reply = row.reply() if row.done and voices is None else None
+            reply = row.reply() if row.done and request.speech is None else None
             if row.piece.text or row.piece.thinking or reply:
                 yield number, Event(text=row.piece.text, thinking=row.piece.thinking, reply=reply)
+        if request.speech is not None and voices is None:
+            voices = Voices(parts, config, request.speech, made.take_states(), streamed=streamed)
+        if voices is not None:
+            for number in sorted(writing):
+                voices.say(number, rows[number].new_words(), ended=rows[number].done)
         writing = {number for number in writing if not rows[number].done}
-        while streamed and voices is not None and voices.ready:
+        # Once all is written, the thinker's cache is let go before the rest is spoken.
+        while streamed and writing and voices is not None and voices.ready:
             yield from _spoken(voices, rows)
     if voices is not None:
         while not voices.done:
             yield from _spoken(voices, rows)
         for number, row in enumerate(rows):
-            yield number, Event(reply=row.reply(codebooks))
+            yield number, Event(reply=row.reply(codebooks, cut=number in voices.cut))
 
 
 def _spoken(voices: Voices, rows: list[Draft]) -> Iterator[tuple[int, Event]]:
@@ -83,8 +84,8 @@ def _write(
 ) -> Iterator[Made]:
     """Generates, each row reading its tokens; yields after each call."""
     context, sampling = config.thinker.context, request.sampling
-    padded, embedded = perceive.embed(parts, request.batch, config.thinker)
-    assert padded.positions is not None  # embed has counted them
+    padded, embedded = request.prompts.batch, perceive.embed(parts, request.prompts, config.thinker)
+    assert padded.positions is not None  # place has counted them
     longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
     most = [min(longest, context - int(length)) for length in padded.lengths]
     made = generate(

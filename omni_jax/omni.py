@@ -19,6 +19,7 @@ from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options, speaker_ids
 from omni_jax.hub import locate
+from omni_jax.layouts import arranged
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request, speech_prompt
 from omni_jax.processing.arrays import to_numpy
@@ -27,7 +28,7 @@ from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
-from omni_jax.processing.prompt import load_tokenizer
+from omni_jax.processing.prompt import check, load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
@@ -81,6 +82,8 @@ class Omni:
         placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
+        if jax.default_backend() == "tpu":
+            parts = arranged(parts)
         return cls(parts, config, folder)
 
     def save(self, folder: str | Path) -> None:
@@ -184,10 +187,20 @@ class Omni:
         chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms, each as soon as its words are there. Closing the iterator
         stops the work.
         """
+        rows = self.stream_batch(_one(conversation), steps=steps, **options)
+        return (event for _, event in rows)
+
+    def stream_batch(
+        self, conversations: Sequence[Any] | Batch, *, steps: int = 4, **options: Any
+    ) -> Iterator[tuple[int, Event]]:
+        """Answers several conversations piece by piece: the number of a row, and what has become known of it.
+
+        Rows go in step: a chunk of sound is made for all that still speak, when all have its words.
+        """
         if not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
         # Mistakes are said by this call, not by the first event.
-        return self._events(self._request(_one(conversation), **options), steps)
+        return answer(self.parts, self.config, self._request(conversations, **options), steps=steps, streamed=True)
 
     def speak(self, text: str, **options: Any) -> Reply:
         """Speaks a given text, as the assistant's answer to a user.
@@ -200,7 +213,8 @@ class Omni:
 
     def stream_speech(self, text: str, **options: Any) -> Iterator[Event]:
         """``speak`` piece by piece: sound in chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms."""
-        return self._events(self._recital(text, **options), CALL_STEPS)
+        rows = answer(self.parts, self.config, self._recital(text, **options), streamed=True)
+        return (event for _, event in rows)
 
     def decode_codes(self, codes: Any, lengths: Any = None) -> Float32[np.ndarray, "B W"]:
         """Codes to waveforms at 24 kHz, seamless at any length.
@@ -268,8 +282,9 @@ class Omni:
         if isinstance(tokens, Batch) and mask is not None:
             raise ValueError("mask: a Batch has its own; give mask= with an array of tokens only")
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
-        padded, embedded = perceive.embed(self.parts, batch, self.config.thinker)
-        logits = _logits(self.parts["thinker"], embedded, padded.positions, padded.lengths)
+        placed = perceive.place(batch, self.config.thinker)
+        embedded = perceive.embed(self.parts, placed, self.config.thinker)
+        logits = _logits(self.parts["thinker"], embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
         # On the host, for indexing on the device would compile a program for each new length.
         return jax.device_put(np.asarray(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
@@ -280,10 +295,6 @@ class Omni:
             if event.reply is not None:
                 replies[row] = event.reply
         return [replies[row] for row in sorted(replies)]
-
-    def _events(self, asked: Request, steps: int) -> Iterator[Event]:
-        for _, event in answer(self.parts, self.config, asked, steps=steps, streamed=True):
-            yield event
 
     def _request(
         self,
@@ -312,12 +323,22 @@ class Omni:
         how, options = per_conversation(media, options, count)
         if faults := misspelt(options):
             raise ValueError("; ".join(faults))
-        Sampling.named(options, prefix="thinker_")  # whatever is left is none
+        if options:
+            name = next(iter(options))
+            known = (
+                "speaker, return_audio, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."
+            )
+            meant = f"did you mean thinker_{name}? " * (name in Sampling.__dataclass_fields__)
+            raise ValueError(f"unknown option {name}; {meant}Expected {known} or an option of media")
         sampling = self.defaults.over(own, thinker=thinker, talker=talker, predictor=predictor)
         voices = speaker_ids(speaker, count, self.config)
         if return_audio and "talker" not in self.parts:
             why = "was loaded with speech=False" if self.config.talker else "has no talker; use the Instruct release"
             raise ValueError(f"return_audio=True, but this checkpoint {why}")
+        if return_audio not in (None, True, False):
+            raise ValueError(
+                f"return_audio: expected True, False or None, one for all conversations, got {return_audio!r}"
+            )
         aloud = "talker" in self.parts if return_audio is None else return_audio
         given = {"speaker": speaker, "talker": talker, "predictor": predictor, **own["talker"], **own["predictor"]}
         spoken = ", ".join(name for name, value in given.items() if value is not None)
@@ -343,17 +364,16 @@ class Omni:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
-        speech = None
+        prompts, speech = perceive.place(batch, self.config.thinker), None
         if return_audio is None and not spoken:
             # Bare tokens without any turns are text alone, as long as nobody asks for their sound.
             rows = zip(batch.tokens, batch.mask, strict=True)
             aloud = aloud and any(speech_prompt.open_turn(row[real], self.config) is not None for row, real in rows)
         if aloud:
-            padded = batch.located(self.config.thinker).padded()
-            prompt = speech_prompt.prepare(padded, voices, self.config)
+            prompt = speech_prompt.prepare(prompts.batch, voices, self.config)
             speech = Speech(prompt, tuple(seeds), sampling.talker, sampling.predictor)
         transcript = partial(self._transcript, batch, sampling=sampling.thinker)
-        return Request(batch, sampling.thinker, tuple(seeds), transcript, speech)
+        return Request(prompts, sampling.thinker, tuple(seeds), transcript, speech)
 
     def _recital(self, text: str, *, conversation: Sequence[Any] | None = None, **options: Any) -> Request:
         """A request whose reply is given."""
@@ -361,9 +381,18 @@ class Omni:
             raise ValueError(f"text: expected something to say, got {text!r}")
         if wrong := sorted(name for name in options if name.startswith("thinker") or name == "return_audio"):
             raise ValueError(f"{', '.join(wrong)}: nothing is written here, the text is given; leave it out")
-        asked = [{"role": "user", "content": READ_ALOUD + text}] if conversation is None else list(conversation)
-        given = {"role": "assistant", "content": text}
-        return replace(self._request([[*asked, given]], return_audio=True, **options), given=True)
+        if marks := [mark for mark in self.tokenizer.get_added_vocab() if mark in text]:
+            raise ValueError(f"text: expected words to say, got {', '.join(marks)}, which is a mark; leave it out")
+        asked = [{"role": "user", "content": READ_ALOUD + text}] if conversation is None else conversation
+        check(asked)
+        if asked[-1]["role"] != "user":
+            raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
+        request = self._request([asked], return_audio=True, **options)
+        assert request.speech is not None
+        # Not by way of the chat template, which may change what an assistant said.
+        words = self.tokenizer.encode(text, add_special_tokens=False)
+        prompt = replace(request.speech.prompt, words=(tuple(words),))
+        return replace(request, speech=replace(request.speech, prompt=prompt), given=True)
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """Reads the reply to one row; some templates open the thinking block in the prompt already."""

@@ -1,12 +1,12 @@
 """What is heard, seen and read, as embeddings: the encoders called in their static shapes, their features put in place."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
@@ -32,8 +32,16 @@ def _see(encoder, *arrays):
     return jnp.pad(features, [(0, room), (0, 0)]), jnp.pad(deep, [(0, 0), (0, room), (0, 0)])
 
 
-def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tuple[Batch, Embedded]:
-    """The batch at its bucket's shape, and its embeddings with media in place.
+class Placed(NamedTuple):
+    """A batch at its bucket's shape, and which feature of sound and of sight each of its tokens takes; -1 for none."""
+
+    batch: Batch
+    heard: Int[np.ndarray, "B T"]
+    seen: Int[np.ndarray, "B T"]
+
+
+def place(batch: Batch, config: ThinkerConfig) -> Placed:
+    """What the host has to do before anything runs on the device.
 
     Raises:
         ValueError: ids outside the vocabulary, or placeholders and media that do not fit each other.
@@ -42,22 +50,28 @@ def embed(parts: Mapping[str, Any], batch: Batch, config: ThinkerConfig) -> tupl
     ids = padded.tokens
     if ids.max() >= config.vocabulary or ids.min() < 0:
         raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
-    heard, seen = padded.audio_index(config), padded.visual_index(config)
+    clip_packing.split_clips(padded.mel, mel_bins=config.audio_encoder.mel_bins)
+    return Placed(padded, padded.audio_index(config), padded.visual_index(config))
+
+
+def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Embedded:
+    """Embeddings with media in place."""
+    batch, heard, seen = placed
     clips = clip_packing.split_clips(batch.mel, mel_bins=config.audio_encoder.mel_bins)
     visuals = (*batch.images, *batch.videos)
     taps = len(config.vision_encoder.taps) if visuals else 0
-    embedded = _embed(parts["thinker"], ids, taps=taps)
+    embedded = _embed(parts["thinker"], batch.tokens, taps=taps)
     for call in clip_packing.pack(clips, config.audio_encoder):
         features = _hear(parts["audio_encoder"], call.mel, call.extent, call.window)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:
-        return padded, embedded
+        return embedded
     encoder = parts["vision_encoder"]
     patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
     for call in patch_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
         features, deep = _see(encoder, call.patches, call.place, call.size, call.first)
         embedded = _put_sight(embedded, features, deep, call.rows(seen))
-    return padded, embedded
+    return embedded
 
 
 def encode_audio(

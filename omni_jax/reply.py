@@ -1,6 +1,6 @@
 """Replies: whole, in pieces, and in the making."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from omni_jax.decoding.sampling import Sampling
 from omni_jax.processing.transcript import Piece, Transcript
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reply:
     """What the model answered.
 
@@ -17,7 +17,8 @@ class Reply:
         text: the answer, without thinking, tool calls and special tokens. thinking: a thinking model's ``<think>`` part.
         tool_calls: ``{"name": ..., "arguments": {...}}`` of each call.
         tokens: generated ids, the one that ended the reply included. logprobs: of each, under the model itself.
-        finish_reason: "stop" (an end token or stop string) or "length".
+        finish_reason: "stop" (an end token or stop string) or "length". speech_finish_reason: the same of a spoken
+            reply's sound ("length": ``talker_max_new_tokens``), else None.
         codes, audio: codec ids [Q, Y] and samples [W] in [-1, 1] of a spoken reply, else None; of length 0 where there
             was nothing to say. sample_rate: of ``audio``, in Hz.
     """
@@ -31,6 +32,12 @@ class Reply:
     codes: np.ndarray | None = None
     audio: np.ndarray | None = None
     sample_rate: int = 24_000
+    speech_finish_reason: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reply):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, own.name), getattr(other, own.name)) for own in fields(self))
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,17 @@ class Draft:
         self.codes.append(codes)
         self.samples.append(samples)
 
-    def reply(self, codebooks: int | None = None) -> Reply:
-        """What there is so far; ``codebooks`` is the number of codes a frame, None for a reply that is not spoken."""
+    def reply(self, codebooks: int | None = None, *, cut: bool = False) -> Reply:
+        """What there is so far.
+
+        Args:
+            codebooks: codes a frame; None for a reply that is not spoken. cut: its sound was cut by its length.
+        """
         spoken = codebooks is not None
         return Reply(
             text=self.transcript.text, thinking=self.transcript.thinking, tool_calls=list(self.transcript.tool_calls),
             tokens=list(self.tokens), logprobs=list(self.logprobs), finish_reason=self.reason,
             codes=np.concatenate([np.zeros((codebooks, 0), np.int32), *self.codes], axis=1) if spoken else None,
             audio=np.concatenate([np.zeros(0, np.float32), *self.samples]) if spoken else None,
+            speech_finish_reason=("length" if cut else "stop") if spoken else None,
         )  # fmt: skip

@@ -36,8 +36,9 @@ def _prompt(talker, embedding, tokens, codes, heard, states):
 
 
 @partial(jax.jit, static_argnames=("frames",), donate_argnames=("state",))
-def _sound(code2wav, state, codes, lengths, *, frames: int):
-    return code2wav.step(state, codes[:, :, :frames], lengths)
+def _sound(code2wav, state, codes, before, after, *, frames: int):
+    """Samples of a call's frames, of which each row has ``after - before``."""
+    return code2wav.step(state, codes[:, :, :frames], after - before)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Chunk:
 class Voices:
     """Speech of several rows: words come in by ``say``, sound goes out by ``advance``.
 
-    The batch shrinks to the next power of two when half of its rows have finished, so that they cost nothing more.
+    The batch shrinks to the next power of two when half of its rows have finished, and they cost nothing more.
     """
 
     def __init__(
@@ -106,6 +107,9 @@ class Voices:
         state = listen(parts["talker"], x, prompt.positions, lengths, cache, bos=talker.codec_bos)
         self.states = state, rows, _quiet(parts["code2wav"], batch)
         self.live = lengths > 0
+        # Rows whose sound was cut by its length, and rows that the device does not know yet to be silent.
+        self.cut: set[int] = set() if most else set(range(len(speech.seeds)))
+        self.unheard = False
 
     def say(self, row: int, words: Sequence[int], *, ended: bool) -> None:
         """Further tokens of a row's reply, and whether they are the last."""
@@ -113,6 +117,8 @@ class Voices:
         self.ended[row] = ended
         if ended and not self.words[row]:  # a reply of nothing is silence
             self.live &= self.rows != row
+            self.cut.discard(row)
+            self.unheard = True
 
     @property
     def done(self) -> bool:
@@ -138,6 +144,8 @@ class Voices:
         tokens = [[self._word(row, count + n) for n in range(CALL_FRAMES)] for row, count in at]
         words = _words(self.parts["talker"], self.parts["thinker"].embedding, np.asarray(tokens, np.int32))
         state, rows, heard = self.states
+        if self.unheard:
+            state, self.unheard = replace(state, finished=jax.device_put(~self.live)), False
         needed = self.lengths + np.minimum(self.counts + frames, self.most)
         if needed[self.live].max() > state.cache.slots:
             state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
@@ -145,15 +153,15 @@ class Voices:
             self.parts["talker"], self.parts["code_predictor"], state, words, rows, np.int32(frames),
             candidates=self.candidates,
         )  # fmt: skip
-        counts, finished = jax.device_get((state.count, state.finished))
-        heard, samples = _sound(code2wav, heard, codes, counts - self.counts, frames=frames)
-        codes, samples = jax.device_get((codes, samples))
+        heard, samples = _sound(code2wav, heard, codes, self.counts.astype(np.int32), state.count, frames=frames)
+        counts, finished, codes, samples = jax.device_get((state.count, state.finished, codes, samples))
         chunks = []
         for number in np.flatnonzero(self.live & (counts > self.counts)):
             before, after = self.counts[number], counts[number]
             # A row's first samples lie before its beginning.
             sound = slice(0 if before else code2wav.lag, (after - before) * code2wav.frame_samples)
             chunks.append(Chunk(int(self.rows[number]), codes[number, :, : after - before], samples[number, sound]))
+        self.cut |= set(self.rows[self.live & finished & (counts >= self.most)].tolist())
         self.states, self.counts, self.live = (state, rows, heard), counts, self.live & ~finished
         self.size = CHUNKS[min(CHUNKS.index(self.size) + 1, len(CHUNKS) - 1)]
         return chunks
@@ -185,8 +193,8 @@ def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarr
     ends = np.pad(lengths, (0, rows - batch))
     heard, sound = _quiet(code2wav, rows), []
     for start in range(0, steps * size, size):
-        own = np.clip(ends - start, 0, size)
-        heard, samples = _sound(code2wav, heard, padded[:, :, start : start + size], own, frames=size)
+        before, after = np.minimum(ends, start).astype(np.int32), np.minimum(ends, start + size).astype(np.int32)
+        heard, samples = _sound(code2wav, heard, padded[:, :, start : start + size], before, after, frames=size)
         sound.append(samples)
     joined = np.concatenate([np.zeros((rows, 0), np.float32), *map(np.asarray, sound)], axis=1)
     return joined[:batch, code2wav.lag :][:, : code2wav.samples(frames)]

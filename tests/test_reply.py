@@ -68,3 +68,13 @@ def test_what_may_become_a_stop_string_waits(writer, draft):
     one = draft("STOP")
     assert spoken(one, [*before, *half])[1] == before
     assert spoken(one, [*ids(writer, "RM"), EOS])[1] == half + ids(writer, "RM")
+
+
+def test_half_a_stop_string_of_half_a_character_waits(writer, draft):
+    """A character of several tokens may be a stop string: its first token is not spoken before it is known what it is."""
+    tokens = ids(writer, "Köln")
+    assert len(tokens) > 4  # "ö" is two
+    one = draft("ö")
+    assert spoken(one, tokens)[1] == tokens[:1]
+    assert one.transcript.text == "K"
+    assert spoken(draft("é"), [*tokens, EOS])[1] == tokens

@@ -166,7 +166,8 @@ def test_a_conversation_goes_on_from_its_cache(omni):
     cache = thinker.empty_cache(1, 128)
     rows = SamplingRows.of([Sampling(do_sample=False, eos_token_id=(-1,))], [0], [8])
     for turn, fresh in ((first, True), (second, False)):
-        padded, embedded = perceive.embed(omni.parts, turn, config)
+        placed = perceive.place(turn, config)
+        padded, embedded = placed.batch, perceive.embed(omni.parts, placed, config)
         state, *_ = generation.start(
             thinker, embedded, padded.tokens, padded.positions, padded.lengths, cache, rows, candidates=1, fresh=fresh
         )
@@ -296,7 +297,7 @@ def test_placing_is_one_program_for_pictures_of_any_size(omni):
     lengths = set()
     for height, width in ((64, 64), (320, 320), (320, 384), (512, 256), (640, 256)):  # 4, 100, 120, 128 and 160 tokens
         batch = omni.prepare(user({"image": picture(height, width)}, "a"))
-        perceive.embed(omni.parts, batch, omni.config.thinker)
+        perceive.embed(omni.parts, perceive.place(batch, omni.config.thinker), omni.config.thinker)
         lengths.add(bucket(batch.tokens.shape[1]))
     assert perceive._put_sight._cache_size() == len(lengths) == 3
     assert perceive._see._cache_size() == 4  # 120 and 128 share a size

@@ -71,6 +71,7 @@ def test_a_spoken_reply(omni, greedy):
     assert 0.01 < np.abs(greedy.audio).max() <= 1
     assert 0 <= greedy.codes.min() <= greedy.codes.max() < 64
     assert greedy.text
+    assert greedy.speech_finish_reason == "length"
 
 
 def test_speech_is_written_alike(omni, greedy, writer):
@@ -84,6 +85,7 @@ def test_the_end_of_speech_is_the_models(omni, greedy, ending):
     reply = omni.generate(user(), **GREEDY, **how)
     np.testing.assert_array_equal(reply.codes, greedy.codes[:, :at])
     assert reply.audio.shape == (at * FRAME - LAG,)
+    assert reply.speech_finish_reason == "stop"
     longer = omni.generate(user(), **GREEDY, **how, talker_min_new_tokens=at + 5)
     assert longer.codes.shape[1] > at + 4
 
@@ -169,6 +171,30 @@ def test_the_thinkers_states_do_not_outlive_their_use(omni):
     events.close()
 
 
+def states(omni, length):
+    """Shapes of live arrays as long as a prompt and as wide as the thinker, and of its caches."""
+    decoder = omni.config.thinker.decoder
+    return [
+        array.shape for array in jax.live_arrays()
+        if array.shape[-2:] == (length, decoder.width)
+        or (array.ndim == 5 and array.shape[0] == decoder.layers and array.shape[-2:] == (decoder.kv_heads, decoder.head_width))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_nothing_of_the_thinker_is_held_while_the_rest_is_spoken(omni, given):
+    """Neither states of the prompt nor the cache, once all is written: of a reply of one token, and of a given text."""
+    asked = user(sound(6))
+    length = omni.prepare(asked).padded().tokens.shape[1]
+    one = {**GREEDY, "thinker_max_new_tokens": 1}
+    how = {"talker_do_sample": False, "talker_max_new_tokens": 41}
+    events = omni.stream_speech("Hi", conversation=asked, **how) if given else omni.stream(asked, **one)
+    weights = states(omni, length)
+    held = [states(omni, length) for event in events if event.audio is not None]
+    assert len(held) > 4
+    assert held[1:] == [weights] * (len(held) - 1)
+
+
 def test_stop_strings_are_not_spoken(omni, monkeypatch):
     """Neither the string nor what may yet become it; the rest is spoken as if nothing else had been said."""
     said = []
@@ -182,6 +208,21 @@ def test_stop_strings_are_not_spoken(omni, monkeypatch):
 
 
 # --- batches
+
+
+def test_a_stream_of_a_batch(omni, greedy):
+    """What comes of each row joins to its reply."""
+    events = list(omni.stream_batch([user(), user(text("Ho"))], **GREEDY))
+    whole = omni.generate_batch([user(), user(text("Ho"))], **GREEDY)
+    for row, expected in enumerate(whole):
+        own = [event for number, event in events if number == row]
+        assert "".join(event.text for event in own) == expected.text
+        assert_spoken_alike(own[-1].reply, expected)
+        joined = np.concatenate([event.audio for event in own if event.audio is not None])
+        np.testing.assert_array_equal(joined, own[-1].reply.audio)
+    assert_spoken_alike(whole[0], greedy)
+    with pytest.raises(ValueError, match="steps: expected 1 to 32 tokens an event, got 33"):
+        omni.stream_batch([user()], steps=33)
 
 
 def test_a_row_in_a_batch_equals_its_single_run(omni):
@@ -210,6 +251,26 @@ def test_rows_end_each_on_its_own_and_leave_the_batch(omni, ending, monkeypatch)
     assert sizes[0] == 8 > sizes[-1]
     for row, one in zip(rows, asked, strict=True):
         assert_spoken_alike(row, omni.generate(one, **how))
+
+
+def test_replies_compare(omni, greedy):
+    assert omni.generate(user(), **GREEDY) == greedy
+    assert omni.generate(user(), speaker="aiden", **GREEDY) != greedy
+    assert greedy != greedy.text
+
+
+def test_only_what_ends_speech_may_be_chosen_of_the_special_ids(omni):
+    """Where another id ends it, the usual end is none of the codes, which the vocoder has no sound for."""
+    wild = {
+        "talker_temperature": 5.0,
+        "talker_top_k": 0,
+        "talker_max_new_tokens": 201,
+        "talker_repetition_penalty": 1.0,
+    }
+    reply = omni.speak("Hello there", talker_eos_token_id=-1, **wild)
+    assert reply.codes.shape == (4, 200)
+    assert reply.codes.max() < 64
+    assert omni.speak("Hello there", **wild).codes.shape[1] < 200
 
 
 def test_seeds_of_speech(omni):
@@ -254,6 +315,7 @@ def test_an_empty_reply_is_silence(omni, greedy):
     assert reply.tokens == [greedy.tokens[0]]
     assert reply.codes.shape == (4, 0)
     assert reply.audio.shape == (0,)
+    assert reply.speech_finish_reason == "stop"
     assert all(event.audio is None for event in omni.stream(user(), **how))
     both = omni.generate_batch([user(), user(text("What?"))], **how)
     assert both[0].audio.shape == (0,)
@@ -302,11 +364,42 @@ def test_a_given_text_is_spoken(omni):
 def test_a_given_text_is_spoken_as_if_it_had_been_written(omni):
     """The reply of `generate`, given as text, has its codes; the thinker need not write it again."""
     written = omni.generate(user(sound(1)), **GREEDY)
-    words = Batch.from_tokens([[1]])
-    del words
-    spoken = omni.speak(written.text, conversation=user(sound(1)), talker_do_sample=False, talker_max_new_tokens=41)
-    if spoken.tokens == written.tokens:  # random text need not be tokenized as it was made
-        assert_spoken_alike(spoken, written)
+    how = {"talker_do_sample": False, "talker_max_new_tokens": 41}
+    spoken = omni.speak(written.text, conversation=user(sound(1)), **how)
+    assert spoken.tokens == written.tokens
+    assert_spoken_alike(spoken, written)
+
+
+def test_a_given_text_does_not_pass_through_the_template(omni, tiny, tmp_path):
+    """A template that gives an answer a block of thinking changes nothing in what is said."""
+    how = {"talker_do_sample": False, "talker_max_new_tokens": 13}
+    plain = omni.speak("Hello", **how)
+    for path in tiny.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    odd = Omni(omni.parts, omni.config, tmp_path)
+    assert_spoken_alike(odd.speak("Hello", **how), plain)
+
+
+@pytest.mark.parametrize(
+    "words", ["Hello <|im_start|> there", "<|im_end|>", "a <|audio_pad|>", "<think>a</think> there"]
+)
+def test_marks_are_no_words(omni, words):
+    with pytest.raises(ValueError, match=r"text: expected words to say, got .* which is a mark; leave it out"):
+        omni.speak(words)
+
+
+def test_a_given_text_answers_a_user(omni):
+    answered = [*user(), {"role": "assistant", "content": "Yes."}]
+    with pytest.raises(ValueError, match="conversation: expected messages that end in the user's"):
+        omni.speak("Hi", conversation=answered)
+    with pytest.raises(ValueError, match="conversation: expected a list of messages"):
+        omni.speak("Hi", conversation="Hi")
 
 
 # --- codes to sound
@@ -390,6 +483,7 @@ def test_speech_in_two_threads(omni, greedy):
     for thread in threads:
         thread.join()
     assert_spoken_alike(found["ethan"], greedy)
+    assert_spoken_alike(found["aiden"], omni.generate(user(), speaker="aiden", **GREEDY))
 
 
 # --- what a user may get wrong
@@ -400,6 +494,10 @@ REQUESTS = {
     "a talker's stop string": ({"talker_stop_strings": "x"}, "talker_stop_strings: speech has no text"),
     "a predictor's length": ({"predictor_max_new_tokens": 3}, "predictor_max_new_tokens: expected predictor_... options"),
     "an unknown option": ({"talker_voice": "low"}, "unknown option talker_voice"),
+    "return_audio in words": ({"return_audio": "no"}, "return_audio: expected True, False or None"),
+    "return_audio of each": ({"return_audio": [True]}, "return_audio: expected True, False or None, one for all"),
+    "too many ends of speech": ({"talker_eos_token_id": list(range(9))}, "talker_eos_token_id: expected at most 8 ids"),
+    "a voice by another name": ({"voice": "Ethan"}, "unknown option voice; Expected speaker, return_audio, .* talker_..."),
     "a talker in words": ({"talker": "low"}, "talker: expected a Sampling, got str"),
 }  # fmt: skip
 

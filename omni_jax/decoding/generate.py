@@ -51,7 +51,7 @@ class DecodeState:
     finished: Bool[Array, "B"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Made:
     """Tokens of one call: [B, n] ids and log-probabilities, and how many of them belong to each row.
 
@@ -62,6 +62,11 @@ class Made:
     logprobs: np.ndarray
     counts: np.ndarray
     states: Float[Array, "B T D"] | None = None
+
+    def take_states(self) -> Float[Array, "B T D"] | None:
+        """Hands the states over, so that they live no longer than their taker wants."""
+        states, self.states = self.states, None
+        return states
 
 
 def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeState:
@@ -177,13 +182,12 @@ def generate(
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs, kept = start(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
     del embedded  # not needed again, and large where there was much to see
-    counts = np.zeros(len(lengths), int)
-    made, logprobs = np.asarray(state.tokens)[:, None], np.asarray(logprobs)[:, None]
+    counts, made, logprobs = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None]
     while True:
-        total, finished = np.asarray(state.count), np.asarray(state.finished)
-        kept, states = None, kept  # whoever takes them from Made decides how long they live
-        stop = yield Made(tokens=made, logprobs=logprobs, counts=total - counts, states=states)
-        del states
+        made, logprobs, total, finished = jax.device_get((made, logprobs, state.count, state.finished))
+        call = Made(tokens=made, logprobs=logprobs, counts=total - counts, states=kept)
+        kept = None
+        stop = yield call
         counts = total
         if stop is not None and np.any(stop & ~finished):
             finished = finished | stop
@@ -194,5 +198,4 @@ def generate(
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
             state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
-        state, made, logprobs = advance(model, state, rows, jnp.asarray(now, jnp.int32), candidates=candidates)
-        made, logprobs = np.asarray(made), np.asarray(logprobs)
+        state, made, logprobs = advance(model, state, rows, np.int32(now), candidates=candidates)

@@ -69,9 +69,7 @@ class Sampling:
         if not all(isinstance(token, Integral) and abs(token) <= INT32 for token in self.eos):
             raise ValueError(f"eos_token_id: expected token ids, got {self.eos_token_id!r}")
         if len(self.eos) > STOPS:
-            raise ValueError(
-                f"eos_token_id: expected at most {STOPS} ids, got {len(self.eos)}; use stop_strings for more"
-            )
+            raise ValueError(f"eos_token_id: expected at most {STOPS} ids, got {len(self.eos)}")
 
     @classmethod
     def named(cls, options: Mapping[str, Any], *, prefix: str = "") -> "Sampling":
@@ -80,7 +78,10 @@ class Sampling:
         for name in options:
             if name not in known:
                 raise ValueError(f"unknown option {name}; expected one of {', '.join(sorted(known))}")
-        return cls(**{name.removeprefix(prefix): value for name, value in options.items()})
+        try:
+            return cls(**{name.removeprefix(prefix): value for name, value in options.items()})
+        except ValueError as error:
+            raise ValueError(f"{prefix}{error}") from None
 
     def over(self, defaults: "Sampling") -> "Sampling":
         """These options where given, else the defaults; a temperature, top_k or top_p given here decides to sample."""
@@ -126,10 +127,10 @@ class SamplingRows:
     def of(cls, options: Sequence[Sampling], seeds: Sequence[int], most: Sequence[int]) -> "SamplingRows":
         """``most`` is the number of tokens that each row may still make."""
 
-        def column(values, dtype):
-            return jnp.asarray(np.asarray(values, dtype))
+        def column(values, dtype) -> Any:
+            return np.asarray(values, dtype)
 
-        return cls(
+        rows = cls(
             temperature=column(
                 [1.0 if row.temperature is None else max(row.temperature, 1e-30) for row in options], np.float32
             ),
@@ -141,6 +142,7 @@ class SamplingRows:
             eos=column([(*row.eos, *[-1] * (STOPS - len(row.eos))) for row in options], np.int32),
             seed=column([int(seed) & 0xFFFFFFFF for seed in seeds], np.uint32),
         )
+        return jax.device_put(rows)  # all columns in one transfer, for all calls
 
 
 def sample(

@@ -22,7 +22,7 @@ class SpeechModel(Protocol):
     """What speech needs of a talker."""
 
     embedding: Any
-    allowed: Any
+    codes: Any
 
     def extend(
         self, x: Array, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool = False
@@ -104,21 +104,26 @@ def speak(
 
     Returns: the state, and the codes; a row's own ones first, as many as its count has grown.
     """
-    batch, calls, _ = words.shape
+    made = jnp.zeros((words.shape[0], predictor.config.codebooks, words.shape[1]), jnp.int32)
 
-    def more(carry):
-        step, state, _ = carry
-        return (step < frames) & ~jnp.all(state.finished)
+    def run(take, predictor, start, arguments):
+        talker, words, rows, frames = arguments
+        predictor = take(predictor)
 
-    def make(carry):
-        step, state, made = carry
-        word = jax.lax.dynamic_index_in_dim(words, step, axis=1, keepdims=False)
-        state, codes = _frame(talker, predictor, state, word, rows, candidates)
-        return step + 1, state, jax.lax.dynamic_update_index_in_dim(made, codes, step, axis=2)
+        def more(carry):
+            step, state, _ = carry
+            return (step < frames) & ~jnp.all(state.finished)
 
-    made = jnp.zeros((batch, predictor.config.codebooks, calls), jnp.int32)
-    _, state, made = jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), state, made))
-    return state, made
+        def make(carry):
+            step, state, made = carry
+            word = jax.lax.dynamic_index_in_dim(words, step, axis=1, keepdims=False)
+            state, codes = _frame(talker, predictor, state, word, rows, candidates)
+            return step + 1, state, jax.lax.dynamic_update_index_in_dim(made, codes, step, axis=2)
+
+        return jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), *start))[1:]
+
+    forms = {"tpu": partial(run, lambda stacked: stacked), "default": partial(run, lambda stacked: stacked.apart())}
+    return jax.lax.platform_dependent(predictor, (state, made), (talker, words, rows, frames), **forms)
 
 
 def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candidates) -> tuple[SpeechState, Array]:
@@ -127,7 +132,8 @@ def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candid
     x = (state.frame + word)[:, None]
     positions = jnp.broadcast_to(state.position[:, None], (3, *x.shape[:2]))
     logits, last, cache = talker.extend(x, positions, live, state.cache)
-    scores = jnp.where(talker.allowed, logits, -jnp.inf)
+    ends = jnp.any(rows.talker.eos[:, :, None] == jnp.arange(logits.shape[1]), axis=1)
+    scores = jnp.where(talker.codes | ends, logits, -jnp.inf)
     first, _ = sample(scores, state.seen, state.count, rows.talker, candidates=candidates[0])
     embedded = talker.embedding(first)
 

@@ -5,6 +5,7 @@ here.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from omni_jax.config import TalkerConfig
 from omni_jax.models.decoder import Decoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
-from omni_jax.nn.stack import scan, stack
+from omni_jax.nn.stack import apart, scan, stack
 
 # The last ids of the codec vocabulary are no codes, however many of them have a meaning.
 SPECIALS = 1024
@@ -50,10 +51,9 @@ class Talker(nnx.Module):
         self.config = config
 
     @property
-    def allowed(self) -> Bool[np.ndarray, "V"]:
-        """Codec ids that may be chosen: the codebook's and the one that ends speech, none of the other special ones."""
-        ids = np.arange(self.config.vocabulary)
-        return (ids < self.config.vocabulary - SPECIALS) | (ids == self.config.codec_eos)
+    def codes(self) -> Bool[np.ndarray, "V"]:
+        """Codec ids that stand for sound; of the others, only those that end speech may be chosen."""
+        return np.arange(self.config.vocabulary) < self.config.vocabulary - SPECIALS
 
     def text(self, embedded: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
         """Words as the talker reads them, from the thinker's embeddings of them."""
@@ -112,6 +112,12 @@ class CodePredictor(nnx.Module):
         )
         self.config = config
 
+    def apart(self) -> "CodePredictor":
+        """The same with its layers one by one, for a loop over frames (see ``nn.stack.apart``)."""
+        made = jax.tree.map(lambda leaf: leaf, self)
+        made.decoder.layers = apart(self.decoder.layers)
+        return made
+
     def residual(
         self,
         state: Float[Array, "B D"],
@@ -128,10 +134,11 @@ class CodePredictor(nnx.Module):
         cache = self.decoder.empty_cache(batch, residual + 1, first.dtype)
 
         def run(x, at, cache):
-            steps = jnp.full((batch,), x.shape[1], jnp.int32)
             positions = jnp.broadcast_to((at + jnp.arange(x.shape[1])).astype(jnp.float32), (3, batch, x.shape[1]))
-            x, cache, _ = self.decoder.extend(x, positions, steps, cache)
-            return x[:, -1], cache
+            x, (k, v), _ = self.decoder(x, positions, jnp.ones(x.shape[:2], bool), cache)
+            # All rows stand at the same place, so that one update in place writes them all.
+            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=2)
+            return x[:, -1], KVCache(k=write(cache.k, k), v=write(cache.v, v), length=cache.length + x.shape[1])
 
         last, cache = run(jnp.stack([state, first], axis=1), 0, cache)
 

@@ -1,6 +1,5 @@
 """The key-value cache: rows of slots, each row filled to its own length."""
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -30,18 +29,19 @@ class KVCache:
     def append(self, k: Float[Array, "L B T K H"], v: Float[Array, "L B T K H"], lengths: Int[Array, "B"]) -> "KVCache":
         """Writes T new entries at each row's length, of which the first ``lengths`` count.
 
-        The caller keeps ``length + T <= slots`` for every row: a write beyond the end would be moved back over real entries.
+        The caller keeps ``length + T <= slots`` for every row: what is written beyond the end is lost.
         """
+        batch, new = k.shape[1:3]
+        rows, slots = jnp.arange(batch)[:, None], self.length[:, None] + jnp.arange(new)
 
-        def write(cache_LSKH, new_LTKH, start):
-            return jax.lax.dynamic_update_slice(cache_LSKH, new_LTKH, (0, start, 0, 0))
+        def write(cache_LBSKH, new_LBTKH):
+            # Not a dynamic update a row, under vmap: a CPU copies the whole cache for that, and a TPU moves the rows in front
+            # of the layers and back.
+            return cache_LBSKH.at[:, rows, slots].set(
+                new_LBTKH.astype(cache_LBSKH.dtype), mode="drop", unique_indices=True
+            )
 
-        write_rows = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)
-        return KVCache(
-            k=write_rows(self.k, k.astype(self.k.dtype), self.length),
-            v=write_rows(self.v, v.astype(self.v.dtype), self.length),
-            length=self.length + lengths,
-        )
+        return KVCache(k=write(self.k, k), v=write(self.v, v), length=self.length + lengths)
 
     def rows(self, index: Int[Array, "b"]) -> "KVCache":
         """Some rows, in the order of ``index``."""

@@ -75,9 +75,13 @@ def prepare(batch: Batch, speakers: Sequence[int], config: OmniConfig) -> Speech
                 "so, or say return_audio=False"
             )
         users = np.flatnonzero(spoken[number])
-        media = np.isin(
-            own[users], (config.thinker.audio_token, config.thinker.image_token, config.thinker.video_token)
-        )
+        placeholders = (config.thinker.audio_token, config.thinker.image_token, config.thinker.video_token)
+        if np.isin(own[start:], placeholders).any():
+            raise ValueError(
+                f"{f'row {number}: ' * (len(batch.tokens) > 1)}to be spoken, the assistant's open turn must be text, but it "
+                "has an image, a video or a sound in it; put that into the user's turn, or say return_audio=False"
+            )
+        media = np.isin(own[users], placeholders)
         tail = [*own[start : start + HEADER], *[config.tts_pad] * 4, config.tts_bos]
         codes = [-1] * HEADER + [*specials, speakers[number], talker.codec_pad]
         text = np.concatenate([own[users], tail])
@@ -104,7 +108,8 @@ def open_turn(tokens: Int[np.ndarray, "T"], config: OmniConfig) -> int | None:
     """Where the open turn of the assistant begins that a prompt ends in; None where it does not, so cannot be spoken."""
     starts = np.flatnonzero(tokens == config.im_start)
     start = int(starts[-1]) if len(starts) else len(tokens)
-    return start if len(tokens) >= start + HEADER and tokens[start + 1] == config.assistant else None
+    opened = len(tokens) >= start + HEADER and tokens[start + 1] == config.assistant
+    return start if opened and config.im_end not in tokens[start:] else None
 
 
 def _user_turns(batch: Batch, config: OmniConfig) -> Bool[np.ndarray, "B T"]:

@@ -110,7 +110,8 @@ class Transcript:
                 break
             self.tokens_used += 1
             self._read(int(token))
-            self._ends.append(sys.maxsize if self.stopped else self._answer.length)
+            half = self._mode == "answer" and bool(self._utf8.getstate()[0])  # of a character that is still to come
+            self._ends.append(sys.maxsize if self.stopped else self._answer.length + half)
         return self._take()
 
     def finish(self) -> Piece:

@@ -47,7 +47,8 @@ def answer(omni, rows, *, seed=0, **options):
 
 def made(omni, rows, *, most, how=GREEDY, steps=32):
     """Tokens and log-probabilities of each row, by the generator itself."""
-    padded, embedded = perceive.embed(omni.parts, batch(*rows), omni.config.thinker)
+    placed = perceive.place(batch(*rows), omni.config.thinker)
+    padded, embedded = placed.batch, perceive.embed(omni.parts, placed, omni.config.thinker)
     options = Sampling(eos_token_id=OPEN).over(Sampling(**how))
     calls = generation.generate(
         omni.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,

@@ -91,7 +91,8 @@ def test_logits_of_each_frame(omni, spoken):
     row, options, expected = spoken("an answer begun")
     parts, config = omni.parts, omni.config
     thinker, talker, predictor = (parts[name] for name in ("thinker", "talker", "code_predictor"))
-    padded, embedded = perceive.embed(parts, batch([row]), config.thinker)
+    placed = perceive.place(batch([row]), config.thinker)
+    padded, embedded = placed.batch, perceive.embed(parts, placed, config.thinker)
     rows = SamplingRows.of([Sampling()], [0], [options["thinker_max_new_tokens"]])
     prompts = (padded.tokens, padded.positions, padded.lengths)
     states = next(generate(thinker, embedded, *prompts, rows, candidates=0, keep=config.talker.accept_layer)).states

@@ -137,6 +137,13 @@ def test_a_film_with_sound_is_mixed_by_time():
     assert sum(at >= 0 for at in heard) == len(mixed)
 
 
+@pytest.mark.parametrize("token", [THINKER.audio_token, THINKER.image_token, THINKER.video_token])
+def test_media_in_the_assistants_open_turn(token):
+    with pytest.raises(ValueError, match=r"^to be spoken, the assistant's open turn must be text") as error:
+        prepare([*user(1), *HEAD, 4, token])
+    assert "\n" not in str(error.value)
+
+
 def test_padding_rows_say_nothing():
     prompt = prepare(*[[*user(1), *HEAD]] * 3, voices=[VOICE] * 3 + [-1])
     assert prompt.lengths.tolist() == [len(user(1)) + 8] * 3 + [0]
@@ -146,7 +153,15 @@ def test_padding_rows_say_nothing():
 
 
 @pytest.mark.parametrize(
-    "tokens", [[1, 2, 3], user(1), [*user(1), *HEAD[:2]], [*HEAD, 4, CONFIG.im_end, *user(1)], [CONFIG.im_start]]
+    "tokens",
+    [
+        [1, 2, 3],
+        user(1),
+        [*user(1), *HEAD[:2]],
+        [*HEAD, 4, CONFIG.im_end, *user(1)],
+        [CONFIG.im_start],
+        turn(CONFIG.assistant, 4),
+    ],
 )
 def test_a_prompt_that_does_not_end_in_an_open_turn_of_the_assistant(tokens):
     with pytest.raises(
