@@ -1,7 +1,7 @@
 """The vocoder of Qwen3-Omni: codes of the talker to a waveform of 24 kHz.
 
 A sliding-window transformer over frames, then causal and transposed convolutions up to 1,920 samples a frame. A stream and a
-whole pass are one function: the whole is a scan over steps of a few frames, with all that a step needs of its past carried.
+whole pass are one function, a step of a few frames with all that it needs of its past carried.
 """
 
 import jax
@@ -17,9 +17,8 @@ from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp
 from omni_jax.nn.stack import stack
 
 DILATIONS = (1, 3, 9)
-# Frames of a step of the whole pass, of a row and of all rows: enough for long matrix products, few enough for small memory
-# (on a CPU 25 are fastest).
-STEP_FRAMES, BATCH_FRAMES = 25, 200
+# Frames of a step, of all rows: enough for long matrix products, few enough for small memory.
+BATCH_FRAMES = 200
 
 
 @struct.dataclass
@@ -107,32 +106,8 @@ class Code2Wav(nnx.Module):
             self.frame_samples, self.lag = self.frame_samples * rate, (self.lag + 1) * rate
 
     def samples(self, frames: int) -> int:
-        """How many samples so many frames determine: what a whole pass gives, and what a stream has given after them."""
+        """How many samples so many frames determine: what a stream has given after them."""
         return max(0, frames * self.frame_samples - self.lag)
-
-    def decode(self, codes: Int[Array, "B Q Y"], lengths: Int[Array, "B"]) -> Float32[Array, "B W"]:
-        """The waveforms of whole rows, W = samples(Y), in [-1, 1].
-
-        Runs in steps of a few frames: memory beside the samples does not grow with Y.
-
-        Args:
-            codes: frames of codes, a row's own ones first.
-            lengths: frames of each row. A row is zero beyond its ``samples(length)``.
-        """
-        batch, books, frames = codes.shape
-        if not frames:
-            return jnp.zeros((batch, 0), jnp.float32)
-        steps = -(-frames // max(1, min(STEP_FRAMES, BATCH_FRAMES // batch)))
-        size = -(-frames // steps)
-        codes = jnp.pad(codes, [(0, 0), (0, 0), (0, steps * size - frames)])
-        codes = jnp.moveaxis(codes.reshape(batch, books, steps, size), 2, 0)
-
-        def step(state, item):
-            codes, start = item
-            return self.step(state, codes, jnp.clip(lengths - start, 0, size))
-
-        _, samples = jax.lax.scan(step, self.start(batch), (codes, jnp.arange(steps) * size))
-        return jnp.moveaxis(samples, 0, 1).reshape(batch, -1)[:, self.lag :][:, : self.samples(frames)]
 
     def start(self, batch: int) -> Code2WavState:
         """The state of ``batch`` rows that have heard nothing yet."""
@@ -157,7 +132,7 @@ class Code2Wav(nnx.Module):
 
         A row that had seen s frames gives the samples from number ``s * frame_samples - lag`` on: its first step begins
         with ``lag`` samples before the beginning, to be dropped, and ``lengths * frame_samples`` count. Samples that do not
-        count are zero. All steps together give ``samples(frames)``, as ``decode`` does: nothing is left to flush.
+        count are zero. All steps together give ``samples(frames)``: nothing is left to flush.
 
         Args:
             codes: y new frames, a row's own ones first.

@@ -12,17 +12,9 @@ import pytest
 import torch
 from parity_close import assert_close
 
-decode = jax.jit(lambda model, codes, lengths: model.decode(codes, lengths))
+from omni_jax.voice import decode
+
 step = jax.jit(lambda model, state, codes, lengths: model.step(state, codes, lengths))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two of torch's threads on two busy cores wait for each other: 0.03 s of convolutions then take 3 s."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
