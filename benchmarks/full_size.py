@@ -253,7 +253,9 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     spoken = load.request(omni, batch, seed=seed).speech
     assert spoken is not None
     # Any states will do in place of the thinker's at the prompt; these have their shape.
-    states = perceive.embed(omni.parts, perceive.place(batch, omni.config.thinker), omni.config.thinker).x.block_until_ready()
+    states = perceive.embed(
+        omni.parts, perceive.place(batch, omni.config.thinker), omni.config.thinker
+    ).x.block_until_ready()
 
     def listen() -> tuple[Voices, Any]:
         voices = Voices(omni.parts, omni.config, spoken, states, streamed=True)

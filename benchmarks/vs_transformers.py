@@ -1,10 +1,11 @@
 """Ours against Transformers: the same random model, the same inputs, one run, alternating; medians and ratios.
 
-    python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER]
+    python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER] [--speech-only]
 
 The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary folder)
 and loaded by both from there. float32 on the CPU; both use all cores. Each row is also given as a share of the matrix rate or
-memory bandwidth that this machine showed in the same run (the better of what jax and torch reached).
+memory bandwidth that this machine showed in the same run (the better of what jax and torch reached). Speech has a model of its
+own (speaking.py).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import speaking
 import torch
 from PIL import Image
 from transformers import Qwen3OmniMoeForConditionalGeneration
@@ -111,13 +113,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--speech-only", action="store_true", help="the rows of speech alone")
     parser.add_argument("--keep", type=Path, help="make the model in this folder and leave it there for the next run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
-        if not (folder / "config.json").exists():
-            write_tiny(folder, config=mid_config())
-        result = compare(folder, arguments.repeat)
+        result: dict = {"rows": {}}
+        if not arguments.speech_only:
+            if not (folder / "config.json").exists():
+                write_tiny(folder, config=mid_config())
+            result = compare(folder, arguments.repeat)
+        voice = folder / "speech"
+        if not (voice / "config.json").exists():
+            write_tiny(voice, config=speaking.speech_config())
+        spoken = speaking.compare(voice, arguments.repeat)
+        for name, (mine, their) in spoken.pop("rows").items():
+            print(f"{name:28}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x")
+            result["rows"][name] = {"ours_s": mine, "theirs_s": their, "ratio": their / mine, "least_s": None}
+        result |= spoken
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1))
 

@@ -31,3 +31,12 @@ def test_the_vision_encoder_of_32_frames_holds_no_square_of_the_patches(compiled
     for array in found["arrays"]:
         sides = [int(side) for side in re.findall(r"\d+", array.split("[")[1])]
         assert max(sides.count(FRAME), sides.count(CALL)) <= 1, array
+
+
+# At batch 1 the compiler wants the talker's kernels in another order of axes than for more rows, and turns them, once a call.
+@pytest.mark.parametrize(("batch", "temporaries"), [(1, 300e6), (8, 200e6)])
+def test_a_frame_of_speech_is_one_program_that_moves_little_more_than_it_must(compiled_for_v6e, batch, temporaries):
+    found = compiled_for_v6e[f"a frame of speech, batch {batch}"]
+    assert found["host_transfers"] == 0
+    assert found["least"] <= found["moved"] <= 1.3 * found["least"]
+    assert found["temporaries"] < temporaries
