@@ -1,6 +1,9 @@
 """The configuration of each part: frozen, hashable, and without a default that a checkpoint should decide."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from omni_jax.config.token2wav import Token2WavConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,9 @@ class DecoderConfig:
         ffn_width: width of the dense SwiGLU; 0 where every layer is a mixture of experts.
         experts: the mixture, or None for a dense stack.
         mrope_section: frequencies for time, height and width; None for one-dimensional rope.
+        mrope_interleaved: time, height and width take frequencies in turn; False for a run of them each, in that order.
         qk_norm: RMSNorm over the head width on queries and keys, before rope.
+        bias: biases of the query, key and value projections; the output projection has none.
         layer_scale: a learned scale a channel on each residual branch.
         window: keys a query may see, itself included; None for all.
     """
@@ -39,18 +44,18 @@ class DecoderConfig:
     qk_norm: bool
     experts: ExpertsConfig | None = None
     mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = True
+    bias: bool = False
     layer_scale: bool = False
     window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioEncoderConfig:
-    """The audio encoder of Qwen3-Omni: chunks of mel frames through three convolutions, then attention in windows.
+class MelEncoderConfig:
+    """What the audio encoders of both families have: chunks of mel frames, convolutions, blocks of attention.
 
     Attributes:
-        chunk_frames: mel frames a convolution chunk (2 * n_window).
-        window_chunks: chunks that attend to each other (n_window_infer / chunk_frames).
-        channels: channels of the convolution stem.
+        chunk_frames: mel frames of a chunk (2 * n_window); a convolution sees none beyond its own.
         out_width: width of the features, equal to the thinker's.
     """
 
@@ -59,10 +64,21 @@ class AudioEncoderConfig:
     width: int
     heads: int
     ffn_width: int
-    channels: int
     chunk_frames: int
-    window_chunks: int
     out_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioEncoderConfig(MelEncoderConfig):
+    """The audio encoder of Qwen3-Omni: three convolutions over mel and time, then attention in windows of chunks.
+
+    Attributes:
+        window_chunks: chunks that attend to each other (n_window_infer / chunk_frames).
+        channels: channels of the convolution stem.
+    """
+
+    channels: int
+    window_chunks: int
 
     @property
     def chunk_tokens(self) -> int:
@@ -76,8 +92,24 @@ class AudioEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionEncoderConfig:
-    """The vision encoder of Qwen3-Omni. ``taps`` are the blocks whose output goes through a deepstack merger."""
+class PooledAudioEncoderConfig(MelEncoderConfig):
+    """The audio encoder of Qwen2.5-Omni: two convolutions over time, attention inside a chunk, then pairs averaged."""
+
+    @property
+    def chunk_places(self) -> int:
+        """Places of a full chunk, which attend to each other: one convolution of stride 2. Each pair becomes a token."""
+        return halve(self.chunk_frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchEncoderConfig:
+    """What the vision encoders of both families have: patches, blocks of attention, a merger of squares of patches.
+
+    Attributes:
+        patch, temporal_patch: rows (and columns) of pixels, and pictures, that make a patch.
+        merge: rows (and columns) of patches that become one token.
+        out_width: width of the features, equal to the thinker's.
+    """
 
     layers: int
     width: int
@@ -87,8 +119,6 @@ class VisionEncoderConfig:
     patch: int
     temporal_patch: int
     merge: int
-    positions: int
-    taps: tuple[int, ...]
     out_width: int
 
     @property
@@ -98,12 +128,48 @@ class VisionEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinkerConfig:
-    """The thinker: the text decoder, its two encoders and the token ids that mark media in its vocabulary."""
+class VisionEncoderConfig(PatchEncoderConfig):
+    """The vision encoder of Qwen3-Omni. ``taps`` are the blocks whose output goes through a deepstack merger."""
+
+    positions: int
+    taps: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowedVisionEncoderConfig(PatchEncoderConfig):
+    """The vision encoder of Qwen2.5-Omni: attention in square windows, in some blocks over the whole frame.
+
+    Attributes:
+        window: rows (and columns) of patches in a window, a multiple of ``merge`` (window_size / patch_size).
+        whole: the blocks that attend to the whole frame.
+    """
+
+    window: int
+    whole: tuple[int, ...]
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """None: no block has a deepstack merger."""
+        return ()
+
+
+Hears = TypeVar("Hears", bound=MelEncoderConfig)
+Sees = TypeVar("Sees", bound=PatchEncoderConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkerConfig(Generic[Hears, Sees]):
+    """The thinker: the text decoder, its two encoders and the token ids that mark media in its vocabulary.
+
+    Attributes:
+        positions_per_second: of time, the first rotary coordinate, in a video; as many as sound has tokens.
+        chunk_seconds: a video and its sound take turns of so many seconds (Qwen2.5-Omni, whose coordinates are whole
+            numbers); None where they are merged token by token.
+    """
 
     decoder: DecoderConfig
-    audio_encoder: AudioEncoderConfig
-    vision_encoder: VisionEncoderConfig
+    audio_encoder: Hears
+    vision_encoder: Sees
     vocabulary: int
     context: int
     audio_token: int
@@ -114,6 +180,7 @@ class ThinkerConfig:
     vision_start: int
     vision_end: int
     positions_per_second: float
+    chunk_seconds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +205,27 @@ class TalkerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DualTrackTalkerConfig:
+    """The talker of Qwen2.5-Omni, which reads the thinker's states and words and writes one codec id a frame.
+
+    Its voices are no ids of its own: they come with the checkpoint, in spk_dict.pt.
+
+    Attributes:
+        embedding_width: of what it reads and of its table of codec ids: the thinker's width, projected to its own.
+        codec_pad, codec_eos: both end speech. codec_bos: begins it, and is never spoken.
+        codec_mask: stands for the prompt where ids are counted, as the penalty of repetition does.
+    """
+
+    decoder: DecoderConfig
+    vocabulary: int
+    embedding_width: int
+    codec_pad: int
+    codec_bos: int
+    codec_eos: int
+    codec_mask: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Code2WavConfig:
     """The vocoder: a sliding-window transformer and causal (transposed) convolutions, codes to 24 kHz samples."""
 
@@ -152,11 +240,11 @@ class Code2WavConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OmniConfig:
-    """A whole checkpoint. ``talker`` and ``code2wav`` are None for the text-only releases (Thinking,
+    """A whole Qwen3-Omni. ``talker`` and ``code2wav`` are None for the text-only releases (Thinking,
     Captioner), which have no tts ids either."""
 
     family: str
-    thinker: ThinkerConfig
+    thinker: ThinkerConfig[AudioEncoderConfig, VisionEncoderConfig]
     talker: TalkerConfig | None
     code2wav: Code2WavConfig | None
     im_start: int
@@ -164,6 +252,26 @@ class OmniConfig:
     system: int
     user: int
     assistant: int
+    tts_pad: int = -1
+    tts_bos: int = -1
+    tts_eos: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omni25Config:
+    """A whole Qwen2.5-Omni. Without audio output ``talker`` and ``token2wav`` are None, and there are no tts ids.
+
+    Attributes:
+        tts_pad, tts_bos, tts_eos: ids in the thinker's vocabulary, which mark the words that the talker reads.
+    """
+
+    family: str
+    thinker: ThinkerConfig[PooledAudioEncoderConfig, WindowedVisionEncoderConfig]
+    talker: DualTrackTalkerConfig | None
+    token2wav: Token2WavConfig | None
+    im_start: int
+    im_end: int
+    user: int
     tts_pad: int = -1
     tts_bos: int = -1
     tts_eos: int = -1

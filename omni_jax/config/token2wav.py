@@ -1,0 +1,96 @@
+"""The configuration of Qwen2.5-Omni's vocoder: codes to mel frames (a flow), and mel frames to samples.
+
+``DiTConfig.codes`` counts the rows of the table: one more than ``num_embeds`` of the published file. The published file also
+names sizes as the library that reads it does not (``depth`` for layers, ``dim`` for width).
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerEncoderConfig:
+    """An ECAPA-TDNN network: reference mel frames to one vector.
+
+    Attributes:
+        channels, kernels, dilations: of the first convolution, of each squeeze-excitation block, and of the convolution that
+            joins the blocks; the last channels are the sum of the blocks'.
+        parts: into how many groups of channels a block divides its own (Res2Net).
+        squeeze_width, attention_width: hidden widths of the squeeze-excitation and of the attention over time.
+    """
+
+    mel_bins: int
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    dilations: tuple[int, ...]
+    parts: int
+    squeeze_width: int
+    attention_width: int
+    out_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """The diffusion transformer: it says in which direction noise flows to become mel frames.
+
+    Attributes:
+        codes, code_width: rows and width of the table of codes.
+        repeats: mel frames a code.
+        speaker_width: width of the given speaker embedding.
+        block_frames: mel frames that attend to each other.
+        look_ahead, look_back: layers that see the next and the previous block too.
+        context: mel frames at most.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    head_width: int
+    ffn_width: int
+    rope_theta: float
+    context: int
+    codes: int
+    code_width: int
+    repeats: int
+    mel_bins: int
+    speaker_width: int
+    block_frames: int
+    look_ahead: tuple[int, ...]
+    look_back: tuple[int, ...]
+    speaker_encoder: SpeakerEncoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigVGANConfig:
+    """The vocoder proper: stages of a transposed convolution that halves the channels and a mean of residual blocks.
+
+    Attributes:
+        channels: before the first stage.
+        rates, kernels: stride and width of each stage's transposed convolution; their differences are even.
+        block_kernels, dilations: of the residual blocks, alike in each stage; a convolution for each dilation.
+    """
+
+    mel_bins: int
+    channels: int
+    rates: tuple[int, ...]
+    kernels: tuple[int, ...]
+    block_kernels: tuple[int, ...]
+    dilations: tuple[tuple[int, ...], ...]
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples a mel frame."""
+        return math.prod(self.rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token2WavConfig:
+    """Codes to samples: ``dit`` makes mel frames of them, ``bigvgan`` samples of those."""
+
+    dit: DiTConfig
+    bigvgan: BigVGANConfig
+
+    @property
+    def code_samples(self) -> int:
+        """Samples a code: 480 at 24 kHz in the published checkpoints, 50 codes a second."""
+        return self.dit.repeats * self.bigvgan.frame_samples

@@ -1,0 +1,207 @@
+"""The configuration and the voices of a tiny Qwen2.5-Omni, in the hub's spelling."""
+
+from typing import Any
+
+import numpy as np
+
+from omni_jax.testing import tokenizer
+from omni_jax.weights.speakers import Speaker
+
+# The added tokens, in the order and spelling of this family's published tokenizer.
+_ADDED = """
+<|endoftext|> <|im_start|> <|im_end|> <|AUDIO|> <|audio_bos|> <|audio_eos|> <|box_end|> <|quad_start|> <|quad_end|>
+<|vision_bos|> <|vision_eos|> <|vision_pad|> <|IMAGE|> <|VIDEO|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|>
+<|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>
+"""
+ADDED_TOKENS_QWEN2_5 = _ADDED.split()
+# What the talker reads beside words has rows of the thinker's table, beyond the tokenizer's last, and no spelling.
+UNSPELT = ("pad", "start", "end", "Ethan", "Chelsie")
+
+# The head has rows beyond the table of codes, as the published one has (8448 and 8194): most of them mean nothing.
+CODES, CODEC_VOCABULARY = 96, 128
+MEL_BINS, SPEAKER_WIDTH = 16, 24
+
+
+def tiny_qwen2_5_config() -> dict[str, Any]:
+    """config.json of a tiny model, in the hub's spelling.
+
+    Ids are those of ``token_ids_qwen2_5``, of the words of ``write_tokenizer`` and this family's added tokens after them.
+    What is odd in the published files is odd here: no head_dim in the thinker, one in the talker that is not width / heads;
+    ``depth``, ``dim`` and ``heads`` beside the names that the library reads; ids called ``..._index``; turn ids in the thinker's
+    object; a text whose tie_word_embeddings is true and means nothing. The sections of M-RoPE are the 7B's, an eighth of them;
+    ``three_b`` shows what the 3B has.
+    """
+    tokens = token_ids_qwen2_5()
+    media = {
+        "audio_token_index": tokens["<|AUDIO|>"],
+        "audio_start_token_id": tokens["<|audio_bos|>"],
+        "audio_end_token_id": tokens["<|audio_eos|>"],
+        "image_token_index": tokens["<|IMAGE|>"],
+        "video_token_index": tokens["<|VIDEO|>"],
+        "vision_start_token_id": tokens["<|vision_bos|>"],
+        "vision_end_token_id": tokens["<|vision_eos|>"],
+        "position_id_per_seconds": 25,
+        "seconds_per_chunk": 2,
+    }
+    block = {
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "max_window_layers": 28,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"},
+        "sliding_window": 4096,
+        "use_sliding_window": False,
+    }
+    width = 64
+    thinker = {
+        "model_type": "qwen2_5_omni_thinker",
+        "audio_config": {
+            "model_type": "qwen2_5_omni_audio_encoder",
+            "num_mel_bins": 128,
+            "d_model": 32,
+            "encoder_layers": 2,
+            "num_hidden_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "activation_function": "gelu",
+            "max_source_positions": 1500,
+            "n_window": 100,
+            "output_dim": width,
+        },
+        "vision_config": {
+            "model_type": "qwen2_5_omni_vision_encoder",
+            "depth": 4,
+            "hidden_size": 32,
+            "embed_dim": 32,
+            "intermediate_size": 44,
+            "num_heads": 2,
+            "hidden_act": "silu",
+            "in_channels": 3,
+            "in_chans": 3,
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [1, 3],
+            "out_hidden_size": width,
+            "tokens_per_second": 25,
+        },
+        "text_config": {
+            "model_type": "qwen2_5_omni_text",
+            "vocab_size": 512,
+            "hidden_size": width,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            **block,
+            "tie_word_embeddings": True,
+        },
+        **media,
+        "bos_token_id": tokens["<|im_start|>"],
+        "eos_token_id": tokens["<|im_end|>"],
+        "pad_token_id": tokens["<|endoftext|>"],
+        "user_token_id": tokens["user"],
+    }
+    talker = {
+        "model_type": "qwen2_5_omni_talker",
+        "vocab_size": CODEC_VOCABULARY,
+        "embedding_size": width,
+        "hidden_size": 40,
+        "intermediate_size": 72,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        **block,
+        **media,
+        "spatial_merge_size": 2,
+        **{f"tts_text_{name}_token_id": unspelt_id(name) for name in UNSPELT[:3]},
+        "tts_codec_pad_token_id": CODES + 4,
+        "tts_codec_start_token_id": CODES + 5,
+        "tts_codec_end_token_id": CODES + 6,
+        "tts_codec_mask_token_id": CODES + 8,
+    }
+    dit = {
+        "model_type": "qwen2_5_omni_dit",
+        "depth": 4,
+        "num_hidden_layers": 4,
+        "dim": 32,
+        "hidden_size": 32,
+        "heads": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+        "ff_mult": 2,
+        "emb_dim": 16,
+        "num_embeds": CODES - 1,
+        "mel_dim": MEL_BINS,
+        "repeats": 2,
+        "block_size": 24,
+        "look_ahead_layers": [1],
+        "look_backward_layers": [0, 2],
+        "enc_emb_dim": SPEAKER_WIDTH,
+        "enc_dim": 12,
+        "enc_channels": [16, 16, 16, 16, 48],
+        "enc_kernel_sizes": [5, 3, 3, 3, 1],
+        "enc_dilations": [1, 2, 3, 4, 1],
+        "enc_attention_channels": 8,
+        "enc_res2net_scale": 2,
+        "enc_se_channels": 8,
+    }
+    bigvgan = {
+        "model_type": "qwen2_5_omni_bigvgan",
+        "mel_dim": MEL_BINS,
+        "upsample_initial_channel": 128,
+        "upsample_rates": [5, 3, 2, 2, 2, 2],
+        "upsample_kernel_sizes": [11, 7, 4, 4, 4, 4],
+        "resblock_kernel_sizes": [3, 7, 11],
+        "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+        "use_bias_at_final": False,
+    }
+    return {
+        "architectures": ["Qwen2_5OmniModel"],
+        "model_type": "qwen2_5_omni",
+        "enable_audio_output": True,
+        "enable_talker": True,
+        "thinker_config": thinker,
+        "talker_config": talker,
+        "token2wav_config": {
+            "model_type": "qwen2_5_omni_token2wav",
+            "dit_config": dit,
+            "bigvgan_config": bigvgan,
+        },
+    }
+
+
+def three_b(config: dict[str, Any]) -> dict[str, Any]:
+    """The talker as the 3B has it: narrow heads that fill its width, and no frequency that the width coordinate turns."""
+    talker = config["talker_config"]
+    scaling = {**talker["rope_scaling"], "mrope_section": [1, 1, 0]}
+    narrow = {"num_attention_heads": 10, "head_dim": 4, "rope_scaling": scaling}
+    return {**config, "talker_config": {**talker, **narrow}}
+
+
+def tiny_speakers(seed: int = 0) -> dict[str, Speaker]:
+    """Voices for spk_dict.pt, random, of unlike lengths."""
+    random = np.random.default_rng(seed)
+    return {
+        name: Speaker(
+            bos_token=unspelt_id(name),
+            cond=random.standard_normal((1, SPEAKER_WIDTH), np.float32),
+            ref_mel=random.standard_normal((1, frames, MEL_BINS), np.float32),
+        )
+        for name, frames in (("Chelsie", 40), ("Ethan", 33))
+    }
+
+
+def token_ids_qwen2_5() -> dict[str, int]:
+    """Every token's id: bytes and words as the other family's, and the added tokens numbered on after them."""
+    words = {token: number for token, number in tokenizer.token_ids().items() if token not in tokenizer.ADDED_TOKENS}
+    return {**words, **{token: len(words) + i for i, token in enumerate(ADDED_TOKENS_QWEN2_5)}}
+
+
+def unspelt_id(name: str) -> int:
+    """An id beyond the tokenizer's last, by its name in ``UNSPELT``."""
+    return len(token_ids_qwen2_5()) + UNSPELT.index(name)

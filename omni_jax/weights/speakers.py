@@ -1,0 +1,132 @@
+"""The voices of Qwen2.5-Omni, which come beside the weights in spk_dict.pt."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_jax.config import Omni25Config
+from omni_jax.weights.torch_file import MAX_BYTES, read_torch, shown, write_torch
+
+FILE = "spk_dict.pt"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Speaker:
+    """A voice.
+
+    Attributes:
+        bos_token: id in the thinker's vocabulary, whose embedding begins what the talker reads.
+        cond: speaker embedding, float32 [1, width].
+        ref_mel: mel frames of the voice, float32 [1, frames, mel bins].
+    """
+
+    bos_token: int
+    cond: np.ndarray
+    ref_mel: np.ndarray
+
+
+def read_speakers(path: str | Path, config: Omni25Config | None = None) -> dict[str, Speaker]:
+    """Reads the voices of a checkpoint, without torch and without running what the file may hold.
+
+    Args:
+        path: spk_dict.pt, or the folder that holds it.
+        config: of the model that they are to be voices of; None does not ask whether they can be.
+
+    Raises:
+        ValueError: the file is absent, damaged, too large, or holds anything but voices, or those of another model; one
+            line says what.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        speakers = _speakers(read_torch(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected the voices of a Qwen2.5-Omni, found no such file; copy it there") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: expected voices, saved by torch.save, and nothing else; refused, for {shown(error)}"
+        ) from None
+    faults = _faults(speakers, config) if config else []
+    if faults:
+        raise ValueError(
+            f"{path}: expected voices of this model: {'; '.join(faults)}; copy it from the same checkpoint"
+        )
+    return speakers
+
+
+def write_speakers(path: str | Path, speakers: Mapping[str, Speaker]) -> Path:
+    """Writes voices as torch.save would.
+
+    Args:
+        path: spk_dict.pt, or the folder for it.
+
+    Returns:
+        The file.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    write_torch(path, {name: asdict(speaker) for name, speaker in speakers.items()})
+    return path
+
+
+def _speakers(found: Any) -> dict[str, Speaker]:
+    if type(found) is not dict or not found:
+        raise ValueError(f"it holds {shown(found)}: expected a dictionary of voices by their names")
+    voices = {name: _checked(f"voice {shown(name)}", voice) for name, voice in found.items()}
+    # Tensors may share a storage, so that a small file might become a large memory.
+    if 4 * sum(voice[part].size for voice in voices.values() for part in ("cond", "ref_mel")) > MAX_BYTES:
+        raise ValueError(f"its voices take more than {MAX_BYTES:,} bytes together")
+    speakers = {}
+    for name, voice in voices.items():
+        cond, mel = (voice[part].astype(np.float32) for part in ("cond", "ref_mel"))
+        if not (np.isfinite(cond).all() and np.isfinite(mel).all()):
+            raise ValueError(f"voice {shown(name)} has numbers that are not finite")
+        speakers[name] = Speaker(bos_token=int(voice["bos_token"]), cond=cond, ref_mel=mel)
+    return speakers
+
+
+def _checked(name: str, voice: Any) -> dict[str, Any]:
+    """A voice of the right fields, kinds and ranks."""
+    if type(voice) is not dict:
+        raise ValueError(f"{name} is {shown(voice)}: expected a dictionary of bos_token, cond and ref_mel")
+    if voice.keys() != {"bos_token", "cond", "ref_mel"}:
+        has = ", ".join(shown(key) for key in list(voice)[:5]) or "nothing"
+        raise ValueError(f"{name} has {has}: expected bos_token, cond and ref_mel")
+    token = voice["bos_token"]
+    scalar = isinstance(token, np.ndarray) and token.size == 1 and token.dtype.kind == "i"
+    if not (scalar or type(token) is int) or int(token) < 0:
+        raise ValueError(f"{name}: bos_token is {shown(token)}: expected an id")
+    for part, axes in (("cond", "[1, width]"), ("ref_mel", "[1, frames, mel bins]")):
+        tensor = voice[part]
+        floats = isinstance(tensor, np.ndarray) and tensor.dtype.kind != "i"
+        if not floats or tensor.ndim != axes.count(",") + 1 or tensor.shape[0] != 1:
+            raise ValueError(f"{name}: {part} is {shown(tensor)}: expected floats {axes}")
+    return voice
+
+
+def _faults(speakers: Mapping[str, Speaker], config: Omni25Config) -> list[str]:
+    """Why these cannot be voices of a model."""
+    if config.token2wav is None:
+        return ["config.json has no audio output"]
+    faults, vocabulary, dit = [], config.thinker.vocabulary, config.token2wav.dit
+    ears = dit.speaker_encoder
+    # Convolutions mirror frames at the ends, the end itself not among them.
+    fewest = 1 + max((width - 1) * dilation // 2 for width, dilation in zip(ears.kernels, ears.dilations, strict=True))
+    for name, speaker in speakers.items():
+        (_, frames, bins), width, token = speaker.ref_mel.shape, speaker.cond.shape[1], speaker.bos_token
+        if token >= vocabulary:
+            faults.append(f"voice {shown(name)}: bos_token {token} is outside the vocabulary of {vocabulary}")
+        if width != dit.speaker_width:
+            faults.append(
+                f"voice {shown(name)}: cond has {width} numbers, expected {dit.speaker_width} as in config.json"
+            )
+        if bins != dit.mel_bins:
+            faults.append(
+                f"voice {shown(name)}: ref_mel has {bins} mel bins, expected {dit.mel_bins} as in config.json"
+            )
+        if frames < fewest:
+            faults.append(f"voice {shown(name)}: ref_mel has {frames} frames, expected {fewest} or more")
+    return faults

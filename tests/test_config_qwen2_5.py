@@ -1,0 +1,354 @@
+"""Qwen2.5-Omni's configuration: the published files whole, both sizes' quirks, and one error that names every fault."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from omni_jax import Omni
+from omni_jax.config import from_hf
+from omni_jax.config.qwen2_5_omni import read
+from omni_jax.testing.config_qwen2_5 import (
+    ADDED_TOKENS_QWEN2_5,
+    UNSPELT,
+    three_b,
+    tiny_qwen2_5_config,
+    tiny_speakers,
+    token_ids_qwen2_5,
+    unspelt_id,
+)
+
+CONFIGS = Path(__file__).parent / "configs"
+TEXT = "thinker_config.text_config"
+AUDIO = "thinker_config.audio_config"
+VISION = "thinker_config.vision_config"
+DIT = "token2wav_config.dit_config"
+BIGVGAN = "token2wav_config.bigvgan_config"
+
+
+def published(size):
+    return json.loads((CONFIGS / f"qwen2_5_omni_{size}.json").read_text())
+
+
+def decoder_parameters(config):
+    """Weights of a stack with biases of q, k and v, by hand from its configuration."""
+    query, key = config.heads * config.head_width, config.kv_heads * config.head_width
+    attention = config.width * (2 * query + 2 * key) + config.bias * (query + 2 * key)
+    return config.layers * (attention + 3 * config.width * config.ffn_width + 2 * config.width) + config.width
+
+
+@pytest.mark.parametrize("size", ["7b", "3b"])
+def test_sizes_give_the_published_parameter_counts(size):
+    facts = published(size)
+    config = read(facts["config"])
+    hash(config)
+    thinker, talker = config.thinker, config.talker
+    audio, vision, token2wav = thinker.audio_encoder, thinker.vision_encoder, config.token2wav
+    table = thinker.vocabulary * thinker.decoder.width
+    d, f = audio.width, audio.ffn_width
+    block = 4 * d * d + 3 * d + 2 * d * f + f + d + 4 * d
+    stem = audio.mel_bins * d * 3 + d + d * d * 3 + d
+    ears = stem + audio.layers * block + 2 * d + (d + 1) * audio.out_width + 2 * audio.out_width
+    d, f = vision.width, vision.ffn_width
+    block, square = 4 * (d * d + d) + 3 * d * f + 2 * f + d + 2 * d, d * vision.merge**2
+    merger = d + square * (square + 1) + (square + 1) * vision.out_width
+    eyes = d * vision.patch_width + vision.layers * block + merger
+    w = talker.decoder.width
+    speech = (talker.embedding_width + 1) * w + talker.vocabulary * (talker.embedding_width + w)
+    assert facts["components"] == {
+        "thinker.model": decoder_parameters(thinker.decoder) + table,
+        "thinker.lm_head": table,
+        "thinker.audio_tower": ears,
+        "thinker.visual": eyes,
+        "thinker": decoder_parameters(thinker.decoder) + 2 * table + ears + eyes,
+        "talker": decoder_parameters(talker.decoder) + speech,
+        "token2wav.code2wav_dit_model": dit_parameters(token2wav.dit),
+        "token2wav.code2wav_bigvgan_model": bigvgan_parameters(token2wav.bigvgan),
+    }
+    parts = {name: count for name, count in facts["components"].items() if not name.startswith("thinker.")}
+    assert sum(parts.values()) == facts["parameters"]
+
+
+def dit_parameters(dit):
+    d, inner = dit.width, dit.heads * dit.head_width
+    block = 6 * d * (d + 1) + 3 * (d + 1) * inner + (inner + 1) * d + 2 * d * dit.ffn_width + dit.ffn_width + d
+    ears = dit.speaker_encoder
+    first, *inside, last = ears.channels
+    (stem, *kernels, joined), a, s = ears.kernels, ears.attention_width, ears.squeeze_width
+    speaker = (ears.mel_bins * stem + 1) * first + (last * joined + 1) * last
+    for ins, outs, kernel in zip((first, *inside), inside, kernels, strict=False):
+        part = outs // ears.parts
+        speaker += (ins + 1) * outs + (outs + 1) * outs + (ears.parts - 1) * (part * kernel + 1) * part
+        speaker += (outs + 1) * s + (s + 1) * outs
+    speaker += (3 * last + 1) * a + (a + 1) * last + (2 * last + 1) * ears.out_width
+    ins = dit.mel_bins + ears.out_width + dit.code_width + dit.speaker_width
+    time = (256 + 1) * d + (d + 1) * d
+    ends = (ins + 1) * d + dit.codes * dit.code_width + 2 * d * (d + 1) + (d + 1) * dit.mel_bins
+    return dit.layers * block + speaker + time + ends
+
+
+def bigvgan_parameters(vocoder):
+    channels = vocoder.channels
+    count = (vocoder.mel_bins * 7 + 1) * channels
+    for kernel in vocoder.kernels:
+        half = channels // 2
+        count += (channels * kernel + 1) * half
+        for width, dilations in zip(vocoder.block_kernels, vocoder.dilations, strict=True):
+            count += 2 * len(dilations) * ((half * width + 1) * half + 2 * half)
+        channels = half
+    return count + 2 * channels + channels * 7
+
+
+def test_values_that_defaults_would_get_wrong():
+    config = read(published("7b")["config"])
+    thinker, talker = config.thinker, config.talker
+    assert (thinker.decoder.head_width, thinker.decoder.mrope_section) == (128, (16, 24, 24))
+    assert (talker.decoder.width, talker.decoder.heads, talker.decoder.head_width) == (896, 12, 128)
+    assert talker.decoder.layers == 24
+    for decoder in (thinker.decoder, talker.decoder):
+        assert decoder.bias
+        assert not decoder.qk_norm
+        assert not decoder.mrope_interleaved
+        assert decoder.experts is None
+        assert decoder.window is None
+    assert (thinker.audio_encoder.chunk_frames, thinker.audio_encoder.chunk_places) == (200, 100)
+    assert (thinker.vision_encoder.window, thinker.vision_encoder.whole) == (8, (7, 15, 23, 31))
+    assert thinker.vision_encoder.taps == ()
+    assert thinker.vision_encoder.patch_width == 1176
+    assert (thinker.positions_per_second, thinker.chunk_seconds) == (25, 2)
+    assert (thinker.audio_token, thinker.audio_start, thinker.audio_end) == (151646, 151647, 151648)
+    assert (config.im_start, config.im_end, config.user) == (151644, 151645, 872)
+    assert (config.tts_pad, config.tts_bos, config.tts_eos) == (151859, 151860, 151861)
+    assert (talker.codec_pad, talker.codec_bos, talker.codec_eos, talker.codec_mask) == (8292, 8293, 8294, 8296)
+    dit = config.token2wav.dit
+    # Absent from the published file: what the library has for it is what runs.
+    assert (dit.block_frames, dit.look_ahead, dit.look_back, dit.rope_theta) == (24, (10,), (0, 20), 1e4)
+    assert (dit.layers, dit.width, dit.heads, dit.codes) == (22, 1024, 16, 8194)
+    assert config.token2wav.code_samples == 480
+
+
+def test_what_the_small_one_has_otherwise():
+    large, small = (read(published(size)["config"]) for size in ("7b", "3b"))
+    assert (small.talker.decoder.heads, small.talker.decoder.kv_heads, small.talker.decoder.head_width) == (14, 2, 64)
+    assert small.talker.decoder.mrope_section == (16, 16, 0)
+    assert small.thinker.decoder.mrope_section == (16, 24, 24)
+    assert (small.thinker.vocabulary, large.thinker.vocabulary) == (151936, 152064)
+    assert small.token2wav == large.token2wav
+    assert small.thinker.vision_encoder == replace(large.thinker.vision_encoder, out_width=2048)
+
+
+def test_the_tiny_model_has_the_quirks():
+    config = read(tiny_qwen2_5_config())
+    wide, narrow = config.talker.decoder, read(three_b(tiny_qwen2_5_config())).talker.decoder
+    assert wide.head_width * wide.heads > wide.width == narrow.head_width * narrow.heads
+    assert (wide.mrope_section, narrow.mrope_section) == ((2, 3, 3), (1, 1, 0))
+    assert config.talker.vocabulary > config.token2wav.dit.codes
+    assert len(config.thinker.vision_encoder.whole) < config.thinker.vision_encoder.layers
+    ids = [config.im_start, config.im_end, config.thinker.audio_token, config.thinker.video_token]
+    tokens = token_ids_qwen2_5()
+    assert ids == [tokens[name] for name in ("<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|VIDEO|>")]
+    assert tokens["<|endoftext|>"] + len(ADDED_TOKENS_QWEN2_5) == len(tokens) == config.tts_pad
+    assert len(set(tokens.values())) == len(tokens)
+    assert max(map(unspelt_id, UNSPELT)) < config.thinker.vocabulary
+    dit = config.token2wav.dit
+    for speaker in tiny_speakers().values():
+        assert speaker.cond.shape == (1, dit.speaker_width)
+        assert speaker.ref_mel.shape[::2] == (1, dit.mel_bins)
+        assert config.tts_eos < speaker.bos_token < config.thinker.vocabulary
+
+
+def change(path, value, config=None):
+    """The tiny configuration with the field at a dotted path set, or deleted where the value is None."""
+    config = copy.deepcopy(tiny_qwen2_5_config() if config is None else config)
+    *groups, name = path.split(".")
+    place = config
+    for group in groups:
+        place = place[group]
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    return config
+
+
+def spelt_anew(config):
+    """As the library of today writes it: ids and sizes under other names, rope in one object, layer types spelt out."""
+    config = copy.deepcopy(config)
+    thinker, talker = config["thinker_config"], config["talker_config"]
+    for part in (thinker["text_config"], talker):
+        theta = part.pop("rope_theta")
+        part["rope_parameters"] = {**part.pop("rope_scaling"), "rope_theta": theta}
+        part["sliding_window"] = None
+        part["layer_types"] = ["full_attention"] * part["num_hidden_layers"]
+    for part in (thinker, talker):
+        for name in ("audio", "image", "video"):
+            part[f"{name}_token_id"] = part.pop(f"{name}_token_index")
+    dit = config["token2wav_config"]["dit_config"]
+    for name in ("dim", "depth", "heads"):
+        del dit[name]
+    dit["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    for name in ("embed_dim", "spatial_patch_size", "in_chans"):
+        del thinker["vision_config"][name]
+    return config
+
+
+def test_both_spellings():
+    assert read(spelt_anew(tiny_qwen2_5_config())) == read(tiny_qwen2_5_config())
+
+
+def test_the_published_names_of_the_flow_alone():
+    config = tiny_qwen2_5_config()
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        config = change(f"{DIT}.{name}", None, config)
+    assert read(config) == read(tiny_qwen2_5_config())
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_the_flag_of_the_texts_embeddings_means_nothing(value):
+    assert read(change(f"{TEXT}.tie_word_embeddings", value)) == read(tiny_qwen2_5_config())
+
+
+def test_without_audio_output_the_speaking_parts_are_none():
+    config = change("enable_audio_output", False)
+    for name in ("talker_config", "token2wav_config"):
+        config = change(name, None, config)
+    made = read(config)
+    assert made.talker is None
+    assert made.token2wav is None
+    assert made.tts_pad == -1
+    assert made.thinker == read(tiny_qwen2_5_config()).thinker
+
+
+def refuses(config, *words):
+    with pytest.raises(ValueError, match=r"^config\.json: ") as caught:
+        read(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("thinker_config", None, "thinker_config: expected an object, got nothing"),
+        ("talker_config", None, "talker_config: expected an object, got nothing"),
+        ("token2wav_config", 3, "token2wav_config: expected an object, got 3"),
+        (BIGVGAN, None, "bigvgan_config: expected an object, got nothing"),
+        ("thinker_config.bos_token_id", None, "thinker_config.bos_token_id: missing"),
+        ("thinker_config.eos_token_id", 512, "eos_token_id 512 is outside the vocabulary of 512"),
+        ("thinker_config.audio_token_index", None, "thinker_config.audio_token_index: missing"),
+        ("thinker_config.audio_token_id", 7, "contradict each other"),
+        ("thinker_config.image_token_index", -1, "image_token_index -1 is outside the vocabulary of 512"),
+        ("thinker_config.seconds_per_chunk", 0, "seconds_per_chunk: expected a size of at least 1, got 0"),
+        ("thinker_config.position_id_per_seconds", None, "thinker_config.position_id_per_seconds: missing"),
+        ("thinker_config.tie_word_embeddings", True, "tie_word_embeddings: expected False, got True"),
+        (f"{TEXT}.hidden_size", None, f"{TEXT}.hidden_size: missing"),
+        (f"{TEXT}.num_attention_heads", 5, "hidden_size 64 is no multiple of num_attention_heads 5"),
+        (f"{TEXT}.num_attention_heads", 32, "adds up to 8, expected head_dim / 2 = 1"),
+        (f"{TEXT}.use_sliding_window", True, "use_sliding_window: expected False, got True"),
+        (f"{TEXT}.layer_types", ["sliding_attention"] * 3, "layer_types: expected 'full_attention' for each layer"),
+        (f"{TEXT}.rope_theta", None, f"{TEXT}.rope_theta: expected a positive number, got nothing"),
+        (f"{AUDIO}.num_hidden_layers", 3, "encoder_layers = 2 and num_hidden_layers = 3 contradict each other"),
+        (f"{AUDIO}.n_window", 75, "n_window: expected an even number, got 75"),
+        (f"{AUDIO}.max_source_positions", 99, "max_source_positions 99: expected at least n_window, 100"),
+        (f"{AUDIO}.activation_function", "relu", "activation_function: expected 'gelu', got 'relu'"),
+        (f"{AUDIO}.output_dim", 48, "output_dim 48 differs from the thinker's hidden_size 64"),
+        (f"{VISION}.out_hidden_size", 48, "out_hidden_size 48 differs from the thinker's hidden_size 64"),
+        (f"{VISION}.hidden_act", "gelu", "hidden_act: expected 'silu', got 'gelu'"),
+        (f"{VISION}.embed_dim", 64, "hidden_size = 32 and embed_dim = 64 contradict each other"),
+        (f"{VISION}.spatial_patch_size", 16, "patch_size = 14 and spatial_patch_size = 16 contradict each other"),
+        (f"{VISION}.in_chans", 1, "in_channels = 3 and in_chans = 1 contradict each other"),
+        (f"{VISION}.window_size", 100, "window_size 100 is no multiple of patch_size x spatial_merge_size, 28 pixels"),
+        (f"{VISION}.fullatt_block_indexes", [3, 1], "fullatt_block_indexes [3, 1]: expected rising blocks from 0 to 3"),
+        (f"{VISION}.fullatt_block_indexes", [1, 4], "fullatt_block_indexes [1, 4]: expected rising blocks from 0 to 3"),
+        (f"{VISION}.fullatt_block_indexes", 3, "fullatt_block_indexes: expected list, got 3"),
+        ("talker_config.head_dim", None, "talker_config.head_dim: missing"),
+        ("talker_config.head_dim", 8, "adds up to 8, expected head_dim / 2 = 4"),
+        ("talker_config.tie_word_embeddings", True, "tie_word_embeddings: expected False, got True"),
+        ("talker_config.embedding_size", 48, "expected equal sizes, got 48 and 64"),
+        ("talker_config.tts_codec_mask_token_id", 128, "tts_codec_mask_token_id 128 is outside the vocabulary of 128"),
+        ("talker_config.tts_text_end_token_id", 600, "tts_text_end_token_id 600 is outside the vocabulary of 512"),
+        (
+            "talker_config.audio_token_index",
+            5,
+            "talker_config.audio_token_index: expected 476, got 5 (the thinker's own)",
+        ),
+        ("talker_config.seconds_per_chunk", 3, "seconds_per_chunk: expected 2, got 3 (the thinker's own)"),
+        (f"{DIT}.depth", 5, "num_hidden_layers = 4 and depth = 5 contradict each other"),
+        (f"{DIT}.num_embeds", None, f"{DIT}.num_embeds: missing"),
+        (f"{DIT}.mel_dim", 20, "mel_dim: expected equal sizes, got 20 and 16"),
+        (f"{DIT}.block_size", 0, "block_size: expected a size of at least 1, got 0"),
+        (f"{DIT}.look_ahead_layers", [4], "look_ahead_layers [4]: expected layers from 0 to 3"),
+        (f"{DIT}.look_backward_layers", [-1], "look_backward_layers [-1]: expected layers from 0 to 3"),
+        (f"{DIT}.head_dim", 15, "head_dim: expected an even number, got 15"),
+        (f"{DIT}.rope_parameters", {"rope_theta": 0}, "rope_theta: expected a finite number above 0, got 0"),
+        (f"{DIT}.rope_parameters", 5, "rope_parameters: expected an object, got 5"),
+        (f"{DIT}.enc_channels", [16, 16, 16, 16, 40], "enc_channels [16, 16, 16, 16, 40]: expected a first"),
+        (f"{DIT}.enc_channels", [16, 15, 15, 15, 45], "multiples of enc_res2net_scale 2"),
+        (f"{DIT}.enc_channels", [], "enc_channels []: expected a first"),
+        (f"{DIT}.enc_kernel_sizes", [5, 3, 3, 3], "enc_kernel_sizes [5, 3, 3, 3]: expected a number of at least 1"),
+        (f"{BIGVGAN}.upsample_rates", [5, 3], "upsample_kernel_sizes [11, 7, 4, 4, 4, 4]: expected, for each of"),
+        (f"{BIGVGAN}.upsample_kernel_sizes", [11, 7, 4, 4, 4, 5], "larger by an even number"),
+        (f"{BIGVGAN}.upsample_kernel_sizes", [11, 7, 4, 4, 4, 1], "larger by an even number"),
+        (f"{BIGVGAN}.upsample_initial_channel", 96, "upsample_initial_channel 96: expected a multiple of 64"),
+        (f"{BIGVGAN}.resblock_kernel_sizes", [3, 7], "resblock_kernel_sizes [3, 7]: expected odd sizes"),
+        (f"{BIGVGAN}.resblock_kernel_sizes", [3, 7, 10], "resblock_kernel_sizes [3, 7, 10]: expected odd sizes"),
+        (f"{BIGVGAN}.resblock_dilation_sizes", [[1, 3], 5], "resblock_dilation_sizes: expected lists of integers"),
+    ],
+)
+def test_one_fault(path, value, words):
+    assert refuses(change(path, value), words).count("; ") == 0
+
+
+def test_all_faults_are_named_at_once():
+    config = change(f"{TEXT}.hidden_act", "relu")
+    config = change(f"{AUDIO}.d_model", None, config)
+    config = change("talker_config.tts_codec_pad_token_id", None, config)
+    config = change(BIGVGAN, None, config)
+    config = change("thinker_config.user_token_id", "872", config)
+    refuses(
+        config,
+        "text_config.hidden_act: expected 'silu'",
+        "audio_config.d_model: missing",
+        "talker_config.tts_codec_pad_token_id: missing",
+        "bigvgan_config: expected an object",
+        "user_token_id: expected int, got '872'",
+    )
+
+
+def nodes(config, path=()):
+    for name, value in config.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from nodes(value, (*path, name))
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 10**9, True, "x", [], [1], {}, {"a": 1}, 1.5, math.nan])
+def test_no_value_of_any_field_is_more_than_a_fault(value):
+    """Each field in turn: whatever stands there, there is a configuration or one line."""
+    tiny = tiny_qwen2_5_config()
+    for path in nodes(tiny):
+        config = copy.deepcopy(tiny)
+        place = config
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+        try:
+            hash(read(config))
+        except ValueError as error:
+            assert str(error).startswith("config.json: ")  # noqa: PT017  either is right
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_the_family_is_known_and_refused_until_it_runs(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_qwen2_5_config()))
+    for load in (from_hf, Omni.load):
+        with pytest.raises(ValueError, match="does not run here yet") as caught:
+            load(tmp_path)
+        assert "expected model_type qwen3_omni_moe, got 'qwen2_5_omni'" in str(caught.value)
+        assert "\n" not in str(caught.value)
