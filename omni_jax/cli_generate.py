@@ -152,7 +152,7 @@ def generate(
 def _plain(reply: Any, file: str | None) -> dict[str, Any]:
     """A reply for JSON: of its speech, where it is and how much."""
     found = asdict(replace(reply, codes=None, audio=None))
-    for name in ("codes", "audio", "sample_rate"):
+    for name in ("codes", "audio", "sample_rate", "speech_finish_reason"):
         del found[name]
     if file is not None:
         seconds, frames = round(len(reply.audio) / reply.sample_rate, 3), reply.codes.shape[1]

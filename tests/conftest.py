@@ -1,6 +1,7 @@
 """Strict numerics for every test, eight devices for the sharded ones, and one tiny checkpoint for all."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,6 +11,23 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+COMPILED: list[int] = []  # programs since the memory maps were last counted
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: COMPILED.append(0) if event == "/jax/core/compile/backend_compile_duration" else None
+)
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Forgets compiled programs before the kernel's limit of 65,530 memory maps a process, where compiling would abort."""
+    yield
+    maps = Path("/proc/self/maps")
+    if len(COMPILED) > 20 and maps.exists():
+        COMPILED.clear()
+        if maps.read_bytes().count(b"\n") > 30_000:
+            jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

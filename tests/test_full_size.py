@@ -161,8 +161,8 @@ def test_questions_in_the_published_configuration(full_size, published, tmp_path
     omni = Omni(parts.abstract(config, jnp.bfloat16), config, tmp_path)
     batch = full_size.read(omni, full_size.questions(2, video=True, seed=0))
     request = full_size.Load(50, 150, 4, "Aiden").request(omni, batch, seed=0)
-    assert [clip.shape for clip in request.batch.mel] == [(128, 500)] * 2
-    assert [video.seconds for video in request.batch.videos] == [1, 1]
+    assert [clip.shape for clip in request.prompts.batch.mel] == [(128, 500)] * 2
+    assert [video.seconds for video in request.prompts.batch.videos] == [1, 1]
     assert not np.array_equal(batch.mel[0], batch.mel[1])
     assert (request.sampling.max_new_tokens, request.speech.talker.max_new_tokens) == (50, 151)
     assert (request.speech.talker.do_sample, request.speech.talker.temperature) == (True, 0.9)
