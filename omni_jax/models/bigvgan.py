@@ -1,0 +1,171 @@
+"""BigVGAN (arXiv:2206.04658), the vocoder of Qwen2.5-Omni: mel frames to a waveform of 24 kHz.
+
+It looks to both sides, and a row's ends are heard: convolutions see zeros there, the activations' filters what stands there
+repeated. Both are made for each row, so padding changes nothing, and neither does cutting a long row into windows.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
+
+from omni_jax.config.token2wav import BigVGANConfig
+from omni_jax.nn import conv
+from omni_jax.nn.conv import SnakeBeta
+from omni_jax.nn.layers import Init
+from omni_jax.nn.resample import REACH, Span, smooth
+from omni_jax.nn.stack import stack
+
+# Loudness in decibels, natural logarithms of amplitudes: from the quietest to the loudest that a mel frame may say.
+MIN_DB, REFERENCE_DB = -115.0, 20.0
+DB_PER_LOG = 20 / 2.302585092994046
+# Mel frames of one window of a longer row: memory does not grow with time, and its overlaps cost little.
+WINDOW = 600
+
+
+class Conv1d(conv.Conv1d):
+    """Convolution around each step, zeros outside of a row; kernel [width, ins, outs], width odd."""
+
+    def __init__(self, init: Init, ins: int, outs: int, width: int, *, bias: bool = True):
+        super().__init__(init, ins, outs, width)
+        self.bias = self.bias if bias else None
+
+    def __call__(self, x: Float[Array, "B T C"], span: Span, *, dilation: int = 1) -> Float[Array, "B T C2"]:
+        y = jax.lax.conv_general_dilated(
+            span.silence(x),
+            self.kernel[...],
+            (1,),
+            "SAME",
+            rhs_dilation=(dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class ConvTranspose1d(conv.Conv1d):
+    """Transposed convolution, kernel [width, ins, outs]; the ``width - rate`` steps too many are cut off, half at each end."""
+
+    def __call__(self, x: Float[Array, "B T C"], span: Span, *, rate: int) -> Float[Array, "B T*rate C2"]:
+        kernel, (batch, steps, _) = self.kernel[...], x.shape
+        width, cut = len(kernel), (len(kernel) - rate) // 2
+        parts = -(-width // rate)
+        y = jnp.einsum("BTC,WCD->BTWD", span.silence(x), kernel)
+        y = jnp.pad(y, [(0, 0), (0, 0), (0, parts * rate - width), (0, 0)]).reshape(batch, steps, parts, -1)
+        # A step says something in ``parts`` runs of ``rate`` samples, its own and the next ones.
+        runs = [jnp.pad(y[:, :, part], [(0, 0), (part, parts - 1 - part), (0, 0)]) for part in range(parts)]
+        y = sum(runs[1:], runs[0])
+        return y.reshape(batch, (steps + parts - 1) * rate, -1)[:, cut:][:, : steps * rate] + self.bias[...]
+
+
+class Residual(nnx.Module):
+    """For each dilation: x + conv(snake(dilated conv(snake x))), the snakes free of aliases."""
+
+    def __init__(self, init: Init, channels: int, width: int, units: int):
+        self.snakes = stack(init, 2 * units, lambda init: SnakeBeta(init, channels))
+        self.dilated = stack(init, units, lambda init: Conv1d(init, channels, channels, width))
+        self.convs = stack(init, units, lambda init: Conv1d(init, channels, channels, width))
+
+    def __call__(self, x: Float[Array, "B T C"], span: Span, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
+        # Not a scan: a convolution's dilation is fixed when it is compiled.
+        for unit, dilation in enumerate(dilations):
+            y = smooth(x, span, _entry(self.snakes, 2 * unit))
+            y = _entry(self.dilated, unit)(y, span, dilation=dilation)
+            y = smooth(y, span, _entry(self.snakes, 2 * unit + 1))
+            x = x + _entry(self.convs, unit)(y, span)
+        return x
+
+
+class BigVGAN(nnx.Module):
+    """Reference: Qwen2_5OmniToken2WavBigVGANModel. Its parameters are float32 in any model, as the reference's.
+
+    Attributes:
+        residuals: the residual blocks, all of the first stage before those of the second.
+        frame_samples: samples a mel frame.
+        reach: mel frames to each side of a frame that have a say in its samples.
+    """
+
+    def __init__(self, init: Init, config: BigVGANConfig):
+        init = Init(init.key(), jnp.float32)
+        self.conv_in = Conv1d(init, config.mel_bins, config.channels, 7)
+        self.upsamples, self.residuals = nnx.List([]), nnx.List([])
+        channels = config.channels
+        for kernel in config.kernels:
+            self.upsamples.append(ConvTranspose1d(init, channels, channels // 2, kernel))
+            channels //= 2
+            for width, dilations in zip(config.block_kernels, config.dilations, strict=True):
+                self.residuals.append(Residual(init, channels, width, len(dilations)))
+        self.snake = SnakeBeta(init, channels)
+        self.conv_out = Conv1d(init, channels, 1, 7, bias=False)
+        self.config = config
+        self.frame_samples, self.reach = config.frame_samples, _reach(config)
+
+    def decode(self, mel: Float[Array, "B A Z"], lengths: Int[Array, "B"]) -> Float32[Array, "B W"]:
+        """The waveforms of whole rows, W = A * frame_samples, in [-1, 1].
+
+        Args:
+            mel: natural logarithms of amplitudes, a row's own frames first.
+            lengths: mel frames of each row. A row is zero beyond its ``length * frame_samples``.
+        """
+        batch, frames, bins = mel.shape
+        if bins != self.config.mel_bins:
+            raise ValueError(f"mel: expected [batch, frames, {self.config.mel_bins}], got {list(mel.shape)}")
+        if not frames:
+            return jnp.zeros((batch, 0), jnp.float32)
+        if frames <= WINDOW:
+            return self.decode_window(mel, jnp.zeros_like(lengths), lengths)
+        windows = -(-frames // WINDOW)
+        size = -(-frames // windows)
+        mel = jnp.pad(mel, [(0, 0), (self.reach, self.reach + windows * size - frames), (0, 0)])
+
+        def window(start):
+            part = jax.lax.dynamic_slice_in_dim(mel, start, size + 2 * self.reach, axis=1)
+            samples = self.decode_window(part, jnp.full_like(lengths, self.reach) - start, lengths + self.reach - start)
+            return samples[:, self.reach * self.frame_samples :][:, : size * self.frame_samples]
+
+        samples = jax.lax.map(window, jnp.arange(windows) * size)
+        return jnp.moveaxis(samples, 0, 1).reshape(batch, -1)[:, : frames * self.frame_samples]
+
+    def decode_window(
+        self, mel: Float[Array, "B A Z"], first: Int[Array, "B"], end: Int[Array, "B"]
+    ) -> Float32[Array, "B W"]:
+        """The waveforms of a window of longer rows: a piece of a stream.
+
+        Right but for the ``reach`` frames at those sides of the window beyond which the row goes on.
+
+        Args:
+            first, end: where each row begins and ends, counted from the window's first frame; they may lie outside.
+        """
+        with jax.default_matmul_precision("float32"):
+            span, config = Span(first, end), self.config
+            x = self.conv_in(normalize(mel), span)
+            blocks = len(config.block_kernels)
+            for stage, rate in enumerate(config.rates):
+                x = self.upsamples[stage](x, span, rate=rate)
+                span = span.scaled(rate)
+                residuals = self.residuals[stage * blocks : (stage + 1) * blocks]
+                made = [residual(x, span, each) for residual, each in zip(residuals, config.dilations, strict=True)]
+                x = sum(made[1:], made[0]) / blocks
+            x = self.conv_out(smooth(x, span, self.snake), span)
+            return span.silence(jnp.clip(x, -1, 1))[..., 0]
+
+
+def normalize(mel: Float[Array, "B A Z"]) -> Float[Array, "B A Z"]:
+    """Logarithms of amplitudes as decibels from MIN_DB to 0, REFERENCE_DB below their own, mapped to -1 to 1."""
+    decibels = DB_PER_LOG * jnp.maximum(mel.astype(jnp.float32), MIN_DB / DB_PER_LOG) - REFERENCE_DB
+    return jnp.clip(2 * (decibels - MIN_DB) / -MIN_DB - 1, -1, 1)
+
+
+def _entry(stacked, number):
+    return jax.tree.map(lambda leaf: leaf[number], stacked)
+
+
+def _reach(config: BigVGANConfig) -> int:
+    """From the samples back to the mel frames: how far to each side a step is heard."""
+    block = max(
+        sum(2 * REACH + (dilation + 1) * (width // 2) for dilation in dilations)
+        for width, dilations in zip(config.block_kernels, config.dilations, strict=True)
+    )
+    reach = REACH + 3
+    for rate, kernel in zip(reversed(config.rates), reversed(config.kernels), strict=True):
+        reach = (reach + block + kernel - 1) // rate + 1
+    return reach + 3

@@ -1,0 +1,297 @@
+"""The flow of Qwen2.5-Omni's vocoder: codes of the talker and a speaker's voice to mel frames.
+
+A diffusion transformer (DiT, arXiv:2212.09748) says in which direction noise flows to become mel frames (flow matching,
+arXiv:2210.02747), and an integrator follows it through a fixed number of steps. It attends inside blocks of frames; a few
+layers also see the block before or after. Blocks that lie together can be made without all others: that is how speech streams.
+
+What does not change from step to step is computed once: the voice, the codes, and how each layer is modulated at each time.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from omni_jax.config.token2wav import DiTConfig
+from omni_jax.models.ecapa import SpeakerEncoder
+from omni_jax.nn.attention import MASKED
+from omni_jax.nn.layers import Embedding, Init, Linear, Mlp
+from omni_jax.nn.rope import frequencies
+from omni_jax.nn.stack import scan, stack
+
+TIME_WIDTH, TIME_SCALE, TIME_THETA = 256, 1000, 10000
+NORM_EPS = 1e-6
+# Kutta's 3/8 rule: in which mixture of the slopes before it each slope is taken, and how the four add up.
+NODES = np.array([0, 1 / 3, 2 / 3, 1], np.float32)
+SLOPES = np.array([[0, 0, 0], [1 / 3, 0, 0], [-1 / 3, 1, 0], [1, -1, 1]], np.float32)
+SUM = np.array([1, 3, 3, 1], np.float32) / 8
+
+
+@struct.dataclass
+class Condition:
+    """What the flow is led by, as it enters the first layer, and where it is real.
+
+    Attributes:
+        given: codes, voice and speaker embedding of each frame.
+        absent: the same of silence and nobody, alike for all frames: what guidance leads away from.
+        mask: which frames are a row's own.
+        turn: rope's cosines and sines.
+    """
+
+    given: Float[Array, "B T D"]
+    absent: Float[Array, "D"]
+    mask: Bool[Array, "B T"]
+    turn: tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+
+
+@struct.dataclass
+class Modulation:
+    """What the time says to the norms: shift, scale and gate of attention and of the MLP in each layer, then of the output."""
+
+    layers: Float[Array, "L 6 D"]
+    out: Float[Array, "2 D"]
+
+
+class Block(nnx.Module):
+    """Attention and an MLP behind norms that the time shifts and scales, each through a gate (adaLN-Zero)."""
+
+    def __init__(self, init: Init, config: DiTConfig):
+        d, n, h = config.width, config.heads, config.head_width
+        self.modulation = Linear(init, (d,), (6, d), axes=("embed", None, None), bias=True)
+        self.q = Linear(init, (d,), (n, h), axes=("embed", "heads", "head"), bias=True)
+        self.k = Linear(init, (d,), (n, h), axes=("embed", "heads", "head"), bias=True)
+        self.v = Linear(init, (d,), (n, h), axes=("embed", "heads", "head"), bias=True)
+        self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"), bias=True)
+        self.mlp = Mlp(init, d, config.ffn_width, d, tanh=True)
+
+    def __call__(self, x: Float[Array, "B T D"], modulation: Float[Array, "6 D"], turn, mask, looks, size: int):
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        y = norm(x) * (1 + scale) + shift
+        q_BTNH, k_BTNH = rotate_first(self.q(y), turn), rotate_first(self.k(y), turn)
+        x = x + gate * self.o(attend_blocks(q_BTNH, k_BTNH, self.v(y), mask, looks, size=size))
+        return x + mlp_gate * self.mlp(norm(x) * (1 + mlp_scale) + mlp_shift)
+
+
+class DiT(nnx.Module):
+    """Reference: Qwen2_5OmniToken2WavDiTModel. Its parameters are float32 in any model, as the reference's."""
+
+    def __init__(self, init: Init, config: DiTConfig):
+        init, d = Init(init.key(), jnp.float32), config.width
+        self.time_in = Linear(init, (TIME_WIDTH,), (d,), axes=(None, "embed"), bias=True)
+        self.time_out = Linear(init, (d,), (d,), axes=("embed", None), bias=True)
+        self.codes = Embedding(init, config.codes, config.code_width)
+        self.speaker_encoder = SpeakerEncoder(init, config.speaker_encoder)
+        # Of mel frame, voice, code and speaker embedding, in this order.
+        sizes = (config.mel_bins, config.speaker_encoder.out_width, config.code_width, config.speaker_width)
+        self.input = Linear(init, (sum(sizes),), (d,), axes=(None, "embed"), bias=True)
+        self.layers = stack(init, config.layers, lambda init: Block(init, config))
+        self.modulation = Linear(init, (d,), (2, d), axes=("embed", None, None), bias=True)
+        self.out = Linear(init, (d,), (config.mel_bins,), axes=("embed", None), bias=True)
+        self.config = config
+
+    def sample(
+        self,
+        codes: Int[Array, "B Y"],
+        lengths: Int[Array, "B"],
+        speaker: Float[Array, "B D"],
+        mel: Float[Array, "B A Z"],
+        mel_lengths: Int[Array, "B"],
+        noise: Float[Array, "B T Z"],
+        start: Int[Array, "B"] | int = 0,
+        *,
+        steps: int = 10,
+        guidance: float = 0.5,
+        sway: float | None = -1.0,
+    ) -> Float[Array, "B T Z"]:
+        """Mel frames, T = Y * repeats; zero beyond a row's end.
+
+        Args:
+            codes: a row's own ones first.
+            lengths: codes of each row.
+            speaker, mel, mel_lengths: whose voice it is: an embedding, reference mel frames, and how many a row has of them.
+            noise: the flow's beginning; see ``frame_noise``.
+            start: the mel frame at which the codes begin where they are a piece of longer rows, a multiple of
+                ``block_frames``; the piece then is what it is there, but for what its first and last blocks would have heard.
+            steps: points of time, one more than steps taken. Each step asks four times for a direction.
+            guidance: how far to lead away from what an empty condition gives; 0 asks for no such thing, at half the work.
+            sway: below 0 for shorter steps at the beginning; None for equal ones.
+        """
+        if steps < 2 or guidance < 0:
+            raise ValueError(f"expected at least 2 steps and a guidance of 0 or more, got {steps} and {guidance}")
+        expected = (*codes.shape[:1], codes.shape[1] * self.config.repeats, self.config.mel_bins)
+        if noise.shape != expected:
+            raise ValueError(f"noise: expected {list(expected)}, got {list(noise.shape)}")
+        if not codes.shape[1]:
+            return jnp.zeros(expected, jnp.float32)
+        with jax.default_matmul_precision("float32"):
+            condition = self.condition(codes, lengths, speaker, mel, mel_lengths, start)
+            times = sway_times(steps, sway)
+            sizes = times[1:] - times[:-1]
+            at = times[:-1, None] + sizes[:, None] * NODES
+            at[:, -1] = times[1:]
+            modulations = jax.vmap(jax.vmap(self.modulate))(jnp.asarray(at))
+
+            def step(x, inputs):
+                size, modulations = inputs
+
+                def slope(slopes, inputs):
+                    number, weights, modulation = inputs
+                    between = x + size * jnp.tensordot(weights, slopes[:-1], axes=1)
+                    return slopes.at[number].set(self._velocity(between, modulation, condition, guidance)), None
+
+                inputs = (jnp.arange(4), jnp.asarray(SLOPES), modulations)
+                slopes, _ = jax.lax.scan(slope, jnp.zeros((4, *x.shape), x.dtype), inputs)
+                return x + size * jnp.tensordot(SUM, slopes, axes=1), None
+
+            x, _ = jax.lax.scan(step, noise.astype(jnp.float32), (jnp.asarray(sizes), modulations))
+            return jnp.where(condition.mask[..., None], x, 0)
+
+    def velocity(
+        self, x: Float[Array, "B T Z"], time: Float[Array, ""], condition: Condition, *, guidance: float = 0.5
+    ) -> Float[Array, "B T Z"]:
+        """The direction in which frames flow at a time from 0 (noise) to 1 (mel frames)."""
+        with jax.default_matmul_precision("float32"):
+            return self._velocity(x, self.modulate(time), condition, guidance)
+
+    def condition(
+        self,
+        codes: Int[Array, "B Y"],
+        lengths: Int[Array, "B"],
+        speaker: Float[Array, "B D"],
+        mel: Float[Array, "B A Z"],
+        mel_lengths: Int[Array, "B"],
+        start: Int[Array, "B"] | int = 0,
+    ) -> Condition:
+        """What all steps share; see ``sample`` for the arguments."""
+        config, frames = self.config, codes.shape[1] * self.config.repeats
+        speaker, mel = jnp.asarray(speaker, jnp.float32), jnp.asarray(mel, jnp.float32)
+        if frames > config.context:
+            raise ValueError(
+                f"codes: expected at most {config.context // config.repeats} of a row, got {codes.shape[1]}; "
+                "cut the speech into pieces"
+            )
+
+        def entered(codes, voice, speaker):
+            """What enters the first layer beside each mel frame."""
+            voice, speaker = (jnp.broadcast_to(x[:, None], (*codes.shape, x.shape[1])) for x in (voice, speaker))
+            mel = jnp.zeros((*codes.shape, config.mel_bins))
+            return self.input(jnp.concatenate([mel, voice, self.codes(codes), speaker], axis=-1))
+
+        with jax.default_matmul_precision("float32"):
+            given = entered(codes, self.speaker_encoder(mel, mel_lengths), speaker)
+            # Silence is alike at all times, so a few frames of it give the voice of any number.
+            least = self.speaker_encoder.frames
+            silence = self.speaker_encoder(jnp.zeros((1, least, config.mel_bins)), jnp.full(1, least))
+            absent = entered(jnp.zeros((1, 1), jnp.int32), silence, jnp.zeros((1, config.speaker_width)))[0, 0]
+        mask = jnp.arange(frames) < lengths[:, None] * config.repeats
+        positions = jnp.broadcast_to(jnp.asarray(start), lengths.shape)[:, None] + jnp.arange(frames)
+        angles = positions[..., None].astype(jnp.float32) * frequencies(config.head_width, config.rope_theta)
+        return Condition(jnp.repeat(given, config.repeats, axis=1), absent, mask, (jnp.cos(angles), jnp.sin(angles)))
+
+    def modulate(self, time: Float[Array, ""]) -> Modulation:
+        """What a time says to each layer."""
+        half = TIME_WIDTH // 2
+        # A thousand times a time goes into sines: what is a last digit elsewhere is heard here, so all is rounded just once.
+        waves = np.arange(half, dtype=np.float32) * np.float32(-math.log(TIME_THETA) / (half - 1))
+        angles = (TIME_SCALE * time) * np.exp(waves, dtype=np.float64).astype(np.float32)
+        x = self.time_in(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
+        x = jax.nn.silu(self.time_out(jax.nn.silu(x)))
+        return Modulation(jax.vmap(lambda linear: linear(x))(self.layers.modulation), self.modulation(x))
+
+    def _velocity(self, x, modulation, condition, guidance) -> Float[Array, "B T Z"]:
+        config = self.config
+        x = x @ self.input.kernel[: config.mel_bins]
+        mask, turn = condition.mask, condition.turn
+        if guidance:
+            x = jnp.concatenate([x + condition.given, x + condition.absent])
+            mask, turn = jnp.concatenate([mask, mask]), jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), turn)
+        else:
+            x = x + condition.given
+        looks = np.array([[layer in config.look_back, layer in config.look_ahead] for layer in range(config.layers)])
+
+        def body(x, block, layer, modulation, looks):
+            return block(x, modulation, turn, mask, looks, config.block_frames), None
+
+        x, _ = scan(body, x, self.layers, modulation.layers, jnp.asarray(looks))
+        scale, shift = modulation.out
+        y = self.out(norm(x) * (1 + scale) + shift)
+        if guidance:
+            given, absent = jnp.split(y, 2)
+            y = given + (given - absent) * guidance
+        return y
+
+
+def norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Layer norm without parameters: the time gives them."""
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
+
+
+def rotate_first(x: Float[Array, "B T N H"], turn) -> Float[Array, "B T N H"]:
+    """Rope on the first head alone, pairs (2k, 2k + 1): so the published model was trained."""
+    cos, sin = turn
+    left, right = x[:, :, 0, 0::2], x[:, :, 0, 1::2]
+    turned = jnp.stack([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return x.at[:, :, 0].set(turned.reshape(*x.shape[:2], -1))
+
+
+def attend_blocks(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    mask: Bool[Array, "B T"],
+    looks: Bool[Array, "2"],
+    *,
+    size: int,
+) -> Float[Array, "B T N H"]:
+    """Attention of each block of ``size`` frames to itself and, as ``looks`` says, to the block before and to the one after.
+
+    The first frame begins a block. Frames outside of ``mask`` are not seen.
+    """
+    batch, length, heads, width = q.shape
+    blocks = -(-length // size)
+
+    def split(x, beside):
+        shape = [(0, 0), (beside * size, (blocks + beside) * size - length)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, shape).reshape(batch, blocks + 2 * beside, size, *x.shape[2:])
+
+    def around(x):
+        x = split(x, 1)
+        return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+
+    def attend(q, k, v, mask):
+        # Heads before frames: a CPU's small matrix products are twice as fast so.
+        q, k, v = (jnp.swapaxes(x, 2, 3) for x in (q, k, v))
+        scores = jnp.einsum("BYNTH,BYNSH->BYNTS", q, k) * jnp.float32(width**-0.5)
+        weights = jax.nn.softmax(jnp.where(mask[:, :, None, None], scores, MASKED), axis=-1)
+        return jnp.swapaxes(jnp.einsum("BYNTS,BYNSH->BYNTH", weights, v), 2, 3)
+
+    def with_neighbours(q, k, v, mask):
+        seen = jnp.repeat(jnp.stack([looks[0], jnp.bool(True), looks[1]]), size)
+        return attend(split(q, 0), around(k), around(v), around(mask) & seen)
+
+    def alone(q, k, v, mask):
+        return attend(*(split(x, 0) for x in (q, k, v, mask)))
+
+    out = jax.lax.cond(jnp.any(looks), with_neighbours, alone, q, k, v, mask)
+    return out.reshape(batch, blocks * size, heads, width)[:, :length]
+
+
+def sway_times(steps: int, sway: float | None) -> Float[np.ndarray, "steps"]:
+    """Points of time from 0 to 1, swayed as F5-TTS does (arXiv:2410.06885), to the last digit of the reference's float32."""
+    step, number = np.float64(np.float32(1) / np.float32(steps - 1)), np.arange(steps)
+    # Counted from the nearer end, with one rounding.
+    times = np.where(number < steps // 2, number * step, 1 - (steps - 1 - number) * step).astype(np.float32)
+    if sway is None:
+        return times
+    cosines = np.cos(np.float32(math.pi / 2) * times, dtype=np.float64).astype(np.float32)
+    return times + np.float32(sway) * (cosines - 1 + times)
+
+
+def frame_noise(key: jax.Array, frames: int, bins: int, start: Int[Array, ""] | int = 0) -> Float[Array, "T Z"]:
+    """The noise of frames ``start`` on, each by its number: the same in a piece, a padded row and a whole."""
+    draw = jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), (bins,), jnp.float32))
+    return draw(start + jnp.arange(frames))

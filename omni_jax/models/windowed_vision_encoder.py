@@ -1,0 +1,134 @@
+"""The vision encoder of Qwen2.5-Omni: most blocks attend inside square windows of a frame, some to the whole frame.
+
+It takes calls of the same static shapes as the encoder of Qwen3-Omni (models/vision_encoder.py). The patches are put in the
+order of their windows first, so that a window is a span of the call as a frame is; a patch never leaves its frame's span, so
+the frames' spans stay as they were. The features go back to the order of the call.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from omni_jax.config import WindowedVisionEncoderConfig
+from omni_jax.models.vision_encoder import ROPE_THETA, in_rows
+from omni_jax.nn.attention import attend_spans
+from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
+from omni_jax.nn.rope import frequencies, rotate
+from omni_jax.nn.stack import scan, stack
+
+EPS = 1e-6
+
+
+class BiasedGatedMlp(GatedMlp):
+    """SwiGLU with biases."""
+
+    def __init__(self, init: Init, width: int, ffn_width: int):
+        self.gate_up = Linear(init, (width,), (2, ffn_width), axes=("embed", None, "ffn"), bias=True)
+        self.down = Linear(init, (ffn_width,), (width,), axes=("ffn", "embed"), bias=True)
+
+
+class Block(nnx.Module):
+    """Pre-norm block: RMS norms, queries, keys and values from one kernel, SwiGLU, biases everywhere."""
+
+    def __init__(self, init: Init, config: WindowedVisionEncoderConfig):
+        d, n, h = config.width, config.heads, config.width // config.heads
+        self.attention_norm = RMSNorm(init, d, eps=EPS)
+        self.qkv = Linear(init, (d,), (3, n, h), axes=("embed", None, "heads", "head"), bias=True)
+        self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"), bias=True)
+        self.ffn_norm = RMSNorm(init, d, eps=EPS)
+        self.ffn = BiasedGatedMlp(init, d, config.ffn_width)
+
+    def __call__(self, x: Float[Array, "P D"], turn, first: Int[Array, "P"], last: Int[Array, "P"]):
+        q, k, v = in_rows(self._project, x, *turn)
+        return in_rows(self._finish, x, attend_spans(q, k, v, first, last))
+
+    def _project(self, x, cos, sin):
+        """Queries and keys turned, and values. The rotation is in float32 whatever the activations are."""
+        q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
+        q, k = (rotate(part[None].astype(jnp.float32), cos[None], sin[None])[0].astype(x.dtype) for part in (q, k))
+        return q, k, v
+
+    def _finish(self, x, attended):
+        x = x + self.o(attended)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Merger(nnx.Module):
+    """merge x merge patches to one feature, normalised before they are joined."""
+
+    def __init__(self, init: Init, config: WindowedVisionEncoderConfig):
+        self.joined = config.width * config.merge**2
+        self.norm = RMSNorm(init, config.width, eps=EPS)
+        self.mlp = Mlp(init, self.joined, self.joined, config.out_width)
+
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "M D"]:
+        return self.mlp(self.norm(x).reshape(-1, self.joined))
+
+
+class WindowedVisionEncoder(nnx.Module):
+    """Reference: Qwen2_5OmniVisionEncoder (arXiv:2503.20215); the windows: arXiv:2502.13923."""
+
+    def __init__(self, init: Init, config: WindowedVisionEncoderConfig):
+        patch = (config.channels, config.temporal_patch, config.patch, config.patch)
+        self.patches = Linear(init, patch, (config.width,), axes=(None, None, None, None, "embed"))
+        self.layers = stack(init, config.layers, lambda init: Block(init, config))
+        self.merger = Merger(init, config)
+        self.config = config
+
+    @property
+    def dtype(self) -> Any:
+        """Of the weights and of the arithmetic."""
+        return self.patches.kernel.dtype
+
+    def encode(
+        self,
+        patches: Float[Array, "P C"],
+        place: Int[Array, "P 2"],
+        size: Int[Array, "P 2"],
+        first: Int[Array, "P"],
+    ) -> tuple[Float[Array, "M D"], Float[Array, "0 M D"]]:
+        """Features of each group of merge x merge patches (M = P / merge^2), and no deepstack features.
+
+        Args:
+            patches: pixels, the groups of a frame one after another. place: row and column in the frame.
+            size: rows and columns of the frame, 0 for padding. first: where the frame begins.
+        """
+        config = self.config
+        patches, place, size, first = (jnp.asarray(each) for each in (patches, place, size, first))
+        start, area = windows(place, size, first, config.window)
+        # The sort is stable: the patches of a group, and the groups of a window, stay in order. Padding stays where it is.
+        order = jnp.argsort(jnp.where(area > 0, start, jnp.arange(len(start))), stable=True)
+        start, area = start[order], area[order]
+        x = in_rows(self._embed, patches[order])
+        width = config.width // config.heads
+        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))
+        angles = (place[order].astype(jnp.float32)[..., None] * inverse).reshape(-1, width // 2)
+        turn = (jnp.cos(angles), jnp.sin(angles))
+        frame, window = (first, first + size[:, 0] * size[:, 1]), (start, start + area)
+        whole = jnp.isin(jnp.arange(config.layers), jnp.asarray(config.whole, jnp.int32))
+
+        def body(x, block, _, whole):
+            spans = (jnp.where(whole, *ends) for ends in zip(frame, window, strict=True))
+            return block(x, turn, *spans), None
+
+        x, _ = scan(body, x, self.layers, whole)
+        features = in_rows(self.merger, x)[jnp.argsort(order[:: config.merge**2])]
+        return features, jnp.zeros((0, *features.shape), features.dtype)
+
+    def _embed(self, patches):
+        return self.patches(patches.astype(self.dtype).reshape(-1, *self.patches.kernel.shape[:-1]))
+
+
+def windows(
+    place: Int[Array, "P 2"], size: Int[Array, "P 2"], first: Int[Array, "P"], side: int
+) -> tuple[Int[Array, "P"], Int[Array, "P"]]:
+    """Where each patch's window begins once the windows of a frame follow one another, in reading order, and its patches.
+
+    Windows begin at the frame's upper left corner; those at its right and lower edges are cut off. Padding has none: 0 patches.
+    """
+    corner = place // side * side
+    rows, columns = jnp.moveaxis(jnp.minimum(side, size - corner), -1, 0)
+    # Whole rows of the frame above the window, then the windows to its left, which are as high as itself.
+    return first + corner[:, 0] * size[:, 1] + corner[:, 1] * rows, rows * columns

@@ -1,0 +1,134 @@
+"""Qwen2.5-Omni's audio encoder against Transformers: lengths around pairs and chunks, alone and all in one call."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity_close import assert_close
+from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
+
+from omni_jax.config import PooledAudioEncoderConfig, halve
+from omni_jax.models.pooled_audio_encoder import PooledAudioEncoder
+from omni_jax.nn.layers import Init
+from omni_jax.weights.pieces import leaves
+from omni_jax.weights.rows import bind, parse
+
+# Chunks as long as published.
+CONFIG = PooledAudioEncoderConfig(
+    mel_bins=16, layers=3, width=32, heads=4, ffn_width=48, chunk_frames=200, out_width=24
+)
+LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 99, 100, 199, 200, 201, 237, 450]
+
+ROWS = """
+.conv1.kernel                | .conv1.weight                           | o i k -> k i o
+.conv1.bias                  | .conv1.bias                             | o -> o
+.conv2.kernel                | .conv2.weight                           | o i k -> k i o
+.conv2.bias                  | .conv2.bias                             | o -> o
+.layers.attention_norm.scale | .layers.{l}.self_attn_layer_norm.weight | l d -> l d
+.layers.attention_norm.bias  | .layers.{l}.self_attn_layer_norm.bias   | l d -> l d
+.layers.q.kernel             | .layers.{l}.self_attn.q_proj.weight     | l (n h) d -> l d n h
+.layers.q.bias               | .layers.{l}.self_attn.q_proj.bias       | l (n h) -> l n h
+.layers.k.kernel             | .layers.{l}.self_attn.k_proj.weight     | l (n h) d -> l d n h
+.layers.v.kernel             | .layers.{l}.self_attn.v_proj.weight     | l (n h) d -> l d n h
+.layers.v.bias               | .layers.{l}.self_attn.v_proj.bias       | l (n h) -> l n h
+.layers.o.kernel             | .layers.{l}.self_attn.out_proj.weight   | l d (n h) -> l n h d
+.layers.o.bias               | .layers.{l}.self_attn.out_proj.bias     | l d -> l d
+.layers.ffn_norm.scale       | .layers.{l}.final_layer_norm.weight     | l d -> l d
+.layers.ffn_norm.bias        | .layers.{l}.final_layer_norm.bias       | l d -> l d
+.layers.ffn.up.kernel        | .layers.{l}.fc1.weight                  | l f d -> l d f
+.layers.ffn.up.bias          | .layers.{l}.fc1.bias                    | l f -> l f
+.layers.ffn.down.kernel      | .layers.{l}.fc2.weight                  | l d f -> l f d
+.layers.ffn.down.bias        | .layers.{l}.fc2.bias                    | l d -> l d
+.norm.scale                  | .ln_post.weight                         | d -> d
+.norm.bias                   | .ln_post.bias                           | d -> d
+.out.kernel                  | .proj.weight                            | o d -> d o
+.out.bias                    | .proj.bias                              | o -> o
+.bos_eos.table               | .audio_bos_eos_token.weight             | b d -> b d
+"""
+
+
+@pytest.fixture(scope="module")
+def tower():
+    config = theirs.Qwen2_5OmniAudioEncoderConfig(
+        num_mel_bins=CONFIG.mel_bins, encoder_layers=CONFIG.layers, encoder_attention_heads=CONFIG.heads,
+        encoder_ffn_dim=CONFIG.ffn_width, d_model=CONFIG.width, n_window=CONFIG.chunk_frames // 2,
+        output_dim=CONFIG.out_width,
+    )  # fmt: skip
+    model = theirs.Qwen2_5OmniAudioEncoder(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        random = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:
+            random = 0.3 * random + name.endswith(("norm.weight", "ln_post.weight"))
+        else:
+            random = random / parameter[0].numel() ** 0.5
+        parameter.data.copy_(random)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(tower):
+    """Ours, filled from their tensors by the engine of the weight tables: each leaf once, each tensor used."""
+    module = jax.eval_shape(lambda: PooledAudioEncoder(Init(jax.random.key(0), jnp.float32), CONFIG))
+    shapes = {path: leaf.shape for path, leaf in leaves({"": module}).items()}
+    bindings, faults = bind(parse(ROWS), shapes)
+    assert not faults
+    tensors = {f".{name}": tensor.numpy() for name, tensor in tower.state_dict().items()}
+    assert {name for binding in bindings.values() for name in binding.names()} == set(tensors)
+    arrays = {}
+    for path, binding in bindings.items():
+        pieces = np.empty((binding.layers, *shapes[path][binding.stacked :]), np.float32)
+        for layer, piece in enumerate(pieces):
+            for name, index in binding.tensors(layer):
+                assert tensors[name].shape == binding.shape
+                binding.put(piece, index, tensors[name])
+        arrays[path] = jnp.asarray(pieces.reshape(shapes[path]))
+    return jax.tree.unflatten(jax.tree.structure(module), [arrays[path] for path in shapes])
+
+
+def mel(frames, seed=0):
+    return np.random.default_rng([seed, frames]).normal(size=(CONFIG.mel_bins, frames)).astype(np.float32)
+
+
+_encode = jax.jit(lambda encoder, mel, extent: encoder.encode(mel, extent))
+
+
+def ours(encoder, clips, spare=0):
+    """Features of the clips one after another; ``spare`` slots of the call stay empty."""
+    size = CONFIG.chunk_frames
+    parts = [clip[:, start : start + size] for clip in clips for start in range(0, clip.shape[1], size)]
+    chunks = np.zeros((len(parts) + spare, CONFIG.mel_bins, size), np.float32)
+    extent = np.zeros(len(chunks), np.int32)
+    for slot, part in enumerate(parts):
+        extent[slot] = part.shape[1]
+        chunks[slot, :, : part.shape[1]] = part
+    found = np.asarray(_encode(encoder, chunks, extent))
+    assert found.shape == (len(chunks), CONFIG.chunk_places // 2, CONFIG.out_width)
+    assert np.isfinite(found).all()
+    return np.concatenate([features[: halve(int(n)) // 2] for features, n in zip(found, extent, strict=True)])
+
+
+def expected(tower, clips):
+    """The reference takes clips packed along time, with their lengths."""
+    lengths = torch.tensor([clip.shape[1] for clip in clips])
+    with torch.no_grad():
+        return tower(torch.from_numpy(np.concatenate(clips, axis=1)), lengths).last_hidden_state.numpy()
+
+
+@pytest.mark.parametrize("frames", [n for n in LENGTHS if n > 2])
+def test_a_clip_alone(encoder, tower, frames):
+    assert_close(ours(encoder, [mel(frames)]), expected(tower, [mel(frames)]))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_clip_of_one_place_has_no_token(encoder, tower, frames):
+    assert ours(encoder, [mel(frames)]).shape == expected(tower, [mel(frames)]).shape == (0, CONFIG.out_width)
+
+
+@pytest.mark.parametrize("frames", [LENGTHS, LENGTHS[::-1], [3, 4, 5], [450, 237, 201, 3]])
+def test_clips_in_one_call(encoder, tower, frames):
+    clips = [mel(n, seed) for seed, n in enumerate(frames)]
+    found = ours(encoder, clips, spare=3)
+    assert len(found) == sum((halve(n) - 2) // 2 + 1 for n in frames)
+    assert_close(found, expected(tower, clips))
