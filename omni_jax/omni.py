@@ -228,28 +228,8 @@ class Omni:
         """
         if "code2wav" not in self.parts:
             raise ValueError("decode_codes needs the vocoder: load a checkpoint that speaks, without speech=False")
-        given, vocoder = to_numpy(codes), self.parts["code2wav"]
-        ids = given[None] if given.ndim == 2 else given
-        books, book = vocoder.config.codebooks, vocoder.config.codebook
-        if ids.ndim != 3 or ids.shape[1] != books or not ids.shape[0] or ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"codes: expected whole numbers of shape [B, {books}, Y] or [{books}, Y], got {ids.dtype} of shape "
-                f"{list(given.shape)}"
-            )
-        frames = np.full(len(ids), ids.shape[2]) if lengths is None else np.atleast_1d(to_numpy(lengths))
-        if (
-            frames.shape != ids.shape[:1]
-            or frames.dtype.kind not in "iu"
-            or ((frames < 0) | (frames > ids.shape[2])).any()
-        ):
-            raise ValueError(
-                f"lengths: expected a number of frames from 0 to {ids.shape[2]} for each of {len(ids)} rows, "
-                f"got {frames.tolist()}"
-            )
-        own = np.where(np.arange(ids.shape[2]) < frames[:, None, None], ids, 0)
-        if ids.size and (own.min() < 0 or own.max() >= book):
-            raise ValueError(f"codes: expected ids from 0 to {book - 1}, got {own.min()} to {own.max()}")
-        sound = voice.decode(vocoder, own, frames)
+        vocoder, given = self.parts["code2wav"], to_numpy(codes)
+        sound = voice.decode(vocoder, *voice.checked(vocoder, given, lengths))
         return sound[0] if given.ndim == 2 else sound
 
     def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:

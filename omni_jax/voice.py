@@ -15,6 +15,7 @@ from omni_jax.decoding.generate import grow
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.speech import CALL_FRAMES, ROOM, SpeechRows, listen, speak, take_rows
 from omni_jax.models.code2wav import BATCH_FRAMES
+from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.speech_prompt import SpeechPrompt
 
 # New frames a call: a stream begins with one, so that its first sound is early, and grows so that it stays ahead of its
@@ -181,6 +182,30 @@ class Voices:
             self.states = _take(self.states, index)
             self.rows, self.lengths, self.counts = self.rows[index], self.lengths[index], self.counts[index]
             self.live = self.live[index]
+
+
+def checked(code2wav: Any, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, "B Q Y"], Int[np.ndarray, "B"]]:
+    """Codes [B, Q, Y] or [Q, Y] as ``decode`` takes them, zero beyond each row's frames, and these.
+
+    Raises:
+        ValueError: in one line, for codes or lengths that cannot be.
+    """
+    ids, books, book = codes[None] if codes.ndim == 2 else codes, code2wav.config.codebooks, code2wav.config.codebook
+    if ids.ndim != 3 or ids.shape[1] != books or not ids.shape[0] or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"codes: expected whole numbers of shape [B, {books}, Y] or [{books}, Y], got {ids.dtype} of shape "
+            f"{list(codes.shape)}"
+        )
+    rows, _, most = ids.shape
+    frames = np.full(rows, most) if lengths is None else np.atleast_1d(to_numpy(lengths))
+    if frames.shape != (rows,) or frames.dtype.kind not in "iu" or ((frames < 0) | (frames > most)).any():
+        raise ValueError(
+            f"lengths: expected a number of frames from 0 to {most} for each of {rows} rows, got {frames.tolist()}"
+        )
+    own = np.where(np.arange(most) < frames[:, None, None], ids, 0)
+    if ids.size and (own.min() < 0 or own.max() >= book):
+        raise ValueError(f"codes: expected ids from 0 to {book - 1}, got {own.min()} to {own.max()}")
+    return own, frames
 
 
 def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B W"]:
