@@ -258,14 +258,14 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     ).x.block_until_ready()
 
     def listen() -> tuple[Voices, Any]:
-        voices = Voices(omni.parts, omni.config, spoken, states, streamed=True)
+        voices = spoken.make(omni.parts, omni.config, spoken, states, streamed=True)
         return voices, voices.states
 
     (voices, _), listening = timed(listen)
     for row in range(len(asked)):
         voices.say(row, [0] * load.tokens, ended=True)
     _, first = timed(voices.advance)
-    (state, rows, _), count = voices.states, min(CALL_FRAMES, load.frames - 1)
+    (state, rows), count = voices.states, min(CALL_FRAMES, load.frames - 1)
     words = jnp.zeros((len(voices.rows), CALL_FRAMES, state.frame.shape[-1]), state.frame.dtype)
     models = omni.parts["talker"], omni.parts["code_predictor"]
     (_, codes), frame = timed(lambda: speak(*models, state, words, rows, np.int32(count), candidates=voices.candidates))

@@ -1,11 +1,11 @@
 """Ours against Transformers: the same random model, the same inputs, one run, alternating; medians and ratios.
 
-    python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER] [--speech-only]
+    python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER] [--only thinker|speech|elder]
 
 The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary folder)
 and loaded by both from there. float32 on the CPU; both use all cores. Each row is also given as a share of the matrix rate or
 memory bandwidth that this machine showed in the same run (the better of what jax and torch reached). Speech has a model of its
-own (speaking.py).
+own (speaking.py), and so has Qwen2.5-Omni (elder.py).
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import elder
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,24 +114,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--speech-only", action="store_true", help="the rows of speech alone")
+    parser.add_argument("--only", choices=("thinker", "speech", "elder"), help="these rows alone")
     parser.add_argument("--keep", type=Path, help="make the model in this folder and leave it there for the next run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         result: dict = {"rows": {}}
-        if not arguments.speech_only:
+        wanted = [arguments.only] if arguments.only else ["thinker", "speech", "elder"]
+        if "thinker" in wanted:
             if not (folder / "config.json").exists():
                 write_tiny(folder, config=mid_config())
             result = compare(folder, arguments.repeat)
-        voice = folder / "speech"
-        if not (voice / "config.json").exists():
-            write_tiny(voice, config=speaking.speech_config())
-        spoken = speaking.compare(voice, arguments.repeat)
-        for name, (mine, their) in spoken.pop("rows").items():
-            print(f"{name:28}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x")
-            result["rows"][name] = {"ours_s": mine, "theirs_s": their, "ratio": their / mine, "least_s": None}
-        result |= spoken
+        found = []
+        if "speech" in wanted:
+            if not (folder / "speech" / "config.json").exists():
+                write_tiny(folder / "speech", config=speaking.speech_config())
+            found.append(speaking.compare(folder / "speech", arguments.repeat))
+        if "elder" in wanted:
+            if not (folder / "elder" / "config.json").exists():
+                write_tiny(folder / "elder", config=elder.elder_config())
+                elder.write_voices(folder / "elder")
+            found.append(elder.compare(folder / "elder", arguments.repeat))
+        for more in found:
+            for name, (mine, their) in more.pop("rows").items():
+                print(f"{name:36}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x")
+                result["rows"][name] = {"ours_s": mine, "theirs_s": their, "ratio": their / mine, "least_s": None}
+            result |= more
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1))
 

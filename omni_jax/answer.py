@@ -48,8 +48,8 @@ def answer(
         streamed: sound comes in chunks that grow from one frame, while the thinker still writes.
     """
     rows = [Draft(request.transcript(row), request.sampling) for row in range(len(request.seeds))]
-    voices, writing = None, set(range(len(rows)))
-    codebooks = config.talker.codebooks if request.speech is not None and config.talker is not None else None
+    voices: Voices | None = None
+    writing = set(range(len(rows)))
     for made in _recite(parts, config, request, rows) if request.given else _write(parts, config, request, rows, steps):
         for number in sorted(writing):
             row = rows[number]
@@ -57,8 +57,9 @@ def answer(
             if row.piece.text or row.piece.thinking or reply:
                 yield number, Event(text=row.piece.text, thinking=row.piece.thinking, reply=reply)
         if request.speech is not None and voices is None:
-            voices = Voices(parts, config, request.speech, made.take_states(), streamed=streamed)
+            voices = request.speech.make(parts, config, request.speech, made.take_states(), streamed=streamed)
         if voices is not None:
+            voices.follow(made)
             for number in sorted(writing):
                 voices.say(number, rows[number].new_words(), ended=rows[number].done)
         writing = {number for number in writing if not rows[number].done}
@@ -69,7 +70,7 @@ def answer(
         while not voices.done:
             yield from _spoken(voices, rows)
         for number, row in enumerate(rows):
-            yield number, Event(reply=row.reply(codebooks, cut=number in voices.cut))
+            yield number, Event(reply=row.reply(voices.codebooks, cut=number in voices.cut))
 
 
 def _spoken(voices: Voices, rows: list[Draft]) -> Iterator[tuple[int, Event]]:
@@ -91,7 +92,8 @@ def _write(
     made = generate(
         parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
         SamplingRows.of([sampling] * len(most), [*request.seeds, *[0] * (len(most) - len(rows))], most),
-        candidates=sampling.candidates(config.thinker.vocabulary), steps=steps, keep=_kept(config, request),
+        candidates=sampling.candidates(config.thinker.vocabulary), steps=steps,
+        keep=request.speech.keep if request.speech else None, follow=request.speech.follow if request.speech else False,
     )  # fmt: skip
     del embedded  # the prompt's embeddings would stay on the device until the reply is done
     call = next(made)
@@ -114,15 +116,9 @@ def _recite(parts: Mapping[str, Any], config: OmniConfig, request: Request, rows
     assert request.speech is not None
     nothing = np.zeros((len(rows), 0), np.int32)
     made = Made(nothing, nothing, nothing)
-    if _kept(config, request) is not None:
+    if request.speech.keep is not None:
         once = replace(request, sampling=Sampling(max_new_tokens=1))
         made = next(_write(parts, config, once, [Draft(Transcript(None), once.sampling) for _ in rows], 1))
     for row, words in zip(rows, request.speech.prompt.words, strict=False):
         row.give(list(words))
     yield made
-
-
-def _kept(config: OmniConfig, request: Request) -> int | None:
-    """After how many layers the talker wants the thinker's states at the prompt; None where it reads only text."""
-    hears = request.speech is not None and request.speech.prompt.hears
-    return config.talker.accept_layer if hears and config.talker is not None else None

@@ -1,7 +1,8 @@
 """The sizes that lengths are padded to, so that programs stay few."""
 
-# Chunk slots (seconds of sound) a call can have: the programs of the encoder. Between 10 s and the largest, each is at most
-# 30 % more than the shortest clip that needs it; the largest is seven attention windows and bounds the memory of a call.
+# Chunk slots a call can have: the programs of the audio encoder. A chunk is 1 s of sound in Qwen3-Omni and 2 s in
+# Qwen2.5-Omni. From ten chunks to the largest, each is at most 30 % more than the shortest clip that needs it; the largest is
+# seven attention windows of Qwen3-Omni and bounds the memory of a call.
 CHUNK_SLOTS = (1, 2, 4, 8, 12, 15, 19, 24, 30, 38, 47, 56)
 
 

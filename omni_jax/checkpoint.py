@@ -1,6 +1,7 @@
 """Converted checkpoints: our own layout, saved with Orbax, which load onto any mesh without a table.
 
     config.json, tokenizer files, ...   copied from the Hugging Face folder
+    spk_dict.pt                         the voices of Qwen2.5-Omni, read from there and written anew
     weights/thinker                     one Orbax checkpoint a group of pieces: a part's leaves that are not stacked,
     weights/thinker.000, .001 ...       and each layer of those that are; in each, a dict keyed by path
     omni_jax.json                       the manifest: format, dtype, shapes, sizes on the disk
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -31,7 +31,7 @@ import omni_jax
 from omni_jax import weights
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.models import parts as model_parts
-from omni_jax.weights import pieces
+from omni_jax.weights import pieces, speakers
 
 FORMAT = 1
 MANIFEST, UNFINISHED, PIECES = "omni_jax.json", "omni_jax.partial.json", "weights"
@@ -58,17 +58,20 @@ def convert(
         The target.
 
     Raises:
-        ValueError: the source is not a whole checkpoint, or the target holds another one.
+        ValueError: the source is not a whole checkpoint, voices included, or the target holds another one.
         OSError: the target cannot be written, the disk is full say; what is finished stays for the next run.
     """
     source, target = _folder(source), Path(target)
     if is_converted(source):
         raise ValueError(f"{source}: expected a Hugging Face folder, got a converted one; it needs no conversion")
-    reader, abstract = weights.published(source, from_hf(source), dtype=dtype)
+    config = from_hf(source)
+    reader, abstract = weights.published(source, config, dtype=dtype)
+    voices = weights.voices(source, config)
     origin: dict[str, Any] = {
         path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in reader.tensors.files
     }
-    origin["config.json"] = hashlib.sha256((source / "config.json").read_bytes()).hexdigest()
+    for name in ["config.json", *([speakers.FILE] if voices else [])]:
+        origin[name] = hashlib.sha256((source / name).read_bytes()).hexdigest()
     _write(
         reader,
         pieces.leaves(abstract),
@@ -76,6 +79,7 @@ def convert(
         reader.dtype,
         origin=origin,
         files_from=source,
+        voices=voices,
         progress=progress,
     )
     return target
@@ -93,25 +97,26 @@ def save(
     Args:
         parts: of a whole model, or of one without its speaking parts, which config.json then says.
         folder: made where it is not there; must not hold a checkpoint yet.
-        files_from: the folder whose config.json, tokenizer and other small files belong to the parts.
+        files_from: the folder whose config.json, tokenizer, voices and other small files belong to the parts.
 
     Raises:
-        ValueError: the folder holds a checkpoint, or the parts are not the model that config.json describes.
+        ValueError: the folder holds a checkpoint, the parts are not the model that config.json describes, or its voices
+            are absent or none.
         OSError: the folder cannot be written.
     """
-    folder, found = Path(folder), pieces.leaves(parts)
-    config, dtype = from_hf(files_from), weights.float_dtype(jax.tree.leaves(parts)[0].dtype)
-    abstract = model_parts.abstract(config, dtype, speech="talker" in parts)
-    pieces.agree(pieces.leaves(abstract), found, "the parts")
-    silent = config.talker is not None and "talker" not in parts
+    folder, source, speech = Path(folder), weights.InMemory(parts), "talker" in parts
+    config, dtype = from_hf(files_from), weights.float_dtype(source.dtype)
+    found = pieces.leaves(model_parts.abstract(config, dtype, speech=speech))
+    pieces.agree(found, pieces.leaves(parts), "the parts")
     _write(
-        weights.InMemory(parts),
+        source,
         found,
         folder,
         dtype,
         origin=None,
         files_from=files_from,
-        silent=silent,
+        voices=weights.voices(files_from, config, speech=speech),
+        silent=config.talker is not None and not speech,
         progress=progress,
     )
     return folder
@@ -169,7 +174,7 @@ def converted(
     """Checks a converted folder against the model, without reading weights.
 
     Args:
-        dtype: of the pieces; None for the stored one.
+        dtype: as in ``load``; None for the stored one.
 
     Returns:
         The folder as a source of pieces, and the abstract parts that it fills.
@@ -216,7 +221,7 @@ class Converted:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"{where}: damaged ({reason[:200]}); convert the checkpoint again") from None
         for path in group.paths:
-            yield path, held.pop(path).astype(self.dtype, copy=False)
+            yield path, held.pop(path).astype(self.leaves[path].dtype, copy=False)
 
 
 def _write(
@@ -227,6 +232,7 @@ def _write(
     *,
     origin: Mapping[str, Any] | None,
     files_from: str | Path,
+    voices: Mapping[str, weights.Speaker],
     silent: bool = False,
     progress: pieces.Progress | None,
 ) -> None:
@@ -234,24 +240,26 @@ def _write(
         "format": FORMAT,
         "library": omni_jax.__version__,
         "dtype": dtype.name,
-        "leaves": {path: {"shape": list(leaf.shape), "stacked": leaf.stacked} for path, leaf in found.items()},
+        "leaves": {path: _described(leaf, dtype) for path, leaf in found.items()},
         "origin": origin,
     }
     done = _prepare(target, plan)
     if done is None:
         return
-    weights.copy_files(files_from, target)
+    weights.copy_files(files_from, target, voices)
     if silent:
         weights.write_json(target / "config.json", {**read_json(target / "config.json"), "enable_audio_output": False})
     groups = pieces.groups(found)
-    sizes = {
-        group.name: sum(int(np.prod(found[path].piece)) for path in group.paths) * dtype.itemsize for group in groups
-    }
+    sizes = {group.name: sum(found[path].piece_size for path in group.paths) for group in groups}
     weights.ensure_room(target, sum(size for name, size in sizes.items() if name not in done))
     total, written = sum(sizes.values()), 0
     for group in groups:
         if group.name not in done:
-            _write_group(dict(source.read(group)), target / PIECES / group.name)
+            # Named nowhere, or it would stay beside the next group.
+            _write_group(
+                {path: piece.astype(found[path].dtype, copy=False) for path, piece in source.read(group)},
+                target / PIECES / group.name,
+            )
         written += sizes[group.name]
         if progress is not None:
             progress(written, total, group.name)
@@ -350,6 +358,7 @@ def _whole(manifest: Mapping[str, Any]) -> bool:
         and isinstance(found, dict)
         and all(isinstance(leaf, dict) and {"shape", "stacked"} <= leaf.keys() for leaf in found.values())
         and all(isinstance(leaf["shape"], list) for leaf in found.values())
+        and all(leaf.get("dtype", "float32") in ("float32", "bfloat16") for leaf in found.values())
     )
 
 
@@ -370,6 +379,16 @@ def _is(plan: Mapping[str, Any], path: Path) -> bool:
 
 def _leaves(manifest: Mapping[str, Any]) -> dict[str, pieces.Leaf]:
     return {
-        path: pieces.Leaf(shape=tuple(leaf["shape"]), stacked=leaf["stacked"])
+        path: pieces.Leaf(
+            shape=tuple(leaf["shape"]),
+            stacked=leaf["stacked"],
+            dtype=weights.float_dtype(leaf.get("dtype", manifest["dtype"])),
+        )
         for path, leaf in manifest["leaves"].items()
     }
+
+
+def _described(leaf: pieces.Leaf, dtype: np.dtype) -> dict[str, Any]:
+    """A leaf in a manifest, which names its dtype where it is not that of the whole."""
+    described: dict[str, Any] = {"shape": list(leaf.shape), "stacked": leaf.stacked}
+    return described if leaf.dtype == dtype else {**described, "dtype": leaf.dtype.name}

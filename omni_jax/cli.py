@@ -97,11 +97,11 @@ def inspect(
             part["name"],
             f"{part['parameters']:,}",
             part["stored"],
-            *(_gigabytes(part["parameters"] * size) for size in (2, 4)),
+            *(_gigabytes(part["bytes"][kind]) for kind in ("bfloat16", "float32")),
         )
     table.add_section()
-    total = found["parameters"]
-    table.add_row("all", f"{total:,}", "", _gigabytes(2 * total), _gigabytes(4 * total))
+    total = found["bytes"]
+    table.add_row("all", f"{found['parameters']:,}", "", _gigabytes(total["bfloat16"]), _gigabytes(total["float32"]))
     out = Console(highlight=False)
     out.print(table)
     out.print(

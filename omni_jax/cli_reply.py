@@ -11,8 +11,6 @@ import typer
 from omni_jax.shell import bar, note
 from omni_jax.sound_out import Sound, sound_out
 
-FRAMES_A_SECOND = 12.5  # of the codec
-
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, a converted folder or a hub id (owner/name).", metavar="MODEL")
 ]
@@ -21,7 +19,7 @@ Dtype = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 Speaker = Annotated[
-    str | None, typer.Option(help="Whose voice; omni-jax inspect MODEL lists them (default: Ethan, or else the first).")
+    str | None, typer.Option(help="Whose voice; omni-jax inspect MODEL lists them (default: the family's first).")
 ]
 MaxSpeech = Annotated[
     float | None,
@@ -64,24 +62,25 @@ def speech_options(
     """Options of speech as Omni takes them, checked against the model's configuration before any weights are read."""
     from omni_jax.config import from_hf
     from omni_jax.decoding.sampling import Sampling
-    from omni_jax.defaults import speaker_ids
     from omni_jax.hub import locate
+    from omni_jax.speaking import synthesizer
 
     if max_speech is not None and not 0 < max_speech < math.inf:
         raise ValueError(f"--max-speech: expected seconds above 0, got {max_speech}")
+    folder = locate(model, weights=False)
+    config = from_hf(folder)
+    if config.talker is None:
+        raise ValueError(f"{model}: this release answers in text only, it has no talker; use an Instruct release")
+    speech = synthesizer(config, folder)
+    speech.choose(speaker, 1)
     try:
         talker = Sampling(
-            # One more than the frames: the code that ends the speech counts too.
-            max_new_tokens=None if max_speech is None else math.ceil(max_speech * FRAMES_A_SECOND) + 1,
+            max_new_tokens=None if max_speech is None else speech.tokens(max_speech),
             temperature=talker_temperature, top_k=talker_top_k, top_p=talker_top_p,
             do_sample=False if talker_greedy else None,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"talker: {error}") from None
-    config = from_hf(locate(model, weights=False))
-    if config.talker is None:
-        raise ValueError(f"{model}: this release answers in text only, it has no talker; use an Instruct release")
-    speaker_ids(speaker, 1, config)
     return {"speaker": speaker, "talker": talker}
 
 

@@ -1,21 +1,26 @@
-"""What a request leaves open: sampling options as the checkpoint's generation config has them, and the voice."""
+"""What a request leaves open: sampling options as the checkpoint's generation config has them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from omni_jax.answer import DEFAULT_NEW_TOKENS
-from omni_jax.config import OmniConfig, read_json
+from omni_jax.config import DualTrackTalkerConfig, OmniConfig, TalkerConfig, read_json
 from omni_jax.decoding.sampling import Sampling
 
 PARTS = ("thinker", "talker", "predictor")
-# Transformers' own, where a generation config says nothing.
-TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.05)
+# Transformers' own, where a generation config says nothing, for each kind of talker.
+TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, repetition_penalty=1.05)
+TALKERS: dict[type, Sampling] = {
+    TalkerConfig: replace(TALKER, top_k=50, top_p=1.0),
+    DualTrackTalkerConfig: replace(TALKER, top_k=40, top_p=0.8),
+    NoneType: TALKER,
+}
 PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 # A frame has always as many codes, and there is nothing that ends it.
 OF_PREDICTOR = ("do_sample", "temperature", "top_k", "top_p")
-FIRST_VOICE = "ethan"
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,11 @@ class Defaults:
             for part, values in named.items()
         }
         thinker = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=config.im_end)
-        eos = Sampling(eos_token_id=config.talker.codec_eos if config.talker else None)
+        eos = Sampling(eos_token_id=config.talker.ends if config.talker else None)
         try:
             return cls(
                 thinker=Sampling.named(known["thinker"]).over(thinker),
-                talker=Sampling.named(known["talker"]).over(eos.over(TALKER)),
+                talker=Sampling.named(known["talker"]).over(eos.over(TALKERS[type(config.talker)])),
                 predictor=Sampling.named(known["predictor"]).over(PREDICTOR),
             )
         except ValueError as error:
@@ -91,26 +96,6 @@ def sampling_options(options: Mapping[str, Any]) -> tuple[dict[str, dict[str, An
     own = {part: _named(options, part) for part in PARTS}
     taken = {name for part in own.values() for name in part}
     return own, {name: value for name, value in options.items() if name not in taken}
-
-
-def speaker_ids(speaker: str | Sequence[str] | None, count: int, config: OmniConfig) -> tuple[int, ...]:
-    """The codec id of each row's voice.
-
-    Raises:
-        ValueError: an unknown voice, or not one for each row.
-    """
-    known = {name.lower(): code for name, code in config.talker.speakers} if config.talker else {}
-    if speaker is None:
-        first = known.get(FIRST_VOICE, next(iter(known.values()), -1))
-        return (first,) * count
-    names = [speaker] * count if isinstance(speaker, str) else list(speaker)
-    if len(names) != count:
-        raise ValueError(f"speaker: expected one name, or one for each of the {count} conversations, got {len(names)}")
-    for name in names:
-        if not isinstance(name, str) or name.lower() not in known:
-            choices = f"one of {', '.join(known)}" if known else "none, for this checkpoint has no voices"
-            raise ValueError(f"speaker: expected {choices}, got {name!r}")
-    return tuple(known[name.lower()] for name in names)
 
 
 def _named(options: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a checkpoint holds: parts, parameters, stored dtypes, memory. Reads configuration and headers, no weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax import checkpoint, weights
-from omni_jax.config import OmniConfig, from_hf
+from omni_jax.config import Omni3Config, OmniConfig, from_hf
 from omni_jax.hub import locate
 from omni_jax.models import parts
 
@@ -16,13 +16,13 @@ NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def describe(model: str | Path) -> dict[str, Any]:
-    """Parts, parameters and sizes of a Hugging Face folder, a converted one or a hub id, ready for JSON.
+    """Parts, parameters, sizes and voices of a Hugging Face folder, a converted one or a hub id, ready for JSON.
 
     A hub id costs its small files alone. Where the folder holds weights, their names, shapes and dtypes are checked
-    against the configuration on the way.
+    against the configuration on the way; so is the file of voices, if there has to be one.
 
     Raises:
-        ValueError: not a checkpoint, or one whose weights are not those of its config.json.
+        ValueError: not a checkpoint, or one whose weights or voices are not those of its config.json.
     """
     folder = locate(model, weights=False)
     config = from_hf(folder)
@@ -33,6 +33,10 @@ def describe(model: str | Path) -> dict[str, Any]:
             "name": name,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(part)),
             "stored": stored.get(name, "not here"),
+            "bytes": {
+                "bfloat16": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part)),
+                "float32": sum(leaf.size * 4 for leaf in jax.tree.leaves(part)),
+            },
         }
         for name, part in abstract.items()
     ]
@@ -43,22 +47,34 @@ def describe(model: str | Path) -> dict[str, Any]:
         "converted": checkpoint.is_converted(folder),
         "parts": rows,
         "parameters": sum(row["parameters"] for row in rows),
+        "bytes": {kind: sum(row["bytes"][kind] for row in rows) for kind in ("bfloat16", "float32")},
         "context": config.thinker.context,
         "cache_bytes_per_token": 2 * 2 * decoder.layers * decoder.kv_heads * decoder.head_width,
-        "speakers": [name for name, _ in config.talker.speakers] if config.talker else [],
+        "speakers": list(_speakers(folder, config)),
     }
 
 
 def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
     """The dtypes in which each part lies on the disk."""
     if checkpoint.is_converted(folder):
-        source, abstract = checkpoint.converted(folder, config)
-        return dict.fromkeys(abstract, source.dtype.name)
-    if not any(folder.glob("*.safetensors")):
-        return {}
-    source, _ = weights.published(folder, config)
+        source, _ = checkpoint.converted(folder, config)
+        found = {path: {leaf.dtype.name} for path, leaf in source.leaves.items()}
+    elif any(folder.glob("*.safetensors")):
+        source, _ = weights.published(folder, config)
+        stored = {ours: NAMES[source.tensors.tensors[theirs].dtype] for ours, theirs in source.names.items()}
+        found = {path: {stored[name] for name in binding.names()} for path, binding in source.bindings.items()}
+    else:
+        found = {}
     kinds: dict[str, set[str]] = {}
-    for path, binding in source.bindings.items():
-        found = {NAMES[source.tensors.tensors[source.names[name]].dtype] for name in binding.names()}
-        kinds.setdefault(path.split(".")[0], set()).update(found)
-    return {part: ", ".join(sorted(found)) for part, found in kinds.items()}
+    for path, dtypes in found.items():
+        kinds.setdefault(path.split(".")[0], set()).update(dtypes)
+    return {part: ", ".join(sorted(dtypes)) for part, dtypes in kinds.items()}
+
+
+def _speakers(folder: Path, config: OmniConfig) -> Iterable[str]:
+    """Voices, whether they are ids of the configuration or come in a file."""
+    match config:
+        case Omni3Config(talker=talker) if talker:
+            return [name for name, _ in talker.speakers]
+        case _:
+            return weights.voices(folder, config)

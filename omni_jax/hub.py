@@ -5,8 +5,11 @@ from pathlib import Path
 
 import huggingface_hub
 
+from omni_jax.weights.speakers import FILE as VOICES
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SMALL, WEIGHTS = ("*.json", "*.txt", "*.jinja"), ("*.safetensors",)
+# Beside texts, a checkpoint's small files are the voices of Qwen2.5-Omni.
+SMALL, WEIGHTS = ("*.json", "*.txt", "*.jinja", VOICES), ("*.safetensors",)
 
 
 def locate(path: str | Path, *, weights: bool = True) -> Path:

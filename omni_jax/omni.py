@@ -1,9 +1,9 @@
 """The facade: a checkpoint as one object that takes conversations. The only file that knows every part."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from omni_jax import checkpoint, perceive, voice, weights
+from omni_jax import checkpoint, perceive, weights
 from omni_jax.answer import Request, answer
+from omni_jax.asked import ask
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.defaults import Defaults, sampling_options, speaker_ids
+from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.hub import locate
 from omni_jax.layouts import arranged
 from omni_jax.models import parts as model_parts
-from omni_jax.processing import request, speech_prompt
+from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio import FeatureConfig
 from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
-from omni_jax.processing.prompt import check, load_tokenizer
+from omni_jax.processing.prompt import check, load_tokenizer, speaks
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
 from omni_jax.processing.vision import PatchConfig
 from omni_jax.reply import Event, Reply
 from omni_jax.sharding import shardings
-from omni_jax.voice import Speech
+from omni_jax.speaking import synthesizer
+from omni_jax.synthesizer import Synthesizer
 
 # What the user of a text that is only to be spoken has asked for.
 READ_ALOUD = "Please read the following text aloud.\n\n"
@@ -106,10 +108,15 @@ class Omni:
         """Sampling options as the checkpoint's generation config has them."""
         return Defaults.read(self.folder, self.config)
 
+    @cached_property
+    def synthesizer(self) -> Synthesizer[Any]:
+        """How replies become speech."""
+        return synthesizer(self.config, self.folder, self.parts)
+
     @property
     def speakers(self) -> tuple[str, ...]:
         """Voices of the talker; empty for a text-only checkpoint."""
-        return tuple(name for name, _ in self.config.talker.speakers) if self.config.talker else ()
+        return tuple(self.synthesizer.voices)
 
     def prepare(
         self,
@@ -164,7 +171,10 @@ class Omni:
                 other codes, over the checkpoint's; or single ones such as ``thinker_temperature=0.7`` or
                 ``talker_do_sample=False``. A predictor that is told nothing samples when the talker does.
             return_audio: whether replies are spoken; None speaks where the talker is loaded and the prompts have turns.
-            speaker: one of ``omni.speakers``, in any case of letters, for all or one a conversation; by default Ethan.
+            speaker: one of ``omni.speakers``, in any case of letters, for all or one a conversation; by default Ethan, or
+                Chelsie of Qwen2.5-Omni.
+            compat: "transformers-5.23" speaks as that release does where no row is padded, at plain positions and without
+                the codec's marks (Qwen2.5-Omni; docs/parity.md); None for what is meant.
             media: how images, videos and sound are read (processing/options.py); or single options such as
                 ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, one for all or a list of one a conversation.
             tools: JSON schemas of functions the model may call.
@@ -216,20 +226,24 @@ class Omni:
         rows = answer(self.parts, self.config, self._recital(text, **options), streamed=True)
         return (event for _, event in rows)
 
-    def decode_codes(self, codes: Any, lengths: Any = None) -> Float32[np.ndarray, "B W"]:
+    def decode_codes(
+        self, codes: Any, lengths: Any = None, *, speaker: Any = None, seed: Any = None, noise: Any = None
+    ) -> Float32[np.ndarray, "B W"]:
         """Codes to waveforms at 24 kHz, seamless at any length.
 
         Args:
             codes: ids [B, Q, Y], or [Q, Y] for one waveform [W].
             lengths: frames of each row, a row's own ones first; None for all.
+            speaker, seed: of Qwen2.5-Omni, whose vocoder makes the voice out of noise: one, or one a row, as of ``generate``.
+            noise: mel frames [B, 2 * Y, 80] of Gaussian noise to start from, in place of a seed.
 
-        Returns: [B, 1920 * Y - 555] samples in [-1, 1]; a row is zero beyond its own end. The last 555 samples of a
-            frame would need the next one.
+        Returns: samples in [-1, 1]; a row is zero beyond its own end. Of Qwen3-Omni [B, 1920 * Y - 555], for the last 555
+            samples of a frame would need the next one; of Qwen2.5-Omni [B, 480 * Y].
         """
-        if "code2wav" not in self.parts:
+        if not self.synthesizer.loaded:
             raise ValueError("decode_codes needs the vocoder: load a checkpoint that speaks, without speech=False")
-        vocoder, given = self.parts["code2wav"], to_numpy(codes)
-        sound = voice.decode(vocoder, *voice.checked(vocoder, given, lengths))
+        given = to_numpy(codes)
+        sound = self.synthesizer.decode(given, lengths, speaker=speaker, seed=seed, noise=noise)
         return sound[0] if given.ndim == 2 else sound
 
     def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:
@@ -286,74 +300,52 @@ class Omni:
         predictor: Sampling | None = None,
         speaker: str | Sequence[str] | None = None,
         return_audio: bool | None = None,
+        compat: str | None = None,
         media: MediaOptions | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        given: Sequence[int] | None = None,
         **options: Any,
     ) -> Request:
-        """A request checked and made ready: all that can be wrong with it is said here."""
-        if not isinstance(conversations, Batch | list | tuple) or (
-            isinstance(conversations, list | tuple) and not conversations
-        ):
-            got = "an empty list" if conversations == [] else type(conversations).__name__
-            raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
-        count = len(conversations.tokens) if isinstance(conversations, Batch) else len(conversations)
-        own, options = sampling_options(options)
-        how, options = per_conversation(media, options, count)
-        if faults := misspelt(options):
-            raise ValueError("; ".join(faults))
-        if options:
-            name = next(iter(options))
-            known = (
-                "speaker, return_audio, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."
-            )
-            meant = f"did you mean thinker_{name}? " * (name in Sampling.__dataclass_fields__)
-            raise ValueError(f"unknown option {name}; {meant}Expected {known} or an option of media")
-        sampling = self.defaults.over(own, thinker=thinker, talker=talker, predictor=predictor)
-        voices = speaker_ids(speaker, count, self.config)
-        if return_audio and "talker" not in self.parts:
-            why = "was loaded with speech=False" if self.config.talker else "has no talker; use the Instruct release"
-            raise ValueError(f"return_audio=True, but this checkpoint {why}")
-        if return_audio not in (None, True, False):
-            raise ValueError(
-                f"return_audio: expected True, False or None, one for all conversations, got {return_audio!r}"
-            )
-        aloud = "talker" in self.parts if return_audio is None else return_audio
-        given = {"speaker": speaker, "talker": talker, "predictor": predictor, **own["talker"], **own["predictor"]}
-        spoken = ", ".join(name for name, value in given.items() if value is not None)
-        if spoken and return_audio is None and not aloud:
-            raise ValueError(f"{spoken}: nothing is spoken without a talker; leave it out, or say return_audio=False")
+        """A request checked and made ready: all that can be wrong with it is said here.
+
+        Args:
+            given: the reply's tokens, where they are given.
+        """
+        asked = ask(
+            conversations, self.defaults, self.synthesizer, seed=seed, thinker=thinker, talker=talker, predictor=predictor,
+            speaker=speaker, return_audio=return_audio, compat=compat, media=media, **options,
+        )  # fmt: skip
         if isinstance(conversations, Batch):
             # Whether a video has sound is read off the tokens, so saying it again (as with Transformers) does no harm.
-            if tools or template or any(replace(item, load_audio_from_video=False) != MediaOptions() for item in how):
+            shaping = [replace(item, load_audio_from_video=False) != MediaOptions() for item in asked.media]
+            if tools or template or any(shaping):
                 raise ValueError(
                     "tools, template and the options of media shape the prompt; a Batch has its prompts already: give them to "
                     "prepare"
                 )
             batch = conversations
         else:
-            batch = self._prepare(conversations, how, tools, template or {}, progress)
-        seeds: list[Any] = [seed] * count if np.ndim(seed) == 0 else list(np.asarray(seed, object))
-        if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):
-            raise ValueError(
-                f"seed: expected one whole number, or one for each of the {count} conversations, got {seed!r}"
-            )
+            batch = self._prepare(conversations, asked.media, tools, template or {}, progress)
+            system = self.synthesizer.system
+            if asked.aloud and system and not all(map(speaks, conversations)):
+                warnings.warn(f"speech wants the system prompt that it was trained with: {system}", stacklevel=4)
+        if given is not None:
+            batch = self.synthesizer.recited(batch, given)
         context = self.config.thinker.context
         if batch.lengths.max() >= context:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
         prompts, speech = perceive.place(batch, self.config.thinker), None
-        if return_audio is None and not spoken:
-            # Bare tokens without any turns are text alone, as long as nobody asks for their sound.
-            rows = zip(batch.tokens, batch.mask, strict=True)
-            aloud = aloud and any(speech_prompt.open_turn(row[real], self.config) is not None for row, real in rows)
-        if aloud:
-            prompt = speech_prompt.prepare(prompts.batch, voices, self.config)
-            speech = Speech(prompt, tuple(seeds), sampling.talker, sampling.predictor)
-        transcript = partial(self._transcript, batch, sampling=sampling.thinker)
-        return Request(prompts, sampling.thinker, tuple(seeds), transcript, speech)
+        # What cannot be spoken is text alone, as long as nobody asks for its sound.
+        if asked.aloud and (asked.insisted or self.synthesizer.speakable(batch)):
+            speech = self.synthesizer.speech(
+                prompts.batch, asked.voices, asked.seeds, asked.sampling, words=given, compat=compat
+            )
+        transcript = partial(self._transcript, batch, sampling=asked.sampling.thinker)
+        return Request(prompts, asked.sampling.thinker, asked.seeds, transcript, speech, given is not None)
 
     def _recital(self, text: str, *, conversation: Sequence[Any] | None = None, **options: Any) -> Request:
         """A request whose reply is given."""
@@ -363,16 +355,14 @@ class Omni:
             raise ValueError(f"{', '.join(wrong)}: nothing is written here, the text is given; leave it out")
         if marks := [mark for mark in self.tokenizer.get_added_vocab() if mark in text]:
             raise ValueError(f"text: expected words to say, got {', '.join(marks)}, which is a mark; leave it out")
-        asked = [{"role": "user", "content": READ_ALOUD + text}] if conversation is None else conversation
+        system = [{"role": "system", "content": self.synthesizer.system}] if self.synthesizer.system else []
+        asked = [*system, {"role": "user", "content": READ_ALOUD + text}] if conversation is None else conversation
         check(asked)
         if asked[-1]["role"] != "user":
             raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
-        request = self._request([asked], return_audio=True, **options)
-        assert request.speech is not None
         # Not by way of the chat template, which may change what an assistant said.
         words = self.tokenizer.encode(text, add_special_tokens=False)
-        prompt = replace(request.speech.prompt, words=(tuple(words),))
-        return replace(request, speech=replace(request.speech, prompt=prompt), given=True)
+        return self._request([asked], return_audio=True, given=words, **options)
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """Reads the reply to one row; some templates open the thinking block in the prompt already."""

@@ -1,6 +1,7 @@
 """What is heard, seen and read, as embeddings: the encoders called in their static shapes, their features put in place."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,6 @@ from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
 from omni_jax.models.thinker import Embedded
 from omni_jax.processing import clip_packing, patch_packing
-from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
 
 _embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
@@ -20,7 +20,12 @@ _hear = jax.jit(lambda encoder, *arrays: encoder.encode(*arrays))
 _put_sound = jax.jit(
     lambda embedded, features, index: embedded.hear(features.reshape(-1, features.shape[-1]), index), donate_argnums=0
 )
-_put_sight = jax.jit(lambda embedded, features, deep, index: embedded.see(features, deep, index), donate_argnums=0)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put_sight(embedded, features, deep, index):
+    """Without deepstack features a prompt that sees keeps the program of one that only reads."""
+    return embedded.see(features, deep, index) if deep.shape[0] else embedded.hear(features, index)
 
 
 @jax.jit
@@ -62,7 +67,7 @@ def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Em
     taps = len(config.vision_encoder.taps) if visuals else 0
     embedded = _embed(parts["thinker"], batch.tokens, taps=taps)
     for call in clip_packing.pack(clips, config.audio_encoder):
-        features = _hear(parts["audio_encoder"], call.mel, call.extent, call.window)
+        features = _hear(parts["audio_encoder"], *call.inputs)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:
         return embedded
@@ -82,11 +87,11 @@ def encode_audio(
         return []
     rows, order = [], []
     for call in clip_packing.pack(clips, config.audio_encoder):
-        features = np.asarray(_hear(parts["audio_encoder"], call.mel, call.extent, call.window))
+        features = np.asarray(_hear(parts["audio_encoder"], *call.inputs))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])
     joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
-    counts = [int(audio_tokens(clip.shape[1])) for clip in clips]
+    counts = [config.audio_encoder.tokens(clip.shape[1]) for clip in clips]
     # device_put, for jnp.asarray would compile a copy for each new length.
     return [jax.device_put(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
 

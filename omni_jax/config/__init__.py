@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_jax.config import qwen3_omni
+from omni_jax.config import qwen2_5_omni, qwen3_omni
 from omni_jax.config.fields import read_json
 from omni_jax.config.parts import (
     AudioEncoderConfig,
@@ -17,6 +17,7 @@ from omni_jax.config.parts import (
     DualTrackTalkerConfig,
     ExpertsConfig,
     MelEncoderConfig,
+    Omni3Config,
     Omni25Config,
     OmniConfig,
     PatchEncoderConfig,
@@ -28,9 +29,7 @@ from omni_jax.config.parts import (
     halve,
 )
 
-FAMILIES = {"qwen3_omni_moe": qwen3_omni.read}
-# Read by omni_jax.config.qwen2_5_omni, and refused here while its modules are still being made.
-UNFINISHED = ("qwen2_5_omni",)
+FAMILIES = {"qwen3_omni_moe": qwen3_omni.read, "qwen2_5_omni": qwen2_5_omni.read}
 
 __all__ = [
     "AudioEncoderConfig",
@@ -40,6 +39,7 @@ __all__ = [
     "ExpertsConfig",
     "MelEncoderConfig",
     "Omni25Config",
+    "Omni3Config",
     "OmniConfig",
     "PatchEncoderConfig",
     "PooledAudioEncoderConfig",
@@ -60,15 +60,12 @@ def from_hf(config: Mapping[str, Any] | str | Path) -> OmniConfig:
         config: the content of ``config.json``, or the path of the file or of its folder.
 
     Raises:
-        ValueError: a ``model_type`` that is unknown or does not run yet, or one report of every missing, mistyped or
-            contradictory field.
+        ValueError: an unknown ``model_type``, or one report of every missing, mistyped or contradictory field.
     """
     if not isinstance(config, Mapping):
         path = Path(config)
         config = read_json(path / "config.json" if path.is_dir() else path)
     family, known = config.get("model_type"), " or ".join(FAMILIES)
-    if family in UNFINISHED:
-        raise ValueError(f"config.json: expected model_type {known}, got {family!r}; that family does not run here yet")
     if family not in FAMILIES:
         raise ValueError(f"config.json: expected model_type {known}, got {family!r}; this is another model's folder")
     return FAMILIES[family](config)

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from omni_jax.config.token2wav import Token2WavConfig
+
+Frames = TypeVar("Frames", int, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,21 @@ class MelEncoderConfig:
     chunk_frames: int
     out_width: int
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens that a full chunk becomes."""
+        return int(self.tokens(self.chunk_frames))
+
+    def tokens(self, frames: Frames) -> Frames:
+        """Tokens that a clip of so many mel frames (an integer or an array of them, at least 0) becomes."""
+        # A full chunk's number of tokens is the same in any clip.
+        full, rest = frames // self.chunk_frames, frames % self.chunk_frames
+        return full * self._of_chunk(self.chunk_frames) + self._of_chunk(rest)
+
+    def _of_chunk(self, frames: Frames) -> Frames:
+        """Tokens of a chunk of so many frames."""
+        raise TypeError(f"{type(self).__name__} does not say what its convolutions leave of a chunk")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioEncoderConfig(MelEncoderConfig):
@@ -80,10 +99,8 @@ class AudioEncoderConfig(MelEncoderConfig):
     channels: int
     window_chunks: int
 
-    @property
-    def chunk_tokens(self) -> int:
-        """Tokens that a full chunk becomes: three convolutions of stride 2."""
-        return halve(halve(halve(self.chunk_frames)))
+    def _of_chunk(self, frames: Frames) -> Frames:
+        return halve(halve(halve(frames)))  # three convolutions of stride 2: 13 of 100 frames
 
     @property
     def window_tokens(self) -> int:
@@ -99,6 +116,9 @@ class PooledAudioEncoderConfig(MelEncoderConfig):
     def chunk_places(self) -> int:
         """Places of a full chunk, which attend to each other: one convolution of stride 2. Each pair becomes a token."""
         return halve(self.chunk_frames)
+
+    def _of_chunk(self, frames: Frames) -> Frames:
+        return halve(frames) // 2  # an odd last place is dropped, so one or two frames are no token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +223,11 @@ class TalkerConfig:
     codec_think_eos: int
     speakers: tuple[tuple[str, int], ...]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Codec ids that end speech."""
+        return (self.codec_eos,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DualTrackTalkerConfig:
@@ -214,15 +239,22 @@ class DualTrackTalkerConfig:
         embedding_width: of what it reads and of its table of codec ids: the thinker's width, projected to its own.
         codec_pad, codec_eos: both end speech. codec_bos: begins it, and is never spoken.
         codec_mask: stands for the prompt where ids are counted, as the penalty of repetition does.
+        codes: ids below it are sound, as many as the vocoder's table has rows; of the others only marks have a meaning.
     """
 
     decoder: DecoderConfig
     vocabulary: int
+    codes: int
     embedding_width: int
     codec_pad: int
     codec_bos: int
     codec_eos: int
     codec_mask: int
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Codec ids that end speech."""
+        return (self.codec_pad, self.codec_eos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,41 +272,42 @@ class Code2WavConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OmniConfig:
-    """A whole Qwen3-Omni. ``talker`` and ``code2wav`` are None for the text-only releases (Thinking,
-    Captioner), which have no tts ids either."""
+    """What the whole of either family has. ``talker`` is None for a release that only writes; then there are no tts ids.
+
+    Attributes:
+        im_start, im_end: begin and end a turn.
+        tts_pad, tts_bos, tts_eos: ids in the thinker's vocabulary, which mark the words that the talker reads.
+    """
 
     family: str
-    thinker: ThinkerConfig[AudioEncoderConfig, VisionEncoderConfig]
-    talker: TalkerConfig | None
-    code2wav: Code2WavConfig | None
+    thinker: ThinkerConfig
+    talker: TalkerConfig | DualTrackTalkerConfig | None
     im_start: int
     im_end: int
-    system: int
     user: int
-    assistant: int
     tts_pad: int = -1
     tts_bos: int = -1
     tts_eos: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omni25Config:
-    """A whole Qwen2.5-Omni. Without audio output ``talker`` and ``token2wav`` are None, and there are no tts ids.
+class Omni3Config(OmniConfig):
+    """A whole Qwen3-Omni. ``talker`` and ``code2wav`` are None for the text-only releases (Thinking, Captioner)."""
 
-    Attributes:
-        tts_pad, tts_bos, tts_eos: ids in the thinker's vocabulary, which mark the words that the talker reads.
-    """
+    thinker: ThinkerConfig[AudioEncoderConfig, VisionEncoderConfig]
+    talker: TalkerConfig | None
+    code2wav: Code2WavConfig | None
+    system: int
+    assistant: int
 
-    family: str
+
+@dataclass(frozen=True, kw_only=True)
+class Omni25Config(OmniConfig):
+    """A whole Qwen2.5-Omni. Its voices come beside it, in spk_dict.pt."""
+
     thinker: ThinkerConfig[PooledAudioEncoderConfig, WindowedVisionEncoderConfig]
     talker: DualTrackTalkerConfig | None
     token2wav: Token2WavConfig | None
-    im_start: int
-    im_end: int
-    user: int
-    tts_pad: int = -1
-    tts_bos: int = -1
-    tts_eos: int = -1
 
 
 def halve(frames):

@@ -33,7 +33,8 @@ def read(config: Mapping[str, Any]) -> Omni25Config:
     talker = token2wav = None
     if root.get("enable_audio_output", bool, True):
         talker_fields = root.sub("talker_config")
-        talker, token2wav = _talker(talker_fields), _token2wav(root.sub("token2wav_config"))
+        token2wav = _token2wav(root.sub("token2wav_config"))
+        talker = _talker(talker_fields, token2wav.dit.codes)
         words = {"pad": "pad", "bos": "start", "eos": "end"}
         words = {f"tts_{ours}": f"tts_text_{theirs}_token_id" for ours, theirs in words.items()}
         ids |= _ids(talker_fields, words, thinker_fields, thinker.vocabulary)
@@ -123,11 +124,12 @@ def _vision_encoder(vision: Fields) -> WindowedVisionEncoderConfig:
     return WindowedVisionEncoderConfig(**shared, window=size // shared["patch"], whole=whole)
 
 
-def _talker(fields: Fields) -> DualTrackTalkerConfig:
+def _talker(fields: Fields, codes: int) -> DualTrackTalkerConfig:
     fields.must("tie_word_embeddings", False, "the published head is a tensor of its own")
     found = DualTrackTalkerConfig(
         decoder=_decoder(fields, head_dim=True),
         vocabulary=fields.size("vocab_size"),
+        codes=codes,
         embedding_width=fields.size("embedding_size"),
         codec_pad=fields.get("tts_codec_pad_token_id", int),
         codec_bos=fields.get("tts_codec_start_token_id", int),

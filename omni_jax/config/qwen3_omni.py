@@ -11,14 +11,14 @@ from omni_jax.config.parts import (
     Code2WavConfig,
     DecoderConfig,
     ExpertsConfig,
-    OmniConfig,
+    Omni3Config,
     TalkerConfig,
     ThinkerConfig,
     VisionEncoderConfig,
 )
 
 
-def read(config: Mapping[str, Any]) -> OmniConfig:
+def read(config: Mapping[str, Any]) -> Omni3Config:
     """The whole configuration, or one ValueError with every missing, mistyped or contradictory field."""
     root = Fields(config)
     thinker = _thinker(root.sub("thinker_config"))
@@ -35,7 +35,7 @@ def read(config: Mapping[str, Any]) -> OmniConfig:
         _agree(root, thinker, talker, code2wav)
     if root.faults:
         raise ValueError("config.json: " + "; ".join(root.faults))
-    return OmniConfig(family="qwen3_omni_moe", thinker=thinker, talker=talker, code2wav=code2wav, **ids)
+    return Omni3Config(family="qwen3_omni_moe", thinker=thinker, talker=talker, code2wav=code2wav, **ids)
 
 
 def _decoder(fields: Fields, *, moe: bool = False, sections: bool = False, **rest: Any) -> DecoderConfig:

@@ -27,7 +27,7 @@ class LanguageModel(Protocol):
     def prefill(
         self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool, keep: int | None
     ) -> tuple[Array, KVCache, Array | None]: ...
-    def step(self, tokens: Array, positions: Array, live: Array, cache: KVCache) -> tuple[Array, KVCache]: ...
+    def step(self, tokens: Array, positions: Array, live: Array, cache: KVCache) -> tuple[Array, Array, KVCache]: ...
     def empty_cache(self, batch: int, slots: int) -> KVCache: ...
 
 
@@ -55,13 +55,16 @@ class DecodeState:
 class Made:
     """Tokens of one call: [B, n] ids and log-probabilities, and how many of them belong to each row.
 
-    ``states`` are the prompt's states that were to be kept, with the first call's tokens only.
+    ``states`` are the prompt's states that were to be kept, with the first call's tokens only. ``fed`` are the final-normed
+    states at the tokens that the later calls fed, as many a row as it made: the last token of the call before, and all but
+    the last of its own.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     counts: np.ndarray
     states: Float[Array, "B T D"] | None = None
+    fed: Float[Array, "B n D"] | None = None
 
     def take_states(self) -> Float[Array, "B T D"] | None:
         """Hands the states over, so that they live no longer than their taker wants."""
@@ -123,28 +126,41 @@ def start(
     return _accept(state, tokens, rows), logprobs, kept
 
 
-@partial(jax.jit, static_argnames=("candidates",), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("candidates", "follow"), donate_argnames=("state",))
 def advance(
-    model: LanguageModel, state: DecodeState, rows: SamplingRows, steps: Int[Array, ""], *, candidates: int
-) -> tuple[DecodeState, Int[Array, "B n"], Float[Array, "B n"]]:
-    """Makes up to ``steps`` (at most CALL_STEPS) tokens a row without a word to the host; stops early when all have finished."""
+    model: LanguageModel,
+    state: DecodeState,
+    rows: SamplingRows,
+    steps: Int[Array, ""],
+    *,
+    candidates: int,
+    follow: bool = False,
+) -> tuple[DecodeState, Int[Array, "B n"], Float[Array, "B n"], Float[Array, "B n D"] | None]:
+    """Makes up to ``steps`` (at most CALL_STEPS) tokens a row without a word to the host; stops early when all have finished.
+
+    Returns: the state, the tokens, their log-probabilities and, to ``follow``, the model's states at the tokens fed.
+    """
     batch = state.tokens.shape[0]
 
     def more(carry):
-        step, state, _, _ = carry
+        step, state, *_ = carry
         return (step < steps) & ~jnp.all(state.finished)
 
     def make(carry):
-        step, state, made, logprobs = carry
+        step, state, made, logprobs, fed = carry
         live = (~state.finished).astype(jnp.int32)
-        logits, cache = model.step(state.tokens, state.positions, live, state.cache)
+        logits, last, cache = model.step(state.tokens, state.positions, live, state.cache)
         state = replace(state, cache=cache, positions=state.positions + live)
         tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates)
-        return step + 1, _accept(state, tokens, rows), made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
+        made, logprobs = made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
+        return step + 1, _accept(state, tokens, rows), made, logprobs, fed.at[:, step].set(last) if follow else None
 
-    empty = (jnp.zeros((batch, CALL_STEPS), jnp.int32), jnp.zeros((batch, CALL_STEPS), jnp.float32))
-    _, state, made, logprobs = jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), state, *empty))
-    return state, made, logprobs
+    fed = None
+    if follow:
+        last = jax.eval_shape(model.step, state.tokens, state.positions, state.count, state.cache)[1]
+        fed = jnp.zeros((batch, CALL_STEPS, last.shape[1]), last.dtype)
+    empty = (jnp.zeros((batch, CALL_STEPS), jnp.int32), jnp.zeros((batch, CALL_STEPS), jnp.float32), fed)
+    return jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), state, *empty))[1:]
 
 
 @partial(jax.jit, static_argnames=("slots",))
@@ -164,6 +180,7 @@ def generate(
     candidates: int,
     steps: int = CALL_STEPS,
     keep: int | None = None,
+    follow: bool = False,
 ) -> Generator[Made, np.ndarray | None, None]:
     """Runs prompts to their replies, yielding the tokens of each call; send row flags to finish rows from outside.
 
@@ -171,6 +188,7 @@ def generate(
         lengths: prompt tokens of each row; 0 for a padding row.
         steps: tokens a call.
         keep: after how many of the model's layers the prompt's states are kept, for the first call's ``Made``.
+        follow: whether the states at the reply's tokens are wanted too.
 
     The cache starts with room for 512 new tokens and doubles when a call might overrun it, so that a generous
     ``max_new_tokens`` costs memory only when it is used. Its size follows from the padded length of the prompts, so that
@@ -182,11 +200,11 @@ def generate(
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs, kept = start(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
     del embedded  # not needed again, and large where there was much to see
-    counts, made, logprobs = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None]
+    counts, made, logprobs, fed = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
         made, logprobs, total, finished = jax.device_get((made, logprobs, state.count, state.finished))
-        call = Made(tokens=made, logprobs=logprobs, counts=total - counts, states=kept)
-        kept = None
+        call = Made(tokens=made, logprobs=logprobs, counts=total - counts, states=kept, fed=fed)
+        kept = fed = None
         stop = yield call
         counts = total
         if stop is not None and np.any(stop & ~finished):
@@ -198,4 +216,4 @@ def generate(
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
             state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
-        state, made, logprobs = advance(model, state, rows, np.int32(now), candidates=candidates)
+        state, made, logprobs, fed = advance(model, state, rows, np.int32(now), candidates=candidates, follow=follow)

@@ -1,4 +1,4 @@
-"""Speech over any talker and code predictor: a prompt, then frames of codes, each one pass of both without a word to the host."""
+"""Speech over any talker, with a code predictor or without: a prompt, then frames of codes without a word to the host."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Num
 
@@ -31,10 +32,10 @@ class SpeechModel(Protocol):
 
 @struct.dataclass
 class SpeechRows:
-    """Sampling options of the first code of a frame, and of the others."""
+    """Sampling options of the first code of a frame, and of the others; None where there are no others."""
 
     talker: SamplingRows
-    predictor: SamplingRows
+    predictor: SamplingRows | None
 
 
 @struct.dataclass
@@ -57,7 +58,7 @@ class SpeechState:
     finished: Bool[Array, "B"]
 
 
-@partial(jax.jit, static_argnames=("bos",), donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("bos", "said"), donate_argnames=("cache",))
 def listen(
     talker: SpeechModel,
     x: Float[Array, "B U D"],
@@ -66,11 +67,13 @@ def listen(
     cache: KVCache,
     *,
     bos: int,
+    said: tuple[int, ...] = (),
 ) -> SpeechState:
     """Prefills the prompts. Rows of length 0 are padding of the batch, or say nothing, and start finished.
 
     Args:
         bos: the codec id that is fed with the first word.
+        said: codec ids that count as said before, for the repetition penalty.
     """
     logits, _, cache = talker.extend(x, positions, lengths, cache, fresh=True)
     batch, vocabulary = logits.shape
@@ -79,7 +82,7 @@ def listen(
         cache=cache,
         frame=talker.embedding(jnp.full((batch,), bos)),
         position=jnp.max(last, axis=0) + 1,
-        seen=jnp.zeros((batch, vocabulary), bool),
+        seen=jnp.zeros((batch, vocabulary), bool).at[:, np.asarray(said, int)].set(True),
         count=jnp.zeros(batch, jnp.int32),
         finished=lengths == 0,
     )
@@ -88,7 +91,7 @@ def listen(
 @partial(jax.jit, static_argnames=("candidates",), donate_argnames=("state",))
 def speak(
     talker: SpeechModel,
-    predictor: Any,
+    predictor: Any | None,
     state: SpeechState,
     words: Float[Array, "B n D"],
     rows: SpeechRows,
@@ -99,12 +102,14 @@ def speak(
     """Makes up to ``frames`` (at most n) frames a row; stops early when all have finished.
 
     Args:
+        predictor: of the codes of a frame but its first; None where a frame is one code.
         words: what each frame is fed beside the frame before it.
         candidates: of talker and predictor, as ``sample`` takes them.
 
     Returns: the state, and the codes; a row's own ones first, as many as its count has grown.
     """
-    made = jnp.zeros((words.shape[0], predictor.config.codebooks, words.shape[1]), jnp.int32)
+    codebooks = predictor.config.codebooks if predictor is not None else 1
+    made = jnp.zeros((words.shape[0], codebooks, words.shape[1]), jnp.int32)
 
     def run(take, predictor, start, arguments):
         talker, words, rows, frames = arguments
@@ -122,6 +127,8 @@ def speak(
 
         return jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), *start))[1:]
 
+    if predictor is None:
+        return run(lambda nothing: nothing, None, (state, made), (talker, words, rows, frames))
     forms = {"tpu": partial(run, lambda stacked: stacked), "default": partial(run, lambda stacked: stacked.apart())}
     return jax.lax.platform_dependent(predictor, (state, made), (talker, words, rows, frames), **forms)
 
@@ -137,12 +144,17 @@ def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candid
     first, _ = sample(scores, state.seen, state.count, rows.talker, candidates=candidates[0])
     embedded = talker.embedding(first)
 
-    def choose(logits, number):
-        # Each choice of a row has a random number of its own.
-        draw = state.count * predictor.config.codebooks + number
-        return sample(logits, None, draw, rows.predictor, candidates=candidates[1])[0]
+    others, total = jnp.zeros((first.shape[0], 0), jnp.int32), 0
+    if predictor is not None:
+        of_predictor = rows.predictor
+        assert of_predictor is not None
 
-    others, total = predictor.residual(last, embedded, choose)
+        def choose(logits, number):
+            # Each choice of a row has a random number of its own.
+            draw = state.count * predictor.config.codebooks + number
+            return sample(logits, None, draw, of_predictor, candidates=candidates[1])[0]
+
+        others, total = predictor.residual(last, embedded, choose)
     silent = state.finished | jnp.any(first[:, None] == rows.talker.eos, axis=-1)
     count = state.count + ~silent
     column = jnp.where(silent, state.seen.shape[1], first)

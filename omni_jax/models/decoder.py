@@ -1,6 +1,6 @@
 """The decoder block that thinker, talker, code predictor and code2wav share, and a stack of it.
 
-What differs between them (q/k norm, rope sections, mixture or dense, layer scale, window) is a number in DecoderConfig.
+What differs between them (q/k norm, biases, rope sections, mixture or dense, layer scale, window) is a number in DecoderConfig.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ class Attention(nnx.Module):
     """Grouped-query attention: projections, optional norms of queries and keys, rope."""
 
     def __init__(self, init: Init, config: DecoderConfig):
-        d, n, k, h = config.width, config.heads, config.kv_heads, config.head_width
-        self.q = Linear(init, (d,), (n, h), axes=("embed", "heads", "head"))
-        self.k = Linear(init, (d,), (k, h), axes=("embed", "kv_heads", "head"))
-        self.v = Linear(init, (d,), (k, h), axes=("embed", "kv_heads", "head"))
+        d, n, k, h, bias = config.width, config.heads, config.kv_heads, config.head_width, config.bias
+        self.q = Linear(init, (d,), (n, h), axes=("embed", "heads", "head"), bias=bias)
+        self.k = Linear(init, (d,), (k, h), axes=("embed", "kv_heads", "head"), bias=bias)
+        self.v = Linear(init, (d,), (k, h), axes=("embed", "kv_heads", "head"), bias=bias)
         self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"))
         self.q_norm = RMSNorm(init, h, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(init, h, eps=config.norm_eps) if config.qk_norm else None
@@ -115,6 +115,7 @@ class Decoder(nnx.Module):
             head_width=config.head_width,
             theta=config.rope_theta,
             section=config.mrope_section,
+            interleaved=config.mrope_interleaved,
             dtype=x.dtype,
         )
         kernels = self.experts.flat() if self.experts is not None else None

@@ -6,15 +6,35 @@ from typing import Any
 import jax
 from flax import nnx
 
-from omni_jax.config import OmniConfig
+from omni_jax.config import (
+    AudioEncoderConfig,
+    Omni3Config,
+    Omni25Config,
+    OmniConfig,
+    PooledAudioEncoderConfig,
+    VisionEncoderConfig,
+    WindowedVisionEncoderConfig,
+)
 from omni_jax.models.audio_encoder import AudioEncoder
+from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.models.code2wav import Code2Wav
+from omni_jax.models.dit import DiT
+from omni_jax.models.dual_track_talker import DualTrackTalker
+from omni_jax.models.pooled_audio_encoder import PooledAudioEncoder
 from omni_jax.models.talker import CodePredictor, Talker
 from omni_jax.models.thinker import Thinker
 from omni_jax.models.vision_encoder import VisionEncoder
+from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder
 from omni_jax.nn.layers import Init
 
-SPEECH = ("talker", "code_predictor", "code2wav")
+SPEECH = ("talker", "code_predictor", "code2wav", "dit", "bigvgan")
+# Which module a configuration is of.
+ENCODERS: dict[type, Callable[..., nnx.Module]] = {
+    AudioEncoderConfig: AudioEncoder,
+    VisionEncoderConfig: VisionEncoder,
+    PooledAudioEncoderConfig: PooledAudioEncoder,
+    WindowedVisionEncoderConfig: WindowedVisionEncoder,
+}
 
 
 def builders(config: OmniConfig, *, speech: bool = True) -> dict[str, Callable[[Init], nnx.Module]]:
@@ -22,14 +42,18 @@ def builders(config: OmniConfig, *, speech: bool = True) -> dict[str, Callable[[
     thinker = config.thinker
     parts: dict[str, Callable[[Init], nnx.Module]] = {
         "thinker": lambda init: Thinker(init, thinker),
-        "audio_encoder": lambda init: AudioEncoder(init, thinker.audio_encoder),
-        "vision_encoder": lambda init: VisionEncoder(init, thinker.vision_encoder),
+        "audio_encoder": lambda init: ENCODERS[type(thinker.audio_encoder)](init, thinker.audio_encoder),
+        "vision_encoder": lambda init: ENCODERS[type(thinker.vision_encoder)](init, thinker.vision_encoder),
     }
-    talker, code2wav = config.talker, config.code2wav
-    if speech and talker is not None and code2wav is not None:
-        parts["talker"] = lambda init: Talker(init, talker)
-        parts["code_predictor"] = lambda init: CodePredictor(init, talker)
-        parts["code2wav"] = lambda init: Code2Wav(init, code2wav)
+    match config:
+        case Omni3Config(talker=talker, code2wav=code2wav) if speech and talker and code2wav:
+            parts["talker"] = lambda init: Talker(init, talker)
+            parts["code_predictor"] = lambda init: CodePredictor(init, talker)
+            parts["code2wav"] = lambda init: Code2Wav(init, code2wav)
+        case Omni25Config(talker=talker, token2wav=token2wav) if speech and talker and token2wav:
+            parts["talker"] = lambda init: DualTrackTalker(init, talker)
+            parts["dit"] = lambda init: DiT(init, token2wav.dit)
+            parts["bigvgan"] = lambda init: BigVGAN(init, token2wav.bigvgan)
     return parts
 
 

@@ -1,4 +1,4 @@
-"""The thinker: embeddings of text with media in their places, the mixture-of-experts decoder, logits."""
+"""The thinker: embeddings of text with media in their places, the decoder, logits."""
 
 from dataclasses import replace
 
@@ -41,7 +41,8 @@ class Embedded:
 
 
 class Thinker(nnx.Module):
-    """Text decoder of Qwen3-Omni (reference: Qwen3OmniMoeThinkerForConditionalGeneration)."""
+    """The text decoder, a mixture of experts in Qwen3-Omni and dense in Qwen2.5-Omni (reference:
+    Qwen3OmniMoeThinkerForConditionalGeneration, Qwen2_5OmniThinkerForConditionalGeneration)."""
 
     def __init__(self, init: Init, config: ThinkerConfig):
         self.embedding = Embedding(init, config.vocabulary, config.decoder.width)
@@ -83,10 +84,10 @@ class Thinker(nnx.Module):
 
     def step(
         self, tokens: Int[Array, "B"], positions: Num[Array, "3 B"], live: Int[Array, "B"], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache]:
-        """One token a row; rows whose ``live`` is 0 stay as they are."""
+    ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
+        """One token a row: logits, final-normed states, the cache. Rows whose ``live`` is 0 stay as they are."""
         x, cache, _ = self.decoder.extend(self.embed(tokens[:, None]), positions[:, :, None], live, cache)
-        return self.head(x[:, 0]), cache
+        return self.head(x[:, 0]), x[:, 0], cache
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         return self.decoder.empty_cache(batch, slots, self.embedding.table.dtype)

@@ -21,12 +21,26 @@ def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:
     return axes
 
 
+def run_axes(section: tuple[int, int, int]) -> np.ndarray:
+    """Which coordinate turns each frequency in Qwen2.5's M-RoPE: a run of each.
+
+    run_axes((16, 24, 24)) -> [0] * 16 + [1] * 24 + [2] * 24
+    """
+    return np.repeat(np.arange(3, dtype=np.int32), section)
+
+
 def rotation(
-    positions: Num[Array, "3 B T"], *, head_width: int, theta: float, section: tuple[int, int, int] | None, dtype
+    positions: Num[Array, "3 B T"],
+    *,
+    head_width: int,
+    theta: float,
+    section: tuple[int, int, int] | None,
+    interleaved: bool = True,
+    dtype,
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Cosines and sines of positions (time, height, width; they may be fractional), angles in float32, cast to ``dtype``.
 
-    Without ``section`` only the first coordinate counts. The cast comes before use because the reference rotates in the
+    Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the frequencies. The cast comes before use because the reference rotates in the
     activations' dtype.
     """
     inverse = jnp.asarray(frequencies(head_width, theta))
@@ -34,7 +48,7 @@ def rotation(
     if section is None:
         angles = positions[0][..., None] * inverse
     else:
-        axes = interleaved_axes(section, head_width // 2)
+        axes = interleaved_axes(section, head_width // 2) if interleaved else run_axes(section)
         angles = jnp.moveaxis(positions[axes], 0, -1) * inverse
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 

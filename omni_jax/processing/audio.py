@@ -36,6 +36,8 @@ class FeatureConfig:
         n_fft: Samples in a frame and its Fourier transform; even.
         hop: Samples from one frame to the next.
         mel_bins: Mel bins, Z.
+        pad_seconds: A shorter clip is padded with silence to so many seconds before the transform, so that its last frames
+            hear silence beyond its end, and one begun counts; 0: they hear the clip's end reflected.
 
     Raises:
         ValueError: with every fault in one line, by the published names.
@@ -45,24 +47,30 @@ class FeatureConfig:
     n_fft: int = 400
     hop: int = 160
     mel_bins: int = 128
+    pad_seconds: int = 0
 
     def __post_init__(self):
         _raise_faults("FeatureConfig", {key: getattr(self, field) for key, field in _PUBLISHED.items()})
 
     @property
     def min_samples(self) -> int:
-        """The shortest clip: long enough to reflect half a frame at its ends, and to give one frame."""
-        return max(self.n_fft // 2 + 1, self.hop)
+        """The shortest clip: long enough to give one frame and, unpadded, to reflect half a frame at its ends."""
+        return 1 if self.pad_seconds else max(self.n_fft // 2 + 1, self.hop)
 
     @classmethod
-    def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> Self:
+    def from_hf(cls, preprocessor_config: Mapping[str, Any], *, padded: bool = False) -> Self:
         """Reads the audio part of a published, parsed preprocessor_config.json.
+
+        Args:
+            padded: whether the model's processor pads clips to `chunk_length`. The file does not say it: the other
+                family's may state one too, which nobody reads.
 
         Raises:
             ValueError: with every missing or impossible value in one line.
         """
-        _raise_faults("preprocessor_config.json", preprocessor_config)
-        return cls(**{field: preprocessor_config[key] for key, field in _PUBLISHED.items()})
+        published = dict(preprocessor_config) if padded else {**preprocessor_config, "chunk_length": 0}
+        _raise_faults("preprocessor_config.json", published)
+        return cls(**{field: published[key] for key, field in _PUBLISHED.items()})
 
 
 _PUBLISHED = {
@@ -70,6 +78,7 @@ _PUBLISHED = {
     "n_fft": "n_fft",
     "hop_length": "hop",
     "feature_size": "mel_bins",
+    "chunk_length": "pad_seconds",
 }
 
 
@@ -82,6 +91,7 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
         "n_fft": ("an even number from 2 to 65536", range(2, (1 << 16) + 1, 2)),
         "hop_length": ("1 to n_fft", range(1, limit + 1)),
         "feature_size": ("1 to n_fft / 2", range(1, limit // 2 + 1)),
+        "chunk_length": ("a whole number of seconds up to 3600", range(3601)),
     }
     faults = [
         f"{key} is {published[key]!r} (expected {expected})" if key in published else f"{key} is missing"
@@ -180,19 +190,21 @@ def load_track(
 
 
 def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
-    """Log-mel features of one unpadded clip, those of Transformers' WhisperFeatureExtractor.
+    """Log-mel features of one clip, those of Transformers' WhisperFeatureExtractor.
 
     Frames are centred (half a frame is reflected at each end), Hann-windowed (periodic) and transformed;
     powers are summed into Slaney mel bins; their log10 x, clamped to 8 decades below the clip's peak, becomes
-    (x + 4) / 4. Computed in float64, as that extractor does where torch is absent; with torch it transforms
-    in float32, whose rounding shows in bins 80 dB below a loud neighbour: up to 4e-5 in clean speech.
+    (x + 4) / 4. A clip longer than `config.pad_seconds` is taken whole, as if there were no padding: Qwen2.5-Omni's
+    processor cuts it there, but its model hears any length. Computed in float64, as that extractor does where torch is
+    absent; with torch it transforms in float32, whose rounding shows in bins 80 dB below a loud neighbour: up to 4e-5 in
+    clean speech.
 
     Args:
         samples: Float samples [W] at `config.sample_rate`, as `load` returns.
         config: The spectrogram's numbers.
 
     Returns:
-        Float32 features [Z, A], A = W // hop. Silence is -1.5.
+        Float32 features [Z, A]; A = W // hop, or ceil(W / hop) of a clip that is padded. Silence is -1.5.
 
     Raises:
         ValueError: in one line, when samples are not [W] floats, too few for a frame, NaN or infinite.
@@ -207,20 +219,34 @@ def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     n_fft, hop = config.n_fft, config.hop
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
     filters = _mel_filters(config)
-    frames, last = samples.size // hop, samples.size - 1
-    features = np.empty((config.mel_bins, frames), np.float32)
-    for start in range(0, frames, _MEL_FRAMES):
-        stop = min(start + _MEL_FRAMES, frames)
+    samples, frames, reached = _followed(samples, config)
+    last = samples.size - 1
+    features = np.empty((config.mel_bins, reached), np.float32)
+    for start in range(0, reached, _MEL_FRAMES):
+        stop = min(start + _MEL_FRAMES, reached)
         # Reflection by index rather than by padding: no second copy of a long clip.
         index = np.abs(np.arange(start * hop, (stop - 1) * hop + n_fft) - n_fft // 2)
         block = samples[last - np.abs(last - index)].astype(np.float64)
         spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(block, n_fft)[::hop] * window)
         power = spectrum.real**2 + spectrum.imag**2
         features[:, start:stop] = np.log10(np.maximum(filters @ power.T, _MEL_FLOOR))
-    np.maximum(features, features.max() - 8, out=features)
+    peak = features.max()
+    features = np.ascontiguousarray(features[:, :frames])  # no copy where there are no others
+    np.maximum(features, peak - 8, out=features)
     features += 4
     features /= 4
     return features
+
+
+def _followed(samples: np.ndarray, config: FeatureConfig) -> tuple[np.ndarray, int, int]:
+    """A clip and the silence that it is padded with, no more of it than the clip's frames can hear; the number of its
+    frames, and of those that hear some of it, in any of which its peak may be."""
+    size, hop, half = samples.size, config.hop, config.n_fft // 2
+    room = config.pad_seconds * config.sample_rate - size
+    if room > 0:
+        samples = np.pad(samples, (0, min(room, 2 * half + hop)))
+    whole = samples.size // hop
+    return samples, min(-(-size // hop), whole), min(-(-(size + half) // hop), whole)
 
 
 @functools.lru_cache(maxsize=4)

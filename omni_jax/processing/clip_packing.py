@@ -8,25 +8,29 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omni_jax.buckets import CHUNK_SLOTS
-from omni_jax.config import AudioEncoderConfig, halve
+from omni_jax.config import AudioEncoderConfig, MelEncoderConfig
 from omni_jax.processing.arrays import is_number, to_numpy
-from omni_jax.processing.prompt import audio_tokens
 
 
 @dataclass(frozen=True)
 class Pack:
-    """One call of the audio encoder (see AudioEncoder.encode).
+    """One call of an audio encoder.
 
     Attributes:
-        mel: chunks, zero beyond their frames. extent: frames that exist for the convolutions. window: attention window of
-            each token, -1 for none.
+        mel: chunks, zero beyond their frames. extent: frames that exist for the convolutions of each.
         order: which token of the whole request each row of the result is (clips one after another), -1 for none.
+        window: attention window of each token, -1 for none; None for an encoder whose windows are its chunks.
     """
 
     mel: Float[np.ndarray, "N Z A"]
     extent: Int[np.ndarray, "N"]
-    window: Int[np.ndarray, "N tokens"]
     order: Int[np.ndarray, "N tokens"]
+    window: Int[np.ndarray, "N tokens"] | None = None
+
+    @property
+    def inputs(self) -> tuple[np.ndarray, ...]:
+        """What the encoder's ``encode`` takes."""
+        return (self.mel, self.extent) if self.window is None else (self.mel, self.extent, self.window)
 
     def rows(self, index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
         """From numbers of audio tokens to rows of this call's result; -1 for tokens of another call."""
@@ -41,11 +45,13 @@ def rows_of(order: Int[np.ndarray, "..."], index: Int[np.ndarray, "B T"]) -> Int
     return rows[index]
 
 
-def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: AudioEncoderConfig) -> Iterator[Pack]:
+def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: MelEncoderConfig) -> Iterator[Pack]:
     """Cuts clips into attention windows and fills calls with whole windows, in order.
 
-    A clip shorter than a chunk is convolved as if its array ended with it; a longer clip's last chunk is padded with zero
-    frames. So a clip's features never depend on its company.
+    A call has a bounded number of chunks, however long a clip is. A clip's features never depend on its company: where a
+    chunk is a world of its own (Qwen2.5-Omni), its convolutions end with its frames. Where several attend to each other
+    (Qwen3-Omni), a clip shorter than a chunk is convolved as if its array ended with it, and a longer clip's last chunk is
+    padded with zero frames, as in the reference.
     """
     waiting: list[tuple[int, int, int, int]] = []
     done = 0
@@ -60,38 +66,37 @@ def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: AudioEncoderConfig) 
         yield _fill(clips, waiting, config)
 
 
-def _windows(clips: Sequence[np.ndarray], config: AudioEncoderConfig) -> Iterator[tuple[int, int, int, int]]:
+def _windows(clips: Sequence[np.ndarray], config: MelEncoderConfig) -> Iterator[tuple[int, int, int, int]]:
     """(clip, first frame, last frame, number of its first token) of each attention window."""
-    span, token = config.chunk_frames * config.window_chunks, 0
+    chunks = config.window_chunks if isinstance(config, AudioEncoderConfig) else 1
+    span, token = config.chunk_frames * chunks, 0
     for clip, mel in enumerate(clips):
         for first in range(0, mel.shape[1], span):
             last = min(first + span, mel.shape[1])
             yield clip, first, last, token
-            token += int(audio_tokens(last - first))
+            token += config.tokens(last - first)
 
 
-def _fill(
-    clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, int]], config: AudioEncoderConfig
-) -> Pack:
+def _fill(clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, int]], config: MelEncoderConfig) -> Pack:
     frames, tokens = config.chunk_frames, config.chunk_tokens
     used = sum(-(-(last - first) // frames) for _, first, last, _ in windows)
-    slots = next(size for size in CHUNK_SLOTS if size >= used)
+    slots, windowed = next(size for size in CHUNK_SLOTS if size >= used), isinstance(config, AudioEncoderConfig)
     mel = np.zeros((slots, config.mel_bins, frames), np.float32)
-    extent = np.full(slots, frames, np.int32)
+    extent = np.full(slots, frames if windowed else 0, np.int32)
     window = np.full((slots, tokens), -1, np.int32)
     order = np.full((slots, tokens), -1, np.int32)
     slot = 0
     for number, (clip, first, last, token) in enumerate(windows):
         for start in range(first, last, frames):
             chunk = clips[clip][:, start : min(start + frames, last)]
-            count = halve(halve(halve(chunk.shape[1])))
+            count = config.tokens(chunk.shape[1])
             mel[slot, :, : chunk.shape[1]] = chunk
-            extent[slot] = min(clips[clip].shape[1], frames)
+            extent[slot] = min(clips[clip].shape[1], frames) if windowed else chunk.shape[1]
             window[slot, :count] = number
             order[slot, :count] = token + np.arange(count)
             token += count
             slot += 1
-    return Pack(mel=mel, extent=extent, window=window, order=order)
+    return Pack(mel=mel, extent=extent, order=order, window=window if windowed else None)
 
 
 def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:

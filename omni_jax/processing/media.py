@@ -1,17 +1,18 @@
 """The media of a conversation as features: sound as log-mel clips, pictures and videos as patches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
 
-from omni_jax.config import ThinkerConfig
+from omni_jax.config import PooledAudioEncoderConfig, ThinkerConfig
 from omni_jax.processing import audio, image, source, video, vision
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.prompt import Media, audio_tokens
+from omni_jax.processing.prompt import Media
 from omni_jax.processing.video_track import Progress
 
 
@@ -37,6 +38,18 @@ class Reader:
     sound: audio.FeatureConfig
     patches: vision.PatchConfig
     thinker: ThinkerConfig
+
+    @classmethod
+    def from_hf(cls, preprocessor_config: Mapping[str, Any], thinker: ThinkerConfig) -> Self:
+        """Reads a published, parsed preprocessor_config.json.
+
+        Raises:
+            ValueError: with every missing or impossible value of the audio part, or of the image part, in one line.
+        """
+        # What the encoder was trained on: Qwen2.5-Omni's processor pads all clips, Qwen3-Omni's to the longest of a call.
+        padded = isinstance(thinker.audio_encoder, PooledAudioEncoderConfig)
+        sound = audio.FeatureConfig.from_hf(preprocessor_config, padded=padded)
+        return cls(sound, vision.PatchConfig.from_hf(preprocessor_config), thinker)
 
 
 @dataclass
@@ -67,8 +80,9 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
         try:
             own = options.over(item.options)
             if item.kind == "audio":
-                made.mel.append(audio.log_mel(audio.load(item.source, options=own, limit=_seconds(room)), reader.sound))
-                token, run = config.audio_token, int(audio_tokens(made.mel[-1].shape[1]))
+                name, limit = source.describe(item.source, "audio"), _seconds(room, config)
+                made.mel.append(_sound(audio.load(item.source, name=name, options=own, limit=limit), name, reader))
+                token, run = config.audio_token, config.audio_encoder.tokens(made.mel[-1].shape[1])
             elif item.kind == "image":
                 made.images.append(_image(item.source, reader, own, room))
                 token, run = config.image_token, _size(made.images[-1], config)
@@ -86,9 +100,22 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
     return made
 
 
-def _seconds(room: int) -> float:
+def _seconds(room: int, config: ThinkerConfig) -> float:
     """Of sound, for which a context has room."""
-    return room / int(audio_tokens(100))
+    return room / config.audio_encoder.tokens(100)
+
+
+def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[np.ndarray, "Z A"]:
+    """Features of a clip of at least one token."""
+    mel, tokens = audio.log_mel(samples, reader.sound), reader.thinker.audio_encoder.tokens
+    if not tokens(mel.shape[1]):
+        least = next(frames for frames in count(1) if tokens(frames))
+        ms = 1000 * reader.sound.hop // reader.sound.sample_rate
+        raise ValueError(
+            f"{name}: {samples.size} samples at {reader.sound.sample_rate} Hz make {mel.shape[1]} frames of {ms} ms, too few "
+            f"for a token; expected at least {least} frames"
+        )
+    return mel
 
 
 def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visual:
@@ -139,9 +166,9 @@ def _video(
         seen, origin = see(file)
         if not options.load_audio_from_video:
             return _size(seen, config)
-        limit = _seconds(max(room - _size(seen, config), 0))
-        made.mel.append(audio.log_mel(audio.load_track(file, name, options, origin=origin, limit=limit), reader.sound))
-    heard = int(audio_tokens(made.mel[-1].shape[1]))
+        limit = _seconds(max(room - _size(seen, config), 0), config)
+        made.mel.append(_sound(audio.load_track(file, name, options, origin=origin, limit=limit), name, reader))
+    heard = config.audio_encoder.tokens(made.mel[-1].shape[1])
     return [config.audio_start, *interleave(seen.grid, seen.seconds, heard, config).tolist(), config.audio_end]
 
 

@@ -1,8 +1,9 @@
-"""Rotary coordinates (time, height, width) of the tokens of a prompt: TM-RoPE (arXiv:2509.17765).
+"""Rotary coordinates (time, height, width) of the tokens of a prompt: TM-RoPE (arXiv:2503.20215, arXiv:2509.17765).
 
 Text and sound advance all three axes together, one position a token. An image or video spreads its merged patches over
 height and width from where it starts, and its frames over time by the clock that sound has, `positions_per_second`;
-what follows goes on behind its last token. Positions are float32 and never rounded: 0.7 s are 9.1 positions.
+what follows goes on behind its last token. Positions are float32 in both families. What differs between these is their
+clock (processing/clock.py): 0.7 s are 9.1 positions in Qwen3-Omni and 17 in Qwen2.5-Omni, which knows whole ones alone.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from omni_jax.config import ThinkerConfig
+from omni_jax.processing.clock import clock
 
 Grid = tuple[int, int, int]
 
@@ -23,7 +25,7 @@ _EXACT = 1 << 24  # float32 counts whole numbers up to here; beyond, x + 1 may b
 def text_positions(mask: Bool[np.ndarray, "B T"]) -> Float[np.ndarray, "3 B T"]:
     """Coordinates of rows of text and audio: all three count the real tokens, wherever the padding is; padding has 0.
 
-    An audio token stands for 80 ms and takes one position like a word: at 13 positions a second the two clocks agree.
+    An audio token takes one position like a word: there are as many a second (13, or 25) as time has positions.
     """
     counted = np.where(mask, np.cumsum(mask, axis=1) - 1, 0).astype(np.float32)
     return np.broadcast_to(counted, (3, *counted.shape)).copy()
@@ -86,7 +88,8 @@ def next_position(positions: Float[np.ndarray, "3 T"]) -> float:
 def interleave(grid: Grid, seconds: float, audio_tokens: int, config: ThinkerConfig) -> Int[np.ndarray, "T"]:
     """Placeholders of a video with sound, as they stand between audio_start and audio_end.
 
-    Both are merged by time: the tokens of a frame stand before the first audio token that is not earlier than it.
+    Both are merged by time: the tokens of a frame stand before the first audio token that is not earlier than it. Or they
+    take turns where the configuration has `chunk_seconds`: what is seen in these, then what is heard.
 
     Args:
         grid: the video's patches (time, height, width).
@@ -100,12 +103,10 @@ def interleave(grid: Grid, seconds: float, audio_tokens: int, config: ThinkerCon
     count = _checked_count("video", grid, seconds, config)
     if audio_tokens < 0:
         raise ValueError(f"video: expected 0 or more audio tokens, got {audio_tokens}")
-    frame = np.repeat(np.arange(grid[0]), count // grid[0])
+    own = clock(config)
     # In float64, as the reference's processor merges; its model merges once more in float32.
-    earlier = np.minimum(np.ceil(frame * float(seconds) * config.positions_per_second), audio_tokens).astype(np.int64)
-    merged = np.full(count + audio_tokens, config.audio_token, np.int32)
-    merged[np.arange(count) + earlier] = config.video_token
-    return merged
+    video = np.repeat(own.times(int(grid[0]), seconds, np.float64), count // grid[0])
+    return np.where(own.mix(video, np.arange(audio_tokens)), config.video_token, config.audio_token).astype(np.int32)
 
 
 class _Run(NamedTuple):
@@ -196,15 +197,18 @@ def _positions(
 ) -> Float[np.ndarray, "3 T"]:
     """Text and media from left to right. All sums are float32 in the reference's order: an ulp would show."""
     positions, at, after = np.empty((3, len(tokens)), np.float32), 0, np.float32(start)
+    marks_at = clock(config).marks
     for run in runs:
         seen, heard = run.kind != _AUDIO, run.kind in (_AUDIO, _SOUNDING)
         marks = [(config.audio_start, config.audio_end)] * heard + [(config.vision_start, config.vision_end)] * seen
         opening = 0
         for mark, _ in marks:  # from the placeholders outwards
             opening += int(run.first - opening > at and tokens[run.first - opening - 1] == mark)
-        for length in (run.first - opening - at, opening):
-            positions[:, at : at + length] = after + np.arange(length, dtype=np.float32)
-            at, after = at + length, after + np.float32(length)
+        words = np.arange(run.first - opening - at, dtype=np.float32)
+        for steps in (words, marks_at(opening)):
+            if steps.size:
+                positions[:, at : at + steps.size] = after + steps
+                at, after = at + steps.size, after + (steps[-1] + np.float32(1))
         sound = tokens[at : run.stop] == config.audio_token
         own = np.empty((3, sound.size), np.float32)
         own[:, sound] = np.arange(sound.sum())
@@ -215,10 +219,13 @@ def _positions(
         # No token of a medium is further on than its last. Of a mix that ends in sound, the video's corner may be: as
         # in the reference, what follows then goes back behind the sound.
         after = np.float32(next_position(positions[:, :at]))
+        closing = 0
         for _, mark in marks:
-            if at < len(tokens) and tokens[at] == mark:
-                positions[:, at] = after
-                at, after = at + 1, after + np.float32(1)
+            closing += int(at + closing < len(tokens) and tokens[at + closing] == mark)
+        if closing:
+            positions[:, at : at + closing] = after + marks_at(closing)
+            at += closing
+            after = positions[0, at - 1] + np.float32(1)
     positions[:, at:] = after + np.arange(len(tokens) - at, dtype=np.float32)
     return positions
 
@@ -226,6 +233,6 @@ def _positions(
 def _coordinates(run: _Run, config: ThinkerConfig) -> Float[np.ndarray, "3 T"]:
     """Where the tokens of an image or video are, seen from its first one."""
     (time, *sides), merge = run.grid, config.vision_encoder.merge
-    times = np.arange(time, dtype=np.float32) * np.float32(run.seconds) * np.float32(config.positions_per_second)
+    times = clock(config).times(time, run.seconds, np.float32)
     rows, columns = (np.arange(side // merge, dtype=np.float32) for side in sides)
     return np.stack(np.meshgrid(times, rows, columns, indexing="ij")).reshape(3, -1)

@@ -9,14 +9,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
-import numpy as np
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from omni_jax.processing.options import OF_A_PART, misspelt
 
+# Qwen2.5-Omni was trained to speak behind this system message alone; its chat template writes another where none is given.
+SPOKEN_SYSTEM = (
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and visual "
+    "inputs, as well as generating text and speech."
+)
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = {
     "text": "text",
@@ -27,7 +31,6 @@ KINDS = {
     "video": "video",
     "video_url": "video",
 }
-Frames = TypeVar("Frames", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,19 @@ def media(conversation: object) -> list[Media]:
     ]
 
 
+def speaks(conversation: object) -> bool:
+    """Whether a conversation begins with the system message that Qwen2.5-Omni needs to speak, ``SPOKEN_SYSTEM`` and no more.
+
+    Raises:
+        ValueError: as ``check``.
+    """
+    message, content = _read(conversation)[0]
+    texts = (
+        [content] if isinstance(content, str) else [payload if kind == "text" else None for kind, payload, _ in content]
+    )
+    return message["role"] == "system" and texts == [SPOKEN_SYSTEM]
+
+
 def render(
     tokenizer: PreTrainedTokenizerFast,
     conversation: object,
@@ -92,11 +108,17 @@ def render(
         **template_options: passed to the template, such as `enable_thinking=False`.
 
     Raises:
-        ValueError: the conversation has faults, the tools are no list of dicts, or the template refuses them.
+        ValueError: the conversation has faults, the tools are no list of dicts or the template writes none, or it refuses
+            them.
     """
     messages = [{**message, "content": _bare(content)} for message, content in _read(conversation)]
     if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f"tools: expected a list of JSON schemas (dicts), got {_name(tools)}; pass tools=[...]")
+    if tools and "tools" not in str(tokenizer.chat_template):
+        raise ValueError(
+            "tools: this checkpoint's chat template writes none into the prompt, so its model would never learn of them; "
+            "leave them out, or describe them in a message"
+        )
     leave_open = add_generation_prompt is None and messages[-1]["role"] == "assistant"
     if add_generation_prompt is None:
         add_generation_prompt = not leave_open
@@ -145,17 +167,6 @@ def expand(tokens: Sequence[int], runs: Mapping[int, Sequence[int | Sequence[int
         run = next(left[token]) if token in left else 1
         expanded.extend(run if isinstance(run, Sequence) else [token] * int(run))
     return expanded
-
-
-def audio_tokens(frames: Frames) -> Frames:
-    """Number of tokens that Qwen3-Omni's audio encoder makes of a clip: 13 for each 100 mel frames.
-
-    A rest of r frames passes three convolutions of stride 2, which leave ceil(r / 8).
-
-    Args:
-        frames: mel frames of the clip, at least 0; an int or an integer array.
-    """
-    return (frames % 100 + 7) // 8 + frames // 100 * 13
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:

@@ -135,7 +135,7 @@ class Batch:
         Raises:
             ValueError: placeholders and features differ in number.
         """
-        count = sum(int(prompt.audio_tokens(clip.shape[1])) for clip in self.mel)
+        count = sum(config.audio_encoder.tokens(clip.shape[1]) for clip in self.mel)
         return self._index(config.audio_token, count, f"audio: {len(self.mel)} clips")
 
     def visual_index(self, config: ThinkerConfig) -> Int[np.ndarray, "B T"]:

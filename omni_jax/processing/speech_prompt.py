@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from omni_jax.buckets import bucket
-from omni_jax.config import OmniConfig
+from omni_jax.config import Omni3Config
 from omni_jax.processing.positions import Grid, batch_positions
 from omni_jax.processing.request import Batch
 
@@ -17,17 +17,18 @@ HEADER = 3
 
 @dataclass(frozen=True)
 class SpeechPrompt:
-    """The talker's prompts, a row's own slots first. Each slot is a sum of two embeddings, of a text and of a codec id.
+    """The talker's prompts, a row's own slots first. Each slot is a sum of embeddings, of a text and of a codec id.
 
     The last slot before speech, with the first word of the reply and codec_bos, is not among them: it is the first step.
 
     Attributes:
-        tokens: ids of the thinker's vocabulary, the text of a slot.
-        heard: where in the thinker's prompt the medium stands whose state takes the text's place; -1 for text.
+        tokens: ids of the thinker's vocabulary, the text of a slot; -1 for none.
+        heard: where in the thinker's prompt the state stands that is read too, or (where the talker reads states of media
+            alone) in the text's place; -1 for none.
         codes: codec ids; -1 for none.
         positions: rotary coordinates; those of the first step go on behind them.
         lengths: slots of each row, 0 for a row that says nothing.
-        words: tokens of the reply that stand in the prompt already, a row each.
+        words: tokens of the reply that are known already, a row each.
     """
 
     tokens: Int[np.ndarray, "B U"]
@@ -39,11 +40,11 @@ class SpeechPrompt:
 
     @property
     def hears(self) -> bool:
-        """Whether there is a medium among the slots, so that the thinker's states are needed."""
+        """Whether the thinker's states are needed."""
         return bool((self.heard >= 0).any())
 
 
-def prepare(batch: Batch, speakers: Sequence[int], config: OmniConfig) -> SpeechPrompt:
+def prepare(batch: Batch, speakers: Sequence[int], config: Omni3Config) -> SpeechPrompt:
     """The talker's prompts for rows of the thinker's.
 
     Of the prompt, the user's turns are read, media at their own positions, and of the assistant's turns only the last, which
@@ -104,7 +105,7 @@ def prepare(batch: Batch, speakers: Sequence[int], config: OmniConfig) -> Speech
     return SpeechPrompt(tokens, np.where(mask, heard, -1), np.where(mask, codes, -1), positions, lengths, tuple(words))
 
 
-def open_turn(tokens: Int[np.ndarray, "T"], config: OmniConfig) -> int | None:
+def open_turn(tokens: Int[np.ndarray, "T"], config: Omni3Config) -> int | None:
     """Where the open turn of the assistant begins that a prompt ends in; None where it does not, so cannot be spoken."""
     starts = np.flatnonzero(tokens == config.im_start)
     start = int(starts[-1]) if len(starts) else len(tokens)
@@ -112,7 +113,7 @@ def open_turn(tokens: Int[np.ndarray, "T"], config: OmniConfig) -> int | None:
     return start if opened and config.im_end not in tokens[start:] else None
 
 
-def _user_turns(batch: Batch, config: OmniConfig) -> Bool[np.ndarray, "B T"]:
+def _user_turns(batch: Batch, config: Omni3Config) -> Bool[np.ndarray, "B T"]:
     """Which tokens stand in a turn of the user, its marks included."""
     starts = (batch.tokens == config.im_start) & batch.mask
     after = np.pad(batch.tokens[:, 1:], [(0, 0), (0, 1)], constant_values=-1)
@@ -123,7 +124,7 @@ def _user_turns(batch: Batch, config: OmniConfig) -> Bool[np.ndarray, "B T"]:
 
 
 def _of_user(
-    batch: Batch, grids: Sequence[Grid], placeholder: int, spoken: Bool[np.ndarray, "B T"], config: OmniConfig
+    batch: Batch, grids: Sequence[Grid], placeholder: int, spoken: Bool[np.ndarray, "B T"], config: Omni3Config
 ) -> list[int]:
     """The numbers of the media that stand in turns of the user."""
     counts = [int(np.prod(grid)) // config.thinker.vision_encoder.merge**2 for grid in grids]

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from omni_jax import weights
-from omni_jax.config import from_hf
+from omni_jax.config import DualTrackTalkerConfig, Omni3Config, Omni25Config, TalkerConfig, from_hf
 from omni_jax.models import parts
 from omni_jax.testing.config import preprocessor, tiny_config
-from omni_jax.testing.tokenizer import readable_ids, write_tokenizer
+from omni_jax.testing.config_qwen2_5 import preprocessor_qwen2_5, tiny_speakers
+from omni_jax.testing.tokenizer import QWEN3, Dialect, readable_ids, write_tokenizer
+from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5, token_ids_qwen2_5
 from omni_jax.weights import write_json
 from omni_jax.weights.pieces import Group, Leaf, leaves
 from omni_jax.weights.rows import Binding
+from omni_jax.weights.speakers import write_speakers
 
 # generation_config.json of the releases that speak, and of those that only write.
 SPEAKING = {
@@ -27,6 +30,31 @@ SPEAKING = {
     "talker_top_p": 1.0,
 }
 THINKING = {"max_new_tokens": 32768, "repetition_penalty": 1.0, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+# Objects of config.json that only speaking needs.
+SPOKEN = ("talker_config", "code2wav_config", "token2wav_config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """What a folder holds beside weights.
+
+    Attributes:
+        dialect: of the tokenizer.
+        preprocessor: makes preprocessor_config.json for a thinker's configuration.
+        speaking, writing: generation_config.json of the releases that speak, and of those that only write.
+    """
+
+    dialect: Dialect
+    preprocessor: Callable[[Mapping[str, Any]], dict[str, Any]]
+    speaking: Mapping[str, Any]
+    writing: Mapping[str, Any]
+
+
+_ENDS = {"eos_token_id": [token_ids_qwen2_5()[token] for token in ("<|im_end|>", "<|endoftext|>")]}
+_FAMILIES = {
+    Omni3Config: _Family(dialect=QWEN3, preprocessor=preprocessor, speaking=SPEAKING, writing=THINKING),
+    Omni25Config: _Family(dialect=QWEN2_5, preprocessor=preprocessor_qwen2_5, speaking=_ENDS, writing=_ENDS),
+}
 
 
 def write_tiny(
@@ -43,39 +71,49 @@ def write_tiny(
     Args:
         folder: made where it is not there; must not hold weights yet.
         seed: of the weights.
-        config: the content of config.json; ``tiny_config()`` by default. Larger ones are written layer by layer, so
-            a checkpoint may be larger than the memory.
-        dtype: of the tensors, "float32" or "bfloat16".
+        config: the content of config.json; ``tiny_config()`` by default, ``tiny_qwen2_5_config()`` for the other family.
+            Larger ones are written layer by layer, so a checkpoint may be larger than the memory.
+        dtype: of the tensors, "float32" or "bfloat16"; those of Qwen2.5-Omni's token2wav are float32 in any case.
         speech: False writes a text-only model, as the Thinking and Captioner releases are.
         shards: files of weights, at most.
 
     Returns:
         The folder.
     """
-    folder, kind = Path(folder), weights.float_dtype(dtype)
+    folder = Path(folder)
     config = dict(tiny_config() if config is None else config)
     if not speech:
         config["enable_audio_output"] = False
-        for name in [
-            name for name in config if name in ("talker_config", "code2wav_config") or name.startswith("tts_")
-        ]:
+        for name in [name for name in config if name in SPOKEN or name.startswith("tts_")]:
             del config[name]
     model = from_hf(config)
     speech = model.talker is not None
-    abstract = parts.abstract(model, kind, speech=speech)
+    abstract = parts.abstract(model, weights.float_dtype(dtype), speech=speech)
     bound, found = weights.bindings(model, abstract), leaves(abstract)
-    drawn = np.dtype(np.float32)
-    source = _Random(
-        dtype=drawn, bindings=bound, leaves=found, seed=seed, silent=(model.talker.codec_eos,) if model.talker else ()
-    )
-    total = sum(math.prod(leaf.shape) for leaf in found.values())
-    largest = max(math.prod(binding.shape) for binding in bound.values())
-    shard_bytes = (total // shards + largest) * kind.itemsize if shards > 1 else total * kind.itemsize
+    drawn, silent = np.dtype(np.float32), _silent(model.talker)
+    source = _Random(dtype=drawn, bindings=bound, leaves=found, seed=seed, silent=silent)
+    total = sum(leaf.size for leaf in found.values())
+    largest = max(math.prod(binding.shape) * found[path].dtype.itemsize for path, binding in bound.items())
+    shard_bytes = -(-total // shards) + largest if shards > 1 else total
     weights.save(source, folder, config, dtype=dtype, speech=speech, shard_bytes=shard_bytes)
-    write_tokenizer(folder)
-    write_json(folder / "generation_config.json", SPEAKING if speech else THINKING)
-    write_json(folder / "preprocessor_config.json", preprocessor(config["thinker_config"]))
+    family = _FAMILIES[type(model)]
+    write_tokenizer(folder, family.dialect)
+    write_json(folder / "generation_config.json", family.speaking if speech else family.writing)
+    write_json(folder / "preprocessor_config.json", family.preprocessor(config["thinker_config"]))
+    if isinstance(model, Omni25Config) and model.token2wav:
+        write_speakers(folder, tiny_speakers(dit=model.token2wav.dit))
     return folder
+
+
+def _silent(talker: TalkerConfig | DualTrackTalkerConfig | None) -> Sequence[int]:
+    """Codec ids that greedy speech never chooses."""
+    match talker:
+        case None:
+            return ()
+        case DualTrackTalkerConfig():
+            return range(talker.codes, talker.vocabulary)
+        case TalkerConfig():
+            return (talker.codec_eos,)
 
 
 _SCALES = {
@@ -95,7 +133,7 @@ class _Random:
     """Source: random weights, each piece from a seed of its own path and layer, so that no piece depends on another.
 
     Everything is random, norms and biases too, for a constant would hide a mistake; scales keep activations near 1.
-    The vocoder's convolutions have half gain, as its sines turn large activations into chaos. The ``silent`` codec
+    The vocoders' convolutions have half gain, as their sines turn large activations into chaos. The ``silent`` codec
     ids have zeros in the talker's head, or greedy speech might end before it began; so have, in the thinker's, the ids
     that do not print, or greedy text would be invisible.
     """
@@ -103,7 +141,7 @@ class _Random:
     bindings: Mapping[str, Binding]
     leaves: Mapping[str, Leaf]
     seed: int
-    silent: tuple[int, ...]
+    silent: Sequence[int]
     dtype: np.dtype
 
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
@@ -125,8 +163,8 @@ class _Random:
         if name in _SCALES:
             return _SCALES[name]
         shape = self.bindings[path].shape
-        if path.startswith("code2wav.") and len(shape) == 3:
+        if path.startswith(("code2wav.", "bigvgan.")) and len(shape) == 3:
             # A transposed convolution is [in, out, width], and two of its taps meet in each sample.
-            transposed = path.endswith(".conv.kernel")
+            transposed = path.endswith(".conv.kernel") or path.startswith("bigvgan.upsamples.")
             return 0.0, 0.5 / math.sqrt(2 * shape[0] if transposed else shape[1] * shape[2])
         return 0.0, 1 / math.sqrt(math.prod(shape[1:]))

@@ -1,19 +1,15 @@
 """The configuration and the voices of a tiny Qwen2.5-Omni, in the hub's spelling."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from omni_jax.testing import tokenizer
+from omni_jax.config.token2wav import DiTConfig
+from omni_jax.testing import config
+from omni_jax.testing.tokenizer_qwen2_5 import token_ids_qwen2_5
 from omni_jax.weights.speakers import Speaker
 
-# The added tokens, in the order and spelling of this family's published tokenizer.
-_ADDED = """
-<|endoftext|> <|im_start|> <|im_end|> <|AUDIO|> <|audio_bos|> <|audio_eos|> <|box_end|> <|quad_start|> <|quad_end|>
-<|vision_bos|> <|vision_eos|> <|vision_pad|> <|IMAGE|> <|VIDEO|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|>
-<|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>
-"""
-ADDED_TOKENS_QWEN2_5 = _ADDED.split()
 # What the talker reads beside words has rows of the thinker's table, beyond the tokenizer's last, and no spelling.
 UNSPELT = ("pad", "start", "end", "Ethan", "Chelsie")
 
@@ -175,33 +171,43 @@ def tiny_qwen2_5_config() -> dict[str, Any]:
     }
 
 
-def three_b(config: dict[str, Any]) -> dict[str, Any]:
+def three_b(whole: dict[str, Any]) -> dict[str, Any]:
     """The talker as the 3B has it: narrow heads that fill its width, and no frequency that the width coordinate turns."""
-    talker = config["talker_config"]
+    talker = whole["talker_config"]
     scaling = {**talker["rope_scaling"], "mrope_section": [1, 1, 0]}
     narrow = {"num_attention_heads": 10, "head_dim": 4, "rope_scaling": scaling}
-    return {**config, "talker_config": {**talker, **narrow}}
+    return {**whole, "talker_config": {**talker, **narrow}}
 
 
-def tiny_speakers(seed: int = 0) -> dict[str, Speaker]:
-    """Voices for spk_dict.pt, random, of unlike lengths."""
+def tiny_speakers(seed: int = 0, dit: DiTConfig | None = None) -> dict[str, Speaker]:
+    """Voices for spk_dict.pt, random, of unlike lengths.
+
+    Args:
+        dit: of the model that is to speak with them; that of ``tiny_qwen2_5_config`` by default.
+    """
+    width, bins = (dit.speaker_width, dit.mel_bins) if dit else (SPEAKER_WIDTH, MEL_BINS)
     random = np.random.default_rng(seed)
     return {
         name: Speaker(
             bos_token=unspelt_id(name),
-            cond=random.standard_normal((1, SPEAKER_WIDTH), np.float32),
-            ref_mel=random.standard_normal((1, frames, MEL_BINS), np.float32),
+            cond=random.standard_normal((1, width), np.float32),
+            ref_mel=random.standard_normal((1, frames, bins), np.float32),
         )
         for name, frames in (("Chelsie", 40), ("Ethan", 33))
     }
 
 
-def token_ids_qwen2_5() -> dict[str, int]:
-    """Every token's id: bytes and words as the other family's, and the added tokens numbered on after them."""
-    words = {token: number for token, number in tokenizer.token_ids().items() if token not in tokenizer.ADDED_TOKENS}
-    return {**words, **{token: len(words) + i for i, token in enumerate(ADDED_TOKENS_QWEN2_5)}}
-
-
 def unspelt_id(name: str) -> int:
     """An id beyond the tokenizer's last, by its name in ``UNSPELT``."""
     return len(token_ids_qwen2_5()) + UNSPELT.index(name)
+
+
+def preprocessor_qwen2_5(thinker: Mapping[str, Any]) -> dict[str, Any]:
+    """preprocessor_config.json, as published, for the sizes of a thinker's configuration."""
+    return {
+        **config.preprocessor(thinker),
+        "processor_class": "Qwen2_5OmniProcessor",
+        "chunk_length": 300,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }

@@ -1,6 +1,7 @@
 """A tiny byte-level tokenizer in the published files' layout, and a chat template with the published behaviour."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,10 +85,46 @@ CHAT_TEMPLATE = """\
 """
 
 
-def token_ids() -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """What a family adds to words.
+
+    Attributes:
+        added: the added tokens, numbered on after the words.
+        shown: those of them that a decoder shows even where it skips special tokens.
+        named: what the library calls which of them.
+        context: of model_max_length.
+        template: of conversations, in Jinja.
+    """
+
+    added: tuple[str, ...]
+    shown: tuple[str, ...]
+    named: Mapping[str, str]
+    context: int
+    template: str
+
+
+QWEN3 = Dialect(
+    added=tuple(ADDED_TOKENS),
+    shown=tuple(NOT_SPECIAL),
+    named={
+        "image_token": "<|image_pad|>",
+        "audio_token": "<|audio_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_bos_token": "<|vision_start|>",
+        "vision_eos_token": "<|vision_end|>",
+        "audio_bos_token": "<|audio_start|>",
+        "audio_eos_token": "<|audio_end|>",
+    },
+    context=131072,
+    template=CHAT_TEMPLATE,
+)
+
+
+def token_ids(dialect: Dialect = QWEN3) -> dict[str, int]:
     """Every token's id: bytes, words, and the added tokens numbered on after them."""
     words, _ = _vocabulary()
-    return {**words, **{token: len(words) + i for i, token in enumerate(ADDED_TOKENS)}}
+    return {**words, **{token: len(words) + i for i, token in enumerate(dialect.added)}}
 
 
 def readable_ids() -> list[int]:
@@ -96,10 +133,10 @@ def readable_ids() -> list[int]:
     return [number for word, number in words.items() if number < 94 or len(word) > 1]
 
 
-def write_tokenizer(folder: str | Path) -> Path:
+def write_tokenizer(folder: str | Path, dialect: Dialect = QWEN3) -> Path:
     """Writes a tiny byte-level tokenizer: vocab.json, merges.txt, tokenizer_config.json and chat_template.json.
 
-    All bytes are tokens, so any text can be said; so are a few words and the published added tokens, renumbered.
+    All bytes are tokens, so any text can be said; so are a few words and a family's published added tokens, renumbered.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,15 +144,6 @@ def write_tokenizer(folder: str | Path) -> Path:
     write_json(folder / "vocab.json", words)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     shape = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    named = {
-        "image_token": "<|image_pad|>",
-        "audio_token": "<|audio_pad|>",
-        "video_token": "<|video_pad|>",
-        "vision_bos_token": "<|vision_start|>",
-        "vision_eos_token": "<|vision_end|>",
-        "audio_bos_token": "<|audio_start|>",
-        "audio_eos_token": "<|audio_end|>",
-    }
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -126,16 +154,16 @@ def write_tokenizer(folder: str | Path) -> Path:
             "pad_token": "<|endoftext|>",
             "unk_token": None,
             "errors": "replace",
-            "model_max_length": 131072,
-            "extra_special_tokens": named,
+            "model_max_length": dialect.context,
+            "extra_special_tokens": dict(dialect.named),
             "added_tokens_decoder": {
-                str(number): {"content": token, **shape, "special": token not in NOT_SPECIAL}
-                for token, number in token_ids().items()
-                if token in ADDED_TOKENS
+                str(number): {"content": token, **shape, "special": token not in dialect.shown}
+                for token, number in token_ids(dialect).items()
+                if token in dialect.added
             },
         },
     )
-    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    write_json(folder / "chat_template.json", {"chat_template": dialect.template})
     return folder
 
 

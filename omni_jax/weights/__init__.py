@@ -1,6 +1,7 @@
 """Weights: Hugging Face safetensors to our tree and back, by a table that reads in both directions.
 
 load(folder, config, dtype=...)           parts with the weights of a folder in the published layout
+voices(folder, config)                    the voices that a checkpoint has in a file beside its weights
 save(parts, folder, config_json, ...)     parts, or any source of pieces, into the published layout
 published(folder, config, ...)            such a folder as a source of pieces, and the abstract parts that it fills
 assemble(source, abstract, ...)           parts on the devices from any source
@@ -9,6 +10,7 @@ assemble(source, abstract, ...)           parts on the devices from any source
 from omni_jax.weights.assemble import Shardings, assemble
 from omni_jax.weights.huggingface import bindings, copy_files, float_dtype, load, published, save
 from omni_jax.weights.pieces import InMemory, Progress, Published, Source, compare
+from omni_jax.weights.speakers import Speaker, voices
 from omni_jax.weights.writer import ensure_room, write_json
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Published",
     "Shardings",
     "Source",
+    "Speaker",
     "assemble",
     "bindings",
     "compare",
@@ -26,5 +29,6 @@ __all__ = [
     "load",
     "published",
     "save",
+    "voices",
     "write_json",
 ]

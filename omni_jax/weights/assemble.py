@@ -30,21 +30,20 @@ def assemble(
     compiling a program for its shape; so is each where the host's memory is the device's, which takes it over.
 
     Args:
-        source: holds a piece for every leaf, of the leaf's dtype.
+        source: holds a piece for every leaf.
         abstract: the parts with ShapeDtypeStructs for leaves.
         shardings: by path; a leaf that is not there goes to the default device.
         progress: called with (bytes done, bytes in all, path) after each piece.
     """
     wanted, found = parts.leaves(abstract), pieces.leaves(abstract)
-    itemsize = next(iter(wanted.values())).dtype.itemsize
     values: dict[str, jax.Array] = {}
     stacks: dict[str, np.ndarray] = {}
     shared = jax.default_backend() == "cpu"
-    for group, path, piece in pieces.drain(found, source, itemsize, progress):
+    for group, path, piece in pieces.drain(found, source, progress):
         leaf, sharding = wanted[path], (shardings or {}).get(path)
         if group.layer is None:
             values[path] = put(piece, sharding)
-        elif leaf.size * leaf.dtype.itemsize <= pieces.SMALL_BYTES or (shared and sharding is None):
+        elif found[path].size <= pieces.SMALL_BYTES or (shared and sharding is None):
             if group.layer == 0:
                 stacks[path] = pieces.empty(leaf.shape, leaf.dtype)
             stacks[path][group.layer] = piece

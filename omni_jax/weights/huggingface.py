@@ -2,7 +2,7 @@
 
 import fnmatch
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,13 +13,13 @@ from flax import nnx
 
 from omni_jax.config import OmniConfig, from_hf
 from omni_jax.models import parts as model_parts
-from omni_jax.weights import pieces, qwen3_omni, writer
+from omni_jax.weights import common, pieces, qwen2_5_omni, qwen3_omni, speakers, writer
 from omni_jax.weights.assemble import Shardings, assemble
 from omni_jax.weights.pieces import InMemory, Progress, Published, Source
 from omni_jax.weights.rows import Binding, bind, report
 from omni_jax.weights.source import Safetensors
 
-TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni}
+TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni, "qwen2_5_omni": qwen2_5_omni}
 
 # What a checkpoint's folder holds beside the weights is small: configuration, tokenizer, templates, notes.
 COPIED_BYTES = 64 << 20
@@ -51,9 +51,10 @@ def load(
     Args:
         folder: holds safetensors, single or sharded.
         config: of the same folder.
-        dtype: float32 or bfloat16; what is stored otherwise is cast.
-        speech: False leaves the talker, its code predictor and code2wav on the disk: their tensors are neither read nor
-            checked, and shards that hold nothing else may be absent.
+        dtype: float32 or bfloat16; what is stored otherwise is cast. What makes mel frames and samples of the codes of
+            Qwen2.5-Omni is float32 whatever is given.
+        speech: False leaves what only speaking needs on the disk: those tensors are neither read nor checked, and shards
+            that hold nothing else may be absent.
         shardings: by path of the leaf; the default device where there is none.
         progress: called with (bytes done, bytes in all, path) after each piece.
 
@@ -70,7 +71,7 @@ def published(
     """Checks a folder in the published layout against the model, by names, shapes and dtypes alone.
 
     Args:
-        dtype: as in ``load``; None for the stored one: bfloat16 where every tensor is, else float32.
+        dtype: as in ``load``; None for the stored one: bfloat16 where every tensor is that may be, else float32.
 
     Returns:
         The folder as a source of pieces, and the abstract parts that it fills.
@@ -82,11 +83,8 @@ def published(
     speech = speech and config.talker is not None
     tensors = Safetensors(folder, wanted=lambda name: speech or not name.startswith(table.SPEECH))
     names, twice = _names(tensors, table)
-    if dtype is None:
-        kinds = {tensors.tensors[name].dtype for name in names.values()}
-        dtype = "bfloat16" if kinds == {"BF16"} else "float32"
-    dtype = float_dtype(dtype)
-    abstract = model_parts.abstract(config, dtype, speech=speech)
+    given = float_dtype("bfloat16" if dtype is None else dtype)
+    abstract = model_parts.abstract(config, given, speech=speech)
     found = pieces.leaves(abstract)
     bound, faults = bind(table.rows(config), {path: leaf.shape for path, leaf in found.items()}, names)
     expected = {name: binding.shape for binding in bound.values() for name in binding.names()}
@@ -102,7 +100,13 @@ def published(
     if faults:
         counts = f"{len(missing)} missing, {len(unknown)} unknown, {len(faults) - len(missing) - len(unknown)} wrong"
         raise ValueError(f"{folder}: tensors are not those of config.json's model ({counts}): {report(faults)}")
-    return Published(tensors=tensors, bindings=bound, names=names, leaves=found, dtype=dtype), abstract
+    if dtype is None:
+        chosen = (binding for path, binding in bound.items() if found[path].dtype == given)
+        if {tensors.tensors[names[name]].dtype for binding in chosen for name in binding.names()} != {"BF16"}:
+            given = float_dtype("float32")
+            abstract = model_parts.abstract(config, given, speech=speech)
+            found = pieces.leaves(abstract)
+    return Published(tensors=tensors, bindings=bound, names=names, leaves=found, dtype=given), abstract
 
 
 def save(
@@ -124,11 +128,13 @@ def save(
         config_json: the content of config.json.
         dtype: float32 or bfloat16; None for the weights' own.
         speech: whether the source holds the speaking parts too; known of parts. Without them config.json says so.
-        files_from: a folder whose small files (tokenizer, templates, ...) are copied.
+        files_from: a folder whose small files (tokenizer, templates, ...) are copied, and whose voices are read and
+            written, where they are a file and the model speaks.
         shard_bytes: the largest size of a file of several tensors.
 
     Raises:
-        ValueError: the folder holds weights already, or the parts are not the model that ``config_json`` describes.
+        ValueError: the folder holds weights already, the parts are not the model that ``config_json`` describes, or the
+            voices are absent or none.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -141,19 +147,19 @@ def save(
     abstract = model_parts.abstract(config, dtype, speech=speech)
     if isinstance(weights, Mapping):
         pieces.agree(pieces.leaves(abstract), pieces.leaves(weights), "the parts")
+    voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
     folder.mkdir(parents=True, exist_ok=True)
     writer.write(
         given,
         pieces.leaves(abstract),
         bindings(config, abstract),
         folder,
-        dtype=dtype,
         shard_bytes=shard_bytes,
         progress=progress,
     )
     if files_from is not None:
-        copy_files(files_from, folder)
-    described = _stored_as(config_json, dtype.name)
+        copy_files(files_from, folder, voices)
+    described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
     writer.write_json(folder / "config.json", described if speech else {**described, "enable_audio_output": False})
     return folder
 
@@ -169,8 +175,11 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
     return bound
 
 
-def copy_files(source: str | Path, target: str | Path) -> None:
-    """Copies the small files of a checkpoint's folder: everything but weights, hidden files and what is over 64 MiB."""
+def copy_files(source: str | Path, target: str | Path, voices: Mapping[str, speakers.Speaker]) -> None:
+    """Copies the small files of a checkpoint's folder: everything but weights, hidden files and what is over 64 MiB.
+
+    Voices come in a file that could hold anything, so what was read of it is written, and it is not copied.
+    """
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
         return
@@ -181,6 +190,8 @@ def copy_files(source: str | Path, target: str | Path) -> None:
             temporary = target / f"{path.name}.partial"
             shutil.copyfile(path, temporary)
             temporary.replace(target / path.name)
+    if voices:
+        speakers.write_speakers(target, voices)
 
 
 def float_dtype(dtype: Any) -> np.dtype:
@@ -205,16 +216,25 @@ def _names(tensors: Safetensors, table: ModuleType) -> tuple[dict[str, str], lis
     for name in tensors.tensors:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in table.IGNORED):
             continue
-        ours = next((new + name.removeprefix(old) for old, new in table.ALIASES if name.startswith(old)), name)
+        ours = next((new + name.removeprefix(old) for old, new in common.ALIASES if name.startswith(old)), name)
         if names.setdefault(ours, name) != name:
             faults.append((name, f"the same tensor as {names[ours]}"))
     return names, faults
 
 
-def _stored_as(config_json: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json with the dtype that is written, in the new spelling, for the whole and each part that names one."""
-    described = {name: value for name, value in config_json.items() if name != "torch_dtype"}
+def _stored_as(
+    config_json: Mapping[str, Any], dtype: str, fixed: Collection[str], *, whole: bool = True
+) -> dict[str, Any]:
+    """config.json with the dtype that is written, in the new spelling, for the whole and each object in it that names one.
+
+    Args:
+        fixed: names of objects that are float32 whatever is written.
+        whole: this is the outermost object, which names a dtype even where it did not.
+    """
+    names = ("dtype", "torch_dtype")
+    described = {name: value for name, value in config_json.items() if name not in names}
     for name, value in described.items():
-        if isinstance(value, Mapping) and {"dtype", "torch_dtype"} & value.keys():
-            described[name] = _stored_as(value, dtype)
-    return {**described, "dtype": dtype}
+        if isinstance(value, Mapping):
+            inner = "float32" if name in fixed else dtype
+            described[name] = _stored_as(value, inner, fixed, whole=False)
+    return {**described, "dtype": dtype} if whole or any(name in config_json for name in names) else described

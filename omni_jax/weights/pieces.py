@@ -5,6 +5,7 @@ part the leaves that are not stacked, then layer by layer all that are. Whoever 
 Face folder, a converted one, or arrays in memory; whoever takes them goes through the groups in their order.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,14 +27,25 @@ SMALL_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """A parameter's shape, and whether its first axis counts layers."""
+    """A parameter's shape, whether its first axis counts layers, and its dtype: some are float32 in any model."""
 
     shape: tuple[int, ...]
     stacked: bool
+    dtype: np.dtype
 
     @property
     def piece(self) -> tuple[int, ...]:
         return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def piece_size(self) -> int:
+        """In bytes."""
+        return math.prod(self.piece) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +62,17 @@ class Group:
 
 
 class Source(Protocol):
-    """Whoever holds weights, in pieces of one dtype."""
+    """Whoever holds weights.
+
+    Attributes:
+        dtype: of the parameters whose dtype may be chosen.
+    """
 
     @property
     def dtype(self) -> np.dtype: ...
 
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
-        """The group's pieces, one after the other."""
+        """The group's pieces, one after the other; who takes them casts them to the dtype that he wants."""
         ...
 
 
@@ -64,7 +80,7 @@ def leaves(tree: Mapping[str, nnx.Module]) -> dict[str, Leaf]:
     """The leaves of parts by path. Axes are named from the right, so a leaf with one axis too many is stacked."""
     axes = parts.axes(tree)
     return {
-        path: Leaf(shape=tuple(leaf.shape), stacked=len(leaf.shape) > len(axes[path]))
+        path: Leaf(shape=tuple(leaf.shape), stacked=len(leaf.shape) > len(axes[path]), dtype=np.dtype(leaf.dtype))
         for path, leaf in parts.leaves(tree).items()
     }
 
@@ -86,11 +102,11 @@ def groups(found: Mapping[str, Leaf]) -> list[Group]:
 
 
 def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> None:
-    """Refuses leaves that are not the wanted ones (ValueError with every fault)."""
+    """Refuses leaves that are not the wanted ones, but for their dtypes (ValueError with every fault)."""
     faults = [(path, "missing") for path in wanted if path not in held]
     faults += [(path, "unknown") for path in held if path not in wanted]
     for path, leaf in wanted.items():
-        if path in held and leaf != held[path]:
+        if path in held and (leaf.shape, leaf.stacked) != (held[path].shape, held[path].stacked):
             faults.append((path, f"expected shape {list(leaf.shape)}, got {list(held[path].shape)}"))
     if faults:
         raise ValueError(f"{what}: not the model that config.json describes ({len(faults)} faults): {report(faults)}")
@@ -99,7 +115,7 @@ def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> No
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Host memory at an address from which the CPU backend takes an array without copying it."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
@@ -113,8 +129,8 @@ class Published:
         tensors: the folder's tensors.
         bindings: which of them make which leaf, by path.
         names: the name that the folder gives to a published name.
-        leaves: shapes, by path.
-        dtype: of the pieces; other floats are cast.
+        leaves: shapes and dtypes of the pieces, by path; other floats are cast.
+        dtype: as in ``Source``.
     """
 
     tensors: Safetensors
@@ -126,7 +142,7 @@ class Published:
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
         with self.tensors:
             for path in group.paths:
-                piece = empty(self.leaves[path].piece, self.dtype)
+                piece = empty(self.leaves[path].piece, self.leaves[path].dtype)
                 for name, index in self.bindings[path].tensors(group.layer):
                     self.bindings[path].put(piece, index, self.tensors.read(self.names[name]))
                 yield path, piece
@@ -140,7 +156,7 @@ class InMemory:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(jax.tree.leaves(self.parts)[0].dtype)
+        return np.dtype(jax.tree.leaves(self.parts.get("thinker", self.parts))[0].dtype)
 
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
         held = parts.leaves({group.part: self.parts[group.part]})
@@ -155,14 +171,17 @@ class InMemory:
 
 
 def drain(
-    found: Mapping[str, Leaf], source: Source, itemsize: int, progress: Progress | None
+    found: Mapping[str, Leaf], source: Source, progress: Progress | None
 ) -> Iterator[tuple[Group, str, np.ndarray]]:
-    """Every piece of a source in order, with a word to ``progress`` (bytes done, bytes in all, path) after each."""
-    total, done = sum(int(np.prod(leaf.shape)) for leaf in found.values()) * itemsize, 0
+    """Every piece of a source in order and in its leaf's dtype.
+
+    Each is followed by a word to ``progress`` (bytes done, bytes in all, path).
+    """
+    total, done = sum(leaf.size for leaf in found.values()), 0
     for group in groups(found):
         for path, piece in source.read(group):
-            yield group, path, piece
-            done += piece.size * itemsize
+            yield group, path, piece.astype(found[path].dtype, copy=False)
+            done += found[path].piece_size
             if progress is not None:
                 progress(done, total, path)
 
@@ -180,7 +199,7 @@ class Difference:
 
 def compare(left: Published, right: Source, *, progress: Progress | None = None) -> Iterator[Difference]:
     """Compares two sources of the same leaves, piece by piece and bit by bit."""
-    pairs = drain(left.leaves, left, left.dtype.itemsize, progress)
+    pairs = drain(left.leaves, left, progress)
     for group in groups(left.leaves):
         for path, theirs in right.read(group):
             ours = next(pairs)[2]

@@ -2,45 +2,16 @@
 
 The grammar of the rows is explained in `rows.py`; both names go on from the prefixes of their block (see the end).
 
-Names and shapes are the published files' own, one tensor an expert and projection; `or` lines and ALIASES admit what
-Transformers writes from its memory. A linear weight of theirs is [out, in]; a convolution [out, in, width], a
+Names and shapes are the published files' own, one tensor an expert and projection; `or` lines (of `common.py`) admit
+what Transformers writes from its memory. A linear weight of theirs is [out, in]; a convolution [out, in, width], a
 transposed one [in, out, width].
 """
 
 from collections.abc import Sequence
 
-from omni_jax.config import OmniConfig
+from omni_jax.config import Omni3Config
+from omni_jax.weights import common
 from omni_jax.weights.rows import Row, parse
-
-# The block that thinker, talker, code predictor and code2wav share; rows for what a stack does not have find no leaf.
-DECODER = """
-.norm.scale                       | .norm.weight                                          | d -> d
-.layers.attention_norm.scale      | .layers.{l}.input_layernorm.weight                    | l d -> l d
-.layers.attention.q.kernel        | .layers.{l}.self_attn.q_proj.weight                   | l (n h) d -> l d n h
-.layers.attention.k.kernel        | .layers.{l}.self_attn.k_proj.weight                   | l (n h) d -> l d n h
-.layers.attention.v.kernel        | .layers.{l}.self_attn.v_proj.weight                   | l (n h) d -> l d n h
-.layers.attention.o.kernel        | .layers.{l}.self_attn.o_proj.weight                   | l d (n h) -> l n h d
-.layers.attention.q_norm.scale    | .layers.{l}.self_attn.q_norm.weight                   | l h -> l h
-.layers.attention.k_norm.scale    | .layers.{l}.self_attn.k_norm.weight                   | l h -> l h
-.layers.attention_scale           | .layers.{l}.self_attn_layer_scale.scale               | l d -> l d
-.layers.ffn_norm.scale            | .layers.{l}.post_attention_layernorm.weight           | l d -> l d
-.layers.ffn_scale                 | .layers.{l}.mlp_layer_scale.scale                     | l d -> l d
-.layers.ffn.gate_up.kernel        | .layers.{l}.mlp.{p:gate,up}_proj.weight               | l p f d -> l d p f
-.layers.ffn.down.kernel           | .layers.{l}.mlp.down_proj.weight                      | l d f -> l f d
-.layers.ffn.router.kernel         | .layers.{l}.mlp.gate.weight                           | l e d -> l d e
-.layers.ffn.shared_gate.kernel    | .layers.{l}.mlp.shared_expert_gate.weight             | l 1 d -> l d 1
-.layers.ffn.shared.gate_up.kernel | .layers.{l}.mlp.shared_expert.{p:gate,up}_proj.weight | l p f d -> l d p f
-.layers.ffn.shared.down.kernel    | .layers.{l}.mlp.shared_expert.down_proj.weight        | l d f -> l f d
-.experts.gate_up                  | .layers.{l}.mlp.experts.{e}.{p:gate,up}_proj.weight   | l e p f d -> l e d (p f)
-or                                | .layers.{l}.mlp.experts.gate_up_proj                  | l e g d -> l e d g
-.experts.down                     | .layers.{l}.mlp.experts.{e}.down_proj.weight          | l e d f -> l e f d
-or                                | .layers.{l}.mlp.experts.down_proj                     | l e d f -> l e f d
-"""
-
-THINKER = """
-.embedding.table | .model.embed_tokens.weight | v d -> v d
-.head.kernel     | .lm_head.weight            | v d -> d v
-"""
 
 AUDIO_ENCODER = """
 .conv1.kernel                | .conv2d1.weight                         | o i h w -> h w i o
@@ -50,24 +21,6 @@ AUDIO_ENCODER = """
 .conv3.kernel                | .conv2d3.weight                         | o i h w -> h w i o
 .conv3.bias                  | .conv2d3.bias                           | o -> o
 .stem.kernel                 | .conv_out.weight                        | d (c f) -> f c d
-.layers.attention_norm.scale | .layers.{l}.self_attn_layer_norm.weight | l d -> l d
-.layers.attention_norm.bias  | .layers.{l}.self_attn_layer_norm.bias   | l d -> l d
-.layers.q.kernel             | .layers.{l}.self_attn.q_proj.weight     | l (n h) d -> l d n h
-.layers.q.bias               | .layers.{l}.self_attn.q_proj.bias       | l (n h) -> l n h
-.layers.k.kernel             | .layers.{l}.self_attn.k_proj.weight     | l (n h) d -> l d n h
-.layers.k.bias               | .layers.{l}.self_attn.k_proj.bias       | l (n h) -> l n h
-.layers.v.kernel             | .layers.{l}.self_attn.v_proj.weight     | l (n h) d -> l d n h
-.layers.v.bias               | .layers.{l}.self_attn.v_proj.bias       | l (n h) -> l n h
-.layers.o.kernel             | .layers.{l}.self_attn.out_proj.weight   | l d (n h) -> l n h d
-.layers.o.bias               | .layers.{l}.self_attn.out_proj.bias     | l d -> l d
-.layers.ffn_norm.scale       | .layers.{l}.final_layer_norm.weight     | l d -> l d
-.layers.ffn_norm.bias        | .layers.{l}.final_layer_norm.bias       | l d -> l d
-.layers.ffn.up.kernel        | .layers.{l}.fc1.weight                  | l f d -> l d f
-.layers.ffn.up.bias          | .layers.{l}.fc1.bias                    | l f -> l f
-.layers.ffn.down.kernel      | .layers.{l}.fc2.weight                  | l d f -> l f d
-.layers.ffn.down.bias        | .layers.{l}.fc2.bias                    | l d -> l d
-.norm.scale                  | .ln_post.weight                         | d -> d
-.norm.bias                   | .ln_post.bias                           | d -> d
 .projection.up.kernel        | .proj1.weight                           | f d -> d f
 .projection.up.bias          | .proj1.bias                             | f -> f
 .projection.down.kernel      | .proj2.weight                           | o f -> f o
@@ -156,38 +109,28 @@ CODE2WAV = """
 .conv_out.bias                  | .decoder.LAST.conv.bias                      | o -> o
 """
 
-# What Transformers calls in memory what the published files call otherwise.
-ALIASES = (
-    ("thinker.model.language_model.", "thinker.model."),
-    ("thinker.model.audio_tower.", "thinker.audio_tower."),
-    ("thinker.model.visual.", "thinker.visual."),
-)
-
-# Tensors of which nothing is read, by pattern, and why.
-IGNORED = {
-    "*.inv_freq": "rotary frequencies are computed",
-    "*.original_inv_freq": "rotary frequencies are computed",
-    "code2wav.code_offset": "the codebooks' first rows in the joined table are computed",
-    "thinker.audio_tower.positional_embedding.*": "the audio encoder's sinusoids are computed",
-}
+IGNORED = {**common.IGNORED, "code2wav.code_offset": "the codebooks' first rows in the joined table are computed"}
 
 # What only speaking needs, passed over unread where nothing is to be said.
 SPEECH = ("talker.", "code2wav.")
 
+# Objects of config.json whose tensors are float32 in any checkpoint.
+FLOAT32 = ()
 
-def rows(config: OmniConfig) -> Sequence[Row]:
+
+def rows(config: Omni3Config) -> Sequence[Row]:
     """The table for one checkpoint; what it has no leaf for finds none."""
     stages = len(config.code2wav.rates) if config.code2wav else 0
     blocks = (
-        ("thinker", "thinker", THINKER),
-        ("thinker.decoder", "thinker.model", DECODER),
-        ("audio_encoder", "thinker.audio_tower", AUDIO_ENCODER),
+        ("thinker", "thinker", common.THINKER),
+        ("thinker.decoder", "thinker.model", common.DECODER),
+        ("audio_encoder", "thinker.audio_tower", AUDIO_ENCODER + common.AUDIO_LAYERS),
         ("vision_encoder", "thinker.visual", VISION_ENCODER),
         ("talker", "talker", TALKER),
-        ("talker.decoder", "talker.model", DECODER),
+        ("talker.decoder", "talker.model", common.DECODER),
         ("code_predictor", "talker.code_predictor", CODE_PREDICTOR),
-        ("code_predictor.decoder", "talker.code_predictor.model", DECODER),
+        ("code_predictor.decoder", "talker.code_predictor.model", common.DECODER),
         ("code2wav", "code2wav", CODE2WAV.replace("SNAKE", str(stages + 1)).replace("LAST", str(stages + 2))),
-        ("code2wav.decoder", "code2wav.pre_transformer", DECODER),
+        ("code2wav.decoder", "code2wav.pre_transformer", common.DECODER),
     )
     return [row for ours, theirs, text in blocks for row in parse(text, ours, theirs)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.config import Omni25Config
+from omni_jax.config import Omni25Config, OmniConfig
 from omni_jax.weights.torch_file import MAX_BYTES, read_torch, shown, write_torch
 
 FILE = "spk_dict.pt"
@@ -55,6 +55,21 @@ def read_speakers(path: str | Path, config: Omni25Config | None = None) -> dict[
             f"{path}: expected voices of this model: {'; '.join(faults)}; copy it from the same checkpoint"
         )
     return speakers
+
+
+def voices(folder: str | Path, config: OmniConfig, *, speech: bool = True) -> dict[str, Speaker]:
+    """The voices that a checkpoint has in a file: those of a Qwen2.5-Omni that speaks, else none.
+
+    Args:
+        folder: of the checkpoint.
+        speech: whether it is to speak.
+
+    Raises:
+        ValueError: as in ``read_speakers``.
+    """
+    if isinstance(config, Omni25Config) and config.talker is not None and speech:
+        return read_speakers(folder, config)
+    return {}
 
 
 def write_speakers(path: str | Path, speakers: Mapping[str, Speaker]) -> Path:

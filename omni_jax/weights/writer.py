@@ -25,11 +25,10 @@ def write(
     bindings: Mapping[str, Binding],
     folder: Path,
     *,
-    dtype: np.dtype,
     shard_bytes: int = SHARD_BYTES,
     progress: pieces.Progress | None = None,
 ) -> None:
-    """Writes a source's weights into ``folder`` as safetensors in the published layout.
+    """Writes a source's weights into ``folder`` as safetensors in the published layout, each leaf in its dtype.
 
     Shards are written under temporary names and renamed when all are whole, the index last; without it a reader takes
     none.
@@ -41,8 +40,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     if list(folder.glob("*.safetensors")) or (folder / INDEX).exists():
         raise ValueError(f"{folder}: already holds safetensors; choose an empty folder")
-    shards = _plan(found, bindings, dtype.itemsize, shard_bytes)
-    total = sum(math.prod(shape) for shard in shards for shape in shard.values()) * dtype.itemsize
+    shards = _plan(found, bindings, shard_bytes)
+    total = sum(leaf.size for leaf in found.values())
     ensure_room(folder, total)
     files = (
         [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
@@ -50,10 +49,10 @@ def write(
         else [SINGLE]
     )
     partial = [folder / f"{file}.partial" for file in files]
-    stream = _tensors(source, found, bindings, dtype, progress)
+    stream = _tensors(source, found, bindings, progress)
     try:
         for path, shard in zip(partial, shards, strict=True):
-            _write_shard(path, shard, dtype, stream)
+            _write_shard(path, shard, stream)
         next(stream, None)  # lets the stream report its last piece
         for path, file in zip(partial, files, strict=True):
             path.rename(folder / file)
@@ -93,20 +92,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _plan(
-    found: Mapping[str, pieces.Leaf], bindings: Mapping[str, Binding], itemsize: int, limit: int
-) -> list[dict[str, Shape]]:
-    """Which tensors each shard holds, with their shapes, in the order in which they will come."""
-    shards: list[dict[str, Shape]] = [{}]
+    found: Mapping[str, pieces.Leaf], bindings: Mapping[str, Binding], limit: int
+) -> list[dict[str, tuple[Shape, np.dtype]]]:
+    """Which tensors each shard holds, with their shapes and dtypes, in the order in which they will come."""
+    shards: list[dict[str, tuple[Shape, np.dtype]]] = [{}]
     filled = 0
     for group in pieces.groups(found):
         for path in group.paths:
-            shape = bindings[path].shape
-            size = math.prod(shape) * itemsize
+            shape, dtype = bindings[path].shape, found[path].dtype
+            size = math.prod(shape) * dtype.itemsize
             for name, _ in bindings[path].tensors(group.layer):
                 if filled + size > limit and shards[-1]:
                     shards.append({})
                     filled = 0
-                shards[-1][name] = shape
+                shards[-1][name] = shape, dtype
                 filled += size
     return shards
 
@@ -115,18 +114,17 @@ def _tensors(
     source: pieces.Source,
     found: Mapping[str, pieces.Leaf],
     bindings: Mapping[str, Binding],
-    dtype: np.dtype,
     progress: pieces.Progress | None,
 ) -> Iterator[np.ndarray]:
-    for group, path, piece in pieces.drain(found, source, dtype.itemsize, progress):
+    for group, path, piece in pieces.drain(found, source, progress):
         for _, index in bindings[path].tensors(group.layer):
-            yield bindings[path].take(piece, index).astype(dtype, copy=False)
+            yield bindings[path].take(piece, index)
 
 
-def _write_shard(path: Path, shard: Mapping[str, Shape], dtype: np.dtype, stream: Iterator[np.ndarray]) -> None:
+def _write_shard(path: Path, shard: Mapping[str, tuple[Shape, np.dtype]], stream: Iterator[np.ndarray]) -> None:
     """A safetensors file: the head's length in 8 bytes, the head in JSON, padded to align the data, the data."""
     start, entries = 0, dict[str, Any](__metadata__={"format": "pt"})  # Transformers refuses files that do not say so
-    for name, shape in shard.items():
+    for name, (shape, dtype) in shard.items():
         end = start + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": CODES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
         start = end

@@ -83,7 +83,7 @@ def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "thinker.decoder.experts.gate_up [layer 2]: 1 of 32,768 values differ, by up to 0.5" in out
     assert "thinker.decoder.norm.scale: 1 of 64 values differ, by up to nan" in out
-    assert out.splitlines()[-1] == "the converted weights differ"
+    assert out.splitlines()[-1] == "the converted checkpoint differs"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from omni_jax import Omni, Sampling, perceive
 from omni_jax.decoding import generate as generation
 from omni_jax.decoding.sampling import SamplingRows
 from omni_jax.models.thinker import Embedded
-from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 
@@ -84,7 +83,7 @@ def test_prefill_and_steps_equal_the_whole(omni):
         for row in range(3):
             np.testing.assert_allclose(logits[row], whole[row, at[row] - 1], atol=1e-4 * np.abs(whole).max())
         tokens = np.array([*(row[n] for row, n in zip(rows, at[:3], strict=True)), 0])
-        logits, cache = step(tokens, np.broadcast_to(at.astype(np.float32), (3, 4)), live, cache)
+        logits, _, cache = step(tokens, np.broadcast_to(at.astype(np.float32), (3, 4)), live, cache)
         at = at + live
     np.testing.assert_array_equal(cache.length, at)
 
@@ -93,7 +92,7 @@ def test_prefill_and_steps_equal_the_whole(omni):
 def test_log_probabilities_equal_those_of_the_whole_pass(omni, how):
     """Teacher forcing: each reply's own tokens after its prompt, in one pass, with audio in one of the rows."""
     config = omni.config.thinker
-    heard = [5, *[config.audio_token] * int(audio_tokens(90)), 7]
+    heard = [5, *[config.audio_token] * config.audio_encoder.tokens(90), 7]
     clips = (np.random.default_rng(0).normal(size=(128, 90)).astype(np.float32),)
     rows = [heard, prompt(16), prompt(9)]
     replies = answer(omni, replace(batch(*rows), mel=clips), seed=[1, 2, 4], **how)  # none says a placeholder

@@ -7,7 +7,6 @@ from omni_jax import perceive
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig
 from omni_jax.processing.clip_packing import pack
-from omni_jax.processing.prompt import audio_tokens
 
 # The published attention window and chunk; one mel bin, so that hours of sound stay small.
 PUBLISHED = AudioEncoderConfig(
@@ -39,7 +38,7 @@ def assert_close(found, expected):
 def test_a_clip_in_a_batch_equals_the_clip_alone(omni, frames):
     clips = [clip(n, seed) for seed, n in enumerate(frames)]
     together = omni.encode_audio(clips)
-    assert [len(features) for features in together] == [audio_tokens(n) for n in frames]
+    assert [len(features) for features in together] == [omni.config.thinker.audio_encoder.tokens(n) for n in frames]
     for one, features in zip(clips, together, strict=True):
         assert_close(features, omni.encode_audio([one])[0])
 
@@ -142,7 +141,7 @@ def test_no_call_is_larger_than_its_bound(frames):
 
 def test_forty_minutes_are_31_200_tokens():
     calls = list(pack([silence(LONGEST)], PUBLISHED))
-    assert audio_tokens(LONGEST) == 31_200
+    assert PUBLISHED.tokens(LONGEST) == 31_200
     order = np.concatenate([item.order[item.order >= 0] for item in calls])
     np.testing.assert_array_equal(order, np.arange(31_200))
     assert len(calls) == 43

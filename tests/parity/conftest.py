@@ -1,6 +1,9 @@
-"""The reference: Transformers on the same tiny checkpoint, float32."""
+"""The references: Transformers on the same tiny checkpoints, float32."""
 
 import warnings
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,3 +23,25 @@ def reference(tiny):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def elders(tmp_path_factory):
+    """Random Qwen2.5-Omnis by a name of ``parity_elder.CONFIGS``: ``.folder``, ``.omni`` of it and ``.reference`` of it."""
+    from parity_elder import CONFIGS, load_reference
+
+    from omni_jax import Omni
+    from omni_jax.testing import write_tiny
+
+    @cache
+    def elder(name: str) -> SimpleNamespace:
+        folder: Path = write_tiny(tmp_path_factory.mktemp("elder") / "model", config=CONFIGS[name]())
+        return SimpleNamespace(folder=folder, omni=Omni.load(folder), reference=load_reference(folder))
+
+    return elder
+
+
+@pytest.fixture(scope="session")
+def elder(elders):
+    """The tiny one."""
+    return elders("7B")

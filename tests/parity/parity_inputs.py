@@ -3,8 +3,6 @@
 import numpy as np
 import torch
 
-from omni_jax.processing.prompt import audio_tokens
-
 
 def ids(omni, *frames, words=9, seed=0):
     """A prompt of random text with clips of so many frames in it."""
@@ -12,7 +10,7 @@ def ids(omni, *frames, words=9, seed=0):
     thinker = config.thinker
     row = [config.im_start, config.user, *rng.integers(0, 200, words).tolist()]
     for n in frames:
-        row += [thinker.audio_start, *[thinker.audio_token] * int(audio_tokens(n)), thinker.audio_end]
+        row += [thinker.audio_start, *[thinker.audio_token] * thinker.audio_encoder.tokens(n), thinker.audio_end]
         row += rng.integers(0, 200, 3).tolist()
     return [*row, config.im_end]
 

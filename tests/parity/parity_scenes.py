@@ -8,8 +8,8 @@ from parity_inputs import clip, pad, reference_inputs
 
 from omni_jax.processing.media import Visual
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.request import Batch
+from omni_jax.testing.tokenizer import token_ids
 
 NEWLINE = 198  # of the tiny tokenizer, as of the published one
 
@@ -43,14 +43,15 @@ def conversation(omni, *turns, words=5, seed=0):
     """A row of turns as the chat template makes them, (role, *parts) each, parts as in ``scene``; then the assistant's,
     opened. A last turn of the assistant is that one, begun."""
     made, rng, config = Scene([]), np.random.default_rng(seed), omni.config
+    roles = token_ids()  # the same in the tiny tokenizers of both families; only one's config has them all
     for number, (role, *parts) in enumerate(turns):
-        turn = Scene([config.im_start, getattr(config, role), NEWLINE])
+        turn = Scene([config.im_start, roles[role], NEWLINE])
         _fill(turn, config.thinker, rng, parts, words, seed + 100 * number)
         if role != "assistant" or number + 1 < len(turns):
             turn.tokens += [config.im_end, NEWLINE]
         made.turns.append((role, turn))
     if turns[-1][0] != "assistant":
-        made.turns.append(("assistant", Scene([config.im_start, config.assistant, NEWLINE])))
+        made.turns.append(("assistant", Scene([config.im_start, roles["assistant"], NEWLINE])))
     for _, turn in made.turns:
         for kind in ("tokens", "mel", "images", "videos"):
             getattr(made, kind).extend(getattr(turn, kind))
@@ -62,13 +63,14 @@ def _fill(made, config, rng, parts, words, seed):
     """Words, then the parts with two words behind each."""
 
     def see(grid, seconds=0.0):
-        return Visual(rng.normal(size=(int(np.prod(grid)), 1536)).astype(np.float32), grid, seconds)
+        size = int(np.prod(grid)), config.vision_encoder.patch_width
+        return Visual(rng.normal(size=size).astype(np.float32), grid, seconds)
 
     made.tokens += rng.integers(0, 200, words).tolist()
     for number, (kind, *sizes) in enumerate(parts):
         if kind == "audio":
             made.mel.append(clip(sizes[0], seed + number))
-            run = [config.audio_start, *[config.audio_token] * int(audio_tokens(sizes[0])), config.audio_end]
+            run = [config.audio_start, *[config.audio_token] * config.audio_encoder.tokens(sizes[0]), config.audio_end]
         else:
             grid = (1, *sizes) if kind == "image" else sizes[0]
             count = int(np.prod(grid)) // 4
@@ -82,7 +84,7 @@ def _fill(made, config, rng, parts, words, seed):
                 made.videos.append(see(grid, sizes[1]))
                 made.mel.append(clip(sizes[2], seed + number))
                 made.sound = True
-                mixed = interleave(grid, sizes[1], int(audio_tokens(sizes[2])), config)
+                mixed = interleave(grid, sizes[1], config.audio_encoder.tokens(sizes[2]), config)
                 run = [config.audio_start, *mixed.tolist(), config.audio_end]
             run = [config.vision_start, *run, config.vision_end]
         made.tokens += [*run, *rng.integers(0, 200, 2).tolist()]

@@ -1,51 +1,21 @@
 """Qwen2.5-Omni's audio encoder against Transformers: lengths around pairs and chunks, alone and all in one call."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from parity_close import assert_close
+from parity_elder import filled
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config import PooledAudioEncoderConfig, halve
 from omni_jax.models.pooled_audio_encoder import PooledAudioEncoder
-from omni_jax.nn.layers import Init
-from omni_jax.weights.pieces import leaves
-from omni_jax.weights.rows import bind, parse
 
 # Chunks as long as published.
 CONFIG = PooledAudioEncoderConfig(
     mel_bins=16, layers=3, width=32, heads=4, ffn_width=48, chunk_frames=200, out_width=24
 )
 LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 99, 100, 199, 200, 201, 237, 450]
-
-ROWS = """
-.conv1.kernel                | .conv1.weight                           | o i k -> k i o
-.conv1.bias                  | .conv1.bias                             | o -> o
-.conv2.kernel                | .conv2.weight                           | o i k -> k i o
-.conv2.bias                  | .conv2.bias                             | o -> o
-.layers.attention_norm.scale | .layers.{l}.self_attn_layer_norm.weight | l d -> l d
-.layers.attention_norm.bias  | .layers.{l}.self_attn_layer_norm.bias   | l d -> l d
-.layers.q.kernel             | .layers.{l}.self_attn.q_proj.weight     | l (n h) d -> l d n h
-.layers.q.bias               | .layers.{l}.self_attn.q_proj.bias       | l (n h) -> l n h
-.layers.k.kernel             | .layers.{l}.self_attn.k_proj.weight     | l (n h) d -> l d n h
-.layers.v.kernel             | .layers.{l}.self_attn.v_proj.weight     | l (n h) d -> l d n h
-.layers.v.bias               | .layers.{l}.self_attn.v_proj.bias       | l (n h) -> l n h
-.layers.o.kernel             | .layers.{l}.self_attn.out_proj.weight   | l d (n h) -> l n h d
-.layers.o.bias               | .layers.{l}.self_attn.out_proj.bias     | l d -> l d
-.layers.ffn_norm.scale       | .layers.{l}.final_layer_norm.weight     | l d -> l d
-.layers.ffn_norm.bias        | .layers.{l}.final_layer_norm.bias       | l d -> l d
-.layers.ffn.up.kernel        | .layers.{l}.fc1.weight                  | l f d -> l d f
-.layers.ffn.up.bias          | .layers.{l}.fc1.bias                    | l f -> l f
-.layers.ffn.down.kernel      | .layers.{l}.fc2.weight                  | l d f -> l f d
-.layers.ffn.down.bias        | .layers.{l}.fc2.bias                    | l d -> l d
-.norm.scale                  | .ln_post.weight                         | d -> d
-.norm.bias                   | .ln_post.bias                           | d -> d
-.out.kernel                  | .proj.weight                            | o d -> d o
-.out.bias                    | .proj.bias                              | o -> o
-.bos_eos.table               | .audio_bos_eos_token.weight             | b d -> b d
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +39,7 @@ def tower():
 
 @pytest.fixture(scope="module")
 def encoder(tower):
-    """Ours, filled from their tensors by the engine of the weight tables: each leaf once, each tensor used."""
-    module = jax.eval_shape(lambda: PooledAudioEncoder(Init(jax.random.key(0), jnp.float32), CONFIG))
-    shapes = {path: leaf.shape for path, leaf in leaves({"": module}).items()}
-    bindings, faults = bind(parse(ROWS), shapes)
-    assert not faults
-    tensors = {f".{name}": tensor.numpy() for name, tensor in tower.state_dict().items()}
-    assert {name for binding in bindings.values() for name in binding.names()} == set(tensors)
-    arrays = {}
-    for path, binding in bindings.items():
-        pieces = np.empty((binding.layers, *shapes[path][binding.stacked :]), np.float32)
-        for layer, piece in enumerate(pieces):
-            for name, index in binding.tensors(layer):
-                assert tensors[name].shape == binding.shape
-                binding.put(piece, index, tensors[name])
-        arrays[path] = jnp.asarray(pieces.reshape(shapes[path]))
-    return jax.tree.unflatten(jax.tree.structure(module), [arrays[path] for path in shapes])
+    return filled("audio_encoder", lambda init: PooledAudioEncoder(init, CONFIG), "thinker.audio_tower", tower)
 
 
 def mel(frames, seed=0):

@@ -1,4 +1,4 @@
-"""Positions against Transformers' get_rope_index, to the last bit, on random prompts of every kind of medium."""
+"""Positions of both families against Transformers' get_rope_index, to the last bit, on random prompts of every kind."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,9 +10,11 @@ from parity_inputs import pad
 
 from omni_jax.config import from_hf
 from omni_jax.processing.positions import batch_positions, interleave, next_position, token_positions
-from omni_jax.processing.prompt import audio_tokens
+from omni_jax.testing import tiny_config
+from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
 
-SECONDS = (0.7, 1.0, 2.0, 0.5339)
+SECONDS = (0.7, 1.0, 2.0, 0.5339, 5.3)
+FAMILIES = ("qwen3", "qwen2.5")
 
 
 @dataclass
@@ -29,9 +31,31 @@ class Row:
         return Row(*(getattr(self, name) + getattr(other, name) for name in ("tokens", "images", "videos", "frames")))
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def config(tiny):
-    return from_hf(tiny).thinker
+def config(family):
+    return from_hf(tiny_config() if family == "qwen3" else tiny_qwen2_5_config()).thinker
+
+
+@pytest.fixture(scope="module")
+def reference(family):
+    """The reference's thinker, without weights: positions need none."""
+    if family == "qwen3":
+        from transformers import Qwen3OmniMoeThinkerConfig as Config
+        from transformers import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
+
+        read = tiny_config()
+    else:
+        from transformers import Qwen2_5OmniThinkerConfig as Config
+        from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
+
+        read = tiny_qwen2_5_config()
+    with torch.device("meta"):
+        return Thinker(Config(**read["thinker_config"]))
 
 
 def prompt(config, rng, kinds, *, sounding=False, seconds=SECONDS):
@@ -41,11 +65,15 @@ def prompt(config, rng, kinds, *, sounding=False, seconds=SECONDS):
         words = rng.choice([0, 1, 3, 20]) + (kind == "text")
         row.tokens += rng.integers(0, 200, words).tolist()
         grid = (int(rng.integers(1, 5)), *(2 * rng.integers(1, 6, 2)).tolist())
-        clip = int(rng.integers(1, 300))
+        clip = int(rng.integers(3, 700))
         if kind == "audio" or (kind == "video" and sounding):
             row.frames.append(clip)
         if kind == "audio":
-            row.tokens += [config.audio_start, *[config.audio_token] * audio_tokens(clip), config.audio_end]
+            row.tokens += [
+                config.audio_start,
+                *[config.audio_token] * config.audio_encoder.tokens(clip),
+                config.audio_end,
+            ]
         elif kind == "image":
             row.images.append((1, *grid[1:]))
             row.tokens += [config.vision_start, *[config.image_token] * (grid[1] * grid[2] // 4), config.vision_end]
@@ -53,7 +81,7 @@ def prompt(config, rng, kinds, *, sounding=False, seconds=SECONDS):
             row.videos.append((grid, float(rng.choice(seconds))))
             own = [config.video_token] * (np.prod(grid) // 4)
             if sounding:
-                merged = interleave(*row.videos[-1], audio_tokens(clip), config).tolist()
+                merged = interleave(*row.videos[-1], config.audio_encoder.tokens(clip), config).tolist()
                 own = [config.audio_start, *merged, config.audio_end]
             row.tokens += [config.vision_start, *own, config.vision_end]
     return row
@@ -65,7 +93,7 @@ def theirs(reference, rows, *, left=True):
     (sounding,) = {row.sounding for row in rows}
     whole = sum(rows, Row())
     images, videos, frames = whole.images, whole.videos, whole.frames
-    positions, _ = reference.thinker.get_rope_index(
+    positions, _ = reference.get_rope_index(
         torch.from_numpy(tokens),
         torch.tensor(images) if images else None,
         torch.tensor([grid for grid, _ in videos]) if videos else None,
@@ -117,6 +145,7 @@ def test_random_batches(config, reference, seed, left, sounding):
     assert_equal(together(rows, config, left=left), theirs(reference, rows, left=left))
 
 
+@pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 @pytest.mark.parametrize("sounding", [False, True])
 @pytest.mark.parametrize("seconds", [0.0667, 0.0801])
 def test_the_order_of_sums(config, reference, seconds, sounding):
@@ -164,21 +193,20 @@ def test_the_silent_video_that_the_reference_takes_for_text(config, reference):
     row = prompt(config, np.random.default_rng(9), ["video"], sounding=False)
     plain = np.arange(len(row.tokens), dtype=np.float32)
     wrong = Row(row.tokens, row.images, row.videos, row.frames, sounding=True)
-    assert_equal(theirs(reference, [wrong]), [np.stack([plain] * 3)])
+    np.testing.assert_array_equal(theirs(reference, [wrong]), [[plain] * 3])
     assert_equal([alone(row, config)], theirs(reference, [row]))
     assert (alone(row, config) != plain).any()
 
 
+@pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 def test_each_token_of_a_mix_has_its_own_kinds_position(config, reference):
     """Processor and model of the reference merge by time each for itself, in float64 and in float32. At 30 frames a
     second the frame at 3 s stands before audio token 39 in the tokens, but behind it in the model, which then gives
     these two each other's position. We merge once, in the tokens.
     """
-    grid, seconds, sound = (46, 2, 2), 2 / 30, audio_tokens(400)
-    merged = interleave(grid, seconds, sound, config).tolist()
-    row = Row([config.vision_start, config.audio_start, *merged, config.audio_end, config.vision_end])
-    row = Row(row.tokens, [], [(grid, seconds)], [400], sounding=True)
-    (own,), ours = theirs(reference, [row]), alone(row, config)
+    grid, seconds, frames = (46, 2, 2), 2 / 30, 400
+    row, (own,) = mixed(grid, seconds, frames, config, reference)
+    ours = alone(row, config)
     frame = int(np.flatnonzero(np.array(row.tokens) == config.video_token)[45])
     assert row.tokens[frame + 1] == config.audio_token
     np.testing.assert_array_equal(ours[:, frame + 1], [2 + 39] * 3)
@@ -187,24 +215,52 @@ def test_each_token_of_a_mix_has_its_own_kinds_position(config, reference):
     assert_equal([ours], [own[:, swapped]])
 
 
+@pytest.mark.parametrize("family", ["qwen2.5"], indirect=True)
+def test_each_token_of_turns_has_its_own_kinds_position(config, reference):
+    """The same where they take turns: at 41 steps in 2 s, the step at 2 s opens the second turn in the tokens, but ends the
+    first in the model, where it is at 49.999998 positions and so at 49.
+    """
+    row, (own,) = mixed((43, 2, 2), 2 / 41, 400, config, reference)
+    ours, video = alone(row, config), np.array(row.tokens) == config.video_token
+    step, first_sound = np.flatnonzero(video)[41], np.flatnonzero(np.array(row.tokens) == config.audio_token)[0]
+    assert first_sound < step
+    np.testing.assert_array_equal(ours[:, step], [1 + 49, 1, 1])  # the two start tokens share position 0
+    np.testing.assert_array_equal(ours[:, first_sound], [1, 1, 1])
+    np.testing.assert_array_equal(own[:, first_sound], ours[:, step])
+    moved = np.r_[:first_sound, step, first_sound:step, step + 1 : len(video)]
+    assert_equal([ours[:, moved]], [own])
+
+
+def mixed(grid, seconds, frames, config, reference):
+    """A video with its sound, and the reference's positions."""
+    merged = interleave(grid, seconds, config.audio_encoder.tokens(frames), config).tolist()
+    tokens = [config.vision_start, config.audio_start, *merged, config.audio_end, config.vision_end]
+    row = Row(tokens, [], [(grid, seconds)], [frames], sounding=True)
+    return row, theirs(reference, [row])
+
+
 def expanded_by_the_processor(grid, seconds, frames, config):
     """The token string of Transformers' own processor, whose constructor would want torchvision: one letter a token."""
-    from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
-
+    if config.chunk_seconds is None:
+        from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor as Processor
+    else:
+        from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor as Processor
     processor = SimpleNamespace(
         video_processor=SimpleNamespace(merge_size=config.vision_encoder.merge),
         audio_bos_token="(",
         audio_eos_token=")",
         audio_token="A",
         video_token="V",
+        get_chunked_index=lambda *chunks: Processor.get_chunked_index(None, *chunks),
     )
-    return Qwen3OmniMoeProcessor.replace_video_with_audio_token(
+    return Processor.replace_video_with_audio_token(
         processor,
         {"video_grid_thw": np.array([grid]), "video_second_per_grid": [seconds]},
         0,
-        {"num_audio_tokens": np.array([audio_tokens(frames)])},
+        {"num_audio_tokens": np.array([config.audio_encoder.tokens(frames)])},
         0,
         position_id_per_seconds=config.positions_per_second,
+        seconds_per_chunk=config.chunk_seconds,
     )
 
 
@@ -213,6 +269,6 @@ def test_tokens_of_a_video_with_sound(config, seconds):
     for grid in ((1, 2, 2), (4, 4, 6), (25, 2, 4)):
         for frames in (0, 1, 99, 450, 2600):
             letters = {config.video_token: "V", config.audio_token: "A"}
-            ours = interleave(grid, seconds, audio_tokens(frames), config)
+            ours = interleave(grid, seconds, config.audio_encoder.tokens(frames), config)
             own = "".join(letters[token] for token in ours.tolist())
             assert f"({own})" == expanded_by_the_processor(grid, seconds, frames, config)

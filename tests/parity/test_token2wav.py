@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from parity_close import assert_close
+from parity_elder import filled, given_noise
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
@@ -22,8 +23,6 @@ from omni_jax.models.ecapa import SpeakerEncoder
 from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import FILTER, Span, smooth
-from omni_jax.weights.pieces import leaves
-from omni_jax.weights.rows import bind, parse
 
 BINS, VOICE, CODES = 16, 24, 128
 ENCODER = SpeakerEncoderConfig(
@@ -39,74 +38,6 @@ BIGVGAN = BigVGANConfig(
     mel_bins=BINS, channels=16, rates=(5, 2), kernels=(11, 4), block_kernels=(3, 7, 11), dilations=((1, 3, 5),) * 3
 )
 
-# Our path, their name and the axes of both; a number in braces counts the entries of a list or of a stack.
-DIT_ROWS = """
-.time_in.kernel           | .time_embed.time_mlp.0.weight                   | d t -> t d
-.time_in.bias             | .time_embed.time_mlp.0.bias                     | d -> d
-.time_out.kernel          | .time_embed.time_mlp.2.weight                   | o d -> d o
-.time_out.bias            | .time_embed.time_mlp.2.bias                     | d -> d
-.codes.table              | .text_embed.codec_embed.weight                  | v d -> v d
-.input.kernel             | .input_embed.proj.weight                        | d c -> c d
-.input.bias               | .input_embed.proj.bias                          | d -> d
-.layers.modulation.kernel | .transformer_blocks.{l}.attn_norm.linear.weight | l (s o) d -> l d s o
-.layers.modulation.bias   | .transformer_blocks.{l}.attn_norm.linear.bias   | l (s d) -> l s d
-.layers.q.kernel          | .transformer_blocks.{l}.attn.to_q.weight        | l (n h) d -> l d n h
-.layers.q.bias            | .transformer_blocks.{l}.attn.to_q.bias          | l (n h) -> l n h
-.layers.k.kernel          | .transformer_blocks.{l}.attn.to_k.weight        | l (n h) d -> l d n h
-.layers.k.bias            | .transformer_blocks.{l}.attn.to_k.bias          | l (n h) -> l n h
-.layers.v.kernel          | .transformer_blocks.{l}.attn.to_v.weight        | l (n h) d -> l d n h
-.layers.v.bias            | .transformer_blocks.{l}.attn.to_v.bias          | l (n h) -> l n h
-.layers.o.kernel          | .transformer_blocks.{l}.attn.to_out.0.weight    | l d (n h) -> l n h d
-.layers.o.bias            | .transformer_blocks.{l}.attn.to_out.0.bias      | l d -> l d
-.layers.mlp.up.kernel     | .transformer_blocks.{l}.ff.ff.0.weight          | l f d -> l d f
-.layers.mlp.up.bias       | .transformer_blocks.{l}.ff.ff.0.bias            | l f -> l f
-.layers.mlp.down.kernel   | .transformer_blocks.{l}.ff.ff.3.weight          | l d f -> l f d
-.layers.mlp.down.bias     | .transformer_blocks.{l}.ff.ff.3.bias            | l d -> l d
-.modulation.kernel        | .norm_out.linear.weight                         | (s o) d -> d s o
-.modulation.bias          | .norm_out.linear.bias                           | (s d) -> s d
-.out.kernel               | .proj_out.weight                                | z d -> d z
-.out.bias                 | .proj_out.bias                                  | z -> z
-"""
-SPEAKER_ROWS = """
-.stem.kernel               | .blocks.0.conv.weight                              | o c k -> k c o
-.stem.bias                 | .blocks.0.conv.bias                                | o -> o
-.blocks.{i}.before.kernel  | .blocks.{i+1}.tdnn1.conv.weight                    | o c 1 -> c o
-.blocks.{i}.before.bias    | .blocks.{i+1}.tdnn1.conv.bias                      | o -> o
-.blocks.{i}.parts.kernel   | .blocks.{i+1}.res2net_block.blocks.{l}.conv.weight | l o c k -> l k c o
-.blocks.{i}.parts.bias     | .blocks.{i+1}.res2net_block.blocks.{l}.conv.bias   | l o -> l o
-.blocks.{i}.after.kernel   | .blocks.{i+1}.tdnn2.conv.weight                    | o c 1 -> c o
-.blocks.{i}.after.bias     | .blocks.{i+1}.tdnn2.conv.bias                      | o -> o
-.blocks.{i}.squeeze.kernel | .blocks.{i+1}.se_block.conv1.weight                | o c 1 -> c o
-.blocks.{i}.squeeze.bias   | .blocks.{i+1}.se_block.conv1.bias                  | o -> o
-.blocks.{i}.excite.kernel  | .blocks.{i+1}.se_block.conv2.weight                | o c 1 -> c o
-.blocks.{i}.excite.bias    | .blocks.{i+1}.se_block.conv2.bias                  | o -> o
-.join.kernel               | .mfa.conv.weight                                   | o c k -> k c o
-.join.bias                 | .mfa.conv.bias                                     | o -> o
-.attention_in.kernel       | .asp.tdnn.conv.weight                              | o c 1 -> c o
-.attention_in.bias         | .asp.tdnn.conv.bias                                | o -> o
-.attention_out.kernel      | .asp.conv.weight                                   | o c 1 -> c o
-.attention_out.bias        | .asp.conv.bias                                     | o -> o
-.out.kernel                | .fc.weight                                         | o c 1 -> c o
-.out.bias                  | .fc.bias                                           | o -> o
-"""
-BIGVGAN_ROWS = """
-.conv_in.kernel               | .conv_pre.weight                         | o c k -> k c o
-.conv_in.bias                 | .conv_pre.bias                           | o -> o
-.upsamples.{i}.kernel         | .ups.{i}.0.weight                        | c o k -> k c o
-.upsamples.{i}.bias           | .ups.{i}.0.bias                          | o -> o
-.residuals.{i}.snakes.alpha   | .resblocks.{i}.activations.{l}.act.alpha | l c -> l c
-.residuals.{i}.snakes.beta    | .resblocks.{i}.activations.{l}.act.beta  | l c -> l c
-.residuals.{i}.dilated.kernel | .resblocks.{i}.convs1.{l}.weight         | l o c k -> l k c o
-.residuals.{i}.dilated.bias   | .resblocks.{i}.convs1.{l}.bias           | l o -> l o
-.residuals.{i}.convs.kernel   | .resblocks.{i}.convs2.{l}.weight         | l o c k -> l k c o
-.residuals.{i}.convs.bias     | .resblocks.{i}.convs2.{l}.bias           | l o -> l o
-.snake.alpha                  | .activation_post.act.alpha               | c -> c
-.snake.beta                   | .activation_post.act.beta                | c -> c
-.conv_out.kernel              | .conv_post.weight                        | o c k -> k c o
-"""
-DIT_TABLE = parse(DIT_ROWS) + parse(SPEAKER_ROWS, ".speaker_encoder", ".input_embed.spk_encoder")
-
-
 decode = jax.jit(lambda model, mel, lengths: model.decode(mel, lengths))
 
 
@@ -118,24 +49,6 @@ def velocity(model, inputs, time, guidance):
 
 def sample(model, inputs, options):
     return jax.jit(lambda model, inputs: model.sample(*inputs, **options))(model, inputs)
-
-
-def ours(module, rows, tensors):
-    """The module filled from their tensors by the engine of the weight tables: each leaf once, each tensor used."""
-    shapes = {path: leaf.shape for path, leaf in leaves({"": module}).items()}
-    bindings, faults = bind(rows, shapes)
-    assert not faults
-    tensors = {f".{name}": tensor for name, tensor in tensors.items()}
-    assert {name for binding in bindings.values() for name in binding.names()} == set(tensors)
-    arrays = {}
-    for path, binding in bindings.items():
-        pieces = np.empty((binding.layers, *shapes[path][binding.stacked :]), np.float32)
-        for layer, piece in enumerate(pieces):
-            for name, index in binding.tensors(layer):
-                assert tensors[name].shape == binding.shape
-                binding.put(piece, index, tensors[name])
-        arrays[path] = jnp.asarray(pieces.reshape(shapes[path]))
-    return jax.tree.unflatten(jax.tree.structure(module), [arrays[path] for path in shapes])
 
 
 def randomize(model, seed=0):
@@ -174,12 +87,9 @@ def reference_config(dit=DIT):
     return theirs.Qwen2_5OmniToken2WavConfig(dit_config=sizes, bigvgan_config=vocoder)
 
 
-def numpy(module):
-    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-
-
-def abstract(build, config):
-    return jax.eval_shape(lambda: build(Init(jax.random.key(0), jnp.float32), config))
+def flow(network, config=DIT):
+    """Ours, with its weights."""
+    return filled("dit", lambda init: DiT(init, config), "token2wav.code2wav_dit_model", network)
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +99,13 @@ def reference():
 
 @pytest.fixture(scope="module")
 def dit(reference):
-    return ours(abstract(DiT, DIT), DIT_TABLE, numpy(reference.code2wav_dit_model))
+    return flow(reference.code2wav_dit_model)
 
 
 @pytest.fixture(scope="module")
 def vocoder(reference):
-    return ours(abstract(BigVGAN, BIGVGAN), parse(BIGVGAN_ROWS), numpy(reference.code2wav_bigvgan_model))
+    network = reference.code2wav_bigvgan_model
+    return filled("bigvgan", lambda init: BigVGAN(init, BIGVGAN), "token2wav.code2wav_bigvgan_model", network)
 
 
 @pytest.fixture(autouse=True)
@@ -262,8 +173,9 @@ def test_the_speaker_encoder(reference, dit, inputs):
 
 def test_more_than_two_groups_of_channels_in_the_speaker_encoder():
     config = replace(ENCODER, parts=4)
-    network = theirs.ECAPA_TimeDelayNet(reference_config(replace(DIT, speaker_encoder=config)).dit_config)
-    encoder = ours(abstract(SpeakerEncoder, config), parse(SPEAKER_ROWS), numpy(randomize(network)))
+    network = randomize(theirs.ECAPA_TimeDelayNet(reference_config(replace(DIT, speaker_encoder=config)).dit_config))
+    names = "dit.speaker_encoder", "token2wav.code2wav_dit_model.input_embed.spk_encoder"
+    encoder = filled(names[0], lambda init: SpeakerEncoder(init, config), names[1], network)
     mel = np.random.default_rng(0).standard_normal((2, 30, BINS), np.float32)
     assert_close(
         jax.jit(lambda model, *voice: model(*voice))(encoder, mel, np.array([30, 30])), network(torch.tensor(mel))
@@ -286,8 +198,8 @@ def test_the_filter_and_the_activation():
 @pytest.mark.parametrize(("kernel", "rate"), [(11, 5), (7, 3), (4, 2), (2, 2)])
 def test_the_transposed_convolution(kernel, rate):
     layer = torch.nn.ConvTranspose1d(6, 4, kernel, rate, padding=(kernel - rate) // 2)
-    abstract_layer = jax.eval_shape(lambda: bigvgan.ConvTranspose1d(Init(jax.random.key(0), jnp.float32), 6, 4, kernel))
-    found = ours(abstract_layer, parse(".kernel | .weight | c o k -> k c o\n.bias | .bias | o -> o"), numpy(layer))
+    names = "bigvgan.upsamples.0", "token2wav.code2wav_bigvgan_model.ups.0.0"
+    found = filled(names[0], lambda init: bigvgan.ConvTranspose1d(init, 6, 4, kernel), names[1], layer)
     x = np.random.default_rng(0).standard_normal((2, 9, 6), np.float32)
     found = found(x, Span(np.array([0, 0]), np.array([9, 4])), rate=rate)
     for row, length in ((0, 9), (1, 4)):
@@ -319,7 +231,7 @@ def test_as_deep_as_published(inputs):
     """22 layers, of which the 1st and the 21st look back and the 11th ahead."""
     config = replace(DIT, layers=22, look_ahead=(10,), look_back=(0, 20))
     network = randomize(theirs.Qwen2_5OmniToken2WavModel(reference_config(config))).code2wav_dit_model
-    found = velocity(ours(abstract(DiT, config), DIT_TABLE, numpy(network)), inputs, np.float32(0.4), 0.5)
+    found = velocity(flow(network, config), inputs, np.float32(0.4), 0.5)
     for row in range(len(LENGTHS)):
         assert_close(found[row : row + 1, : FRAMES[row]], slope(network, inputs, row, 0.4, 0.5))
 
@@ -336,14 +248,14 @@ OPTIONS = [{}, {"steps": 4, "guidance": 1.0, "sway": None}, {"steps": 3, "guidan
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_mel_frames(reference, dit, inputs, options, monkeypatch):
+def test_mel_frames(reference, dit, inputs, options):
     found = sample(dit, inputs, options)
     names = {"steps": "num_steps", "guidance": "guidance_scale", "sway": "sway_coefficient"}
     options = {names[name]: value for name, value in options.items()}
     for row in range(len(LENGTHS)):
         codes, speaker, mel, noise = alone(inputs, row)
-        monkeypatch.setattr(torch, "randn", lambda *_, noise=noise, **__: noise)
-        expected = reference.code2wav_dit_model.sample(speaker, mel, codes, **options).mT
+        with given_noise(noise[0]):
+            expected = reference.code2wav_dit_model.sample(speaker, mel, codes, **options).mT
         assert_close(found[row : row + 1, : FRAMES[row]], expected)
         assert not np.any(found[row, FRAMES[row] :])
 
@@ -363,10 +275,10 @@ def test_samples(reference, vocoder):
         assert not np.any(found[row, samples:])
 
 
-def test_codes_to_samples(reference, dit, vocoder, inputs, monkeypatch):
+def test_codes_to_samples(reference, dit, vocoder, inputs):
     found = decode(vocoder, sample(dit, inputs, {}), FRAMES)
     for row in range(len(LENGTHS)):
         codes, speaker, mel, noise = alone(inputs, row)
-        monkeypatch.setattr(torch, "randn", lambda *_, noise=noise, **__: noise)
-        expected = reference(codes, speaker, mel)
+        with given_noise(noise[0]):
+            expected = reference(codes, speaker, mel)
         assert_close(found[row, : FRAMES[row] * BIGVGAN.frame_samples], expected)

@@ -6,39 +6,19 @@ import numpy as np
 import pytest
 import torch
 from parity_close import assert_close
+from parity_elder import filled
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config import WindowedVisionEncoderConfig
 from omni_jax.models import parts
 from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder
-from omni_jax.nn.layers import Init
 from omni_jax.processing import patch_packing
-from omni_jax.weights.pieces import leaves
-from omni_jax.weights.rows import bind, parse
 
 # Windows of 4 x 4 groups as published; blocks of both kinds at both ends of a run.
 CONFIG = WindowedVisionEncoderConfig(
     layers=5, width=48, heads=3, ffn_width=60, channels=3, patch=2, temporal_patch=2, merge=2, out_width=40, window=8,
     whole=(1, 4),
 )  # fmt: skip
-ROWS = """
-.patches.kernel              | .patch_embed.proj.weight                     | d c t y x -> c t y x d
-.layers.attention_norm.scale | .blocks.{l}.norm1.weight                     | l d -> l d
-.layers.qkv.kernel           | .blocks.{l}.attn.{p:q,k,v}.weight            | l p (n h) d -> l d p n h
-.layers.qkv.bias             | .blocks.{l}.attn.{p:q,k,v}.bias              | l p (n h) -> l p n h
-.layers.o.kernel             | .blocks.{l}.attn.proj.weight                 | l d (n h) -> l n h d
-.layers.o.bias               | .blocks.{l}.attn.proj.bias                   | l d -> l d
-.layers.ffn_norm.scale       | .blocks.{l}.norm2.weight                     | l d -> l d
-.layers.ffn.gate_up.kernel   | .blocks.{l}.mlp.{p:gate,up}_proj.weight      | l p f d -> l d p f
-.layers.ffn.gate_up.bias     | .blocks.{l}.mlp.{p:gate,up}_proj.bias        | l p f -> l p f
-.layers.ffn.down.kernel      | .blocks.{l}.mlp.down_proj.weight             | l d f -> l f d
-.layers.ffn.down.bias        | .blocks.{l}.mlp.down_proj.bias               | l d -> l d
-.merger.norm.scale           | .merger.ln_q.weight                          | d -> d
-.merger.mlp.up.kernel        | .merger.mlp.0.weight                         | f d -> d f
-.merger.mlp.up.bias          | .merger.mlp.0.bias                           | f -> f
-.merger.mlp.down.kernel      | .merger.mlp.2.weight                         | o f -> f o
-.merger.mlp.down.bias        | .merger.mlp.2.bias                           | o -> o
-"""
 # Frames, rows and columns in patches: less than a window, exact windows, cut at one edge and at both, thin ones, several
 # sizes in one call, videos, more patches than one block of keys.
 GRIDS = [
@@ -82,22 +62,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def encoder(reference):
-    """Ours, filled from their tensors by the engine of the weight tables: each leaf once, each tensor used."""
-    module = jax.eval_shape(lambda: WindowedVisionEncoder(Init(jax.random.key(0), jnp.float32), CONFIG))
-    shapes = {path: leaf.shape for path, leaf in leaves({"": module}).items()}
-    tensors = {f".{name}": tensor.numpy() for name, tensor in reference.state_dict().items()}
-    bindings, faults = bind(parse(ROWS), shapes)
-    assert not faults
-    assert {name for binding in bindings.values() for name in binding.names()} == set(tensors)
-    arrays = {}
-    for path, binding in bindings.items():
-        pieces = np.empty((binding.layers, *shapes[path][binding.stacked :]), np.float32)
-        for layer, piece in enumerate(pieces):
-            for name, index in binding.tensors(layer):
-                assert tensors[name].shape == binding.shape
-                binding.put(piece, index, tensors[name])
-        arrays[path] = jnp.asarray(pieces.reshape(shapes[path]))
-    return jax.tree.unflatten(jax.tree.structure(module), [arrays[path] for path in shapes])
+    return filled("vision_encoder", lambda init: WindowedVisionEncoder(init, CONFIG), "thinker.visual", reference)
 
 
 def pixels(grids):

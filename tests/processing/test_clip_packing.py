@@ -6,19 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.buckets import CHUNK_SLOTS
-from omni_jax.config import AudioEncoderConfig
+from omni_jax.config import AudioEncoderConfig, PooledAudioEncoderConfig
 from omni_jax.processing.clip_packing import pack, split_clips
-from omni_jax.processing.prompt import audio_tokens
 
 LENGTHS = st.lists(st.integers(1, 1300), min_size=1, max_size=9)
-WINDOWS = st.sampled_from([1, 2, 3, 8])
 
 
 def config(window_chunks):
+    """Of Qwen3-Omni's encoder, with chunks of 100 frames."""
     return AudioEncoderConfig(
         mel_bins=2, layers=1, width=8, heads=1, ffn_width=8, channels=1, chunk_frames=100, window_chunks=window_chunks,
         out_width=8,
     )  # fmt: skip
+
+
+# Of Qwen2.5-Omni's, with chunks of 200.
+POOLED = PooledAudioEncoderConfig(mel_bins=2, layers=1, width=8, heads=1, ffn_width=8, chunk_frames=200, out_width=8)
+WINDOWED = st.sampled_from([config(chunks) for chunks in (1, 2, 3, 8)])
+ENCODERS = st.one_of(WINDOWED, st.just(POOLED))
 
 
 def numbered(lengths):
@@ -28,10 +33,48 @@ def numbered(lengths):
     return [np.stack([numbers, -numbers]).astype(np.float32) for numbers in frames]
 
 
-@given(lengths=LENGTHS, window_chunks=WINDOWS)
-@settings(max_examples=60, deadline=None)
-def test_every_frame_appears_once_and_in_order(lengths, window_chunks):
-    calls = list(pack(numbered(lengths), config(window_chunks)))
+# --- how many tokens a clip has
+
+
+@pytest.mark.parametrize(
+    ("encoder", "tokens"),
+    [
+        (config(8), [0, 1, 1, 1, 1, 1, 2, 13, 13, 14, 14, 15, 26, 27, 31, 390, 31200]),
+        (POOLED, [0, 0, 0, 1, 2, 2, 2, 25, 25, 25, 27, 27, 50, 50, 59, 750, 60000]),
+    ],
+)
+def test_tokens_of_a_clip(encoder, tokens):
+    frames = [0, 1, 2, 3, 7, 8, 9, 99, 100, 101, 108, 109, 200, 201, 237, 3000, 240000]
+    assert [encoder.tokens(n) for n in frames] == tokens
+    np.testing.assert_array_equal(encoder.tokens(np.array(frames)), tokens)
+    assert encoder.chunk_tokens == {100: 13, 200: 50}[encoder.chunk_frames]
+
+
+@given(st.integers(0, 10**4))
+@settings(deadline=None)
+def test_tokens_are_three_halvings_of_each_hundred_frames(frames):
+    tokens = 0
+    for start in range(0, frames, 100):
+        left = min(100, frames - start)
+        for _ in range(3):
+            left = (left + 1) // 2
+        tokens += left
+    assert config(8).tokens(frames) == tokens
+
+
+@given(st.integers(0, 10**4))
+@settings(deadline=None)
+def test_tokens_are_the_pairs_of_every_other_frame(frames):
+    assert POOLED.tokens(frames) == (frames + 1) // 2 // 2
+
+
+# --- calls
+
+
+@given(lengths=LENGTHS, encoder=ENCODERS)
+@settings(max_examples=80, deadline=None)
+def test_every_frame_appears_once_and_in_order(lengths, encoder):
+    calls = list(pack(numbered(lengths), encoder))
     mel = np.concatenate([np.moveaxis(item.mel, 1, 0).reshape(2, -1) for item in calls], axis=1)
     np.testing.assert_array_equal(mel[0], -mel[1])
     np.testing.assert_array_equal(mel[0][mel[0] != 0], np.arange(1, sum(lengths) + 1))
@@ -40,36 +83,35 @@ def test_every_frame_appears_once_and_in_order(lengths, window_chunks):
         assert item.mel.dtype == np.float32
 
 
-@given(lengths=LENGTHS, window_chunks=WINDOWS)
-@settings(max_examples=60, deadline=None)
-def test_tokens_stand_at_their_frames(lengths, window_chunks):
+@given(lengths=LENGTHS, encoder=ENCODERS)
+@settings(max_examples=80, deadline=None)
+def test_tokens_stand_at_their_frames(lengths, encoder):
     """A token of a clip's n-th chunk comes from that chunk's row; all tokens together are each there once."""
-    first = np.cumsum([0, *(int(audio_tokens(n)) for n in lengths)])
+    size, chunk_tokens = encoder.chunk_frames, encoder.chunk_tokens
+    first = np.cumsum([0, *(encoder.tokens(n) for n in lengths)])
     starts = np.cumsum([0, *lengths])
-    seen = []
-    for item in pack(numbered(lengths), config(window_chunks)):
-        np.testing.assert_array_equal(item.order >= 0, item.window >= 0)
+    seen = [np.empty(0, int)]
+    for item in pack(numbered(lengths), encoder):
+        assert item.order.shape == (len(item.mel), chunk_tokens)
         for mel, order in zip(item.mel, item.order, strict=True):
-            tokens = order[order >= 0]
-            frames = mel[0][mel[0] != 0]
-            if not tokens.size:
-                assert not frames.size
-                continue
-            clip = np.searchsorted(first, tokens[0], side="right") - 1
-            chunk = (tokens[0] - first[clip]) // 13
-            np.testing.assert_array_equal(tokens, first[clip] + 13 * chunk + np.arange(audio_tokens(len(frames))))
-            assert frames[0] == starts[clip] + 100 * chunk + 1
+            tokens, frames = order[order >= 0], mel[0][mel[0] != 0]
+            assert len(tokens) == encoder.tokens(len(frames))
+            if len(frames):
+                clip = np.searchsorted(starts, frames[0] - 1, side="right") - 1
+                chunk = int(frames[0] - 1 - starts[clip]) // size
+                assert frames[0] == starts[clip] + size * chunk + 1
+                np.testing.assert_array_equal(tokens, first[clip] + chunk_tokens * chunk + np.arange(len(tokens)))
             seen.append(tokens)
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(first[-1]))
 
 
-@given(lengths=LENGTHS, window_chunks=WINDOWS)
+@given(lengths=LENGTHS, own=WINDOWED)
 @settings(max_examples=60, deadline=None)
-def test_windows_are_contiguous_of_one_clip_and_short_enough(lengths, window_chunks):
-    own = config(window_chunks)
-    owner = np.repeat(np.arange(len(lengths)), [audio_tokens(n) for n in lengths])
-    within = np.concatenate([np.arange(audio_tokens(n)) for n in lengths])
+def test_windows_are_contiguous_of_one_clip_and_short_enough(lengths, own):
+    owner = np.repeat(np.arange(len(lengths)), [own.tokens(n) for n in lengths])
+    within = np.concatenate([np.arange(own.tokens(n)) for n in lengths])
     for item in pack(numbered(lengths), own):
+        np.testing.assert_array_equal(item.order >= 0, item.window >= 0)
         # Padding inside a clip's last chunk parts no window, for no window goes on after it.
         ids, order = item.window[item.window >= 0], item.order[item.order >= 0]
         assert (np.diff(ids) >= 0).all()
@@ -86,23 +128,45 @@ def test_windows_are_contiguous_of_one_clip_and_short_enough(lengths, window_chu
 
 @given(lengths=LENGTHS)
 @settings(max_examples=30, deadline=None)
-def test_the_extent_is_the_clip_or_a_whole_chunk(lengths):
+def test_where_chunks_attend_to_each_other_the_extent_is_the_clip_or_a_whole_chunk(lengths):
     """A clip shorter than a chunk is convolved as if its array ended with it, in any company."""
-    owner = np.repeat(np.arange(len(lengths)), [audio_tokens(n) for n in lengths])
-    for item in pack(numbered(lengths), config(2)):
+    own = config(2)
+    owner = np.repeat(np.arange(len(lengths)), [own.tokens(n) for n in lengths])
+    for item in pack(numbered(lengths), own):
+        assert all(one is other for one, other in zip(item.inputs, (item.mel, item.extent, item.window), strict=True))
         for extent, order in zip(item.extent, item.order, strict=True):
             assert extent == (min(lengths[owner[order[0]]], 100) if order[0] >= 0 else 100)
 
 
-@given(lengths=LENGTHS, seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
-def test_place_gives_the_row_of_each_token(lengths, seed):
-    total = sum(int(audio_tokens(n)) for n in lengths)
+@given(lengths=LENGTHS)
+@settings(max_examples=30, deadline=None)
+def test_where_a_chunk_is_a_world_of_its_own_the_extent_is_its_frames(lengths):
+    for item in pack(numbered(lengths), POOLED):
+        mel, extent = item.inputs
+        np.testing.assert_array_equal(extent, (mel[:, 0] != 0).sum(axis=1))
+        assert extent.dtype == np.int32
+
+
+@pytest.mark.parametrize("encoder", [config(8), POOLED])
+def test_hours_of_sound_are_calls_of_bounded_size(encoder):
+    """A view that takes no memory: two hours, far over the 300 s at which the reference's processor cuts."""
+    hours = np.broadcast_to(np.float32(0), (2, 720_000))
+    count = 0
+    for item in pack([hours], encoder):
+        assert len(item.mel) <= CHUNK_SLOTS[-1]
+        count += int((item.order >= 0).sum())
+    assert count == encoder.tokens(720_000)
+
+
+@given(lengths=LENGTHS, seed=st.integers(0, 9), encoder=ENCODERS)
+@settings(max_examples=60, deadline=None)
+def test_place_gives_the_row_of_each_token(lengths, seed, encoder):
+    total = sum(encoder.tokens(n) for n in lengths)
     rng = np.random.default_rng(seed)
-    index = np.full((3, total), -1, np.int32)  # each token somewhere in a batch of three rows
+    index = np.full((3, total + 1), -1, np.int32)  # each token somewhere in a batch of three rows
     index[rng.integers(0, 3, total), np.arange(total)] = np.arange(total)
-    found = np.full((3, total), -1)
-    for item in pack(numbered(lengths), config(2)):
+    found = np.full(index.shape, -1)
+    for item in pack(numbered(lengths), encoder):
         rows = item.rows(index)
         assert rows.shape == index.shape
         here = rows >= 0
@@ -113,7 +177,13 @@ def test_place_gives_the_row_of_each_token(lengths, seed):
 def test_features_of_a_batch_without_audio_are_nowhere():
     (item,) = pack(numbered([50]), config(2))
     np.testing.assert_array_equal(item.rows(np.full((2, 5), -1)), np.full((2, 5), -1))
-    assert list(pack([], config(2))) == []
+    assert list(pack([], config(2))) == list(pack([], POOLED)) == []
+
+
+def test_a_clip_without_a_token_has_a_call_and_no_rows():
+    (item,) = pack(numbered([2, 1]), POOLED)
+    assert (item.order == -1).all()
+    np.testing.assert_array_equal(item.rows(np.array([[0, -1]])), [[-1, -1]])
 
 
 # --- clips from arrays

@@ -11,7 +11,6 @@ from omni_jax.processing import audio, media, video, vision
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import NAMES, OF_A_PART, SYNONYMS, MediaOptions, per_conversation
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.prompt import audio_tokens
 from omni_jax.processing.prompt import media as list_media
 
 SILENT, HEARD = MediaOptions(), MediaOptions(load_audio_from_video=True)
@@ -65,7 +64,7 @@ def test_a_video_is_heard_in_its_place(reader, films):
     np.testing.assert_array_equal(made.mel[1], heard)
     assert 300 <= heard.shape[1] <= 315
     (seen,), (run,) = made.videos, made.runs[config.video_token]
-    mixed = interleave(seen.grid, seen.seconds, int(audio_tokens(heard.shape[1])), config)
+    mixed = interleave(seen.grid, seen.seconds, config.audio_encoder.tokens(heard.shape[1]), config)
     assert run == [config.audio_start, *mixed, config.audio_end]
 
 

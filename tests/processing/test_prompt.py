@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from omni_jax.processing.prompt import (
     Media,
-    audio_tokens,
     check,
     encode,
     expand,
@@ -237,25 +236,6 @@ def test_expand_keeps_the_rest_and_sums_up(tokens, data):
     expanded = expand(tokens, {1: sizes})
     assert [token for token in expanded if token != 1] == [token for token in tokens if token != 1]
     assert expanded.count(1) == sum(sizes)
-
-
-def test_audio_tokens_of_the_published_encoder():
-    frames = [0, 1, 2, 3, 7, 8, 9, 99, 100, 101, 108, 109, 200, 201, 237, 3000, 240000]
-    tokens = [0, 1, 1, 1, 1, 1, 2, 13, 13, 14, 14, 15, 26, 27, 31, 390, 31200]
-    assert [audio_tokens(n) for n in frames] == tokens
-    np.testing.assert_array_equal(audio_tokens(np.array(frames)), tokens)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10**4))
-def test_audio_tokens_are_three_halvings_of_each_hundred_frames(frames):
-    tokens = 0
-    for start in range(0, frames, 100):
-        left = min(100, frames - start)
-        for _ in range(3):
-            left = (left + 1) // 2
-        tokens += left
-    assert audio_tokens(frames) == tokens
 
 
 # --- loading

@@ -13,7 +13,7 @@ from omni_jax.processing.audio import FeatureConfig, log_mel
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import per_conversation
 from omni_jax.processing.positions import text_positions
-from omni_jax.processing.prompt import audio_tokens, load_tokenizer
+from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch, prepare
 from omni_jax.processing.vision import PatchConfig
 
@@ -74,7 +74,7 @@ def test_placeholders_are_expanded_to_the_clips_tokens(make, config, tokenizer):
     tokens = batch.tokens[0]
     runs = "".join("A" if token == config.audio_token else "." for token in tokens).split(".")
     frames = [len(clip) // 160 for clip in clips]
-    assert [len(run) for run in runs if run] == [audio_tokens(n) for n in frames] == [18, 2, 39]
+    assert [len(run) for run in runs if run] == [config.audio_encoder.tokens(n) for n in frames] == [18, 2, 39]
     assert tokens[4 + 18] == config.audio_end
     for mel, clip in zip(batch.mel, clips, strict=True):
         np.testing.assert_array_equal(mel, log_mel(clip, FeatureConfig()))

@@ -303,12 +303,12 @@ def test_a_full_disk_leaves_nothing_behind(tiny, loaded, tmp_path, monkeypatch):
     written = []
     write_shard = writer._write_shard
 
-    def full(path, shard, dtype, stream):
+    def full(path, shard, stream):
         if written:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
         written.append(path)
-        write_shard(path, shard, dtype, stream)
+        write_shard(path, shard, stream)
 
     monkeypatch.setattr(writer, "_write_shard", full)
     with pytest.raises(OSError, match=r"cannot be written .No space left on device"):

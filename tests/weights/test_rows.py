@@ -1,8 +1,9 @@
-"""The table's engine, and the table against the published names and shapes."""
+"""The tables' engine, and the tables against the published names and shapes."""
 
 import itertools
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import einops
@@ -12,8 +13,9 @@ import pytest
 
 from omni_jax.config import from_hf
 from omni_jax.models import parts
-from omni_jax.testing import tiny_config
-from omni_jax.weights import qwen3_omni
+from omni_jax.testing import tiny_config, tiny_qwen2_5_config
+from omni_jax.weights import common, qwen2_5_omni, qwen3_omni
+from omni_jax.weights.huggingface import TABLES
 from omni_jax.weights.pieces import leaves
 from omni_jax.weights.rows import bind, parse, report
 
@@ -21,58 +23,93 @@ HERE = Path(__file__).parent
 RUN = re.compile(r"\[(\d+)\.\.(\d+)\]")
 
 
-def published():
-    """Every published tensor and its shape."""
+def published(release):
+    """Every published tensor of a release and its shape."""
+    listed = HERE / ("published_keys.txt" if release.startswith("qwen3") else "published_keys_qwen2_5.txt")
     found = {}
-    for line in (HERE / "published_keys.txt").read_text().splitlines():
+    for line in listed.read_text().splitlines():
+        if line.startswith("# 3B") and release != "qwen2_5_omni_3b":
+            break
         if line.startswith("#"):
             continue
         name, *shape = line.split()
         runs = [range(int(low), int(high) + 1) for low, high in RUN.findall(name)]
         template = RUN.sub("{}", name)
         found |= {template.format(*numbers): tuple(map(int, shape)) for numbers in itertools.product(*runs)}
-    return found
+    silent = release in ("qwen3_omni_thinking", "qwen3_omni_captioner")
+    return {name: shape for name, shape in found.items() if name.startswith("thinker.") or not silent}
 
 
+RELEASES = {
+    "qwen3_omni_instruct": 28_010,
+    "qwen3_omni_thinking": 19_743,
+    "qwen3_omni_captioner": 19_743,
+    "qwen2_5_omni_7b": 2_447,
+    "qwen2_5_omni_3b": 2_543,
+}
+
+
+@cache
 def full_size(release):
-    config = from_hf(json.loads((HERE.parent / "configs" / f"qwen3_omni_{release}.json").read_text())["config"])
+    config = from_hf(json.loads((HERE.parent / "configs" / f"{release}.json").read_text())["config"])
     return config, leaves(parts.abstract(config, jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("release", "count"), [("instruct", 28_010), ("thinking", 19_743), ("captioner", 19_743)])
-def test_the_table_covers_exactly_the_published_tensors(release, count):
+def table(config):
+    return TABLES[config.family].rows(config)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_table_covers_exactly_the_published_tensors(release):
     config, found = full_size(release)
-    wanted = {
-        name: shape for name, shape in published().items() if release == "instruct" or name.startswith("thinker.")
-    }
-    bound, faults = bind(qwen3_omni.rows(config), {path: leaf.shape for path, leaf in found.items()})
+    wanted = published(release)
+    bound, faults = bind(table(config), {path: leaf.shape for path, leaf in found.items()})
     assert not faults
     ours = {name: binding.shape for binding in bound.values() for name in binding.names()}
-    assert len(wanted) == count
+    assert len(wanted) == RELEASES[release]
     assert ours == wanted
 
 
-def test_rows_and_leaves_agree_on_what_is_stacked():
-    config, found = full_size("instruct")
-    bound, _ = bind(qwen3_omni.rows(config), {path: leaf.shape for path, leaf in found.items()})
+@pytest.mark.parametrize("release", ["qwen3_omni_instruct", "qwen2_5_omni_7b"])
+def test_rows_and_leaves_agree_on_what_is_stacked(release):
+    config, found = full_size(release)
+    bound, _ = bind(table(config), {path: leaf.shape for path, leaf in found.items()})
     assert {path: binding.stacked for path, binding in bound.items()} == {
         path: leaf.stacked for path, leaf in found.items()
     }
 
 
+@pytest.mark.parametrize("release", ["qwen2_5_omni_7b", "qwen2_5_omni_3b"])
+def test_published_dtypes_are_those_of_the_leaves(release):
+    """All of token2wav is float32 in a model of bfloat16, and nothing else is."""
+    config, found = full_size(release)
+    bound, _ = bind(table(config), {path: leaf.shape for path, leaf in found.items()})
+    for path, binding in bound.items():
+        kind = "float32" if next(binding.names()).startswith("token2wav.") else "bfloat16"
+        assert found[path].dtype.name == kind, path
+
+
 def test_no_row_is_dead():
-    _, found = full_size("instruct")
-    blocks = ("DECODER", "THINKER", "AUDIO_ENCODER", "VISION_ENCODER", "TALKER", "CODE_PREDICTOR", "CODE2WAV")
-    for row in (row for block in blocks for row in parse(getattr(qwen3_omni, block))):
-        pattern = re.compile(".*" + re.escape(row.ours).replace(r"\{i\}", r"\d+"))
-        assert any(pattern.fullmatch(path) for path in found), row.ours
+    """Rows of a family's own have a leaf in it, shared ones in either."""
+    found = {release: full_size(release)[1] for release in ("qwen3_omni_instruct", "qwen2_5_omni_7b")}
+    for module, releases in (
+        (qwen3_omni, ["qwen3_omni_instruct"]),
+        (qwen2_5_omni, ["qwen2_5_omni_7b"]),
+        (common, list(found)),
+    ):
+        blocks = [text for name, text in vars(module).items() if name.isupper() and isinstance(text, str)]
+        assert len(blocks) >= 3
+        for row in (row for block in blocks for row in parse(block)):
+            pattern = re.compile(".*" + re.escape(row.ours).replace(r"\{i\}", r"\d+"))
+            assert any(pattern.fullmatch(path) for release in releases for path in found[release]), row.ours
 
 
-def test_pieces_equal_einops():
+@pytest.mark.parametrize("tiny", [tiny_config, tiny_qwen2_5_config])
+def test_pieces_equal_einops(tiny):
     """Each row of the tiny model, put together by hand from all of its tensors, is what einops makes of the pattern."""
-    config = from_hf(tiny_config())
+    config = from_hf(tiny())
     found = leaves(parts.abstract(config, jnp.float32))
-    rows = qwen3_omni.rows(config)
+    rows = table(config)
     random = np.random.default_rng(0)
     seen = 0
     for row in rows:

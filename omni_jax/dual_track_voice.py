@@ -1,0 +1,203 @@
+"""How Qwen2.5-Omni speaks: the talker reads the thinker's words with its states at them and writes a code at a time, 50 a
+second; a flow makes mel frames of codes, and a vocoder samples of these."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+
+from omni_jax import flow_voice
+from omni_jax.buckets import bucket
+from omni_jax.config import Omni25Config
+from omni_jax.decoding.generate import Made
+from omni_jax.decoding.speech import SpeechState, listen
+from omni_jax.defaults import Defaults
+from omni_jax.processing import dual_track_prompt
+from omni_jax.processing.prompt import SPOKEN_SYSTEM
+from omni_jax.processing.request import Batch
+from omni_jax.processing.speech_prompt import SpeechPrompt
+from omni_jax.synthesizer import Synthesizer
+from omni_jax.voice import Chunk, Speech, Voices, part_seed
+from omni_jax.weights.speakers import Speaker, read_speakers
+
+# Codes a call, two blocks of the flow: 480 ms.
+CHUNK = 24
+
+
+@jax.jit
+def _prompt(talker, embedding, tokens, codes, heard, states):
+    """Slots of the prompts."""
+    return talker.text(_embed(embedding, tokens), _pick(states, heard)) + talker.embedding(codes)
+
+
+@jax.jit
+def _words(talker, embedding, tokens, states, numbers):
+    return talker.text(_embed(embedding, tokens), _pick(states, numbers))
+
+
+@partial(jax.jit, donate_argnames="states")
+def _put(states, fed, at):
+    """Writes a call's states behind those that each row has."""
+    rows, places = jnp.arange(states.shape[0])[:, None], at[:, None] + jnp.arange(fed.shape[1])
+    return states.at[rows, places].set(fed, mode="drop")
+
+
+_states = jax.jit(lambda states, index: _pick(states, index))
+
+
+def _embed(embedding, tokens):
+    return jnp.where(tokens[..., None] >= 0, embedding(jnp.maximum(tokens, 0)), 0)
+
+
+def _pick(states, index):
+    """States by their number in each row; zeros for -1."""
+    taken = jax.vmap(lambda row, at: row[at])(states, jnp.maximum(index, 0))
+    return jnp.where(index[..., None] >= 0, taken, 0)
+
+
+class DualTrackVoices(Voices):
+    """Voices of a talker that reads states. ``speakers`` are those of the rows."""
+
+    chunks = (CHUNK,)
+
+    def __init__(self, *given, speakers: Sequence[Speaker], streamed: bool):
+        self.speakers = list(speakers)
+        super().__init__(*given, streamed=streamed)
+        batch = len(self.rows)
+        speakers = [*speakers, *[speakers[0]] * (batch - len(speakers))]
+        draws = [noise_seed(seed) for seed in self.seeds]
+        # Not streamed, all rows are decoded together when the last has ended.
+        self.codes: list[list[np.ndarray]] = [[] for _ in range(batch)]
+        self.flow = (
+            flow_voice.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws, streamed=True)
+            if streamed
+            else None
+        )
+
+    def follow(self, made: Made) -> None:
+        if made.fed is None:
+            return
+        needed = int((self.fed + made.fed.shape[1]).max())
+        if needed > self.read.shape[1]:
+            self.read = jnp.pad(self.read, [(0, 0), (0, bucket(needed) - self.read.shape[1]), (0, 0)])
+        self.read = _put(self.read, made.fed, self.fed.astype(np.int32))
+        self.fed = self.fed + made.counts
+
+    def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
+        assert states is not None
+        talker, config = self.parts["talker"], self.parts["talker"].config
+        x = _prompt(talker, self.parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard, states)
+        # States at the words of the replies, in the rows of the thinker's batch; where these are given, they are there.
+        given = np.array([len(words) for words in prompt.words])
+        index = np.arange(bucket(int(given.max())))
+        self.fed = given
+        self.read = _states(states, np.where(index < given[:, None], prompt.lengths[:, None] - 1 + index, -1))
+        # The prompt counts as said, and so do its marks: the penalty of repetition is on them too.
+        said = (config.codec_mask, config.codec_pad, config.codec_bos)
+        marked = bool((prompt.codes >= 0).any())
+        return listen(talker, x, prompt.positions, lengths, cache, bos=config.codec_bos if marked else -1, said=said)
+
+    def _known(self, row: int) -> int:
+        # The last word of a reply that its length cut was never fed, so there is no state of it: as in the reference.
+        return min(len(self.words[row]), int(self.fed[row]))
+
+    def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
+        known = np.array([self._known(row) if row >= 0 else 0 for row in self.rows])[:, None]
+        rows = jnp.asarray(np.maximum(self.rows, 0))
+        index = np.where(numbers < known, numbers, -1).astype(np.int32)
+        return _words(self.parts["talker"], self.parts["thinker"].embedding, tokens, self.read[rows], index)
+
+    def _hear(
+        self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
+    ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
+        counts, finished, made = jax.device_get((state.count, state.finished, codes))
+        new = [
+            made[number, :, : after - before]
+            for number, (before, after) in enumerate(zip(self.counts, counts, strict=True))
+        ]
+        live = np.flatnonzero(self.live)
+        if self.flow is not None:
+            sound = self.flow.hear(made[:, 0], self.counts, counts, finished)
+            return counts, finished, [Chunk(int(self.rows[n]), new[n], sound[n]) for n in live]
+        for number in live:
+            self.codes[self.rows[number]].append(new[number])
+        return counts, finished, self._whole() if not (self.live & ~finished).any() else []
+
+    def _whole(self) -> list[Chunk]:
+        """All rows at once."""
+        rows = [row for row, codes in enumerate(self.codes) if sum(part.shape[1] for part in codes)]
+        if not rows:
+            return []
+        codes = [np.concatenate(self.codes[row], axis=1) for row in rows]
+        lengths = np.array([part.shape[1] for part in codes])
+        padded = np.stack([np.pad(part[0], (0, lengths.max() - part.shape[1])) for part in codes])
+        dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
+        speakers, seeds = [self.speakers[row] for row in rows], [noise_seed(self.seeds[row]) for row in rows]
+        sound = flow_voice.decode(dit, bigvgan, padded, lengths, speakers, seeds=seeds, noise=None)
+        ends = lengths * flow_voice.code_samples(dit, bigvgan)
+        return [
+            Chunk(row, part, samples[:end]) for row, part, samples, end in zip(rows, codes, sound, ends, strict=True)
+        ]
+
+    def _keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
+        super()._keep_rows(index)
+        if self.flow is not None:
+            self.flow.take(index)
+
+
+class DualTrackSynthesizer(Synthesizer[Omni25Config]):
+    """Its voices are a mark, an embedding and mel frames each, in spk_dict.pt beside the weights."""
+
+    first, frame_rate, system = "chelsie", 50.0, SPOKEN_SYSTEM
+
+    @cached_property
+    def voices(self) -> Mapping[str, Speaker]:
+        return read_speakers(self.folder, self.config) if self.config.talker else {}
+
+    def recited(self, batch: Batch, words: Sequence[int]) -> Batch:
+        return dual_track_prompt.recited(batch, words)
+
+    def speech(
+        self,
+        batch: Batch,
+        voices: Sequence[Speaker],
+        seeds: tuple[int, ...],
+        sampling: Defaults,
+        *,
+        words: Sequence[int] | None = None,
+        compat: str | None = None,
+    ) -> Speech:
+        if compat not in (None, dual_track_prompt.COMPAT):
+            raise ValueError(f"compat: expected None or {dual_track_prompt.COMPAT!r}, got {compat!r}")
+        marks = [voice.bos_token for voice in voices] + [0] * (len(batch.tokens) - len(voices))
+        prompt = dual_track_prompt.prepare(
+            batch, marks, self.config, words=words or (), compat=compat == dual_track_prompt.COMPAT
+        )
+        longest = self.parts["dit"].config.context // self.parts["dit"].config.repeats
+        if (sampling.talker.max_new_tokens or 0) > longest:
+            raise ValueError(
+                f"talker_max_new_tokens: expected at most {longest} codes, which the vocoder can hold, got "
+                f"{sampling.talker.max_new_tokens}"
+            )
+        layers = self.config.thinker.decoder.layers
+        make = partial(DualTrackVoices, speakers=tuple(voices))
+        return Speech(prompt, seeds, sampling.talker, sampling.predictor, make, keep=layers, follow=words is None)
+
+    def decode(
+        self, codes: np.ndarray, lengths: Any, *, speaker: Any = None, seed: Any = None, noise: Any = None
+    ) -> Float32[np.ndarray, "B W"]:
+        dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
+        ids, lengths = flow_voice.checked(dit, codes, lengths)
+        voices = self.choose(speaker, len(ids))
+        seeds = np.broadcast_to(0 if seed is None else seed, len(ids))
+        draws = None if noise is not None else [noise_seed(int(each)) for each in seeds]
+        return flow_voice.decode(dit, bigvgan, ids, lengths, voices, seeds=draws, noise=noise)
+
+
+def noise_seed(seed: int) -> int:
+    """The seed of the flow's noise, of the seed of a request."""
+    return part_seed(seed, 3)

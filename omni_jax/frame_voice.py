@@ -1,0 +1,174 @@
+"""How Qwen3-Omni speaks: frames of many codes, of which the talker writes one and the code predictor the rest; a causal
+vocoder settles their samples at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+
+from omni_jax.config import Omni3Config
+from omni_jax.decoding.generate import Made
+from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
+from omni_jax.defaults import Defaults
+from omni_jax.models.code2wav import BATCH_FRAMES
+from omni_jax.processing import speech_prompt
+from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.request import Batch
+from omni_jax.processing.speech_prompt import SpeechPrompt
+from omni_jax.synthesizer import Synthesizer
+from omni_jax.voice import Chunk, Speech, Voices
+
+# New frames a call: a stream begins with one, so that its first sound is early, and grows so that it stays ahead of its
+# listener. Each is a program of the vocoder.
+CHUNKS = (1, 2, 4, 8, 16, CALL_FRAMES)
+
+_take = jax.jit(take_rows)
+_words = jax.jit(lambda talker, embedding, tokens: talker.text(embedding(tokens)))
+_quiet = jax.jit(lambda code2wav, batch: code2wav.start(batch), static_argnums=1)
+
+
+@jax.jit
+def _prompt(talker, embedding, tokens, codes, heard, states):
+    """Slots of the prompts; ``states`` of the thinker where there is a medium among them, else None."""
+    if states is None:
+        return talker.prompt(embedding(tokens), codes)
+    media = jax.vmap(lambda row, at: row[at])(states, heard)  # what -1 takes is not used
+    return talker.prompt(embedding(tokens), codes, media, heard >= 0)
+
+
+@partial(jax.jit, static_argnames=("frames",), donate_argnames=("state",))
+def _sound(code2wav, state, codes, before, after, *, frames: int):
+    """Samples of a call's frames, of which each row has ``after - before``."""
+    return code2wav.step(state, codes[:, :, :frames], after - before)
+
+
+class FrameVoices(Voices):
+    """Voices of a talker with a code predictor."""
+
+    chunks = CHUNKS
+
+    def follow(self, made: Made) -> None:
+        """Its words are read without the thinker's states."""
+
+    def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
+        talker = self.parts["talker"]
+        self.heard = _quiet(self.parts["code2wav"], len(lengths))
+        x = _prompt(
+            talker, self.parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard,
+            states if prompt.hears else None,
+        )  # fmt: skip
+        return listen(talker, x, prompt.positions, lengths, cache, bos=talker.config.codec_bos)
+
+    def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
+        return _words(self.parts["talker"], self.parts["thinker"].embedding, tokens)
+
+    def _hear(
+        self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
+    ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
+        code2wav, before = self.parts["code2wav"], self.counts
+        self.heard, sound = _sound(code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames)
+        counts, finished, made, samples = jax.device_get((state.count, state.finished, codes, sound))
+        chunks = []
+        for number in np.flatnonzero(self.live & (counts > before)):
+            new = counts[number] - before[number]
+            # A row's first samples lie before its beginning.
+            settled = slice(0 if before[number] else code2wav.lag, new * code2wav.frame_samples)
+            chunks.append(Chunk(int(self.rows[number]), made[number, :, :new], samples[number, settled]))
+        return counts, finished, chunks
+
+    def _most(self, tokens: int) -> int:
+        # As in the reference, the token that ends speech is one of its tokens, and the last of them is never heard.
+        return tokens - 1
+
+    def _room(self, batch: int) -> int:
+        return max(1, BATCH_FRAMES // batch)
+
+    def _keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
+        super()._keep_rows(index)
+        self.heard = _take(self.heard, index)
+
+
+class FrameSynthesizer(Synthesizer[Omni3Config]):
+    """Its voices are codec ids, in config.json."""
+
+    first, frame_rate = "ethan", 12.5
+
+    @cached_property
+    def voices(self) -> Mapping[str, int]:
+        return dict(self.config.talker.speakers) if self.config.talker else {}
+
+    def tokens(self, seconds: float) -> int:
+        return super().tokens(seconds) + 1  # the one that ends speech counts too
+
+    def speakable(self, batch: Batch) -> bool:
+        # Bare tokens without any turns are text alone.
+        rows = zip(batch.tokens, batch.mask, strict=True)
+        return any(speech_prompt.open_turn(row[real], self.config) is not None for row, real in rows)
+
+    def speech(
+        self,
+        batch: Batch,
+        voices: Sequence[int],
+        seeds: tuple[int, ...],
+        sampling: Defaults,
+        *,
+        words: Sequence[int] | None = None,
+        compat: str | None = None,
+    ) -> Speech:
+        if compat is not None:
+            raise ValueError(f"compat: this family has nothing that {compat!r} would change; leave it out")
+        prompt = speech_prompt.prepare(batch, voices, self.config)
+        if words is not None:
+            prompt = replace(prompt, words=(tuple(words),))
+        keep = self.parts["talker"].config.accept_layer if prompt.hears else None
+        return Speech(prompt, seeds, sampling.talker, sampling.predictor, FrameVoices, keep)
+
+    def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: this family's vocoder needs codes alone; leave it out")
+        return decode(self.parts["code2wav"], *checked(self.parts["code2wav"], codes, lengths))
+
+
+def checked(code2wav: Any, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, "B Q Y"], Int[np.ndarray, "B"]]:
+    """Codes [B, Q, Y] or [Q, Y] as ``decode`` takes them, zero beyond each row's frames, and these.
+
+    Raises:
+        ValueError: in one line, for codes or lengths that cannot be.
+    """
+    ids, books, book = codes[None] if codes.ndim == 2 else codes, code2wav.config.codebooks, code2wav.config.codebook
+    if ids.ndim != 3 or ids.shape[1] != books or not ids.shape[0] or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"codes: expected whole numbers of shape [B, {books}, Y] or [{books}, Y], got {ids.dtype} of shape "
+            f"{list(codes.shape)}"
+        )
+    rows, _, most = ids.shape
+    frames = np.full(rows, most) if lengths is None else np.atleast_1d(to_numpy(lengths))
+    if frames.shape != (rows,) or frames.dtype.kind not in "iu" or ((frames < 0) | (frames > most)).any():
+        raise ValueError(
+            f"lengths: expected a number of frames from 0 to {most} for each of {rows} rows, got {frames.tolist()}"
+        )
+    own = np.where(np.arange(most) < frames[:, None, None], ids, 0)
+    if ids.size and (own.min() < 0 or own.max() >= book):
+        raise ValueError(f"codes: expected ids from 0 to {book - 1}, got {own.min()} to {own.max()}")
+    return own, frames
+
+
+def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B W"]:
+    """The waveforms of whole rows, whatever their length; a row is zero beyond its own samples."""
+    batch, _, frames = codes.shape
+    rows = 1 << (batch - 1).bit_length()
+    size = max(chunk for chunk in CHUNKS if chunk <= max(1, BATCH_FRAMES // rows))
+    steps = -(-frames // size)
+    padded = np.pad(codes, [(0, rows - batch), (0, 0), (0, steps * size - frames)]).astype(np.int32)
+    ends = np.pad(lengths, (0, rows - batch))
+    heard, sound = _quiet(code2wav, rows), []
+    for start in range(0, steps * size, size):
+        before, after = np.minimum(ends, start).astype(np.int32), np.minimum(ends, start + size).astype(np.int32)
+        heard, samples = _sound(code2wav, heard, padded[:, :, start : start + size], before, after, frames=size)
+        sound.append(samples)
+    joined = np.concatenate([np.zeros((rows, 0), np.float32), *map(np.asarray, sound)], axis=1)
+    return joined[:batch, code2wav.lag :][:, : code2wav.samples(frames)]

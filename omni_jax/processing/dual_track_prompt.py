@@ -1,0 +1,59 @@
+"""What Qwen2.5-Omni's talker reads before it speaks: the whole prompt as the thinker understood it, then a mark of the voice."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from omni_jax.buckets import bucket
+from omni_jax.config import DualTrackTalkerConfig, OmniConfig
+from omni_jax.processing.positions import next_position
+from omni_jax.processing.request import Batch
+from omni_jax.processing.speech_prompt import SpeechPrompt
+
+# Positions and the codec's marks as Transformers 5.23 has them where no row is padded.
+COMPAT = "transformers-5.23"
+
+
+def prepare(
+    batch: Batch, voices: Sequence[int], config: OmniConfig, *, words: Sequence[int] = (), compat: bool = False
+) -> SpeechPrompt:
+    """The talker's prompts: each token of the thinker's, with its state there, and the voice's mark.
+
+    A medium's placeholder has no text, only its state. The codec's marks of a prompt and of a beginning join the last slot
+    and the first step, which has the first word of the reply.
+
+    Args:
+        batch: rows with their real tokens first and their positions, padding rows without any.
+        voices: the mark of each row's voice, an id in the thinker's vocabulary.
+        words: of the reply, which stand at the end of the only row.
+        compat: no codec marks, and the positions of plain text whatever the prompt holds. So Transformers 5.23 speaks where
+            no row is padded, for it loses the attention mask and, with it, what depends on one.
+    """
+    talker = config.talker
+    assert isinstance(talker, DualTrackTalkerConfig)
+    assert batch.positions is not None
+    own = batch.lengths - len(words) * (batch.lengths > 0)
+    rows, width = len(own), bucket(int(own.max()) + 1)
+    tokens, heard, codes = (np.full((rows, width), -1, np.int32) for _ in range(3))
+    positions = np.zeros((3, rows, width), np.float32)
+    media = (config.thinker.audio_token, config.thinker.image_token, config.thinker.video_token)
+    for row, length in enumerate(own):
+        if not length:
+            continue
+        text = batch.tokens[row, :length]
+        tokens[row, :length] = np.where(np.isin(text, media), -1, text)
+        tokens[row, length] = voices[row]
+        heard[row, :length] = np.arange(length)
+        codes[row, length] = -1 if compat else talker.codec_pad
+        where = batch.positions[:, row, :length]
+        positions[:, row, :length] = np.arange(length) if compat else where
+        positions[:, row, length] = length if compat else next_position(where)
+    lengths = np.where(own > 0, own + 1, 0).astype(np.int32)
+    said = [tuple(words) if row == 0 else () for row in range(rows)]
+    return SpeechPrompt(tokens, heard, codes, positions, lengths, tuple(said))
+
+
+def recited(batch: Batch, words: Sequence[int]) -> Batch:
+    """One row with the words of its reply behind the prompt."""
+    tokens = np.concatenate([batch.tokens[0][batch.mask[0]], np.asarray(words, np.int32)])
+    return Batch.from_tokens(tokens, None, batch.mel, batch.images, batch.videos)

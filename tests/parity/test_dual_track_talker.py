@@ -1,0 +1,160 @@
+"""Qwen2.5-Omni's talker against Transformers: teacher-forced over prompts and frames, behind media, whole and step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity_close import assert_close
+from parity_elder import generate, load_reference
+from parity_scenes import scene
+from parity_scenes import theirs as keywords
+
+from omni_jax import weights
+from omni_jax.config import from_hf
+
+SIZES = ["7B", "3B", "7B's heads", "3B's heads"]
+SHORT = {"thinker_max_new_tokens": 5, "talker_max_new_tokens": 8}
+
+
+def tracks(elder, length, seed=0):
+    """Both tracks added, of random words and codes."""
+    return (
+        np.random.default_rng([seed, length]).normal(size=(length, elder.omni.config.thinker.decoder.width)).astype("f")
+    )
+
+
+def rope(length, seed=0):
+    """Positions as behind media: the three coordinates differ."""
+    return np.cumsum(np.random.default_rng([seed, length]).choice([0, 1, 2, 5], (3, length)), axis=1)
+
+
+def theirs(reference, x, positions):
+    """Final-normed states and logits of a row at given positions."""
+    x = torch.from_numpy(x[None].copy()).to(reference.talker.dtype)
+    with torch.no_grad():
+        out = reference.talker(
+            inputs_embeds=x, position_ids=torch.from_numpy(positions[:, None]), output_hidden_states=True,
+            attention_mask=torch.ones(x.shape[:2], dtype=torch.long),
+        )  # fmt: skip
+    assert out.logits.dtype == torch.float32
+    return out.hidden_states[-1][0].float().numpy(), out.logits[0].numpy()
+
+
+extend = jax.jit(lambda talker, *given, fresh=False: talker.extend(*given, fresh=fresh), static_argnames="fresh")
+
+
+def whole(talker, x, positions):
+    """Final-normed states and logits of every place: as many rows of the same, each one place longer."""
+    count = len(x)
+    rows, positions = (np.repeat(array, count, axis) for array, axis in ((x[None], 0), (positions[:, None], 1)))
+    logits, states, _ = extend(
+        talker, rows, positions, np.arange(1, count + 1), talker.empty_cache(count, count), fresh=True
+    )
+    return states, logits
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_prompt(elders, size):
+    elder = elders(size)
+    x, positions = tracks(elder, 14), rope(14)
+    found = whole(elder.omni.parts["talker"], x, positions)
+    for mine, expected in zip(found, theirs(elder.reference, x, positions), strict=True):
+        assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_prefill_and_steps_of_unequal_rows(elders, size):
+    """Prompts of 11 and 4 in one batch, then five steps of each: all states and logits are those of the whole."""
+    elder, prompts, steps = elders(size), [11, 4], 5
+    talker = elder.omni.parts["talker"]
+    rows = [tracks(elder, length + steps, row) for row, length in enumerate(prompts)]
+    places = [rope(length + steps, row) for row, length in enumerate(prompts)]
+    expected = [theirs(elder.reference, x, at) for x, at in zip(rows, places, strict=True)]
+    x, positions = np.ones((2, 11, rows[0].shape[1]), np.float32), np.ones((3, 2, 11), int)
+    for row, length in enumerate(prompts):
+        x[row, :length], positions[:, row, :length] = rows[row][:length], places[row][:, :length]
+    logits, last, cache = extend(talker, x, positions, np.array(prompts), talker.empty_cache(2, 24), fresh=True)
+    for step in range(steps + 1):
+        for row, length in enumerate(prompts):
+            assert_close(last[row], expected[row][0][length + step - 1])
+            assert_close(logits[row], expected[row][1][length + step - 1])
+        if step < steps:
+            at = [length + step for length in prompts]
+            x = np.stack([rows[row][n] for row, n in enumerate(at)])[:, None]
+            positions = np.stack([places[row][:, n] for row, n in enumerate(at)], axis=1)[:, :, None]
+            logits, last, cache = extend(talker, x, positions, np.array([1, 1]), cache)
+
+
+CASES = {
+    "text": (),
+    "audio": (("audio", 237),),
+    "image and audio": (("image", 4, 6), ("audio", 120)),
+    "video": (("video", (3, 4, 6), 0.7),),
+    "video with sound": (("sounding", (4, 4, 4), 1.0, 300),),
+}
+
+
+@pytest.mark.parametrize("size", ["7B", "3B"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_spoken_reply(elders, size, case):
+    """What the reference's talker read and where in a whole run of it, and what it made of that: states and logits."""
+    elder = elders(size)
+    said = generate(elder.reference, keywords([scene(elder.omni, *CASES[case])]), **SHORT)[0]
+    read = slice(said.prompt - 1, None)
+    states, logits = whole(elder.omni.parts["talker"], said.fed, said.positions)
+    assert_close(states[read], said.states)
+    assert_close(logits[read], said.logits)
+    counted = said.positions[:, : said.prompt] == np.arange(said.prompt)
+    assert counted.all() == (case in ("text", "audio"))
+
+
+@pytest.mark.parametrize("size", ["7B", "3B"])
+def test_both_tracks(elders, size):
+    """The codes' embeddings and the text beside them add up to what the reference's talker read."""
+    elder = elders(size)
+    talker, thinker, config = elder.omni.parts["talker"], elder.omni.parts["thinker"], elder.omni.config
+    said = generate(elder.reference, keywords([scene(elder.omni)]), **SHORT)[0]
+    codes, fed = said.codes[:-1], said.fed[said.prompt :]
+    words = said.words[np.minimum(np.arange(len(codes)), len(said.words) - 1)]
+    assert_close(talker.embedding(codes) + words, fed)
+    unread = thinker.embedding(np.array([config.tts_eos, config.tts_pad]))
+    np.testing.assert_array_equal(talker.text(unread, jnp.zeros_like(unread)), said.words[-2:])
+    unmended = generate(elder.reference, keywords([scene(elder.omni)]), mend=False, **SHORT)[0]
+    marks = talker.embedding(np.array([config.talker.codec_pad, config.talker.codec_bos]))
+    assert_close(said.fed[said.prompt - 2 : said.prompt] - unmended.fed[said.prompt - 2 : said.prompt], marks)
+
+
+def test_no_code_is_nothing(elder):
+    assert not np.any(elder.omni.parts["talker"].embedding(np.array([-1, -1])))
+
+
+def test_codes_are_what_the_vocoder_knows(elder):
+    """Of an id beyond, the reference's vocoder has no row: it breaks, and so do the marks; ours may not be chosen."""
+    codes, voice = elder.omni.parts["talker"].codes, elder.reference.speaker_map["Ethan"]
+    assert codes.shape == (elder.reference.config.talker_config.vocab_size,)
+    known, unknown = np.flatnonzero(codes), np.flatnonzero(~codes)
+    embed = elder.reference.token2wav.code2wav_dit_model.text_embed
+    assert embed(torch.from_numpy(known)[None]).shape[1] == 2 * len(known)
+    for code in unknown:
+        with pytest.raises(IndexError):
+            elder.reference.token2wav(torch.tensor([[code]]), voice["cond"], voice["ref_mel"])
+
+
+@pytest.mark.parametrize("size", ["7B", "3B"])
+def test_logits_of_a_bfloat16_model(elders, size):
+    """Are float32, for its scores are compared and punished; its states are bfloat16."""
+    elder = elders(size)
+    talker = weights.load(elder.folder, from_hf(elder.folder), dtype="bfloat16")["talker"]
+    reference = load_reference(elder.folder, torch.bfloat16)
+    x, positions = tracks(elder, 14), rope(14)
+    states, logits = whole(talker, x.astype(jnp.bfloat16), positions)
+    assert states.dtype == jnp.bfloat16
+    assert logits.dtype == np.float32
+    expected = theirs(reference, x, positions)
+    exact = theirs(elder.reference, x, positions)
+    for mine, rounded, true in zip((states, logits), expected, exact, strict=True):
+        mine = np.asarray(mine, np.float32)
+        # As far from the float32 model as the reference's own bfloat16, give or take.
+        assert np.abs(mine - true).max() < 2 * np.abs(rounded - true).max()
+        assert_close(mine, rounded, 2**-6)

@@ -1,0 +1,159 @@
+"""Where the reference's Qwen2.5-Omni goes wrong or refuses, shown. If one fails, Transformers may have been mended.
+
+What it means to do is ``parity_elder.generate`` with its talker mended, by which ours are measured: the first tests say that
+this is one thing, whatever the batch and the padding.
+"""
+
+import numpy as np
+import pytest
+import torch
+from parity_close import assert_close
+from parity_elder import GREEDY, NO_PIXELS, generate, load_reference, seeded_noise, stops
+from parity_scenes import scene
+from parity_scenes import theirs as keywords
+
+IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 0.7)
+SHORT = {"thinker_max_new_tokens": 6, "talker_max_new_tokens": 12}
+KINDS = [(), (AUDIO,), (IMAGE,), (VIDEO, AUDIO), (("sounding", (2, 4, 4), 1.0, 200),)]
+
+
+def asked(elder, *parts, **options):
+    return keywords([scene(elder.omni, *parts, **options)])
+
+
+def same(found, expected):
+    assert found.tokens == expected.tokens
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.positions, expected.positions)
+    for name in ("fed", "states", "logits", "audio"):
+        assert_close(getattr(found, name), getattr(expected, name))
+
+
+# --- the mended reference
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_mended_a_row_is_itself_in_any_batch(elder, silent):
+    """Rows of other lengths, media, voices of noise and ends, left-padded."""
+    kinds = KINDS[:4] if silent else [KINDS[0], KINDS[4], KINDS[2]]
+    rows = [scene(elder.omni, *parts, words=4 + 3 * seed, seed=seed) for seed, parts in enumerate(kinds)]
+    alone = [keywords([row]) for row in rows]
+    options = stops(elder.reference, alone)
+    together = generate(elder.reference, keywords(rows), seed=list(range(len(rows))), **options)
+    expected = [generate(elder.reference, row, seed=seed, **options)[0] for seed, row in enumerate(alone)]
+    assert len({len(row.codes) for row in expected}) > 1
+    assert len({len(row.tokens) for row in expected}) > 1
+    for found, row in zip(together, expected, strict=True):
+        assert found.tokens[-1] in options["thinker_eos_token_id"]
+        assert len(found.logits) == len(found.codes) + 1
+        same(found, row)
+
+
+def test_noise_is_given(elder):
+    """The waveform is that of the codes and the seed's noise, to the last bit."""
+    first, again, other = (generate(elder.reference, asked(elder), seed=seed, **SHORT)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.audio, again.audio)
+    np.testing.assert_array_equal(first.codes, other.codes)
+    assert np.abs(first.audio - other.audio).max() > 0.01 * np.abs(first.audio).max()
+    assert len(first.audio) == 480 * len(first.codes)
+    np.testing.assert_array_equal(seeded_noise(3, 200, 16)[:24], seeded_noise(3, 24, 16))
+
+
+# --- its talker without a mask
+
+
+@pytest.mark.parametrize("parts", KINDS)
+def test_a_prompt_without_padding_lacks_its_marks_and_its_positions(elder, parts):
+    """The last two embeddings of the talker's prompt miss codec_pad and codec_bos, and media are where text would be."""
+    wrong, right = (generate(elder.reference, asked(elder, *parts), mend=mend, **SHORT)[0] for mend in (False, True))
+    assert wrong.tokens == right.tokens
+    talker, end = elder.reference.config.talker_config, right.prompt
+    marks = torch.tensor([talker.tts_codec_pad_token_id, talker.tts_codec_start_token_id])
+    marks = elder.reference.talker.get_input_embeddings()(marks).detach().numpy()
+    np.testing.assert_array_equal(wrong.fed[: end - 2], right.fed[: end - 2])
+    assert_close(right.fed[end - 2 : end] - wrong.fed[end - 2 : end], marks)
+    np.testing.assert_array_equal(wrong.positions, np.broadcast_to(np.arange(len(wrong.fed)), wrong.positions.shape))
+    assert (wrong.positions != right.positions).any() == any(kind != "audio" for kind, *_ in parts)
+    assert np.abs(wrong.logits[0] - right.logits[0]).max() > 0.01 * np.abs(right.logits[0]).max()
+
+
+def test_the_same_prompt_is_said_otherwise_alone_and_beside_a_longer_one(elder):
+    """Padding keeps the mask, so the row without any is right too; of equal lengths both are wrong."""
+    rows = [scene(elder.omni, IMAGE, words=words, seed=words) for words in (5, 17)]
+    right = [generate(elder.reference, keywords([row]), **SHORT)[0] for row in rows]
+    wrong = [generate(elder.reference, keywords([row]), mend=False, **SHORT)[0] for row in rows]
+    for found, row in zip(generate(elder.reference, keywords(rows), mend=False, **SHORT), right, strict=True):
+        same(found, row)
+    assert any(a.codes.tolist() != b.codes.tolist() for a, b in zip(right, wrong, strict=True))
+    twice = generate(elder.reference, keywords([rows[0], rows[0]]), mend=False, **SHORT)
+    for found in twice:
+        same(found, wrong[0])
+
+
+# --- what it refuses
+
+
+@pytest.mark.parametrize(("parts", "name"), [((IMAGE,), "pixel_values"), ((VIDEO,), "pixel_values_videos")])
+def test_speech_about_what_is_seen(elder, parts, name):
+    """Its talker is handed the pixels and does not know them. Text is written, and with the talker's own there is speech."""
+    given = {**asked(elder, *parts), **GREEDY, **SHORT}
+    with pytest.raises(ValueError, match=rf"model_kwargs.*\['{name}'\]"):
+        elder.reference.generate(**given)
+    text = elder.reference.generate(**given, generation_mode="text")
+    said = generate(elder.reference, asked(elder, *parts), **SHORT)[0]
+    assert text[0].tolist()[-len(said.tokens) :] == said.tokens
+    assert set(NO_PIXELS) >= {f"talker_{name}"}
+
+
+@pytest.mark.parametrize("end", ["length", "token"])
+def test_a_reply_of_one_token(elder, end):
+    """Cut by its length or ended by that token, there is no text to speak: an error."""
+    first = generate(elder.reference, asked(elder), **SHORT)[0].tokens[0]
+    options = SHORT | ({"thinker_max_new_tokens": 1} if end == "length" else {"thinker_eos_token_id": [first]})
+    with pytest.raises((RuntimeError, ValueError), match="non-empty list"):
+        generate(elder.reference, asked(elder), **options)
+
+
+def test_speech_of_no_code(elder):
+    """That the talker ends at once is an error; one code is not."""
+    said = generate(elder.reference, asked(elder), **SHORT | {"talker_max_new_tokens": 1})[0]
+    assert (said.codes.shape, said.audio.shape) == ((1,), (480,))
+    with pytest.raises(RuntimeError, match="0 elements"):
+        generate(elder.reference, asked(elder), **SHORT, talker_eos_token_id=said.codes.tolist())
+
+
+def test_the_last_token_of_a_reply_cut_by_its_length_is_not_spoken(elder):
+    """It has no state yet."""
+    shorter, longer = (
+        generate(elder.reference, asked(elder), **SHORT | {"thinker_max_new_tokens": words})[0] for words in (6, 7)
+    )
+    assert shorter.tokens == longer.tokens[:-1]
+    assert len(shorter.words) == 4 + 2  # from the second token on, then tts_eos and tts_pad
+    assert len(longer.words) == 5 + 2
+    assert_close(shorter.words[:4], longer.words[:4])
+    assert shorter.codes.tolist() != longer.codes.tolist()
+
+
+def test_a_limit_without_a_prefix(elder):
+    """Is lost: to the thinker and to the talker."""
+    said = generate(elder.reference, asked(elder), **SHORT, max_new_tokens=2)[0]
+    assert (len(said.tokens), len(said.codes)) == (6, 12)
+    late = said.tokens[-1]
+    text = elder.reference.generate(
+        **asked(elder), **GREEDY, max_new_tokens=2, thinker_eos_token_id=late, generation_mode="text"
+    )
+    assert text[0].tolist()[-len(said.tokens) :] == said.tokens
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_return_audio(elder, wanted):
+    """The other family's keyword."""
+    with pytest.raises(ValueError, match=r"model_kwargs.*\['return_audio'\]"):
+        elder.reference.generate(**asked(elder), **GREEDY, **SHORT, return_audio=wanted)
+
+
+def test_without_a_talker_it_does_not_even_write(elder):
+    reference = load_reference(elder.folder)
+    reference.disable_talker()
+    with pytest.raises(AttributeError, match="talker"):
+        reference.generate(**asked(elder), **GREEDY, **SHORT, generation_mode="text")

@@ -1,0 +1,132 @@
+"""Whole spoken replies of Qwen2.5-Omni: text, codes and waveform equal Transformers', greedy, of the same noise.
+
+The reference computes what it means to, ``parity_elder.intended``; what it does by itself is ``compat``, shown here too. All
+replies and all speech end by tokens that the model does emit.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from parity_close import assert_close
+from parity_elder import generate, stops
+from parity_scenes import batch, conversation, theirs
+
+from omni_jax.dual_track_voice import noise_seed
+from omni_jax.processing import dual_track_prompt
+from omni_jax.processing.dual_track_prompt import COMPAT
+
+IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
+# A video of 3 s with its sound: both are cut into chunks of 2 s.
+SOUNDING = ("sounding", (3, 4, 4), 1.0, 100)
+# Words of each turn, and the turns: prompts of 65 to 96 tokens, of thinker and talker, for they are one program.
+CASES = {
+    "text": (62, ("user",)),
+    "audio": (35, ("user", AUDIO)),
+    "image": (55, ("user", IMAGE)),
+    "video": (42, ("user", VIDEO)),
+    "image and audio": (30, ("user", IMAGE, AUDIO)),
+    "video and audio": (15, ("user", VIDEO, AUDIO)),
+    "video with sound": (30, ("user", SOUNDING)),
+    "turns": (4, ("user", IMAGE), ("assistant",), ("user", AUDIO)),
+    "media in a system turn": (1, ("system", ("image", 2, 4), ("audio", 53)), ("user", ("image", 8, 8), ("audio", 101))),
+    "an answer begun": (16, ("user", ("image", 8, 16)), ("assistant",)),
+}  # fmt: skip
+MODES = {"intended": (True, None), "as 5.23 does": (False, COMPAT)}
+
+
+def row_of(omni, case, seed=0):
+    words, *turns = CASES[case]
+    return conversation(omni, *turns, words=words, seed=seed)
+
+
+def options_of(options):
+    return {"thinker_do_sample": False, "talker_do_sample": False, **options}
+
+
+def same(reply, spoken):
+    """A reply of ours is the reference's."""
+    assert reply.tokens == spoken.tokens
+    np.testing.assert_array_equal(reply.codes, spoken.codes[None])
+    assert_close(reply.audio, spoken.audio)
+
+
+@pytest.fixture(scope="module")
+def spoken(elders):
+    """The model, the row of a case, the options that end it, and the reference's reply."""
+
+    @cache
+    def make(case, mode="intended", size="7B"):
+        elder = elders(size)
+        row = row_of(elder.omni, case)
+        inputs = theirs([row])
+        options = stops(elder.reference, [inputs])
+        mend, _ = MODES[mode]
+        made = generate(elder.reference, inputs, mend=mend, seed=noise_seed(0), **options)[0]
+        return elder.omni, row, options, made
+
+    return make
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_replies(spoken, case, mode):
+    omni, row, options, expected = spoken(case, mode)
+    assert expected.tokens[-1] in options["thinker_eos_token_id"]
+    same(omni.generate(batch([row]), speaker="Ethan", compat=MODES[mode][1], **options_of(options)), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_replies_of_the_3b(spoken, mode):
+    """Narrow heads and no width coordinate in its talker's sections."""
+    omni, row, options, expected = spoken("image and audio", mode, "3B")
+    same(omni.generate(batch([row]), speaker="Ethan", compat=MODES[mode][1], **options_of(options)), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_positions_of_the_talker(spoken, case, mode):
+    """Those of the prompt, of the voice's mark and of the first word."""
+    omni, row, _, expected = spoken(case, mode)
+    located = batch([row]).located(omni.config.thinker).justified()
+    made = dual_track_prompt.prepare(located, [0], omni.config, compat=MODES[mode][1] is not None)
+    found = made.positions[:, 0, : made.lengths[0]]
+    following = np.full((3, 1), found[:, -1].max() + 1)
+    found = np.concatenate([found, following], axis=1)
+    np.testing.assert_array_equal(found, expected.positions[:, : expected.prompt])
+
+
+@pytest.mark.parametrize("speaker", ["Chelsie", "ethan"])
+def test_speakers(elder, spoken, speaker):
+    omni, row, _, _ = spoken("text")
+    inputs = theirs([row])
+    options = stops(elder.reference, [inputs], [speaker.title()])
+    expected = generate(elder.reference, inputs, speaker=speaker.title(), seed=noise_seed(0), **options)[0]
+    same(omni.generate(batch([row]), speaker=speaker, **options_of(options)), expected)
+
+
+def test_seeds_draw_the_noise(elder, spoken):
+    """Another seed is another sound of the same codes, the reference's of that noise."""
+    omni, row, options, first = spoken("text")
+    expected = generate(elder.reference, theirs([row]), seed=noise_seed(7), **options)[0]
+    reply = omni.generate(batch([row]), speaker="Ethan", seed=7, **options_of(options))
+    same(reply, expected)
+    assert np.abs(reply.audio - first.audio).max() > 1e-3
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_the_penalty_of_repetition_covers_the_prompts_marks(elder, spoken, penalty):
+    omni, row, options, _ = spoken("text")
+    options = {**options, "talker_repetition_penalty": penalty, "talker_max_new_tokens": 12}
+    expected = generate(elder.reference, theirs([row]), seed=noise_seed(0), **options)[0]
+    same(omni.generate(batch([row]), speaker="Ethan", **options_of(options)), expected)
+
+
+def test_a_batch(elder):
+    """Rows of other lengths and media, left-padded there, where the reference does what it means to: no row is padded alone."""
+    rows = [row_of(elder.omni, case, seed) for seed, case in enumerate(("text", "image", "audio", "turns"))]
+    options = stops(elder.reference, [theirs([row]) for row in rows])
+    expected = generate(elder.reference, theirs(rows), seed=[noise_seed(number) for number in range(4)], **options)
+    replies = elder.omni.generate_batch(batch(rows), speaker="Ethan", seed=[0, 1, 2, 3], **options_of(options))
+    for reply, own in zip(replies, expected, strict=True):
+        same(reply, own)
