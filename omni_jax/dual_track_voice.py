@@ -138,7 +138,7 @@ class DualTrackVoices(Voices):
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
         speakers, seeds = [self.speakers[row] for row in rows], [noise_seed(self.seeds[row]) for row in rows]
         sound = flow_voice.decode(dit, bigvgan, padded, lengths, speakers, seeds=seeds, noise=None)
-        ends = lengths * flow_voice.code_samples(dit, bigvgan)
+        ends = lengths * dit.config.repeats * bigvgan.frame_samples
         return [
             Chunk(row, part, samples[:end]) for row, part, samples, end in zip(rows, codes, sound, ends, strict=True)
         ]

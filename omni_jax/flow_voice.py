@@ -4,46 +4,75 @@ A row is itself in any batch and any padding: what is padded is masked, and nois
 
 A stream is made of overlapping windows of blocks (24 mel frames, 12 codes, 0.24 s): ``BACK`` blocks of context, the new ones,
 ``AHEAD`` of look-ahead. Each is made as if it were a whole row, at its own positions and from the noise that its frames have
-in the whole; of its sound the new blocks' is kept. So the codes are all that a stream remembers, and errors cannot add up.
+in the whole; of its sound the new blocks' is kept. So codes are all that a stream remembers, and its errors cannot add up.
 
 It is not the whole to the last digit. A direction of the flow hears two blocks back and one ahead, but the 36 directions of
-a sampling hear through one another, less with each block. What a window errs by, of the largest sample (random weights of
-the usual scale, depth 4 and 22, the worst of two seeds; 5e-7 is what float32 rounds):
+a row hear through one another, less with each block. What windows err by, of the largest sample (random weights of the usual
+scale, 4 and 22 layers, two seeds, the worst; float32 rounds 7e-7):
 
     BACK, AHEAD   2, 1   3, 1   2, 2   3, 2   4, 2   3, 3   4, 3
     error         1e-3   1e-3   1e-4   1e-5   1e-5   1e-6   8e-7
 
-So the first sound needs 36 codes, and a tolerance of 1e-4 holds with room. With all kernels half as large again, beyond what
-a trained model would be, the chosen 3, 2 err by 6e-5.
+With 3 and 2 a stream is the whole to 1e-4, ten times that error, and its first sound needs 36 codes. What other weights err
+by depends on how much their blocks heed each other: half as large again, those above err by 6e-5.
 
-Programs, for each power of two of rows: BigVGAN has the four sizes of windows and one for longer rows, the DiT the four and
-what whole rows are padded to, eight an octave (they compile in a second, BigVGAN's take twenty).
+Programs, for each power of two of rows: BigVGAN has the four sizes of windows and a fifth for longer rows, the DiT the same
+four and the sizes that whole rows are padded to, eight an octave. (They compile in a second, BigVGAN's in twenty.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from flax import struct
+from jaxtyping import Array, Bool, Float32, Int
 
 from omni_jax.buckets import bucket
-from omni_jax.models.dit import frame_noise
+from omni_jax.models.bigvgan import BigVGAN
+from omni_jax.models.dit import DiT, frame_noise
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.weights.speakers import Speaker
 
-# Blocks of a window beside its new ones.
+# Blocks of a window beside its new ones; more where BigVGAN's reach asks for it, that sides of windows are never heard.
 BACK, AHEAD = 3, 2
 # New blocks a window: a stream begins with one, so that its first sound is early, and grows so that little is made twice.
 NEW = (1, 2, 4, 8)
-# Blocks of BigVGAN's windows in a row that is longer than a stream's: what overlaps is a ninth.
+# Blocks of BigVGAN's windows in rows longer than a stream's.
 LONG = 27
-# Mel frames of a call, of all rows. At the published size the DiT holds 150 kB for each, BigVGAN 600 kB in its windows.
+# Mel frames of a call, of all rows, which bounds its memory whatever the batch.
 CALL_FRAMES = 16_384
 
-# Speaker embeddings, reference mel frames and how many each row has of them.
-Voices = tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B A Z"], Int[np.ndarray, "B"]]
+
+@struct.dataclass
+class Rows:
+    """Whose voice each row has, and where its flow begins: at noise of its seed, or at noise that is given.
+
+    Attributes:
+        speaker, mel, mel_lengths: speaker embeddings, reference mel frames, how many each row has of them.
+    """
+
+    speaker: Float32[np.ndarray, "B D"]
+    mel: Float32[np.ndarray, "B A Z"]
+    mel_lengths: Int[np.ndarray, "B"]
+    seeds: Int[np.ndarray, "B"]
+    noise: Float32[np.ndarray, "B T Z"] | None = None
+
+    @classmethod
+    def of(cls, speakers: Sequence[Speaker], seeds: Sequence[int], noise: Any = None) -> "Rows":
+        lengths = np.array([speaker.ref_mel.shape[1] for speaker in speakers], np.int32)
+        most = bucket(int(lengths.max()))
+        return cls(
+            speaker=np.concatenate([speaker.cond for speaker in speakers]),
+            mel=np.concatenate([_widened(speaker.ref_mel, most) for speaker in speakers]),
+            mel_lengths=lengths,
+            seeds=np.array([int(seed) & 0xFFFFFFFF for seed in seeds], np.uint32),
+            noise=noise,
+        )
+
+    def take(self, index: Int[np.ndarray, "b"]) -> "Rows":
+        return jax.tree.map(lambda leaf: leaf[index], self)
 
 
 @partial(jax.jit, static_argnames=("frames", "bins"))
@@ -52,8 +81,8 @@ def _noise(seeds, start, *, frames: int, bins: int):
 
 
 @jax.jit
-def _mel(dit, codes, lengths, voices, noise, start):
-    return dit.sample(codes, lengths, *voices, noise, start)
+def _mel(dit, codes, lengths, speaker, mel, mel_lengths, noise, start):
+    return dit.sample(codes, lengths, speaker, mel, mel_lengths, noise, start)
 
 
 @jax.jit
@@ -61,7 +90,7 @@ def _samples(bigvgan, mel, first, end):
     return bigvgan.decode_window(mel, first, end)
 
 
-def checked(dit: Any, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, "B Y"], Int[np.ndarray, "B"]]:
+def checked(dit: DiT, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, "B Y"], Int[np.ndarray, "B"]]:
     """Codes [B, 1, Y] or [1, Y] as ``decode`` takes them, zero beyond each row's own, and how many these are.
 
     Raises:
@@ -85,8 +114,8 @@ def checked(dit: Any, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, 
 
 
 def decode(
-    dit: Any,
-    bigvgan: Any,
+    dit: DiT,
+    bigvgan: BigVGAN,
     codes: Int[np.ndarray, "B Y"],
     lengths: Int[np.ndarray, "B"],
     speakers: Sequence[Speaker],
@@ -95,9 +124,6 @@ def decode(
     noise: Float32[np.ndarray, "B T Z"] | None = None,
 ) -> Float32[np.ndarray, "B W"]:
     """The waveforms of whole rows, W = Y * samples a code (480); a row is zero beyond its own samples.
-
-    Rows share a call, the longest first, as long as it has at most ``CALL_FRAMES`` mel frames: memory does not grow with the
-    batch.
 
     Args:
         lengths: codes of each row; its own come first.
@@ -109,69 +135,171 @@ def decode(
         ValueError: a row has more codes than the flow's context.
     """
     if (seeds is None) == (noise is None):
-        raise ValueError("expected either seeds or noise: where the flow begins")
-    return _whole(dit, bigvgan, codes, lengths, _voices(speakers), _seeds(seeds or [0] * len(codes)), noise)
+        raise ValueError(
+            "decode: expected either seeds or noise for the flow to begin at, got both or neither; give one"
+        )
+    rows = Rows.of(speakers, [0] * len(codes) if seeds is None else seeds, noise)
+    return _whole(dit, bigvgan, codes, lengths, rows)
 
 
 class FlowStream:
     """Sound of rows whose codes come in pieces.
 
     Rows go in step: those that have not ended have the same number of codes. With ``streamed``, sound comes as soon as it is
-    settled; else all of a row's when it ends, made together with the others that end in the same call, as ``decode`` makes it.
-    A streamed row may be of any length, for no window is longer than the flow's context.
+    settled, and a row may be of any length. Else all of a row's sound comes when it ends, as ``decode`` makes it, in one batch
+    with the others that end in the same call.
     """
 
-    def __init__(self, dit: Any, bigvgan: Any, speakers: Sequence[Speaker], seeds: Sequence[int], *, streamed: bool):
-        """Args: ``speakers`` and ``seeds`` are one a row of the batch, rows of padding too."""
+    def __init__(
+        self, dit: DiT, bigvgan: BigVGAN, speakers: Sequence[Speaker], seeds: Sequence[int], *, streamed: bool
+    ):
+        """Args: ``speakers`` and ``seeds`` are one a row of the batch, of rows of padding too."""
         self.dit, self.bigvgan, self.streamed = dit, bigvgan, streamed
-        self.voices, self.seeds = _voices(speakers), _seeds(seeds)
+        self.rows = Rows.of(speakers, seeds)
         self.codes = np.zeros((len(speakers), 0), np.int32)
         self.live = np.ones(len(speakers), bool)
-        # Blocks whose sound has been given, and windows that gave it.
+        # Blocks whose sound has been given to rows that go on, and in how many windows.
         self.done, self.windows = 0, 0
-        # The vocoder must not hear a window's sides in what is kept of it.
-        sides = -(-bigvgan.reach // dit.config.block_frames)
-        self.back, self.ahead = max(BACK, sides), max(AHEAD, sides)
-        self.sizes = [
-            min(self.back, done) + new + self.ahead
-            for done, new in zip(np.cumsum((0, *NEW[:-1])).tolist(), NEW, strict=True)
-        ]
 
     def hear(
-        self,
-        codes: Int[Array, "B n"],
-        before: Int[Array, "B"],
-        after: Int[Array, "B"],
-        ended: Bool[Array, "B"],
+        self, codes: Int[Array, "B n"], before: Int[Array, "B"], after: Int[Array, "B"], ended: Bool[Array, "B"]
     ) -> list[Float32[np.ndarray, "w"]]:
         """The samples of each row that its new codes settle; all that is left of a row that ended.
 
         Args:
-            codes: ``after - before`` of them are a row's own, and come first.
-            before, after: codes of each row without and with these.
-            ended: rows that will have no more; they may be named again, and say nothing then.
+            codes: a row's ``after - before`` new ones come first.
+            before, after: codes of each row without these and with them.
+            ended: rows that will have no more, rows of padding among them. They may be named again, and are silent then.
+
+        Raises:
+            ValueError: a row that is not streamed has more codes than the flow's context.
         """
-        codes, before, counts = np.asarray(codes), np.asarray(before), np.asarray(after)
-        self.codes = np.concatenate([self.codes, codes[:, : int((counts - before).max())]], axis=1)
-        ending, going = self.live & np.asarray(ended), self.live & ~np.asarray(ended)
-        self.live = going
-        sound = [np.zeros(0, np.float32) for _ in self.live]
-        if self.streamed:
-            self._windows(sound, counts, ending, going)
-        elif ending.any():
-            rows = np.flatnonzero(ending)
-            for row, samples in zip(rows, self._row_sound(rows, counts), strict=True):
-                sound[row] = samples
-        return sound
+        counts, over = np.asarray(after), np.asarray(ended)
+        new = np.asarray(codes)[:, : int((counts - np.asarray(before)).max())]
+        self.codes = np.concatenate([self.codes, new], axis=1)
+        ending, self.live = self.live & over & (counts > 0), self.live & ~over
+        sound = [[np.zeros(0, np.float32)] for _ in counts]
+        for row, samples in (self._stream if self.streamed else self._rest)(counts, ending):
+            sound[row].append(samples)
+        return [np.concatenate(parts) for parts in sound]
 
     def take(self, index: Int[np.ndarray, "b"]) -> None:
         """Keeps some rows, in the order of ``index``."""
-        self.codes, self.live, self.seeds = self.codes[index], self.live[index], self.seeds[index]
-        self.voices = jax.tree.map(lambda leaf: leaf[index], self.voices)
+        self.codes, self.live, self.rows = self.codes[index], self.live[index], self.rows.take(index)
 
-    def _row_sound(self, rows, counts) -> list[Float32[np.ndarray, "w"]]:
-        """All sound of some rows."""
-        voices = jax.tree.map(lambda leaf: leaf[rows], self.voices)
-        codes, lengths = self.codes[rows, : counts[rows].max()], counts[rows]
-        sound = _whole(self.dit, self.bigvgan, codes, lengths, voices, self.seeds[rows], None)
-        return [samples[: count * _code_samples(self.dit, self.bigvgan)] for samples, count in zip(sound, lengths, strict=True)]
+    def _rest(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
+        """Whole rows, of those that end."""
+        rows, each = np.flatnonzero(ending), _code_samples(self.dit, self.bigvgan)
+        made = _whole(self.dit, self.bigvgan, self.codes[rows], counts[rows], self.rows.take(rows))
+        for row, samples in zip(rows.tolist(), made, strict=True):
+            yield row, samples[: counts[row] * each]
+
+    def _stream(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
+        """What windows settle: of rows that go on, those windows that are full; of rows that end, all."""
+        block, each = _block_codes(self.dit), _code_samples(self.dit, self.bigvgan)
+        back, ahead, sizes = _sizes(self.dit, self.bigvgan)
+        done, left = self.done, ending
+        while True:
+            start = max(0, done - back)
+            size = sizes[min(self.windows, len(sizes) - 1)]
+            due = self.live & (counts >= (start + size) * block)
+            if due.any():
+                self.done, self.windows = start + size - ahead, self.windows + 1
+            elif left.any():  # for these alone, a window that holds what they have left
+                needed = -(-counts[left].max() // block) - start
+                size = next((size for size in sizes if size >= needed), sizes[-1])
+            else:
+                return
+            rows = np.flatnonzero(due | left)
+            first, settled, end = (at * block for at in (start, start + size - ahead, start + size))
+            made = _sound(
+                self.dit, self.bigvgan, _widened(self.codes[rows, first:end], end - first),
+                np.clip(counts[rows] - first, 0, end - first), self.rows.take(rows), first,
+            )  # fmt: skip
+            whole = left & (counts <= end)
+            for row, samples in zip(rows.tolist(), made, strict=True):
+                last = counts[row] if whole[row] else settled
+                yield row, samples[(done * block - first) * each : (last - first) * each]
+            done, left = start + size - ahead, left & ~whole
+
+
+def _whole(dit, bigvgan, codes, lengths, rows: Rows) -> Float32[np.ndarray, "B W"]:
+    """Rows of like lengths share a call, the longest first."""
+    most, block, each = dit.config.context // dit.config.repeats, _block_codes(dit), _code_samples(dit, bigvgan)
+    if lengths.max(initial=0) > most:
+        raise ValueError(
+            f"codes: expected at most {most} of a row, got {lengths.max()}; cut the speech into pieces, or stream it"
+        )
+    sound = np.zeros((len(codes), codes.shape[1] * each), np.float32)
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    while order.size:
+        size = min(most, block * _slots(-(-int(lengths[order[0]]) // block)))
+        index, order = np.split(order, [min(len(order), _room(size * dit.config.repeats))])
+        made = _sound(dit, bigvgan, _widened(codes[index, :size], size), lengths[index], rows.take(index), 0)
+        sound[index, : size * each] = made[:, : sound.shape[1]]
+    return sound
+
+
+def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.ndarray, "B W"]:
+    """The sound of pieces of rows, which begin at their code ``first``, as if there was nothing before and after them."""
+    config, batch, frames = dit.config, len(codes), codes.shape[1] * dit.config.repeats
+    made = []
+    for part in np.split(np.arange(batch), range(_room(frames), batch, _room(frames))):
+        index = np.pad(part, (0, (1 << (len(part) - 1).bit_length()) - len(part)), mode="edge")
+        own, counts, start = rows.take(index), lengths[index].astype(np.int32), np.int32(first * config.repeats)
+        if own.noise is None:
+            noise = _noise(own.seeds, start, frames=frames, bins=config.mel_bins)
+        else:
+            noise = _widened(own.noise[:, start : start + frames], frames)
+        heard = codes[index].astype(np.int32), counts, own.speaker, own.mel, own.mel_lengths
+        mel = np.asarray(_mel(dit, *heard, noise, np.full(len(index), start)))
+        made.append(_waveform(dit, bigvgan, mel, counts * config.repeats)[: len(part)])
+    return np.concatenate(made)
+
+
+def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
+    """BigVGAN over mel frames: in one window where one is large enough, else in several that overlap by its reach."""
+    frames, reach, each = mel.shape[1], bigvgan.reach, bigvgan.frame_samples
+    sizes = [size * dit.config.block_frames for size in (*_sizes(dit, bigvgan)[2], LONG)]
+    size = next((size for size in sizes if size >= frames), sizes[-1])
+    side = reach if size < frames else 0
+    mel, sound = np.pad(mel, [(0, 0), (side, 0), (0, 0)]), []
+    for start in range(0, frames, size - 2 * side):
+        window = _widened(mel[:, start : start + size], size)
+        samples = _samples(bigvgan, window, np.full_like(lengths, side - start), lengths + side - start)
+        sound.append(np.asarray(samples)[:, side * each : (size - side) * each])
+    return np.concatenate(sound, axis=1)[:, : frames * each]
+
+
+def _sizes(dit, bigvgan) -> tuple[int, int, list[int]]:
+    """Blocks of context and of look-ahead, and of each of a stream's windows: the first has no context."""
+    sides = -(-bigvgan.reach // dit.config.block_frames)
+    back, ahead, done = max(BACK, sides), max(AHEAD, sides), np.cumsum((0, *NEW[:-1])).tolist()
+    return back, ahead, [min(back, before) + new + ahead for before, new in zip(done, NEW, strict=True)]
+
+
+def _slots(blocks: int) -> int:
+    """The next of 1, 2, ... 16, 18, ... 32, 36, ...: at most an eighth is padding."""
+    step = 1
+    while 16 * step < blocks:
+        step *= 2
+    return -(-blocks // step) * step
+
+
+def _room(frames: int) -> int:
+    """Rows of so many frames that share a call, a power of two."""
+    return 1 << (max(1, CALL_FRAMES // frames).bit_length() - 1)
+
+
+def _block_codes(dit) -> int:
+    return dit.config.block_frames // dit.config.repeats
+
+
+def _code_samples(dit, bigvgan) -> int:
+    return dit.config.repeats * bigvgan.frame_samples
+
+
+def _widened(x, size: int):
+    """Zeros behind the second axis."""
+    return np.pad(x, [(0, 0), (0, size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])

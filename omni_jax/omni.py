@@ -24,7 +24,6 @@ from omni_jax.layouts import arranged
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
-from omni_jax.processing.audio import FeatureConfig
 from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
@@ -33,7 +32,6 @@ from omni_jax.processing.prompt import check, load_tokenizer, speaks
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
-from omni_jax.processing.vision import PatchConfig
 from omni_jax.reply import Event, Reply
 from omni_jax.sharding import shardings
 from omni_jax.speaking import synthesizer
@@ -100,8 +98,7 @@ class Omni:
     @cached_property
     def reader(self) -> Reader:
         """How sound becomes log-mel frames, and pictures patches."""
-        numbers = read_json(self.folder / "preprocessor_config.json")
-        return Reader(FeatureConfig.from_hf(numbers), PatchConfig.from_hf(numbers), self.config.thinker)
+        return Reader.from_hf(read_json(self.folder / "preprocessor_config.json"), self.config.thinker)
 
     @cached_property
     def defaults(self) -> Defaults:
@@ -250,7 +247,8 @@ class Omni:
         """Features of log-mel clips, each as it would be alone.
 
         Args:
-            mel: a list of clips [Z, A], or one array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames.
+            mel: a list of clips [Z, A]; or one array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames; or clips
+                packed one after another, [Z, sum of lengths] with ``lengths``. docs/audio-encoder.md shows all three.
         """
         config = self.config.thinker
         clips = split_clips(mel, mask=mask, lengths=lengths, mel_bins=config.audio_encoder.mel_bins)

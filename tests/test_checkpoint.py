@@ -42,6 +42,14 @@ def refuses(folder, *words, **options):
     return str(caught.value)
 
 
+def test_the_manifest_is_as_it_ever_was(converted):
+    """Folders of older versions load, and are found finished by a second conversion."""
+    manifest = json.loads((converted / "omni_jax.json").read_text())
+    assert (manifest["format"], manifest["dtype"]) == (1, "float32")
+    assert {tuple(leaf) for leaf in manifest["leaves"].values()} == {("shape", "stacked")}
+    assert "spk_dict.pt" not in manifest["origin"]
+
+
 def test_loads_what_was_converted(converted, tiny, loaded):
     assert checkpoint.is_converted(converted)
     assert not checkpoint.is_converted(tiny)

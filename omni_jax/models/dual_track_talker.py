@@ -12,9 +12,9 @@ from omni_jax.nn.layers import Embedding, Init, Linear
 
 
 class DualTrackTalker(nnx.Module):
-    """Dense decoder over two tracks, a sum of text and codes (arXiv:2503.20215; reference: Qwen2_5OmniTalkerForConditionalGeneration).
+    """Dense decoder over two tracks, a sum of text and codes (arXiv:2503.20215).
 
-    Both tracks have the thinker's width and are projected to the decoder's together. What text is read, and with which
+    Reference: Qwen2_5OmniTalkerForConditionalGeneration. Both tracks have the thinker's width and are projected to the decoder's together. What text is read, and with which
     sampling, is not decided here.
     """
 

@@ -40,8 +40,8 @@ def rotation(
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Cosines and sines of positions (time, height, width; they may be fractional), angles in float32, cast to ``dtype``.
 
-    Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the frequencies. The cast comes before use because the reference rotates in the
-    activations' dtype.
+    Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the frequencies.
+    The cast comes before use because the reference rotates in the activations' dtype.
     """
     inverse = jnp.asarray(frequencies(head_width, theta))
     positions = positions.astype(jnp.float32)

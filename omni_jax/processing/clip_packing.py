@@ -100,7 +100,8 @@ def _fill(clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, in
 
 
 def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:
-    """Clips [Z, A] from a list of clips or from a padded array [B, Z, A] with a frame mask [B, A] or lengths [B].
+    """Clips [Z, A] from a list of clips, from a padded array [B, Z, A] with a frame mask [B, A] or lengths [B], or from clips
+    packed one after another [Z, sum of lengths] with their lengths.
 
     Raises:
         ValueError: a layout, a mask or lengths that do not fit the array, or a clip without frames.
@@ -113,6 +114,8 @@ def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: in
         clips = [_floats(clip) for clip in mel]
     else:
         array = _floats(mel)
+        if array.ndim == 2 and mask is None and lengths is not None and np.ndim(lengths) == 1 and np.size(lengths) > 1:
+            return _checked(_unpacked(array, to_numpy(lengths)), mel_bins)
         if array.ndim == 2:
             array = array[None]
         if array.ndim != 3:
@@ -141,6 +144,19 @@ def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: in
                 f"lengths: expected 1 to {frames} frames a clip, as mel holds, got {counts.min()} to {counts.max()}"
             )
         clips = [clip[:, :count] for clip, count in zip(array, counts, strict=True)]
+    return _checked(clips, mel_bins)
+
+
+def _unpacked(array: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Clips that lie one after another, as the reference's encoder takes them."""
+    if lengths.dtype.kind not in "iu" or lengths.min() < 0 or lengths.sum() != array.shape[1]:
+        raise ValueError(
+            f"lengths: expected whole numbers that add up to the {array.shape[1]} packed frames of mel, got {lengths.tolist()}"
+        )
+    return np.split(array, np.cumsum(lengths)[:-1], axis=1)
+
+
+def _checked(clips: list[np.ndarray], mel_bins: int) -> list[np.ndarray]:
     for number, clip in enumerate(clips):
         if clip.ndim != 2 or clip.shape[0] != mel_bins:
             raise ValueError(

@@ -12,6 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from omni_jax import checkpoint
+from omni_jax.testing import tiny_qwen2_5_config, write_tiny
+from omni_jax.testing.config_qwen2_5 import tiny_speakers
+from omni_jax.weights.speakers import write_speakers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +87,26 @@ def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
     assert "thinker.decoder.experts.gate_up [layer 2]: 1 of 32,768 values differ, by up to 0.5" in out
     assert "thinker.decoder.norm.scale: 1 of 64 values differ, by up to nan" in out
     assert out.splitlines()[-1] == "the converted checkpoint differs"
+
+
+def test_the_elder_family_in_its_two_dtypes(script, tmp_path, capsys):
+    source, there, back = (tmp_path / name for name in ("source", "there", "back"))
+    write_tiny(source, config=tiny_qwen2_5_config(), dtype="bfloat16", shards=6)
+    assert script("from_hf").main([str(source), str(there)]) == 0
+    assert script("check").main([str(source), str(there)]) == 0
+    out = capsys.readouterr().out
+    assert "in bfloat16, float32" in out
+    assert "816,540" in out  # values of bigvgan
+    assert script("to_hf").main([str(there), str(back), "--shard-gb", "0.001"]) == 0
+    tensors, again = everything(source), everything(back)
+    assert tensors.keys() == again.keys()
+    for name, tensor in tensors.items():
+        assert (tensor.dtype, tensor.tobytes()) == (again[name].dtype, again[name].tobytes()), name
+    capsys.readouterr()
+    write_speakers(there, {"Ethan": tiny_speakers(seed=1)["Ethan"]})
+    assert script("check").main([str(source), str(there)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == ["voice Chelsie differs", "voice Ethan differs", "the converted checkpoint differs"]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import cycle
-from pathlib import Path
 from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from transformers import Qwen2_5OmniForConditionalGeneration
 
 from omni_jax.config import from_hf
@@ -23,6 +21,7 @@ from omni_jax.testing.config_qwen2_5 import three_b, tiny_qwen2_5_config
 from omni_jax.weights import common, qwen2_5_omni
 from omni_jax.weights.pieces import leaves
 from omni_jax.weights.rows import bind
+from omni_jax.weights.source import Safetensors
 
 TABLE = qwen2_5_omni.rows(from_hf(tiny_qwen2_5_config()))  # the same for any sizes
 GREEDY = {"thinker_do_sample": False, "talker_do_sample": False}
@@ -50,15 +49,14 @@ def _one_key(section):
 
 
 # Tiny ones with each size's quirks, and with each size's heads: the 7B's talker has more of them than its width holds.
-_THINKER_SECTION = [16, 24, 24]
 CONFIGS = {
     "7B": tiny_qwen2_5_config,
     "3B": lambda: three_b(tiny_qwen2_5_config()),
     "7B's heads": lambda: with_published_heads(
-        tiny_qwen2_5_config(), thinker=(7, 128, _THINKER_SECTION), talker=(6, 128, [16, 24, 24])
+        tiny_qwen2_5_config(), thinker=(7, 128, [16, 24, 24]), talker=(6, 128, [16, 24, 24])
     ),
     "3B's heads": lambda: with_published_heads(
-        tiny_qwen2_5_config(), thinker=(8, 128, _THINKER_SECTION), talker=(7, 64, [16, 16, 0])
+        tiny_qwen2_5_config(), thinker=(8, 128, [16, 24, 24]), talker=(7, 64, [16, 16, 0])
     ),
 }
 
@@ -66,8 +64,7 @@ CONFIGS = {
 def load_reference(folder, dtype=torch.float32):
     """Its model of a folder, the voices of spk_dict.pt too; nothing is missing and nothing is left over."""
     model = Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    stored = {name for path in Path(folder).glob("*.safetensors") for name in load_file(path)}
-    expected = {_published(name) for name in model.state_dict()}
+    stored, expected = set(Safetensors(folder).tensors), {_published(name) for name in model.state_dict()}
     assert stored == expected, stored ^ expected
     return model
 

@@ -8,13 +8,13 @@ import pytest
 
 from omni_jax.describe import describe
 from omni_jax.hub import locate
-from omni_jax.testing import write_tiny
+from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
+@pytest.fixture(params=[tiny_config, tiny_qwen2_5_config])
+def hub(request, tmp_path, monkeypatch):
     """A hub that holds one sharded checkpoint and gives the files asked for."""
-    held, cache = write_tiny(tmp_path / "held", shards=2), tmp_path / "cache"
+    held, cache = write_tiny(tmp_path / "held", config=request.param(), shards=2), tmp_path / "cache"
 
     def snapshot_download(name, *, allow_patterns):
         assert name == "owner/name"
@@ -42,5 +42,6 @@ def test_describing_downloads_no_weights(hub):
     assert names(folder) == {name for name in names(hub) if not name.endswith(".safetensors")}
     assert "model.safetensors.index.json" in names(folder)
     assert found["parameters"] == whole["parameters"]
+    assert found["speakers"] == whole["speakers"] != []
     assert {part["stored"] for part in found["parts"]} == {"not here"}
     assert {part["stored"] for part in whole["parts"]} == {"float32"}
