@@ -162,7 +162,11 @@ class FlowStream:
         self.done, self.windows = 0, 0
 
     def hear(
-        self, codes: Int[Array, "B n"], before: Int[Array, "B"], after: Int[Array, "B"], ended: Bool[Array, "B"]
+        self,
+        codes: Int[np.ndarray, "B n"],
+        before: Int[Array, "B"],
+        after: Int[Array, "B"],
+        ended: Bool[np.ndarray, "B"],
     ) -> list[Float32[np.ndarray, "w"]]:
         """The samples of each row that its new codes settle; all that is left of a row that ended.
 

@@ -14,8 +14,8 @@ from omni_jax.nn.layers import Embedding, Init, Linear
 class DualTrackTalker(nnx.Module):
     """Dense decoder over two tracks, a sum of text and codes (arXiv:2503.20215).
 
-    Reference: Qwen2_5OmniTalkerForConditionalGeneration. Both tracks have the thinker's width and are projected to the decoder's together. What text is read, and with which
-    sampling, is not decided here.
+    Both tracks have the thinker's width and are projected to the decoder's together. What text is read, and with which
+    sampling, is not decided here. Reference: Qwen2_5OmniTalkerForConditionalGeneration.
     """
 
     def __init__(self, init: Init, config: DualTrackTalkerConfig):
