@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from omni_jax.buckets import bucket
 from omni_jax.models.bigvgan import BigVGAN
@@ -164,8 +164,8 @@ class FlowStream:
     def hear(
         self,
         codes: Int[np.ndarray, "B n"],
-        before: Int[Array, "B"],
-        after: Int[Array, "B"],
+        before: Int[np.ndarray, "B"],
+        after: Int[np.ndarray, "B"],
         ended: Bool[np.ndarray, "B"],
     ) -> list[Float32[np.ndarray, "w"]]:
         """The samples of each row that its new codes settle; all that is left of a row that ended.

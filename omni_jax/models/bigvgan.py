@@ -19,8 +19,6 @@ from omni_jax.nn.stack import stack
 # Loudness in decibels, natural logarithms of amplitudes: from the quietest to the loudest that a mel frame may say.
 MIN_DB, REFERENCE_DB = -115.0, 20.0
 DB_PER_LOG = 20 / 2.302585092994046
-# Mel frames of one window of a longer row: memory does not grow with time, and its overlaps cost little.
-WINDOW = 600
 
 
 class Conv1d(conv.Conv1d):
@@ -111,24 +109,12 @@ class BigVGAN(nnx.Module):
             raise ValueError(f"mel: expected [batch, frames, {self.config.mel_bins}], got {list(mel.shape)}")
         if not frames:
             return jnp.zeros((batch, 0), jnp.float32)
-        if frames <= WINDOW:
-            return self.decode_window(mel, jnp.zeros_like(lengths), lengths)
-        windows = -(-frames // WINDOW)
-        size = -(-frames // windows)
-        mel = jnp.pad(mel, [(0, 0), (self.reach, self.reach + windows * size - frames), (0, 0)])
-
-        def window(start):
-            part = jax.lax.dynamic_slice_in_dim(mel, start, size + 2 * self.reach, axis=1)
-            samples = self.decode_window(part, jnp.full_like(lengths, self.reach) - start, lengths + self.reach - start)
-            return samples[:, self.reach * self.frame_samples :][:, : size * self.frame_samples]
-
-        samples = jax.lax.map(window, jnp.arange(windows) * size)
-        return jnp.moveaxis(samples, 0, 1).reshape(batch, -1)[:, : frames * self.frame_samples]
+        return self.decode_window(mel, jnp.zeros_like(lengths), lengths)
 
     def decode_window(
         self, mel: Float[Array, "B A Z"], first: Int[Array, "B"], end: Int[Array, "B"]
     ) -> Float32[Array, "B W"]:
-        """The waveforms of a window of longer rows: a piece of a stream.
+        """The waveforms of a window of longer rows, of which several cost no more memory than one.
 
         Right but for the ``reach`` frames at those sides of the window beyond which the row goes on.
 

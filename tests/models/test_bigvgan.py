@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from omni_jax.config.token2wav import BigVGANConfig
-from omni_jax.models import bigvgan
 from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import FILTER, REACH, Span, smooth
@@ -72,12 +71,6 @@ def test_padded_equals_alone(vocoder, mel, whole):
         assert not whole[row, length * 6 :].any()
     behind = (np.arange(FRAMES) >= LENGTHS[:, None])[..., None]
     np.testing.assert_array_equal(decode(vocoder, np.where(behind, 3, mel), LENGTHS), whole)
-
-
-@pytest.mark.parametrize("size", [1, 23, 69])
-def test_windows_are_the_whole(vocoder, mel, whole, size, monkeypatch):
-    monkeypatch.setattr(bigvgan, "WINDOW", size)
-    assert_same(jax.jit(lambda model, *row: model.decode(*row))(vocoder, mel, LENGTHS), whole)
 
 
 def test_a_window_is_right_but_for_its_reach(vocoder, mel, whole):

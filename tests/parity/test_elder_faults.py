@@ -110,7 +110,7 @@ def test_a_reply_of_one_token(elder, end):
     """Cut by its length or ended by that token, there is no text to speak: an error."""
     first = generate(elder.reference, asked(elder), **SHORT)[0].tokens[0]
     options = SHORT | ({"thinker_max_new_tokens": 1} if end == "length" else {"thinker_eos_token_id": [first]})
-    with pytest.raises(RuntimeError, match="non-empty list"):
+    with pytest.raises(ValueError, match="non-empty list"):
         generate(elder.reference, asked(elder), **options)
 
 
