@@ -54,7 +54,7 @@ def says(monkeypatch, omni):
     def script(*replies):
         rows = [omni.tokenizer.encode(reply, add_special_tokens=False) for reply in replies]
 
-        def generate(model, x, prompt, positions, lengths, options, *, candidates, steps, keep):
+        def generate(model, x, prompt, positions, lengths, options, *, candidates, steps, **kept):
             for at in range(0, max(map(len, rows)), steps):
                 tokens = np.zeros((len(lengths), steps), int)
                 counts = np.zeros(len(lengths), int)

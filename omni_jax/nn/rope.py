@@ -7,7 +7,9 @@ from jaxtyping import Array, Float, Num
 
 def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "half"]:
     """theta ** (-2k / head_width), k = 0 .. head_width / 2 - 1, float32."""
-    return (theta ** (-np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width))).astype(np.float32)
+    # Rounded where the reference rounds: a last digit here is 2e-3 of a radian at position 30,000.
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
 
 
 def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def test_rope(width, section, dtype):
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(section)},
     )  # fmt: skip
     random = np.random.default_rng(0)
-    positions = random.integers(0, 100, (3, 2, 9))
+    positions = random.integers(0, 32_768, (3, 2, 9))
     x = random.standard_normal((2, 9, 3, width), np.float32)
     turn = rotation(
         jnp.asarray(positions), head_width=width, theta=1e6, section=section, interleaved=False, dtype=jnp.dtype(dtype)
