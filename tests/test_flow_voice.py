@@ -1,5 +1,7 @@
 """The flow vocoder's laws: a row is itself in any batch, and a stream is the whole to its tolerance, however it is cut."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from omni_jax import flow_voice
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
-from omni_jax.flow_voice import decode
+from omni_jax.flow_voice import FlowStream, checked, decode
 from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.models.dit import DiT, frame_noise
 from omni_jax.nn.layers import Init
@@ -68,7 +70,7 @@ def whole(parts, codes, seed=3, voice=SPEAKERS[0]):
 
 def assert_same(found, expected, tolerance=1e-5):
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(initial=0))
 
 
 def error(found, expected):
@@ -126,16 +128,221 @@ def test_voices_are_heard(parts):
 
 
 def test_a_large_batch_takes_several_calls(parts, rows, monkeypatch):
-    """Of one row, of two; the longest first, so that short rows are not padded to it."""
-    sizes = []
-    sound = flow_voice._sound
+    """The longest first, so that short rows are not padded to it."""
+    sizes, sound = [], flow_voice._sound
     monkeypatch.setattr(flow_voice, "_sound", lambda *given: sizes.append(given[2].shape) or sound(*given))
-    for frames, expected in ((100, [(1, 102), (1, 42), (4, 6)]), (500, [(2, 102), (2, 6)])):
+    for frames, expected in ((100, [(1, 102), (1, 42), (2, 6)]), (500, [(2, 102), (2, 6)])):
+        sizes.clear()
         monkeypatch.setattr(flow_voice, "CALL_FRAMES", frames)
         found = decode(*parts, speech(5, 100), LENGTHS, SPEAKERS, seeds=SEEDS)
         for row in range(5):
             assert_same(found[row], rows[row])
-        assert [size for size, _ in zip(sizes, expected, strict=False)] == [
-            (min(a, b), c) for (a, c), b in zip(expected, (5,) * 3, strict=False)
-        ]
-        sizes.clear()
+        assert sizes == expected
+
+
+def test_a_call_of_many_rows_is_split(parts):
+    """A stream's window of more rows than a call may have."""
+    rows = flow_voice.Rows.of(SPEAKERS, SEEDS)
+    codes, lengths = speech(5, 18), np.array([18, 6, 17, 1, 3])
+    together = flow_voice._sound(*parts, codes, lengths, rows, 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow_voice, "CALL_FRAMES", 2 * 36)
+        apart = flow_voice._sound(*parts, codes, lengths, rows, 12)
+    assert together.shape == (5, 18 * EACH)
+    assert_same(apart, together)
+
+
+def test_the_vocoder_goes_over_a_long_row_in_windows(parts):
+    """Of 27 blocks: a row of 400 frames has two, one of 300 a single one."""
+    dit, vocoder = parts
+    mel = np.random.default_rng(0).standard_normal((3, 400, 8), np.float32) * 3 - 4
+    lengths = np.array([400, 300, 320], np.int32)
+    expected = np.asarray(jax.jit(lambda model, *given: model.decode(*given))(vocoder, mel, lengths))
+    for frames in (400, 300):
+        found = flow_voice._waveform(dit, vocoder, mel[:, :frames], np.minimum(lengths, frames))
+        inside = (frames - (0 if frames == 400 else vocoder.reach)) * VOCODER.frame_samples
+        assert_same(found[:, :inside], expected[:, :inside])
+
+
+def test_what_a_row_is_padded_to():
+    sizes = [flow_voice._slots(blocks) for blocks in range(1, 1366)]
+    assert all(blocks <= size <= 1.125 * blocks for blocks, size in enumerate(sizes, 1))
+    assert sizes[:16] == list(range(1, 17))
+    assert len(set(sizes)) < 70
+
+
+def test_nothing_to_say(parts):
+    assert decode(*parts, speech(2, 0), np.array([0, 0]), SPEAKERS[:2], seeds=[0, 1]).shape == (2, 0)
+    assert not decode(*parts, speech(2, 9), np.array([0, 0]), SPEAKERS[:2], seeds=[0, 1]).any()
+
+
+def test_a_row_longer_than_the_context(parts):
+    dit = filled(DiT, replace(FLOW, context=100))
+    codes = speech(2, 51)
+    assert decode(dit, parts[1], codes, np.array([50, 3]), SPEAKERS[:2], seeds=[0, 1]).shape == (2, 51 * EACH)
+    with pytest.raises(ValueError, match="codes: expected at most 50 of a row, got 51; cut the speech into pieces"):
+        decode(dit, parts[1], codes, np.array([3, 51]), SPEAKERS[:2], seeds=[0, 1])
+
+
+def test_codes_as_given(parts):
+    codes = speech(2, 9)
+    for given in (codes[:, None], codes[:1]):
+        ids, lengths = checked(parts[0], given, None)
+        np.testing.assert_array_equal(ids, codes[: len(ids)])
+        np.testing.assert_array_equal(lengths, [9] * len(ids))
+    given = np.where(np.arange(9) < 4, codes, -1)  # what stands behind a row's end may be anything
+    ids, lengths = checked(parts[0], given[:, None], [4, 0])
+    np.testing.assert_array_equal(ids, np.where(np.arange(9) < [[4], [0]], codes, 0))
+    np.testing.assert_array_equal(lengths, [4, 0])
+
+
+REFUSED = {
+    "no axis of one codebook": ((2, 9), None, 0, r"whole numbers of shape \[B, 1, Y\] or \[1, Y\], got int32 of shape \[2, 9\]"),
+    "several codebooks": ((2, 4, 9), None, 0, r"got int32 of shape \[2, 4, 9\]"),
+    "no rows": ((0, 1, 9), None, 0, "whole numbers of shape"),
+    "too long": ((2, 1, 9), [3, 10], 0, r"lengths: expected a number of codes from 0 to 9 for each of 2 rows, got \[3, 10\]"),
+    "too few lengths": ((2, 1, 9), [3], 0, "for each of 2 rows"),
+    "below zero": ((2, 1, 9), None, -1, "codes: expected ids from 0 to 49, got -1 to -1"),
+    "beyond the table": ((2, 1, 9), None, 50, "codes: expected ids from 0 to 49, got 50 to 50"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_codes_that_cannot_be(parts, case):
+    shape, lengths, value, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        checked(parts[0], np.full(shape, value, np.int32), lengths)
+    with pytest.raises(ValueError, match="whole numbers"):
+        checked(parts[0], np.zeros((1, 9)), None)
+
+
+# --- a stream
+
+
+def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
+    """A stream's sound, piece by piece; the last size goes on to the end."""
+    stream = FlowStream(*parts, [voice], [seed], streamed=True)
+    starts = [0, *np.cumsum(sizes).tolist()]
+    while starts[-1] < len(codes):
+        starts.append(starts[-1] + sizes[-1])
+    starts = [start for start in starts if start < len(codes)] or [0]
+    found = []
+    for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+        given = np.zeros((1, 40), np.int32)  # of a call's codes a row's own come first
+        given[0, : end - start] = codes[start:end]
+        found += stream.hear(given, np.array([start]), np.array([end]), np.array([end == len(codes)]))
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 18, 19, 30, 96, 100])
+@pytest.mark.parametrize("sizes", [(1, 2, 4, 8, 16, 25), (24,), (40,)])
+def test_a_stream_is_the_whole(parts, length, sizes):
+    """Also where it ends with a block, before the first window is full, or in its first code."""
+    codes = speech(1, length)[0]
+    assert error(np.concatenate(pieces(parts, codes, sizes)), whole(parts, codes)) < STREAMED
+
+
+def test_when_sound_comes(parts):
+    """A block's when it and the next two are there; later windows have 2, 4 and 8 new blocks, and the end brings all."""
+    counts = [len(part) // (EACH * BLOCK) for part in pieces(parts, speech(1, 200)[0], (1,))]
+    came = {codes: count for codes, count in enumerate(counts, 1) if count}
+    assert came == {18: 1, 30: 2, 54: 4, 102: 8, 150: 8, 198: 8, 200: 2}
+
+
+def test_a_stream_is_itself_however_its_codes_come(parts):
+    codes = speech(1, 200)[0]
+    one = np.concatenate(pieces(parts, codes, (25,)))
+    assert_same(np.concatenate(pieces(parts, codes, (7,))), one, STREAMED)
+    np.testing.assert_array_equal(np.concatenate(pieces(parts, codes, (25,))), one)
+    assert error(np.concatenate(pieces(parts, codes, (25,), seed=4)), one) > 0.01
+
+
+def test_errors_do_not_add_up(parts):
+    codes = speech(1, 480)[0]
+    wrong = np.abs(np.concatenate(pieces(parts, codes, (24,))) - whole(parts, codes))
+    parts_of_it = wrong.reshape(4, -1).max(axis=1) / np.abs(whole(parts, codes)).max()
+    assert parts_of_it.max() < STREAMED
+    assert parts_of_it[-1] < 3 * parts_of_it[:2].max()
+
+
+def test_more_look_ahead_and_context_come_nearer(parts, monkeypatch):
+    """What is chosen is needed, and with enough of both nothing is left but rounding."""
+    codes, errors = speech(1, 160)[0], {}
+    for back, ahead in ((3, 1), (1, 3), (3, 2), (5, 4)):
+        monkeypatch.setattr(flow_voice, "BACK", back)
+        monkeypatch.setattr(flow_voice, "AHEAD", ahead)
+        errors[back, ahead] = error(np.concatenate(pieces(parts, codes, (24,))), whole(parts, codes))
+    assert errors[3, 2] < STREAMED
+    assert min(errors[3, 1], errors[1, 3]) > 10 * errors[3, 2]
+    assert errors[5, 4] < 2e-6
+
+
+def test_a_stream_longer_than_the_context(parts):
+    """The vocoder holds windows, not the row."""
+    short = filled(DiT, replace(FLOW, context=360)), parts[1]
+    codes = speech(1, 250)[0]
+    np.testing.assert_array_equal(
+        np.concatenate(pieces(short, codes, (24,))), np.concatenate(pieces(parts, codes, (24,)))
+    )
+
+
+def test_few_programs(parts):
+    """The four windows', whatever the length and wherever it ends."""
+    pieces(parts, speech(1, 200)[0], (24,))
+    before = flow_voice._mel._cache_size(), flow_voice._samples._cache_size()
+    for length in (1, 20, 41, 77, 143, 290):
+        pieces(parts, speech(1, length)[0], (25,))
+    assert (flow_voice._mel._cache_size(), flow_voice._samples._cache_size()) == before
+
+
+# --- rows that end one by one
+
+
+def streamed(parts, codes, lengths, *, streamed, size=24):
+    """Sound of each row, of a batch that leaves rows behind as its owner does, and the calls at which it came."""
+    stream = FlowStream(*parts, SPEAKERS[: len(codes)], SEEDS[: len(codes)], streamed=streamed)
+    rows, counts, ended = np.arange(len(codes)), np.zeros(len(codes), int), np.zeros(len(codes), bool)
+    found, calls = [[] for _ in codes], [[] for _ in codes]
+    for call in range(-(-max(lengths) // size)):
+        count = 1 << (int((~ended).sum()) - 1).bit_length()
+        if count < len(rows):
+            index = np.argsort(ended, kind="stable")[:count]
+            rows, counts, ended = rows[index], counts[index], ended[index]
+            stream.take(index)
+        after = np.where(ended, counts, np.minimum(lengths[rows], counts + size))
+        given = np.zeros((len(rows), size), np.int32)
+        for number, row in enumerate(rows):
+            new = codes[row, counts[number] : after[number]]
+            given[number, : len(new)] = new
+        over = after >= lengths[rows]
+        for row, samples in zip(rows, stream.hear(jnp.asarray(given), counts, after, over), strict=True):
+            if samples.size:
+                found[row].append(samples)
+                calls[row].append(call)
+        counts, ended = after, over
+    assert not stream.live.any()
+    return [np.concatenate(parts or [np.zeros(0, np.float32)]) for parts in found], calls
+
+
+ENDS = np.array([170, 60, 25, 0, 60])
+
+
+def test_streams_of_a_batch_are_streams_alone(parts):
+    """Of which rows end in the first call, between, and never began; two end at once, and others go on."""
+    codes = speech(5, 170)
+    found, calls = streamed(parts, codes, ENDS, streamed=True)
+    for row, length in enumerate(ENDS):
+        alone = pieces(parts, codes[row, :length], (24,), SEEDS[row], SPEAKERS[row])
+        assert_same(found[row], np.concatenate(alone))
+        assert calls[row] == [call for call, samples in enumerate(alone) if samples.size]
+        if length:
+            assert error(found[row], whole(parts, codes[row, :length], SEEDS[row], SPEAKERS[row])) < STREAMED
+
+
+def test_not_streamed_a_row_comes_whole_when_it_ends(parts):
+    codes = speech(5, 170)
+    found, calls = streamed(parts, codes, ENDS, streamed=False)
+    assert calls == [[7], [2], [1], [], [2]]
+    expected = decode(*parts, codes, ENDS, SPEAKERS, seeds=SEEDS)
+    for row, length in enumerate(ENDS):
+        assert_same(found[row], expected[row, : length * EACH])

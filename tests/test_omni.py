@@ -312,7 +312,7 @@ def test_a_second_audio_of_a_new_length_compiles_nothing(omni, compiled):
 
 def test_speech_false_leaves_the_speaking_parts_away(tiny, omni):
     silent = Omni.load(tiny, speech=False)
-    assert set(Omni.load(tiny).parts) - set(silent.parts) == set(SPEECH)
+    assert set(Omni.load(tiny).parts) - set(silent.parts) == {"talker", "code_predictor", "code2wav"} < set(SPEECH)
     assert silent.generate(user("Hi"), **GREEDY) == omni.generate(user("Hi"), **GREEDY)
     assert omni.speakers == ("chelsie", "ethan", "aiden")
 
