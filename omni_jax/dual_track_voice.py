@@ -73,9 +73,7 @@ class DualTrackVoices(Voices):
         # Not streamed, all rows are decoded together when the last has ended.
         self.codes: list[list[np.ndarray]] = [[] for _ in range(batch)]
         self.flow = (
-            flow_voice.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws, streamed=True)
-            if streamed
-            else None
+            flow_voice.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws) if streamed else None
         )
 
     def follow(self, made: Made) -> None:

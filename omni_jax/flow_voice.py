@@ -8,13 +8,14 @@ in the whole; of its sound the new blocks' is kept. So codes are all that a stre
 
 It is not the whole to the last digit. A direction of the flow hears two blocks back and one ahead, but the 36 directions of
 a row hear through one another, less with each block. What windows err by, of the largest sample (random weights of the usual
-scale, 4 and 22 layers, two seeds, the worst; float32 rounds 7e-7):
+scale, the worse of two seeds; float32 rounds 7e-7):
 
-    BACK, AHEAD   2, 1   3, 1   2, 2   3, 2   4, 2   3, 3   4, 3
-    error         1e-3   1e-3   1e-4   1e-5   1e-5   1e-6   8e-7
+    BACK, AHEAD        2, 1   3, 2   4, 2   3, 3   4, 3   4, 4
+    error, 4 layers    1e-2   3e-4   3e-4   3e-4   6e-6   4e-6
+    error, 22 layers   4e-3   7e-5   7e-5   5e-5   2e-6   2e-6
 
-With 3 and 2 a stream is the whole to 1e-4, ten times that error, and its first sound needs 36 codes. What other weights err
-by depends on how much their blocks heed each other: half as large again, those above err by 6e-5.
+With 4 and 3 a stream is the whole to 1e-4 with room for weights whose blocks heed each other more, and its first sound needs
+48 codes.
 
 Programs, for each power of two of rows: BigVGAN has the four sizes of windows and a fifth for longer rows, the DiT the same
 four and the sizes that whole rows are padded to, eight an octave. (They compile in a second, BigVGAN's in twenty.)
@@ -36,7 +37,7 @@ from omni_jax.processing.arrays import to_numpy
 from omni_jax.weights.speakers import Speaker
 
 # Blocks of a window beside its new ones; more where BigVGAN's reach asks for it, that sides of windows are never heard.
-BACK, AHEAD = 3, 2
+BACK, AHEAD = 4, 3
 # New blocks a window: a stream begins with one, so that its first sound is early, and grows so that little is made twice.
 NEW = (1, 2, 4, 8)
 # Blocks of BigVGAN's windows in rows longer than a stream's.
@@ -143,18 +144,14 @@ def decode(
 
 
 class FlowStream:
-    """Sound of rows whose codes come in pieces.
+    """Sound of rows whose codes come in pieces, as soon as it is settled; a row may be of any length.
 
-    Rows go in step: those that have not ended have the same number of codes. With ``streamed``, sound comes as soon as it is
-    settled, and a row may be of any length. Else all of a row's sound comes when it ends, as ``decode`` makes it, in one batch
-    with the others that end in the same call.
+    Rows go in step: those that have not ended have the same number of codes.
     """
 
-    def __init__(
-        self, dit: DiT, bigvgan: BigVGAN, speakers: Sequence[Speaker], seeds: Sequence[int], *, streamed: bool
-    ):
+    def __init__(self, dit: DiT, bigvgan: BigVGAN, speakers: Sequence[Speaker], seeds: Sequence[int]):
         """Args: ``speakers`` and ``seeds`` are one a row of the batch, of rows of padding too."""
-        self.dit, self.bigvgan, self.streamed = dit, bigvgan, streamed
+        self.dit, self.bigvgan = dit, bigvgan
         self.rows = Rows.of(speakers, seeds)
         self.codes = np.zeros((len(speakers), 0), np.int32)
         self.live = np.ones(len(speakers), bool)
@@ -174,16 +171,13 @@ class FlowStream:
             codes: a row's ``after - before`` new ones come first.
             before, after: codes of each row without these and with them.
             ended: rows that will have no more, rows of padding among them. They may be named again, and are silent then.
-
-        Raises:
-            ValueError: a row that is not streamed has more codes than the flow's context.
         """
         counts, over = np.asarray(after), np.asarray(ended)
         new = np.asarray(codes)[:, : int((counts - np.asarray(before)).max())]
         self.codes = np.concatenate([self.codes, new], axis=1)
         ending, self.live = self.live & over & (counts > 0), self.live & ~over
         sound = [[np.zeros(0, np.float32)] for _ in counts]
-        for row, samples in (self._stream if self.streamed else self._rest)(counts, ending):
+        for row, samples in self._settled(counts, ending):
             sound[row].append(samples)
         return [np.concatenate(parts) for parts in sound]
 
@@ -191,14 +185,7 @@ class FlowStream:
         """Keeps some rows, in the order of ``index``."""
         self.codes, self.live, self.rows = self.codes[index], self.live[index], self.rows.take(index)
 
-    def _rest(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
-        """Whole rows, of those that end."""
-        rows, each = np.flatnonzero(ending), _code_samples(self.dit, self.bigvgan)
-        made = _whole(self.dit, self.bigvgan, self.codes[rows], counts[rows], self.rows.take(rows))
-        for row, samples in zip(rows.tolist(), made, strict=True):
-            yield row, samples[: counts[row] * each]
-
-    def _stream(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
+    def _settled(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
         """What windows settle: of rows that go on, those windows that are full; of rows that end, all."""
         block, each = _block_codes(self.dit), _code_samples(self.dit, self.bigvgan)
         back, ahead, sizes = _sizes(self.dit, self.bigvgan)

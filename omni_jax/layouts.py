@@ -1,22 +1,39 @@
-"""The order in memory of a weight's axes, where a TPU's products want another one than its shape has.
+"""How weights lie in memory where a platform would read them otherwise than they are declared.
 
-A product reads a kernel with the contracted axis next to the last. One of shape [D, N, H], which gives two axes, lies otherwise,
-and each program that takes it as it is turns it around first: held beside the weights, and moved at every call.
+A TPU's product reads a kernel with the contracted axis next to the last. One of shape [D, N, H], which gives two axes, lies
+otherwise, and each program that takes it as it is turns it around first: held beside the weights, and moved at every call.
+
+A CPU's product reads an array from its beginning. Each layer of a stack is copied out first, at every token: three times the
+bytes of reading it. There, the layers of decoders are arrays of their own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Sharding
 
+from omni_jax.models.decoder import Decoder
 
-def arranged(tree: Any) -> Any:
-    """The same parameters in the order in which a TPU multiplies; programs take them as they lie."""
+
+def arranged(parts: Mapping[str, nnx.Module], platform: str) -> dict[str, nnx.Module]:
+    """The same parts as a platform reads them; programs take them as they lie."""
+    if platform == "cpu":
+        return {name: _with_layers(part, _apart) for name, part in parts.items()}
+    if platform != "tpu":
+        return dict(parts)
     return _mapped(
-        tree, lambda leaf, order: leaf if order is None else jax.device_put(leaf, _format(order, leaf.sharding))
+        dict(parts), lambda leaf, order: leaf if order is None else jax.device_put(leaf, _format(order, leaf.sharding))
     )
+
+
+def declared(parts: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
+    """The same parts with their layers in stacks again, as checkpoints hold them."""
+    return {name: _with_layers(part, _together) for name, part in parts.items()}
 
 
 def formats(tree: Any, sharding: Sharding) -> Any:
@@ -27,6 +44,29 @@ def formats(tree: Any, sharding: Sharding) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return _mapped(tree, place)
+
+
+def _with_layers(part, form):
+    """A part with the layers of its decoder in another form."""
+    decoder = getattr(part, "decoder", None)
+    if not isinstance(decoder, Decoder):
+        return part
+    part = jax.tree.map(lambda leaf: leaf, part)
+    part.decoder.layers = form(decoder.layers)
+    return part
+
+
+def _apart(stacked):
+    """Layers one by one, where they lie: a CPU's array can be a view."""
+    views = jax.tree.map(np.asarray, stacked)
+    count = jax.tree.leaves(views)[0].shape[0]
+    return nnx.List(
+        jax.tree.map(lambda view, layer=layer: jax.device_put(view[layer]), views) for layer in range(count)
+    )
+
+
+def _together(layers):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if isinstance(layers, nnx.List) else layers
 
 
 def _mapped(tree, place):

@@ -20,7 +20,7 @@ from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.hub import locate
-from omni_jax.layouts import arranged
+from omni_jax.layouts import arranged, declared
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
@@ -82,13 +82,14 @@ class Omni:
         placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
-        if jax.default_backend() == "tpu":
-            parts = arranged(parts)
+        platform = jax.default_backend()
+        if mesh is None or platform == "tpu":
+            parts = arranged(parts, platform)
         return cls(parts, config, folder)
 
     def save(self, folder: str | Path) -> None:
         """Writes a converted checkpoint that ``load`` reads back, onto any mesh."""
-        checkpoint.save(self.parts, folder, files_from=self.folder)
+        checkpoint.save(declared(self.parts), folder, files_from=self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:

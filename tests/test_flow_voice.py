@@ -131,7 +131,7 @@ def test_a_large_batch_takes_several_calls(parts, rows, monkeypatch):
     """The longest first, so that short rows are not padded to it."""
     sizes, sound = [], flow_voice._sound
     monkeypatch.setattr(flow_voice, "_sound", lambda *given: sizes.append(given[2].shape) or sound(*given))
-    for frames, expected in ((100, [(1, 102), (1, 42), (2, 6)]), (500, [(2, 102), (2, 6)])):
+    for frames, expected in ((100, [(1, 108), (1, 42), (2, 6)]), (500, [(2, 108), (2, 6)])):
         sizes.clear()
         monkeypatch.setattr(flow_voice, "CALL_FRAMES", frames)
         found = decode(*parts, speech(5, 100), LENGTHS, SPEAKERS, seeds=SEEDS)
@@ -221,7 +221,7 @@ def test_codes_that_cannot_be(parts, case):
 
 def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
     """A stream's sound, piece by piece; the last size goes on to the end."""
-    stream = FlowStream(*parts, [voice], [seed], streamed=True)
+    stream = FlowStream(*parts, [voice], [seed])
     starts = [0, *np.cumsum(sizes).tolist()]
     while starts[-1] < len(codes):
         starts.append(starts[-1] + sizes[-1])
@@ -234,7 +234,7 @@ def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
     return found
 
 
-@pytest.mark.parametrize("length", [1, 5, 6, 18, 19, 30, 96, 100])
+@pytest.mark.parametrize("length", [1, 5, 6, 24, 25, 36, 96, 100])
 @pytest.mark.parametrize("sizes", [(1, 2, 4, 8, 16, 25), (24,), (40,)])
 def test_a_stream_is_the_whole(parts, length, sizes):
     """Also where it ends with a block, before the first window is full, or in its first code."""
@@ -243,10 +243,10 @@ def test_a_stream_is_the_whole(parts, length, sizes):
 
 
 def test_when_sound_comes(parts):
-    """A block's when it and the next two are there; later windows have 2, 4 and 8 new blocks, and the end brings all."""
+    """A block's when it and the next three are there; later windows have 2, 4 and 8 new blocks, and the end brings all."""
     counts = [len(part) // (EACH * BLOCK) for part in pieces(parts, speech(1, 200)[0], (1,))]
     came = {codes: count for codes, count in enumerate(counts, 1) if count}
-    assert came == {18: 1, 30: 2, 54: 4, 102: 8, 150: 8, 198: 8, 200: 2}
+    assert came == {24: 1, 36: 2, 60: 4, 108: 8, 156: 8, 200: 10}
 
 
 def test_a_stream_is_itself_however_its_codes_come(parts):
@@ -268,13 +268,13 @@ def test_errors_do_not_add_up(parts):
 def test_more_look_ahead_and_context_come_nearer(parts, monkeypatch):
     """What is chosen is needed, and with enough of both nothing is left but rounding."""
     codes, errors = speech(1, 160)[0], {}
-    for back, ahead in ((3, 1), (1, 3), (3, 2), (5, 4)):
+    for back, ahead in ((4, 1), (1, 3), (4, 3), (6, 5)):
         monkeypatch.setattr(flow_voice, "BACK", back)
         monkeypatch.setattr(flow_voice, "AHEAD", ahead)
         errors[back, ahead] = error(np.concatenate(pieces(parts, codes, (24,))), whole(parts, codes))
-    assert errors[3, 2] < STREAMED
-    assert min(errors[3, 1], errors[1, 3]) > 10 * errors[3, 2]
-    assert errors[5, 4] < 2e-6
+    assert errors[4, 3] < STREAMED
+    assert min(errors[4, 1], errors[1, 3]) > 10 * errors[4, 3]
+    assert errors[6, 5] < 2e-6
 
 
 def test_a_stream_longer_than_the_context(parts):
@@ -298,9 +298,9 @@ def test_few_programs(parts):
 # --- rows that end one by one
 
 
-def streamed(parts, codes, lengths, *, streamed, size=24):
+def streamed(parts, codes, lengths, *, size=24):
     """Sound of each row, of a batch that leaves rows behind as its owner does, and the calls at which it came."""
-    stream = FlowStream(*parts, SPEAKERS[: len(codes)], SEEDS[: len(codes)], streamed=streamed)
+    stream = FlowStream(*parts, SPEAKERS[: len(codes)], SEEDS[: len(codes)])
     rows, counts, ended = np.arange(len(codes)), np.zeros(len(codes), int), np.zeros(len(codes), bool)
     found, calls = [[] for _ in codes], [[] for _ in codes]
     for call in range(-(-max(lengths) // size)):
@@ -330,19 +330,10 @@ ENDS = np.array([170, 60, 25, 0, 60])
 def test_streams_of_a_batch_are_streams_alone(parts):
     """Of which rows end in the first call, between, and never began; two end at once, and others go on."""
     codes = speech(5, 170)
-    found, calls = streamed(parts, codes, ENDS, streamed=True)
+    found, calls = streamed(parts, codes, ENDS)
     for row, length in enumerate(ENDS):
         alone = pieces(parts, codes[row, :length], (24,), SEEDS[row], SPEAKERS[row])
         assert_same(found[row], np.concatenate(alone))
         assert calls[row] == [call for call, samples in enumerate(alone) if samples.size]
         if length:
             assert error(found[row], whole(parts, codes[row, :length], SEEDS[row], SPEAKERS[row])) < STREAMED
-
-
-def test_not_streamed_a_row_comes_whole_when_it_ends(parts):
-    codes = speech(5, 170)
-    found, calls = streamed(parts, codes, ENDS, streamed=False)
-    assert calls == [[7], [2], [1], [], [2]]
-    expected = decode(*parts, codes, ENDS, SPEAKERS, seeds=SEEDS)
-    for row, length in enumerate(ENDS):
-        assert_same(found[row], expected[row, : length * EACH])

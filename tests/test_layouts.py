@@ -1,11 +1,11 @@
-"""Weights in another order of axes are the same weights."""
+"""Weights that lie otherwise are the same weights."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.config import from_hf
-from omni_jax.layouts import arranged
+from omni_jax.layouts import arranged, declared
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
 
@@ -13,7 +13,7 @@ from omni_jax.testing import tiny_config
 def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last():
     config = from_hf(tiny_config())
     made = jax.jit(lambda: parts.random(config, jnp.float32, jax.random.key(0)))()
-    moved = arranged(made)
+    moved = arranged(made, "tpu")
     before, after = parts.leaves(made), parts.leaves(moved)
     turned = {path for path, leaf in after.items() if leaf.format.layout.major_to_minor != tuple(range(leaf.ndim))}
     assert {path.rsplit(".", 2)[-2] for path in turned} == {"q", "k", "v", "gate_up"}
@@ -28,3 +28,23 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
 
     program = jax.jit(run)
     np.testing.assert_array_equal(program(moved["code_predictor"])[0], program(made["code_predictor"])[0])
+
+
+def test_on_a_cpu_layers_of_decoders_lie_one_by_one():
+    """Where the stack lies: large ones are not copied. And back again, as checkpoints hold them."""
+    made = parts.random(from_hf(tiny_config()), jnp.float32, jax.random.key(0))
+    before = parts.leaves(made)
+    moved = arranged(made, "cpu")
+    layers = moved["thinker"].decoder.layers
+    assert len(layers) == before["thinker.decoder.layers.attention.q.kernel"].shape[0]
+    stack = before["thinker.decoder.layers.attention.q.kernel"]
+    for layer, block in enumerate(layers):
+        kernel = block.attention.q.kernel[...]
+        np.testing.assert_array_equal(kernel, stack[layer])
+        assert kernel.unsafe_buffer_pointer() == stack.unsafe_buffer_pointer() + layer * kernel.nbytes
+    assert moved["vision_encoder"] is made["vision_encoder"]
+    assert parts.leaves(arranged(made, "gpu")).keys() == before.keys()
+    again = parts.leaves(declared(moved))
+    assert again.keys() == before.keys()
+    for path, leaf in before.items():
+        np.testing.assert_array_equal(again[path], leaf)

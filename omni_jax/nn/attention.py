@@ -18,6 +18,42 @@ def _scores(q: Float[Array, "B T K G H"], k: Float[Array, "B S K H"]) -> Float[A
     return scores * jnp.float32(q.shape[-1] ** -0.5)
 
 
+def _mix(weights: Float[Array, "B K T G S"], v: Float[Array, "B S K H"]) -> Float[Array, "B T K G H"]:
+    return jnp.einsum("BKTGS,BSKH->BTKGH", weights, v)
+
+
+def _past_scores(q: Float[Array, "B T K G H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K T G S"]:
+    """Scores over a cache."""
+    if q.shape[1] > 1:
+        return _scores(q, k)
+    return jax.lax.platform_dependent(q, k, cpu=_wide_scores, default=_scores)
+
+
+def _past_mix(weights: Float[Array, "B K T G S"], v: Float[Array, "B S K H"]) -> Float[Array, "B T K G H"]:
+    if weights.shape[2] > 1:
+        return _mix(weights, v)
+    return jax.lax.platform_dependent(weights, v, cpu=_wide_mix, default=_mix)
+
+
+# A CPU transposes the cache for a product of each key head. For one query, one product of all is a fourth of that time: of
+# slots as they lie, [S, K * H], with queries that are zero at the heads of others.
+def _wide_scores(q, k):
+    batch, new, kv_heads, groups, width = q.shape
+    own = jnp.eye(kv_heads, dtype=bool)[:, None, :, None]
+    wide_q = jnp.where(own, q[:, 0, :, :, None], 0).reshape(batch, kv_heads * groups, kv_heads * width)
+    wide_k = k.reshape(batch, -1, kv_heads * width)
+    scores = jnp.einsum("BND,BSD->BNS", wide_q, wide_k, preferred_element_type=jnp.float32)
+    return scores.reshape(batch, kv_heads, new, groups, -1) * jnp.float32(width**-0.5)
+
+
+def _wide_mix(weights, v):
+    batch, slots, kv_heads, width = v.shape
+    heads = weights.reshape(batch, -1, slots)
+    wide = jnp.einsum("BNS,BSD->BND", heads, v.reshape(batch, slots, kv_heads * width))
+    own = wide.reshape(batch, kv_heads, -1, kv_heads, width)
+    return jnp.einsum("BKGKH->BKGH", own)[:, None]
+
+
 def attend_causal(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -53,12 +89,12 @@ def attend_causal(
             seen = jnp.arange(slots) < length[:, None, None]
             if window is not None:
                 seen &= jnp.arange(slots) > length[:, None, None] + rows[:, None] - window
-            past_scores = jnp.where(seen[:, None, :, None], _scores(q_block, past_k), MASKED)
+            past_scores = jnp.where(seen[:, None, :, None], _past_scores(q_block, past_k), MASKED)
             scores = jnp.concatenate([past_scores, scores], axis=-1)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = jnp.einsum("BKTGS,BSKH->BTKGH", weights[..., slots:], v)
+        out = _mix(weights[..., slots:], v)
         if past is not None:
-            out += jnp.einsum("BKTGS,BSKH->BTKGH", weights[..., :slots], past[1])
+            out += _past_mix(weights[..., :slots], past[1])
         return out
 
     if block >= new:
