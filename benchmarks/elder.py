@@ -115,7 +115,7 @@ def compare(folder: Path, repeat: int) -> dict:
 
     def sound_theirs():
         drawn = torch.randn
-        torch.randn = lambda *_, **__: torch.from_numpy(noise)  # the same noise for both
+        torch.randn = lambda *_, **__: torch.from_numpy(noise.copy())  # the same noise for both
         try:
             made = reference.token2wav(
                 torch.from_numpy(codes).long(), conditioning=torch.from_numpy(voice.cond),
