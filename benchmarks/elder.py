@@ -16,14 +16,15 @@ import torch
 from transformers import Qwen2_5OmniForConditionalGeneration
 
 from omni_jax import Omni
+from omni_jax.buckets import bucket
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, listen, speak
+from omni_jax.decoding.speech import CALL_FRAMES, ROOM, SpeechRows, listen, speak
 from omni_jax.models.dit import frame_noise
 from omni_jax.processing.request import Batch
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config, tiny_speakers
 from omni_jax.weights.speakers import Speaker, write_speakers
 
-PROMPT, NEW, SECONDS, SPOKEN, SLOTS = 512, 32, 30, 250, 1024
+PROMPT, NEW, SECONDS, SPOKEN, HEARD = 512, 32, 30, 250, 40
 WIDTH, LAYERS, VOCABULARY, PENALTY = 1024, 12, 32_000, 1.05
 TALKER, TALKER_LAYERS, DIT, DIT_LAYERS, BIGVGAN, CODES = 512, 8, 512, 8, 512, 8192
 SPEAKER, MEL = 192, 80
@@ -174,20 +175,21 @@ def compare(folder: Path, repeat: int) -> dict:
 def _talkers(omni: Omni, reference, rng: np.random.Generator):
     """Codes of a prompt of random numbers and random words, from ours and from theirs."""
     talker, config = omni.parts["talker"], omni.parts["talker"].config
-    prompt = rng.normal(size=(1, 40, WIDTH)).astype(np.float32)
+    prompt = rng.normal(size=(1, HEARD, WIDTH)).astype(np.float32)
+    slots = bucket(HEARD + ROOM)  # as a reply's cache begins
     words = rng.normal(size=(1, CALL_FRAMES, WIDTH)).astype(np.float32)
-    positions = np.broadcast_to(np.arange(40), (3, 1, 40)).astype(np.float32)
-    rows = SpeechRows(SamplingRows.of([Sampling(repetition_penalty=PENALTY)], [0], [SLOTS]), None)
+    positions = np.broadcast_to(np.arange(HEARD), (3, 1, HEARD)).astype(np.float32)
+    rows = SpeechRows(SamplingRows.of([Sampling(repetition_penalty=PENALTY)], [0], [slots]), None)
     said = (config.codec_mask, config.codec_pad, config.codec_bos)
 
     def ours(count):
-        cache = talker.empty_cache(1, SLOTS)
-        state = listen(talker, prompt, positions, np.array([40]), cache, bos=config.codec_bos, said=said)
+        cache = talker.empty_cache(1, slots)
+        state = listen(talker, prompt, positions, np.array([HEARD]), cache, bos=config.codec_bos, said=said)
         return np.asarray(speak(talker, None, state, words, rows, np.int32(count), candidates=(0, 0))[1])[0, 0, :count]
 
     first = np.asarray(talker.embedding(jnp.array([[config.codec_bos]]))) + words[:, :1]
     fed = torch.from_numpy(np.concatenate([prompt, first], axis=1))
-    ids = torch.full((1, 41), config.codec_mask)
+    ids = torch.full((1, HEARD + 1), config.codec_mask)
     ids[:, -2], ids[:, -1] = config.codec_pad, config.codec_bos
     marks = list(range(config.codes, config.vocabulary))
 
@@ -197,6 +199,6 @@ def _talkers(omni: Omni, reference, rng: np.random.Generator):
             max_new_tokens=count, do_sample=False, repetition_penalty=PENALTY, suppress_tokens=marks, eos_token_id=None,
             pad_token_id=0,
         )  # fmt: skip
-        return made[0, 41:].numpy()
+        return made[0, HEARD + 1 :].numpy()
 
     return ours, theirs

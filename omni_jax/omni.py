@@ -33,7 +33,7 @@ from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
 from omni_jax.reply import Event, Reply
-from omni_jax.sharding import shardings
+from omni_jax.sharding import make_mesh, shardings, well_chosen
 from omni_jax.speaking import synthesizer
 from omni_jax.synthesizer import Synthesizer
 
@@ -54,7 +54,7 @@ class Omni:
         cls,
         path: str | Path,
         *,
-        mesh: jax.sharding.Mesh | None = None,
+        mesh: jax.sharding.Mesh | str | None = None,
         dtype: Any = None,
         speech: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -64,7 +64,8 @@ class Omni:
         Args:
             path: a Hugging Face folder, a folder that ``omni-jax convert`` wrote, or a hub id such as
                 ``Qwen/Qwen3-Omni-30B-A3B-Instruct``.
-            mesh: devices to spread the weights over, by the axes of ``omni_jax.sharding``; None for the first device.
+            mesh: devices to spread the model over: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a
+                mesh with axes among data, expert and model. None takes all of a TPU's or GPU's devices.
             dtype: of the weights and of the arithmetic; None for bfloat16 on TPU and GPU, float32 on CPU.
             speech: False leaves the weights that only speaking needs on the disk; None loads them where they exist.
             progress: called with bytes done, bytes in all and the name of what was read.
@@ -79,6 +80,8 @@ class Omni:
         speech = config.talker is not None if speech is None else speech
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        heads = config.thinker.decoder.kv_heads
+        mesh = well_chosen(jax.devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
         placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)

@@ -1,21 +1,97 @@
-"""The legend of sharding: logical axes of parameters to axes of a device mesh."""
+"""The legend of sharding: logical axes of parameters and activations to axes of a device mesh.
 
+A mesh has the axes ``data`` (rows of a batch), ``expert`` and ``model`` (heads, feed-forward, vocabulary). What a program
+needs to know of it, it reads off its weights: they carry their mesh, so nothing has to be set around a call (docs/adr/0009).
+"""
+
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.models import parts
+from omni_jax import params
 
-RULES = {
-    "expert": "expert",
-    "heads": "model",
-    "kv_heads": "model",
-    "ffn": "model",
-    "vocab": "model",
-    "embed": None,
-    "head": None,
-    "expert_ffn": None,
+AXES = ("data", "expert", "model")
+# Which axes of a mesh a logical axis may be spread over, as many of them, in this order, as its size can be divided by.
+# Experts are spread over all: their weights are most of a model's, and tokens are cheaper to send than to hold them twice.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data",),
+    "expert": ("expert", "model", "data"),
+    "heads": ("model",),
+    "kv_heads": ("model",),
+    "ffn": ("model",),
+    "vocab": ("model",),
 }
+# Chips of a topology's name, such as v6e-8; v4 and v5p are named by cores, of which a chip has two.
+TOPOLOGY = re.compile(r"(v[4-7][a-z]*|tpu7x)-(\d+)")
+
+AnyMesh = Mesh | AbstractMesh
+
+
+def make_mesh(spec: str | Mesh, devices: Sequence[Any] | None = None, *, kv_heads: int = 4) -> Mesh:
+    """A mesh from what a user writes: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a mesh.
+
+    Args:
+        devices: what it is made of, all that there are by default; a shape or topology of fewer takes the first ones.
+        kv_heads: of the model: ``model`` of a topology divides it, for a cache whose heads divide needs no copies.
+
+    Raises:
+        ValueError: a mesh without these axes, or with explicit ones; an unknown name; too few devices.
+    """
+    if isinstance(spec, Mesh):
+        return _checked(spec)
+    found = list(jax.devices() if devices is None else devices)
+    sizes = _sizes(spec, kv_heads)
+    count = math.prod(sizes.values())
+    if count > len(found):
+        raise ValueError(f"mesh: {spec!r} needs {count} devices, got {len(found)}; name a smaller one")
+    return Mesh(np.array(found[:count]).reshape([sizes[axis] for axis in AXES]), AXES)
+
+
+def well_chosen(devices: Sequence[Any], *, kv_heads: int) -> Mesh | None:
+    """The mesh of those who ask for none: all devices; None for one alone, or for a CPU, whose cores are one device's."""
+    if len(devices) == 1 or devices[0].platform == "cpu":
+        return None
+    sizes = _divided(len(devices), kv_heads)
+    return Mesh(np.array(devices).reshape([sizes[axis] for axis in AXES]), AXES)
+
+
+def _sizes(spec: str, kv_heads: int) -> dict[str, int]:
+    if topology := TOPOLOGY.fullmatch(spec):
+        kind, count = topology[1], int(topology[2])
+        return _divided(count // 2 if kind in ("v4", "v5p") else count, kv_heads)
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
+    for part in spec.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"mesh: expected a topology such as v6e-8, or sizes of {', '.join(AXES)} such as data=2,expert=4, got {spec!r}"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+def _divided(count: int, kv_heads: int) -> dict[str, int]:
+    """Heads over as many devices as their keys divide by, rows over the rest; experts are over all in any case."""
+    model = math.gcd(count, kv_heads)
+    return {"data": count // model, "expert": 1, "model": model}
+
+
+def _checked(mesh: Mesh) -> Mesh:
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            "mesh: expected axes of type Auto, got explicit ones; make it with jax.sharding.Mesh(devices, names) or "
+            "jax.make_mesh(..., axis_types=(AxisType.Auto,) * n)"
+        )
+    if not set(mesh.axis_names) & set(AXES):
+        raise ValueError(f"mesh: expected axes among data, expert and model, got {mesh.axis_names}")
+    return mesh
 
 
 def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -26,22 +102,53 @@ def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
     Raises:
         ValueError: a mesh without any of the axes ``data``, ``expert``, ``model``, or with explicit axes.
     """
-    if any(kind != AxisType.Auto for kind in mesh.axis_types):
-        raise ValueError(
-            "mesh: expected axes of type Auto, got explicit ones; make it with jax.sharding.Mesh(devices, names) or "
-            "jax.make_mesh(..., axis_types=(AxisType.Auto,) * n)"
-        )
-    if not set(mesh.axis_names) & {"data", "expert", "model"}:
-        raise ValueError(f"mesh: expected axes among data, expert and model, got {mesh.axis_names}")
-    names, leaves = parts.axes(tree), parts.leaves(tree)
-    return {path: NamedSharding(mesh, _spec(names[path], leaf.shape, mesh)) for path, leaf in leaves.items()}
+    mesh, names, leaves = _checked(mesh), params.axes(tree), params.leaves(tree)
+    return {path: NamedSharding(mesh, spec(names[path], leaf.shape, mesh)) for path, leaf in leaves.items()}
 
 
-def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Names count from the right, so a leading axis of stacked layers has none."""
-    spec: list[str | None] = []
-    for axis, size in zip((None,) * (len(shape) - len(axes)) + axes, shape, strict=True):
-        target = RULES[axis] if axis else None
-        fits = target in mesh.axis_names and target not in spec and size % mesh.shape[target] == 0
-        spec.append(target if fits else None)
-    return PartitionSpec(*spec)
+def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """How an array lies on a mesh. Names count from the right, so a leading axis of stacked layers has none."""
+    named = (None,) * (len(shape) - len(names)) + names
+    taken: list[str] = []
+    entries: list[tuple[str, ...] | str | None] = []
+    for name, size in zip(named, shape, strict=True):
+        own = over(name, size, mesh, without=taken)
+        taken += own
+        entries.append(own if len(own) > 1 else own[0] if own else None)
+    return PartitionSpec(*entries)
+
+
+def over(name: str | None, size: int, mesh: AnyMesh, *, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The axes of a mesh that a logical axis of this size is spread over."""
+    found: list[str] = []
+    for axis in RULES.get(name or "", ()):
+        count = math.prod(mesh.shape[other] for other in found)
+        known = axis in mesh.axis_names and axis not in without
+        if known and mesh.shape[axis] > 1 and size % (count * mesh.shape[axis]) == 0:
+            found.append(axis)
+    return tuple(found)
+
+
+def mesh_of(weight: jax.Array) -> AbstractMesh | None:
+    """The mesh that a weight lies on, also while a program is traced; None for a single device."""
+    mesh = getattr(jax.typeof(weight).sharding, "mesh", None)
+    return mesh if mesh is not None and mesh.size > 1 else None
+
+
+def constrain(x: jax.Array, names: tuple[str | None, ...], mesh: AnyMesh | None) -> jax.Array:
+    """The same array, lying on the mesh as the legend says; on a single device, as it is."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape, mesh)))
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], beside: jax.Array | None) -> jax.Array:
+    """Zeros that lie on the mesh of a weight, ``beside``, from the beginning: no device holds them whole."""
+    if beside is None:
+        return jnp.zeros(shape, dtype)
+    if isinstance(beside, Tracer):
+        return constrain(jnp.zeros(shape, dtype), names, mesh_of(beside))
+    mesh = beside.sharding.mesh if isinstance(beside.sharding, NamedSharding) else None
+    if not isinstance(mesh, Mesh) or mesh.size == 1:
+        return jnp.zeros(shape, dtype)
+    return jnp.zeros(shape, dtype, device=NamedSharding(mesh, spec(names, shape, mesh)))

@@ -340,18 +340,6 @@ def test_dtype(tiny):
     assert {leaf.dtype.name for leaf in leaves(half.parts).values()} == {"bfloat16"}
 
 
-def test_eight_devices_give_the_tokens_of_one(tiny, omni):
-    """Weights over the experts and over heads, feed-forward and vocabulary, on eight devices of the host."""
-    devices = np.array(jax.devices()).reshape(1, 4, 2)
-    spread = Omni.load(tiny, mesh=jax.sharding.Mesh(devices, ("data", "expert", "model")), speech=False)
-    experts = spread.parts["thinker"].decoder.experts.gate_up[...]
-    assert experts.sharding.num_devices == 8
-    assert experts.addressable_shards[0].data.shape[1] == experts.shape[1] // 4
-    conversations = [user("Hi"), user(sound(0.2)), user("What?")]
-    found, expected = (model.generate_batch(conversations, **GREEDY) for model in (spread, omni))
-    assert [reply.tokens for reply in found] == [reply.tokens for reply in expected]
-
-
 # --- what a user may get wrong
 
 REQUESTS = {

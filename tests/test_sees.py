@@ -185,13 +185,6 @@ def test_a_second_image_of_a_new_size_within_a_bucket_compiles_nothing(omni, com
     assert not compiled
 
 
-def test_eight_devices_give_the_tokens_of_one(tiny, omni):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("expert", "model"))
-    row = user({"image": picture()}, {"audio": sound()}, "a")
-    spread = Omni.load(tiny, mesh=mesh, speech=False)
-    assert spread.generate(row, **GREEDY).tokens == omni.generate(row, **GREEDY).tokens
-
-
 def test_bounds_of_a_request_and_of_a_part(omni):
     large = {"image": picture(256, 256), "max_pixels": 64 * 64}
     batch = omni.prepare(user(large, {"image": picture(256, 256)}, "a"), max_pixels=128 * 128)

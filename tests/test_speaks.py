@@ -444,14 +444,6 @@ def test_what_lies_beyond_a_rows_frames_is_not_looked_at(omni):
 # --- where it runs
 
 
-def test_eight_devices_speak_as_one(tiny, omni):
-    spread = Omni.load(
-        tiny, mesh=jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 4, 2), ("data", "expert", "model"))
-    )
-    found, expected = (model.generate(user(sound(1)), **GREEDY) for model in (spread, omni))
-    assert_spoken_alike(found, expected)
-
-
 def test_bfloat16(tiny):
     """The dtype of TPUs and GPUs: every path runs."""
     half = Omni.load(tiny, dtype="bfloat16")

@@ -12,11 +12,12 @@ PACKAGE = ROOT / "omni_jax"
 ARROWS = {
     "buckets": [],
     "config": ["config", "buckets"],
-    "nn": ["nn"],
-    "models": ["config", "nn", "models"],
-    "sharding": ["models"],
+    "params": [],
+    "sharding": ["params"],
+    "nn": ["sharding", "nn"],
+    "models": ["config", "params", "sharding", "nn", "models"],
     "processing": ["config", "buckets", "processing"],
-    "decoding": ["config", "buckets", "nn.cache", "decoding"],
+    "decoding": ["config", "buckets", "sharding", "nn.cache", "decoding"],
     "weights": ["config", "models", "sharding", "weights"],
     "sound_out": [],
 }

@@ -16,6 +16,7 @@ from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
 from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import rotate, rotation
 from omni_jax.nn.stack import scan, stack
+from omni_jax.sharding import constrain, mesh_of
 
 
 class Attention(nnx.Module):
@@ -110,6 +111,7 @@ class Decoder(nnx.Module):
                 ones. None keeps nothing.
         """
         config = self.config
+        x = constrain(x, ("batch", None, None), mesh_of(self.norm.scale[...]))
         turn = rotation(
             positions,
             head_width=config.head_width,
@@ -118,7 +120,7 @@ class Decoder(nnx.Module):
             interleaved=config.mrope_interleaved,
             dtype=x.dtype,
         )
-        kernels = self.experts.flat() if self.experts is not None else None
+        kernels = self.experts.kernels() if self.experts is not None else None
 
         def body(carry, block, layer, *past):
             x, kept = carry
@@ -153,9 +155,9 @@ class Decoder(nnx.Module):
             fresh: the cache is known to be empty, so its slots need not be read.
             keep: as above.
         """
-        valid = jnp.arange(x.shape[1]) < lengths[:, None]
-        x, new, kept = self(x, positions, valid, None if fresh else cache, deepstack, keep)
-        return x, cache.append(*new, lengths), kept
+        valid, mesh = jnp.arange(x.shape[1]) < lengths[:, None], mesh_of(self.norm.scale[...])
+        x, new, kept = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, keep)
+        return x, cache.append(*new, lengths).on(mesh), kept
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for rows of up to ``slots`` tokens."""
@@ -167,4 +169,5 @@ class Decoder(nnx.Module):
             kv_heads=config.kv_heads,
             head_width=config.head_width,
             dtype=dtype,
+            beside=self.norm.scale[...],
         )

@@ -1,4 +1,4 @@
-"""The parts of a checkpoint by name, abstract or random, and their parameters by path."""
+"""The parts of a checkpoint by name, abstract or random."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +26,9 @@ from omni_jax.models.thinker import Thinker
 from omni_jax.models.vision_encoder import VisionEncoder
 from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder
 from omni_jax.nn.layers import Init
+from omni_jax.params import axes, leaves, replace
+
+__all__ = ["SPEECH", "abstract", "axes", "builders", "leaves", "random", "replace"]
 
 SPEECH = ("talker", "code_predictor", "code2wav", "dit", "bigvgan")
 # Which module a configuration is of.
@@ -67,27 +70,3 @@ def random(config: OmniConfig, dtype: Any, key: jax.Array, *, speech: bool = Tru
     made = builders(config, speech=speech)
     keys = jax.random.split(key, len(made))
     return {name: build(Init(part_key, dtype)) for (name, build), part_key in zip(made.items(), keys, strict=True)}
-
-
-def leaves(tree: Any) -> dict[str, Any]:
-    """Parameters by dotted path, such as ``thinker.decoder.layers.attention.q.kernel``.
-
-    Works for arrays, ShapeDtypeStructs and shardings alike; flax ends its key paths in ``value``, which is dropped here.
-    """
-    return {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def replace(tree: Any, values: dict[str, Any]) -> Any:
-    """The same tree with the leaves that ``values`` gives by path."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(_path(path), leaf), tree)
-
-
-def axes(tree: Any) -> dict[str, tuple[str | None, ...]]:
-    """Logical axis names of each parameter by path, named from the right."""
-    params = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))[0]
-    return {_path(path): param.get_metadata("axes") for path, param in params}
-
-
-def _path(path: tuple[Any, ...]) -> str:
-    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    return ".".join(name for name in names if name != "value")

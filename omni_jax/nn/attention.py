@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from omni_jax.sharding import mesh_of
+
 # Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
 # Scores of one block of queries stay near this many elements, so that no T x T array is held for long prompts.
@@ -24,13 +26,13 @@ def _mix(weights: Float[Array, "B K T G S"], v: Float[Array, "B S K H"]) -> Floa
 
 def _past_scores(q: Float[Array, "B T K G H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K T G S"]:
     """Scores over a cache."""
-    if q.shape[1] > 1:
+    if q.shape[1] > 1 or mesh_of(k) is not None:
         return _scores(q, k)
     return jax.lax.platform_dependent(q, k, cpu=_wide_scores, default=_scores)
 
 
 def _past_mix(weights: Float[Array, "B K T G S"], v: Float[Array, "B S K H"]) -> Float[Array, "B T K G H"]:
-    if weights.shape[2] > 1:
+    if weights.shape[2] > 1 or mesh_of(v) is not None:
         return _mix(weights, v)
     return jax.lax.platform_dependent(weights, v, cpu=_wide_mix, default=_mix)
 

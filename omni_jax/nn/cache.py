@@ -1,8 +1,16 @@
 """The key-value cache: rows of slots, each row filled to its own length."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
+
+from omni_jax.sharding import constrain, zeros
+
+AXES = ("batch", None, "kv_heads", None)
 
 
 @struct.dataclass
@@ -18,9 +26,26 @@ class KVCache:
     length: Int[Array, "B"]
 
     @classmethod
-    def empty(cls, *, layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype) -> "KVCache":
+    def empty(
+        cls,
+        *,
+        layers: int,
+        batch: int,
+        slots: int,
+        kv_heads: int,
+        head_width: int,
+        dtype,
+        beside: jax.Array | None = None,
+    ) -> "KVCache":
+        """Args: ``beside`` is a weight on whose mesh it lies; None for the first device."""
         shape = (layers, batch, slots, kv_heads, head_width)
-        return cls(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=jnp.zeros(batch, jnp.int32))
+        return cls(
+            k=zeros(shape, dtype, AXES, beside), v=zeros(shape, dtype, AXES, beside), length=jnp.zeros(batch, jnp.int32)
+        )
+
+    def on(self, mesh: AbstractMesh | None) -> "KVCache":
+        """The same, said to lie as it does: left alone, the partitioner gathers a cache at every step of a loop."""
+        return replace(self, k=constrain(self.k, AXES, mesh), v=constrain(self.v, AXES, mesh))
 
     @property
     def slots(self) -> int:

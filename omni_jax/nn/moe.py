@@ -1,7 +1,8 @@
 """Mixture of experts without capacity: every token reaches its experts, also when all choose the same one.
 
 The weights of all layers stay one array, [L * E, ...], addressed by the layer's offset (docs/adr/0002); the matmul is grouped
-by expert in the way that suits the platform.
+by expert in the way that suits the platform. On a mesh each device holds some experts of every layer, sees all tokens, and adds
+what its own experts make of them to the others' (docs/adr/0009).
 """
 
 from functools import partial
@@ -9,9 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.nn.layers import GatedMlp, Init, Linear
+from omni_jax.sharding import mesh_of, over
 
 # Rows of the largest tile: enough to reach the matrix rate of a CPU core.
 TILE = 256
@@ -26,10 +29,9 @@ class Experts(nnx.Module):
         )
         self.down = init.normal((layers, count, ffn_width, width), ("expert", "expert_ffn", "embed"), fan_in=ffn_width)
 
-    def flat(self) -> tuple[Float[Array, "LE D 2F"], Float[Array, "LE F D"]]:
-        """Kernels with layers and experts in one leading axis (a view)."""
-        gate_up, down = self.gate_up[...], self.down[...]
-        return gate_up.reshape(-1, *gate_up.shape[2:]), down.reshape(-1, *down.shape[2:])
+    def kernels(self) -> tuple[Float[Array, "L E D 2F"], Float[Array, "L E F D"]]:
+        """Of all layers, as ``mixture`` takes them."""
+        return self.gate_up[...], self.down[...]
 
 
 class Router(nnx.Module):
@@ -52,11 +54,11 @@ class Router(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kernels: tuple[Array, Array], layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
-        """Args: ``valid`` marks real tokens (padding reaches no expert), ``kernels`` are ``Experts.flat()``."""
+        """Args: ``valid`` marks real tokens (padding reaches no expert), ``kernels`` are ``Experts.kernels()``."""
         flat = x.reshape(-1, x.shape[-1])
         chosen, weights = self.choose(flat)
         chosen = jnp.where(valid.reshape(-1, 1), chosen, self.count)
-        y = mixture(flat, chosen, weights, *kernels, layer * self.count, self.count)
+        y = mixture(flat, chosen, weights, *kernels, layer)
         if self.shared is not None and self.shared_gate is not None:
             y = y + jax.nn.sigmoid(self.shared_gate(flat)) * self.shared(flat)
         return y.reshape(x.shape)
@@ -66,17 +68,37 @@ def mixture(
     x: Float[Array, "T D"],
     chosen: Int[Array, "T R"],
     weights: Float[Array, "T R"],
-    gate_up: Float[Array, "G D 2F"],
-    down: Float[Array, "G F D"],
-    offset: Int[Array, ""],
-    count: int,
+    gate_up: Float[Array, "L E D 2F"],
+    down: Float[Array, "L E F D"],
+    layer: Int[Array, ""],
 ) -> Float[Array, "T D"]:
-    """sum_r weights[t, r] * expert[offset + chosen[t, r]](x[t]); an id of ``count`` means no expert.
+    """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]); an id of E means no expert. Summed in float32.
 
     On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert, so a loop over tiles of
     rows of one expert reads each needed kernel once with a plain dot.
     """
-    return _grouped(x, chosen, weights, gate_up, down, offset, count)
+    mesh = mesh_of(gate_up)
+    axes = over("expert", gate_up.shape[1], mesh) if mesh is not None else ()
+    if not axes:
+        return _of_layer(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
+
+    def share(x, chosen, weights, gate_up, down, layer):
+        own = chosen - jax.lax.axis_index(axes) * gate_up.shape[1]
+        own = jnp.where((own >= 0) & (own < gate_up.shape[1]), own, gate_up.shape[1])
+        return jax.lax.psum(_of_layer(x, own, weights, gate_up, down, layer), axes)
+
+    held = PartitionSpec(None, axes)
+    specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(), held, held, PartitionSpec())
+    # What each device makes is its own until it is added up, which the checker cannot see through the kernels.
+    shared = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return shared(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
+
+
+def _of_layer(x, chosen, weights, gate_up, down, layer) -> Float[Array, "T D"]:
+    """Layers and experts in one leading axis, which is a view."""
+    count = gate_up.shape[1]
+    flat = (kernel.reshape(-1, *kernel.shape[2:]) for kernel in (gate_up, down))
+    return _grouped(x, chosen, weights, *flat, layer * count, count)
 
 
 def _group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], Int[Array, "E"]]:
@@ -88,11 +110,10 @@ def _group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], 
 def _combine(
     y: Float[Array, "slots D"], order: Int[Array, "slots"], chosen, weights, count: int
 ) -> Float[Array, "T D"]:
-    """Back from expert order to token order, weighted and summed over a token's experts (in float32)."""
+    """Back from expert order to token order, weighted and summed over a token's experts, in float32."""
     by_token = y[jnp.argsort(order)].reshape(*chosen.shape, y.shape[-1])
     live = (chosen < count)[..., None]
-    total = jnp.sum(jnp.where(live, by_token * weights[..., None], 0), axis=1, dtype=jnp.float32)
-    return total.astype(y.dtype)
+    return jnp.sum(jnp.where(live, by_token * weights[..., None], 0), axis=1, dtype=jnp.float32)
 
 
 def _activate(gate_up: Float[Array, "T 2F"]) -> Float[Array, "T F"]:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
 
 from omni_jax.nn import moe
+from omni_jax.sharding import spec
 
 PLAN = jax.jit(jax.vmap(moe.tile_at, in_axes=(0, None, None)), static_argnums=2)
 COUNT, WIDTH, FFN, LAYERS, OFFSET = 8, 12, 10, 3, 8
@@ -102,7 +104,8 @@ def test_gradients_equal_those_of_the_dense_formula():
         return jnp.sum(jnp.sin(jnp.einsum("tr,trd->td", weights, jnp.take_along_axis(y, chosen[..., None], axis=1))))
 
     def ours(x, weights, gate_up, down):
-        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, gate_up, down, jnp.int32(OFFSET), COUNT)))
+        kernels = (kernel.reshape(LAYERS, COUNT, *kernel.shape[1:]) for kernel in (gate_up, down))
+        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, *kernels, jnp.int32(OFFSET // COUNT))))
 
     for mine, theirs in zip(
         jax.jit(jax.grad(ours, argnums=(0, 1, 2, 3)))(x, weights, gate_up, down),
@@ -110,3 +113,25 @@ def test_gradients_equal_those_of_the_dense_formula():
         strict=True,
     ):
         np.testing.assert_allclose(mine, theirs, atol=1e-3 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize("same", [None, 5])
+def test_experts_on_several_devices_drop_no_token(sizes, same):
+    """Each device holds some of the experts; all tokens may choose one of them, and padding none."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), ("data", "expert", "model"))
+    x, chosen, weights = inputs(40, 1 if same else 3, same=same)
+    chosen = chosen.at[1::7].set(COUNT)
+    gate_up, down = kernels()
+    placed = [
+        jax.device_put(
+            leaf.reshape(LAYERS, COUNT, *leaf.shape[1:]),
+            NamedSharding(mesh, spec(("expert", None, None), (LAYERS, COUNT, 1, 1), mesh)),
+        )
+        for leaf in (gate_up, down)
+    ]
+    assert placed[0].addressable_shards[0].data.nbytes * np.prod(sizes) == gate_up.nbytes
+    program = jax.jit(moe.mixture).lower(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT)).compile()
+    y = program(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT))
+    np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
+    assert "all-gather" not in program.as_text()

@@ -1,0 +1,135 @@
+"""Models on meshes: who holds what, and that many devices hear, see, read, write and speak as one does."""
+
+import json
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from omni_jax import Omni
+from omni_jax.config import from_hf
+from omni_jax.models import parts
+from omni_jax.sharding import make_mesh, shardings, well_chosen
+from omni_jax.testing import tiny_config, write_tiny
+from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
+
+GREEDY = {
+    "thinker_max_new_tokens": 6, "thinker_do_sample": False, "thinker_eos_token_id": -1,
+    "talker_max_new_tokens": 14, "talker_do_sample": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """A folder and a model on one device for each family."""
+    made = {}
+    for name, config in (("Qwen3-Omni", tiny_config()), ("Qwen2.5-Omni", tiny_qwen2_5_config())):
+        folder = write_tiny(tmp_path_factory.mktemp(name) / "model", config=config)
+        made[name] = folder, Omni.load(folder)
+    return made
+
+
+def conversations():
+    rng = np.random.default_rng(0)
+    sound = {"type": "audio", "audio": (rng.normal(size=5000).astype(np.float32), 16_000)}
+    picture = {"type": "image", "image": rng.integers(0, 256, (64, 64, 3), np.uint8)}
+    return [
+        [{"role": "user", "content": [*media, {"type": "text", "text": words}]}]
+        for media, words in (([sound], "a"), ([picture], "b"), ([], "What?"), ([sound, picture], "c"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(families):
+    return {name: answers(omni) for name, (_, omni) in families.items()}
+
+
+def answers(omni):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the system prompt
+        return omni.generate_batch(conversations(), **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("Qwen3-Omni", "data=8"),
+        ("Qwen3-Omni", "expert=8"),
+        ("Qwen3-Omni", "model=8"),
+        ("Qwen3-Omni", "data=2,expert=2,model=2"),
+        ("Qwen2.5-Omni", "data=8"),
+        ("Qwen2.5-Omni", "model=8"),
+        ("Qwen2.5-Omni", "data=2,expert=2,model=2"),
+    ],
+)
+def test_eight_devices_answer_as_one(families, alone, name, mesh):
+    folder, _ = families[name]
+    spread = Omni.load(folder, mesh=mesh)
+    if name == "Qwen3-Omni":
+        for part in ("thinker", "talker"):
+            experts = spread.parts[part].decoder.experts
+            for leaf in (experts.gate_up[...], experts.down[...]):
+                assert {shard.data.nbytes for shard in leaf.addressable_shards} == {leaf.nbytes // 8}
+                assert len(leaf.addressable_shards) == 8
+    for found, expected in zip(answers(spread), alone[name], strict=True):
+        assert found.tokens == expected.tokens
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        assert found.audio.shape == expected.audio.shape != (0,)
+        assert np.abs(found.audio - expected.audio).max() <= 1e-5 * np.abs(expected.audio).max()
+
+
+# --- what a mesh is made of
+
+
+def sizes(mesh):
+    return tuple(mesh.shape.values())
+
+
+def test_meshes_by_name():
+    assert sizes(make_mesh("v6e-8")) == (2, 1, 4)
+    assert sizes(make_mesh("v5p-8")) == (1, 1, 4)  # of eight cores, two a chip
+    assert sizes(make_mesh("v6e-8", kv_heads=2)) == (4, 1, 2)
+    assert sizes(make_mesh("v5e-4", kv_heads=6)) == (2, 1, 2)
+    assert sizes(make_mesh("expert=4, data=2")) == (2, 4, 1)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
+    assert make_mesh(mesh) is mesh
+    assert well_chosen(jax.devices(), kv_heads=4) is None  # of a CPU
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("v6e-16", "mesh: 'v6e-16' needs 16 devices, got 8; name a smaller one"),
+        ("data=4,model=4", "needs 16 devices, got 8"),
+        (
+            "v6e",
+            "mesh: expected a topology such as v6e-8, or sizes of data, expert, model such as data=2,expert=4, got 'v6e'",
+        ),
+        ("heads=2", "mesh: expected a topology"),
+        ("data=0", "mesh: expected a topology"),
+        ("", "mesh: expected a topology"),
+    ],
+)
+def test_meshes_that_cannot_be(spec, said):
+    with pytest.raises(ValueError, match=said):
+        make_mesh(spec)
+
+
+def test_what_does_not_divide_is_held_by_all():
+    """4 key heads on 8 devices, 20 heads of the audio encoder on 8; each at full size."""
+    published = Path(__file__).parent / "configs" / "qwen3_omni_instruct.json"
+    config = from_hf(json.loads(published.read_text())["config"])
+    abstract = parts.abstract(config, jnp.bfloat16)
+    eight, four = (shardings(abstract, make_mesh(f"model={count}")) for count in (8, 4))
+    kernels = [f"thinker.decoder.layers.attention.{name}.kernel" for name in "qk"]
+    assert [eight[path].spec[2] for path in kernels] == ["model", None]
+    assert [four[path].spec[2] for path in kernels] == ["model", "model"]
+    heads = "audio_encoder.layers.q.kernel"
+    assert [placed[heads].spec[2] for placed in (eight, four)] == [None, "model"]
+    assert eight["thinker.decoder.experts.gate_up"].spec[1] == "model"
+    both = shardings(abstract, make_mesh("data=2,model=4"))
+    assert both["thinker.decoder.experts.gate_up"].spec[1] == ("model", "data")
