@@ -169,8 +169,8 @@ def slide(
     grown = cache.grow(cache.slots + k.shape[2]).append(k, v, lengths)
     dropped = jnp.maximum(grown.length - cache.slots, 0)
 
-    def last(row_LSKH, start):
-        return jax.lax.dynamic_slice_in_dim(row_LSKH, start, cache.slots, axis=1)
+    def last(row_LKSH, start):
+        return jax.lax.dynamic_slice_in_dim(row_LKSH, start, cache.slots, axis=2)
 
     last = jax.vmap(last, in_axes=(1, 0), out_axes=1)
     return KVCache(k=last(grown.k, dropped), v=last(grown.v, dropped), length=grown.length - dropped)

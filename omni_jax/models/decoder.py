@@ -157,7 +157,7 @@ class Decoder(nnx.Module):
         """
         valid, mesh = jnp.arange(x.shape[1]) < lengths[:, None], mesh_of(self.norm.scale[...])
         x, new, kept = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, keep)
-        return x, cache.append(*new, lengths).on(mesh), kept
+        return x, cache.append(*new, lengths, mesh), kept
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for rows of up to ``slots`` tokens."""

@@ -135,9 +135,10 @@ class CodePredictor(nnx.Module):
 
         def run(x, at, cache):
             positions = jnp.broadcast_to((at + jnp.arange(x.shape[1])).astype(jnp.float32), (3, batch, x.shape[1]))
-            x, (k, v), _ = self.decoder(x, positions, jnp.ones(x.shape[:2], bool), cache)
+            x, new, _ = self.decoder(x, positions, jnp.ones(x.shape[:2], bool), cache)
             # All rows stand at the same place, so that one update in place writes them all.
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=2)
+            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=3)
+            k, v = (jnp.swapaxes(x, 2, 3) for x in new)
             return x[:, -1], KVCache(k=write(cache.k, k), v=write(cache.v, v), length=cache.length + x.shape[1])
 
         last, cache = run(jnp.stack([state, first], axis=1), 0, cache)

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.sharding import mesh_of
-
 # Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
 # Scores of one block of queries stay near this many elements, so that no T x T array is held for long prompts.
@@ -14,53 +12,17 @@ SCORES = 1 << 25
 SPAN_ROWS, SPAN_COLUMNS = 256, 512
 
 
-def _scores(q: Float[Array, "B T K G H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K T G S"]:
+def _scores(q: Float[Array, "B T K G H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K T G S"]:
     # This order of axes is the one in which the product comes out: any other costs a transposition of all scores.
-    scores = jnp.einsum("BTKGH,BSKH->BKTGS", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BTKGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32)
     return scores * jnp.float32(q.shape[-1] ** -0.5)
-
-
-def _mix(weights: Float[Array, "B K T G S"], v: Float[Array, "B S K H"]) -> Float[Array, "B T K G H"]:
-    return jnp.einsum("BKTGS,BSKH->BTKGH", weights, v)
-
-
-def _past_scores(q: Float[Array, "B T K G H"], k: Float[Array, "B S K H"]) -> Float[Array, "B K T G S"]:
-    """Scores over a cache."""
-    if q.shape[1] > 1 or mesh_of(k) is not None:
-        return _scores(q, k)
-    return jax.lax.platform_dependent(q, k, cpu=_wide_scores, default=_scores)
-
-
-def _past_mix(weights: Float[Array, "B K T G S"], v: Float[Array, "B S K H"]) -> Float[Array, "B T K G H"]:
-    if weights.shape[2] > 1 or mesh_of(v) is not None:
-        return _mix(weights, v)
-    return jax.lax.platform_dependent(weights, v, cpu=_wide_mix, default=_mix)
-
-
-# A CPU transposes the cache for a product of each key head. For one query, one product of all is a fourth of that time: of
-# slots as they lie, [S, K * H], with queries that are zero at the heads of others.
-def _wide_scores(q, k):
-    batch, new, kv_heads, groups, width = q.shape
-    own = jnp.eye(kv_heads, dtype=bool)[:, None, :, None]
-    wide_q = jnp.where(own, q[:, 0, :, :, None], 0).reshape(batch, kv_heads * groups, kv_heads * width)
-    wide_k = k.reshape(batch, -1, kv_heads * width)
-    scores = jnp.einsum("BND,BSD->BNS", wide_q, wide_k, preferred_element_type=jnp.float32)
-    return scores.reshape(batch, kv_heads, new, groups, -1) * jnp.float32(width**-0.5)
-
-
-def _wide_mix(weights, v):
-    batch, slots, kv_heads, width = v.shape
-    heads = weights.reshape(batch, -1, slots)
-    wide = jnp.einsum("BNS,BSD->BND", heads, v.reshape(batch, slots, kv_heads * width))
-    own = wide.reshape(batch, kv_heads, -1, kv_heads, width)
-    return jnp.einsum("BKGKH->BKGH", own)[:, None]
 
 
 def attend_causal(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    past: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Int[Array, "B"]] | None = None,
+    past: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]] | None = None,
     *,
     window: int | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -76,7 +38,7 @@ def attend_causal(
     batch, new, heads, width = q.shape
     groups = heads // k.shape[2]
     q = q.reshape(batch, new, k.shape[2], groups, width)
-    slots = past[0].shape[1] if past else 0
+    slots = past[0].shape[2] if past else 0
     block = max(1, min(new, SCORES // max(1, batch * heads * (new + slots))))
 
     def attend(q_block, start):
@@ -85,18 +47,18 @@ def attend_causal(
         mask = columns <= rows[:, None]
         if window is not None:
             mask &= columns > rows[:, None] - window
-        scores = jnp.where(mask[:, None], _scores(q_block, k), MASKED)
+        scores = jnp.where(mask[:, None], _scores(q_block, jnp.swapaxes(k, 1, 2)), MASKED)
         if past is not None:
             past_k, _, length = past
             seen = jnp.arange(slots) < length[:, None, None]
             if window is not None:
                 seen &= jnp.arange(slots) > length[:, None, None] + rows[:, None] - window
-            past_scores = jnp.where(seen[:, None, :, None], _past_scores(q_block, past_k), MASKED)
+            past_scores = jnp.where(seen[:, None, :, None], _scores(q_block, past_k), MASKED)
             scores = jnp.concatenate([past_scores, scores], axis=-1)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = _mix(weights[..., slots:], v)
+        out = jnp.einsum("BKTGS,BSKH->BTKGH", weights[..., slots:], v)
         if past is not None:
-            out += _past_mix(weights[..., :slots], past[1])
+            out += jnp.einsum("BKTGS,BKSH->BTKGH", weights[..., :slots], past[1])
         return out
 
     if block >= new:
@@ -274,6 +236,6 @@ attend_spans.defvjp(_forward_spans, _backward_spans)
 def _dense(
     q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B T N H"]:
-    scores = jnp.where(mask[:, None, :, None], _scores(q[:, :, :, None], k), MASKED)
+    scores = jnp.where(mask[:, None, :, None], _scores(q[:, :, :, None], jnp.swapaxes(k, 1, 2)), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("BKTGS,BSKH->BTKGH", weights, v)[:, :, :, 0]

@@ -1,6 +1,7 @@
 """The key-value cache: rows of slots, each row filled to its own length."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ from flax import struct
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
-from omni_jax.sharding import constrain, zeros
+from omni_jax.sharding import constrain, spec, zeros
 
-AXES = ("batch", None, "kv_heads", None)
+AXES = ("batch", "kv_heads", None, None)
 
 
 @struct.dataclass
@@ -18,11 +19,12 @@ class KVCache:
     """Rotated keys and values of every layer.
 
     Slots at or past a row's length hold nothing that may be read; a row is written at its own length, so rows of unequal
-    prompts need no padding between prompt and answer.
+    prompts need no padding between prompt and answer. Slots lie next to the last, as a product reads them: a TPU keeps this
+    order in its loops, and a CPU has nothing to transpose.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: Float[Array, "L B K S H"]
+    v: Float[Array, "L B K S H"]
     length: Int[Array, "B"]
 
     @classmethod
@@ -38,7 +40,7 @@ class KVCache:
         beside: jax.Array | None = None,
     ) -> "KVCache":
         """Args: ``beside`` is a weight on whose mesh it lies; None for the first device."""
-        shape = (layers, batch, slots, kv_heads, head_width)
+        shape = (layers, batch, kv_heads, slots, head_width)
         return cls(
             k=zeros(shape, dtype, AXES, beside), v=zeros(shape, dtype, AXES, beside), length=jnp.zeros(batch, jnp.int32)
         )
@@ -49,24 +51,28 @@ class KVCache:
 
     @property
     def slots(self) -> int:
-        return self.k.shape[2]
+        return self.k.shape[3]
 
-    def append(self, k: Float[Array, "L B T K H"], v: Float[Array, "L B T K H"], lengths: Int[Array, "B"]) -> "KVCache":
+    def append(
+        self,
+        k: Float[Array, "L B T K H"],
+        v: Float[Array, "L B T K H"],
+        lengths: Int[Array, "B"],
+        mesh: AbstractMesh | None = None,
+    ) -> "KVCache":
         """Writes T new entries at each row's length, of which the first ``lengths`` count.
 
         The caller keeps ``length + T <= slots`` for every row: what is written beyond the end is lost.
         """
-        batch, new = k.shape[1:3]
-        rows, slots = jnp.arange(batch)[:, None], self.length[:, None] + jnp.arange(new)
-
-        def write(cache_LBSKH, new_LBTKH):
-            # Not a dynamic update a row, under vmap: a CPU copies the whole cache for that, and a TPU moves the rows in front
-            # of the layers and back.
-            return cache_LBSKH.at[:, rows, slots].set(
-                new_LBTKH.astype(cache_LBSKH.dtype), mode="drop", unique_indices=True
-            )
-
-        return KVCache(k=write(self.k, k), v=write(self.v, v), length=self.length + lengths)
+        new = tuple(jnp.swapaxes(x, 2, 3).astype(self.k.dtype) for x in (k, v))
+        forms = {"tpu": _write_row_by_row, "default": _write_at_once}
+        write = partial(jax.lax.platform_dependent, **forms)
+        if mesh is not None:  # each device its own rows and heads
+            own, rows = spec(AXES, self.k.shape, mesh), spec(("batch",), self.length.shape, mesh)
+            specs = {"in_specs": (own, own, rows), "out_specs": own}
+            write = jax.shard_map(write, mesh=mesh, check_vma=False, **specs)
+        k, v = write((self.k, self.v), new, self.length)
+        return KVCache(k=k, v=v, length=self.length + lengths).on(mesh)
 
     def rows(self, index: Int[Array, "b"]) -> "KVCache":
         """Some rows, in the order of ``index``."""
@@ -74,5 +80,32 @@ class KVCache:
 
     def grow(self, slots: int) -> "KVCache":
         """The same entries with room for ``slots``."""
-        padding = [(0, 0), (0, 0), (0, slots - self.slots), (0, 0), (0, 0)]
+        padding = [(0, 0), (0, 0), (0, 0), (0, slots - self.slots), (0, 0)]
         return KVCache(k=jnp.pad(self.k, padding), v=jnp.pad(self.v, padding), length=self.length)
+
+
+def _write_at_once(old, new, at):
+    """One scatter. Not a dynamic update a row, under vmap: a CPU copies the whole cache for that."""
+    _, batch, heads, count, _ = new[0].shape
+    rows, heads = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
+    slots = at[:, None, None] + jnp.arange(count)
+    return tuple(
+        cache_LBKSH.at[:, rows, heads, slots].set(new_LBKTH, mode="drop", unique_indices=True)
+        for cache_LBKSH, new_LBKTH in zip(old, new, strict=True)
+    )
+
+
+def _write_row_by_row(old, new, at):
+    """A loop of updates in place: for a scatter, a TPU moves the rows in front of the layers, and the whole cache back."""
+
+    def write(row, caches):
+        made = []
+        for cache_LBKSH, new_LBKTH in zip(caches, new, strict=True):
+            value, start = jax.lax.dynamic_slice_in_dim(new_LBKTH, row, 1, axis=1), (0, row, 0, at[row], 0)
+            # An update that does not fit would be moved back to where it does.
+            there = jax.lax.dynamic_slice(cache_LBKSH, start, value.shape)
+            value = jnp.where(at[row] + value.shape[3] <= cache_LBKSH.shape[3], value, there)
+            made.append(jax.lax.dynamic_update_slice(cache_LBKSH, value, start))
+        return tuple(made)
+
+    return jax.lax.fori_loop(0, new[0].shape[1], write, old)

@@ -58,8 +58,8 @@ def test_rows_of_unequal_length_are_written_at_their_own_place():
     cache = cache.append(first, -first, jnp.array([1, 3]))
     cache = cache.append(jnp.full((1, 2, 1, 1, 1), 9.0), jnp.full((1, 2, 1, 1, 1), 9.0), jnp.array([1, 1]))
     np.testing.assert_array_equal(cache.length, [2, 4])
-    np.testing.assert_array_equal(cache.k[0, 0, :2, 0, 0], [1, 9])
-    np.testing.assert_array_equal(cache.k[0, 1, :4, 0, 0], [4, 5, 6, 9])
+    np.testing.assert_array_equal(cache.k[0, 0, 0, :2, 0], [1, 9])
+    np.testing.assert_array_equal(cache.k[0, 1, 0, :4, 0], [4, 5, 6, 9])
 
 
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=9), seed=st.integers(0, 3))
