@@ -5,6 +5,7 @@ What differs between them (q/k norm, biases, rope sections, mixture or dense, la
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -17,6 +18,10 @@ from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import rotate, rotation
 from omni_jax.nn.stack import scan, stack
 from omni_jax.sharding import constrain, mesh_of
+
+# Tokens a row that go through the layers at once. What they hold there, above all the rows of each token's experts, does not
+# grow with a prompt.
+CHUNK = 4096
 
 
 class Attention(nnx.Module):
@@ -155,9 +160,39 @@ class Decoder(nnx.Module):
             fresh: the cache is known to be empty, so its slots need not be read.
             keep: as above.
         """
+        if x.shape[1] > CHUNK:
+            return self._extend_in_chunks(x, positions, lengths, cache, deepstack, keep)
         valid, mesh = jnp.arange(x.shape[1]) < lengths[:, None], mesh_of(self.norm.scale[...])
         x, new, kept = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, keep)
         return x, cache.append(*new, lengths, mesh), kept
+
+    def _extend_in_chunks(self, x, positions, lengths, cache, deepstack, keep):
+        """The same, a piece of each row after the other: memory is a piece's, whatever the prompt's length."""
+        batch, new = x.shape[:2]
+        count = -(-new // CHUNK)
+        size = -(-new // count)
+        if cache.slots < count * size:
+            raise ValueError(f"cache: expected at least {count * size} slots for {new} tokens, got {cache.slots}")
+
+        def cut(array, axis):
+            padding = [(0, 0)] * array.ndim
+            padding[axis] = (0, count * size - new)
+            pieces = jnp.pad(array, padding).reshape(*array.shape[:axis], count, size, *array.shape[axis + 1 :])
+            return jnp.moveaxis(pieces, axis, 0)
+
+        def joined(pieces):
+            return None if pieces is None else jnp.moveaxis(pieces, 0, 1).reshape(batch, count * size, -1)[:, :new]
+
+        def extend(cache, piece):
+            number, x, positions, deepstack = piece
+            own = jnp.clip(lengths - number * size, 0, size)
+            x, cache, kept = self.extend(x, positions, own, cache, deepstack=deepstack, keep=keep)
+            return cache, (x, kept)
+
+        taps = None if deepstack is None else cut(deepstack, 2)
+        pieces = (jnp.arange(count), cut(x, 1), cut(positions, 2), taps)
+        cache, (x, kept) = jax.lax.scan(extend, cache, pieces)
+        return joined(x), cache, joined(kept)
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for rows of up to ``slots`` tokens."""

@@ -10,6 +10,7 @@ import pytest
 from omni_jax import Omni, Sampling, perceive
 from omni_jax.decoding import generate as generation
 from omni_jax.decoding.sampling import SamplingRows
+from omni_jax.models import decoder
 from omni_jax.models.thinker import Embedded
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
@@ -316,3 +317,36 @@ def test_states_that_are_kept(omni, keep):
     assert kept.shape == (1, 8, omni.config.thinker.decoder.width)
     same = np.allclose(thinker.head(kept[:, -1]), logits, atol=1e-5)
     assert same == (keep == 4)
+
+
+@pytest.mark.parametrize("deepstack", [False, True])
+def test_a_long_prompt_goes_through_the_layers_in_pieces(omni, monkeypatch, deepstack):
+    """Rows that end in any piece, or have nothing: the same logits, states and cache, and less memory."""
+    thinker, width = omni.parts["thinker"], omni.config.thinker.decoder.width
+    rng, lengths = np.random.default_rng(0), np.array([157, 64, 3, 0])
+    embedded = thinker.prompt(jnp.asarray(rng.integers(0, 200, (4, 160))))
+    if deepstack:
+        embedded = replace(embedded, deepstack=jnp.asarray(rng.normal(size=(2, 4, 160, width)), jnp.float32))
+    positions, cache = np.broadcast_to(np.arange(160, dtype=np.float32), (3, 4, 160)), thinker.empty_cache(4, 192)
+
+    def run():
+        program = (
+            jax.jit(lambda *given: thinker.prefill(*given, fresh=True, keep=2))
+            .lower(embedded, positions, lengths, cache)
+            .compile()
+        )
+        return program(embedded, positions, lengths, cache), program.memory_analysis().temp_size_in_bytes
+
+    (logits, filled, kept), most = run()
+    monkeypatch.setattr(decoder, "CHUNK", 48)
+    (in_pieces, filled_so, kept_so), less = run()
+    np.testing.assert_array_equal(filled_so.length, lengths)
+    for row, length in enumerate(lengths):
+        own = (slice(None), row, slice(None), slice(length))
+        for found, expected in ((filled_so.k[own], filled.k[own]), (filled_so.v[own], filled.v[own])):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(kept_so[row, :length], kept[row, :length], atol=1e-5)
+    np.testing.assert_allclose(in_pieces[:3], logits[:3], atol=1e-5)
+    assert less < most
+    with pytest.raises(ValueError, match="cache: expected at least 160 slots for 160 tokens, got 128"):
+        thinker.prefill(embedded, positions, lengths, thinker.empty_cache(4, 128), fresh=True)
