@@ -46,7 +46,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
-        out = attend_causal(q_BTNH, k_BTKH, v_BTKH, past, window=self.window)
+        out = attend_causal(q_BTNH, k_BTKH, v_BTKH, past, window=self.window, mesh=mesh_of(self.q.kernel[...]))
         return self.o(out), (k_BTKH, v_BTKH)
 
 

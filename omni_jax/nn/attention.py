@@ -1,8 +1,13 @@
 """Attention: causal over a row and its cache, and within segments of a packed sequence. Softmax in float32."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
+
+from omni_jax.nn import flash
 
 # Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
@@ -25,6 +30,7 @@ def attend_causal(
     past: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]] | None = None,
     *,
     window: int | None = None,
+    mesh: AbstractMesh | None = None,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention of new tokens over themselves and over a cache that does not hold them yet.
 
@@ -34,11 +40,20 @@ def attend_causal(
     Args:
         past: keys, values and the number of filled slots of each row.
         window: how many keys a query may see, itself included.
+        mesh: what the arrays lie on.
     """
     batch, new, heads, width = q.shape
-    groups = heads // k.shape[2]
-    q = q.reshape(batch, new, k.shape[2], groups, width)
-    slots = past[0].shape[2] if past else 0
+    q = q.reshape(batch, new, k.shape[2], heads // k.shape[2], width)
+    forms = {"default": partial(_in_blocks, window=window)}
+    if window is None and flash.fits(new, past[0].shape[2] if past else 0, width):
+        forms["tpu"] = partial(flash.attend, mesh=mesh)
+    return jax.lax.platform_dependent(q, k, v, past, **forms).reshape(batch, new, heads, width)
+
+
+def _in_blocks(q, k, v, past, *, window: int | None) -> Float[Array, "B T K G H"]:
+    """A block of queries after the other, so that no array of T x T scores is held."""
+    batch, new, kv_heads, groups = q.shape[:4]
+    heads, slots = kv_heads * groups, past[0].shape[2] if past else 0
     block = max(1, min(new, SCORES // max(1, batch * heads * (new + slots))))
 
     def attend(q_block, start):
@@ -69,7 +84,7 @@ def attend_causal(
         padded = jnp.moveaxis(padded.reshape(batch, blocks, block, *q.shape[2:]), 1, 0)
         out = jax.lax.map(lambda item: attend(*item), (padded, jnp.arange(blocks) * block))
         out = jnp.moveaxis(out, 0, 1).reshape(batch, blocks * block, *q.shape[2:])[:, :new]
-    return out.reshape(batch, new, heads, width)
+    return out
 
 
 def attend_segments(

@@ -1,0 +1,97 @@
+"""Causal attention of long prompts on a TPU: Pallas kernels that hold no scores in main memory.
+
+JAX's splash attention (FlashAttention, arXiv:2205.14135, over the blocks that a mask leaves) knows its mask when it is compiled.
+So new tokens among themselves are one causal kernel, new tokens over a cache another that sees all slots up to a row's length,
+and the two are joined by the logarithms of their softmax's sums.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from omni_jax.sharding import over
+
+# New tokens from which on a kernel is worth its padding; what is shorter is a step or a short turn.
+LEAST = 512
+# Queries and keys of a block; of fewer, the largest part that divides them.
+BLOCKS = (512, 256, 128)
+WIDTHS = (64, 128)
+
+Past = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]]
+
+
+def fits(new: int, slots: int, width: int) -> bool:
+    """Whether there are kernels for so many new tokens over so many slots, of heads of this width."""
+    return new >= LEAST and not new % BLOCKS[-1] and not slots % BLOCKS[-1] and width in WIDTHS
+
+
+def attend(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    past: Past | None = None,
+    *,
+    mesh: AbstractMesh | None = None,
+    interpret: bool = False,
+) -> Float[Array, "B T K G H"]:
+    """As ``attention.attend_causal`` without a window. On a mesh, each device attends for its own rows and key heads.
+
+    Args:
+        interpret: runs the kernels on any platform, for tests.
+    """
+
+    def run(q, k, v, past):
+        return _attend(q, k, v, past, interpret)
+
+    if mesh is None:
+        return run(q, k, v, past)
+    rows, heads = (over(name, size, mesh) or None for name, size in (("batch", q.shape[0]), ("kv_heads", q.shape[2])))
+    of_new, of_past = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
+    specs = (of_new, of_new, of_new, None if past is None else (of_past, of_past, PartitionSpec(rows)))
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=of_new, check_vma=False)(q, k, v, past)
+
+
+def _attend(q, k, v, past, interpret):
+    width = q.shape[-1]
+    q_BKGTH = jnp.transpose(q, (0, 2, 3, 1, 4)) * jnp.asarray(width**-0.5, q.dtype)
+    k_BKTH, v_BKTH = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    if past is None:
+        out = _kernel(q_BKGTH, k_BKTH, masks.CausalMask, interpret)(q_BKGTH, k_BKTH, v_BKTH, None)
+    else:
+        out = _joined(q_BKGTH, k_BKTH, v_BKTH, past, interpret)
+    return jnp.transpose(out, (0, 3, 1, 2, 4)).astype(v.dtype)
+
+
+def _joined(q, k, v, past, interpret):
+    """New tokens and the cache, each weighted by its share of the softmax's sum."""
+    past_k, past_v, length = past
+    new, slots = q.shape[3], past_k.shape[2]
+    ids = splash.SegmentIds(
+        jnp.ones((q.shape[0], new), jnp.int32), (jnp.arange(slots) < length[:, None]).astype(jnp.int32)
+    )
+    own, (own_sum,) = _kernel(q, k, masks.CausalMask, interpret, sums=True)(q, k, v, None)
+    others, (others_sum,) = _kernel(q, past_k, masks.FullMask, interpret, sums=True)(q, past_k, past_v, ids)
+    # A row that holds nothing yet sees no slot: what its kernel gives is no number to add, whatever its weight.
+    others = jnp.where((length > 0)[:, None, None, None, None], others, 0)
+    others_sum = jnp.where((length > 0)[:, None, None, None], others_sum, -jnp.inf)
+    total = jnp.logaddexp(own_sum, others_sum)
+    return own * jnp.exp(own_sum - total)[..., None] + others * jnp.exp(others_sum - total)[..., None]
+
+
+def _kernel(q, k, mask, interpret: bool, *, sums: bool = False):
+    """A kernel for rows and key heads; of each key head all its query heads share the keys."""
+    groups, new, slots = q.shape[2], q.shape[3], k.shape[2]
+    rows, columns = (next(size for size in BLOCKS if not length % size) for length in (new, slots))
+    sizes = splash.BlockSizes(
+        block_q=rows, block_kv=columns, block_kv_compute=columns, block_q_dkv=rows, block_kv_dkv=columns,
+        block_kv_dkv_compute=columns, block_q_dq=rows, block_kv_dq=columns,
+    )  # fmt: skip
+    kernel = splash.make_splash_mqa(
+        masks.MultiHeadMask([mask((new, slots)) for _ in range(groups)]), block_sizes=sizes, save_residuals=sums,
+        head_shards=1, q_seq_shards=1, interpret=interpret,
+    )  # fmt: skip
+    heads = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids), in_axes=(0, 0, 0, None))
+    return jax.vmap(heads)

@@ -1,0 +1,78 @@
+"""The kernels of long prompts, interpreted: they equal plain attention, alone and over a cache, on one device and on several."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.nn import attention, flash
+
+NEW, SLOTS = 512, 256
+
+
+def arrays(width, kv_heads=2, groups=2, batch=2):
+    rng = np.random.default_rng(width)
+
+    def made(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    q, k, v = (
+        made(batch, NEW, kv_heads, groups, width),
+        made(batch, NEW, kv_heads, width),
+        made(batch, NEW, kv_heads, width),
+    )
+    past = made(batch, kv_heads, SLOTS, width), made(batch, kv_heads, SLOTS, width)
+    return q, k, v, past
+
+
+@pytest.mark.parametrize("width", flash.WIDTHS)
+@pytest.mark.parametrize("lengths", [None, (0, 131)])
+def test_kernels_equal_plain_attention(width, lengths):
+    """Of rows that hold nothing yet and that hold some slots; what lies beyond is never read."""
+    q, k, v, past = arrays(width)
+    if lengths is not None:
+        beyond = jnp.arange(SLOTS)[:, None] >= jnp.asarray(lengths)[:, None, None, None]
+        past = (*(jnp.where(beyond, 1e9, x) for x in past), jnp.asarray(lengths))
+    past = None if lengths is None else past
+    found = flash.attend(q, k, v, past, interpret=True)
+    np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
+
+
+def test_each_device_attends_for_its_own_rows_and_heads():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    q, k, v, past = arrays(64, groups=1)
+    past = (*past, jnp.asarray([7, 200]))
+
+    def run(q, k, v, past):
+        return flash.attend(q, k, v, past, mesh=mesh.abstract_mesh, interpret=True)
+
+    where = jax.NamedSharding(mesh, jax.P("data", None, "model"))
+    found = jax.jit(run)(jax.device_put(q, where), k, v, past)
+    np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
+
+
+def test_gradients_of_a_prompt():
+    """Of new tokens alone, as in training."""
+    q, k, v, _ = arrays(64, batch=1)
+
+    def loss(attend, *given):
+        return jnp.sum(jnp.sin(attend(*given)))
+
+    found, expected = (
+        jax.grad(lambda *given, attend=attend: loss(attend, *given), argnums=(0, 1, 2))(q, k, v)
+        for attend in (
+            lambda *given: flash.attend(*given, interpret=True),
+            lambda *given: attention._in_blocks(*given, None, window=None),
+        )
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_what_there_are_kernels_for():
+    assert flash.fits(4096, 32768, 128)
+    assert flash.fits(768, 0, 64)
+    assert not flash.fits(256, 0, 128)  # a short turn
+    assert not flash.fits(600, 0, 128)
+    assert not flash.fits(4096, 100, 128)
+    assert not flash.fits(4096, 0, 80)
