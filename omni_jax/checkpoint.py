@@ -7,40 +7,61 @@
     omni_jax.json                       the manifest: format, dtype, shapes, sizes on the disk
     omni_jax.partial.json               the plan, while the conversion runs
 
+What is converted loads onto any mesh, each process reading the blocks of its own devices, from a disk or from a URL that
+TensorStore reads: gs://bucket/folder, s3://bucket/folder.
+
 A folder counts only with its manifest, which is put there, atomically, when everything else is on the disk. Orbax
 renames each group into place when it is whole, so a conversion that was stopped goes on with the first group that is
 not there, if its plan is still the same.
 """
 
-import errno
+import atexit
 import hashlib
-import json
-import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 
 import omni_jax
 from omni_jax import weights
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.models import parts as model_parts
+from omni_jax.weights import manifest as manifests
 from omni_jax.weights import pieces, speakers
+from omni_jax.weights.converted import PIECES, Converted, fetch, is_url, size_of, write_group
+from omni_jax.weights.manifest import ELSEWHERE, FORMAT, MANIFEST, UNFINISHED
 
-FORMAT = 1
-MANIFEST, UNFINISHED, PIECES = "omni_jax.json", "omni_jax.partial.json", "weights"
+T = TypeVar("T")
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax has not finished
 
 
 def is_converted(folder: str | Path) -> bool:
-    """Whether a folder is a converted checkpoint, finished or not."""
+    """Whether a folder of this machine is a converted checkpoint, finished or not."""
     return (Path(folder) / MANIFEST).exists() or (Path(folder) / UNFINISHED).exists()
+
+
+@cache
+def nearby(url: str) -> Path:
+    """A folder of this machine for a converted checkpoint at a URL: its small files are copied, its weights stay there.
+
+    What ``load`` reads of the folder comes from the URL. It is deleted when the process ends.
+
+    Raises:
+        ValueError: the URL cannot be read, or holds no converted checkpoint.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="omni_jax."))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fetch(url, folder)
+    manifest = manifests.read_manifest(folder, name=url)
+    weights.write_json(folder / MANIFEST, {**manifest, ELSEWHERE: url})
+    return folder
 
 
 def convert(
@@ -61,6 +82,8 @@ def convert(
         ValueError: the source is not a whole checkpoint, voices included, or the target holds another one.
         OSError: the target cannot be written, the disk is full say; what is finished stays for the next run.
     """
+    if jax.process_count() > 1:
+        raise ValueError("convert: expected one process, and this job has several; convert before it starts")
     source, target = _folder(source), Path(target)
     if is_converted(source):
         raise ValueError(f"{source}: expected a Hugging Face folder, got a converted one; it needs no conversion")
@@ -94,9 +117,11 @@ def save(
 ) -> Path:
     """Saves parts as a converted checkpoint.
 
+    In a job of several processes all call it, and each writes what its devices hold.
+
     Args:
         parts: of a whole model, or of one without its speaking parts, which config.json then says.
-        folder: made where it is not there; must not hold a checkpoint yet.
+        folder: made where it is not there; must not hold a checkpoint yet. Of several processes all must see it.
         files_from: the folder whose config.json, tokenizer, voices and other small files belong to the parts.
 
     Raises:
@@ -131,7 +156,9 @@ def load(
     shardings: weights.Shardings | None = None,
     progress: pieces.Progress | None = None,
 ) -> dict[str, nnx.Module]:
-    """Reads a converted folder; arguments, result and memory as in ``weights.load``.
+    """Reads a converted folder, or URL; arguments, result and memory as in ``weights.load``.
+
+    It does not matter on which mesh, or whether on one, the parts were that were saved.
 
     Raises:
         ValueError: the conversion was not finished, the folder is not this model's, or a piece is gone, cannot be
@@ -153,7 +180,7 @@ def export(
     """Writes a converted folder back in the published layout.
 
     Args:
-        source: a converted folder.
+        source: a converted folder, or its URL.
         target: made where it is not there; must not hold weights yet.
         dtype: float32 or bfloat16; None for the stored one.
         **options: of ``weights.save``.
@@ -183,45 +210,24 @@ def converted(
         ValueError: as in ``load``.
     """
     folder = _folder(folder)
-    manifest = _manifest(folder)
+    manifest = manifests.read_manifest(folder)
     dtype = weights.float_dtype(manifest["dtype"] if dtype is None else dtype)
     speech = speech and config.talker is not None
     abstract = model_parts.abstract(config, dtype, speech=speech)
-    wanted, held = pieces.leaves(abstract), _leaves(manifest)
+    wanted, held = pieces.leaves(abstract), manifests.leaves(manifest)
     if not speech:
         held = {path: leaf for path, leaf in held.items() if path.split(".")[0] not in model_parts.SPEECH}
     pieces.agree(wanted, held, str(folder))
     names = [group.name for group in pieces.groups(wanted)]
-    damaged = [name for name in names if _bytes(folder / PIECES / name) != manifest["bytes"].get(name)]
+    if ELSEWHERE in manifest:
+        return Converted(folder=manifest[ELSEWHERE], dtype=dtype, leaves=wanted), abstract
+    damaged = [name for name in names if size_of(folder / PIECES / name) != manifest["bytes"].get(name)]
     if damaged:
         raise ValueError(
             f"{folder}: {len(damaged)} of {len(names)} pieces are gone, truncated or changed, "
             f"the first is {PIECES}/{damaged[0]}; convert the checkpoint again"
         )
     return Converted(folder=folder, dtype=dtype, leaves=wanted), abstract
-
-
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """Source: a converted folder, read a group at a time."""
-
-    folder: Path
-    dtype: np.dtype
-    leaves: Mapping[str, pieces.Leaf]
-
-    def read(self, group: pieces.Group) -> Iterator[tuple[str, np.ndarray]]:
-        where = self.folder / PIECES / group.name
-        try:
-            with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                held = reader.restore(where.absolute())
-            for path in group.paths:
-                if held[path].shape != self.leaves[path].piece:
-                    raise ValueError(f"{path} has shape {list(held[path].shape)}, not {list(self.leaves[path].piece)}")
-        except (ValueError, KeyError, OSError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{where}: damaged ({reason[:200]}); convert the checkpoint again") from None
-        for path in group.paths:
-            yield path, held.pop(path).astype(self.leaves[path].dtype, copy=False)
 
 
 def _write(
@@ -240,44 +246,74 @@ def _write(
         "format": FORMAT,
         "library": omni_jax.__version__,
         "dtype": dtype.name,
-        "leaves": {path: _described(leaf, dtype) for path, leaf in found.items()},
+        "leaves": manifests.described(found, dtype),
         "origin": origin,
     }
-    done = _prepare(target, plan)
-    if done is None:
-        return
-    weights.copy_files(files_from, target, voices)
-    if silent:
-        weights.write_json(target / "config.json", {**read_json(target / "config.json"), "enable_audio_output": False})
     groups = pieces.groups(found)
     sizes = {group.name: sum(found[path].piece_size for path in group.paths) for group in groups}
-    weights.ensure_room(target, sum(size for name, size in sizes.items() if name not in done))
+
+    def begin() -> set[str] | None:
+        done = _prepare(target, plan)
+        if done is None:
+            return None
+        weights.copy_files(files_from, target, voices)
+        if silent:
+            described = {**read_json(target / "config.json"), "enable_audio_output": False}
+            weights.write_json(target / "config.json", described)
+        weights.ensure_room(target, sum(size for name, size in sizes.items() if name not in done))
+        return done
+
+    def end() -> None:
+        size = {group.name: size_of(target / PIECES / group.name) for group in groups}
+        weights.write_json(target / MANIFEST, {**plan, "bytes": size})
+        (target / UNFINISHED).unlink()
+
+    done = _by_one(begin, set())
+    if done is None:
+        return
     total, written = sum(sizes.values()), 0
     for group in groups:
         if group.name not in done:
             # Named nowhere, or it would stay beside the next group.
-            _write_group(
+            write_group(
                 {path: piece.astype(found[path].dtype, copy=False) for path, piece in source.read(group)},
                 target / PIECES / group.name,
+                found,
             )
         written += sizes[group.name]
         if progress is not None:
             progress(written, total, group.name)
-    size = {group.name: _bytes(target / PIECES / group.name) for group in groups}
-    weights.write_json(target / MANIFEST, {**plan, "bytes": size})
-    (target / UNFINISHED).unlink()
+    _by_one(end, None)
+
+
+def _by_one(action: Callable[[], T], others: T) -> T:
+    """Runs an action on the first of several processes; the others wait for it, stop with it, and get ``others``."""
+    if jax.process_count() == 1:
+        return action()
+    result, error = others, None
+    if jax.process_index() == 0:
+        try:
+            result = action()
+        except (ValueError, OSError) as raised:
+            error = raised
+    failed = multihost_utils.broadcast_one_to_all(np.asarray(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise OSError("the first process could not write the checkpoint; its message says why")
+    return result
 
 
 def _prepare(target: Path, plan: Mapping[str, Any]) -> set[str] | None:
     """Makes the target ready: the groups that a stopped run of the same plan left, None where nothing is to do."""
     if (target / MANIFEST).exists():
-        if _is(plan, target / MANIFEST):
+        if manifests.matches(plan, target / MANIFEST):
             return None
         raise ValueError(f"{target}: already holds a converted checkpoint; choose another folder, or delete it first")
     if list(target.glob("*.safetensors")):
         raise ValueError(f"{target}: holds a checkpoint in safetensors; choose another folder for the converted one")
     held, stale = target / PIECES, target / f"{PIECES}.stale"
-    if held.exists() and not _is(plan, target / UNFINISHED):
+    if held.exists() and not manifests.matches(plan, target / UNFINISHED):
         if not (target / UNFINISHED).exists():
             raise ValueError(f"{held}: already there, and not of a conversion; choose another folder")
         # Renamed first, or a stop while deleting would leave half a group to be taken for a whole one.
@@ -293,102 +329,10 @@ def _prepare(target: Path, plan: Mapping[str, Any]) -> set[str] | None:
     return {path.name for path in held.iterdir()}
 
 
-def _write_group(held: Mapping[str, np.ndarray], where: Path) -> None:
-    try:
-        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-            writer.save(where.absolute(), args=ocp.args.PyTreeSave(dict(held)))
-    except (OSError, ValueError) as error:
-        # TensorStore reports a full disk as a ValueError whose text says so.
-        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
-        reason = "the disk is full" if full else next(iter(str(error).splitlines()), type(error).__name__)
-        number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
-        kept = "make room and run the same command again, finished pieces are kept"
-        raise OSError(number, f"{where}: cannot be written ({reason}); {kept}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs the tracebacks of its threads; the error itself is raised, and said once."""
-    logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _bytes(folder: Path) -> int:
-    """Size of all files under a folder; 0 where there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _folder(path: str | Path) -> Path:
+    if is_url(path):
+        return nearby(str(path))
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; give the folder that holds config.json and the weights")
     return path
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    if not (folder / MANIFEST).exists():
-        if (folder / UNFINISHED).exists():
-            raise ValueError(
-                f"{folder}: its conversion was not finished; run it again, and it goes on where it stopped"
-            )
-        raise ValueError(f"{folder}: expected a converted checkpoint, found no {MANIFEST} in it")
-    manifest = _read_plan(folder / MANIFEST)
-    damaged = ValueError(f"{folder / MANIFEST}: damaged; convert the checkpoint again")
-    if manifest is None:
-        raise damaged
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder}: converted in format {manifest.get('format')}, expected {FORMAT}; convert the checkpoint again"
-        )
-    if not _whole(manifest):
-        raise damaged
-    return manifest
-
-
-def _whole(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest says what a reader asks of it."""
-    found, sizes = manifest.get("leaves"), manifest.get("bytes")
-    return (
-        manifest.get("dtype") in ("float32", "bfloat16")
-        and isinstance(sizes, dict)
-        and isinstance(found, dict)
-        and all(isinstance(leaf, dict) and {"shape", "stacked"} <= leaf.keys() for leaf in found.values())
-        and all(isinstance(leaf["shape"], list) for leaf in found.values())
-        and all(leaf.get("dtype", "float32") in ("float32", "bfloat16") for leaf in found.values())
-    )
-
-
-def _read_plan(path: Path) -> dict[str, Any] | None:
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return plan if isinstance(plan, dict) else None
-
-
-def _is(plan: Mapping[str, Any], path: Path) -> bool:
-    """Whether the manifest at ``path`` is of this plan: the same source, untouched since, into the same leaves."""
-    other = _read_plan(path)
-    keys = ("format", "dtype", "leaves", "origin")
-    return other is not None and plan["origin"] is not None and all(other.get(key) == plan[key] for key in keys)
-
-
-def _leaves(manifest: Mapping[str, Any]) -> dict[str, pieces.Leaf]:
-    return {
-        path: pieces.Leaf(
-            shape=tuple(leaf["shape"]),
-            stacked=leaf["stacked"],
-            dtype=weights.float_dtype(leaf.get("dtype", manifest["dtype"])),
-        )
-        for path, leaf in manifest["leaves"].items()
-    }
-
-
-def _described(leaf: pieces.Leaf, dtype: np.dtype) -> dict[str, Any]:
-    """A leaf in a manifest, which names its dtype where it is not that of the whole."""
-    described: dict[str, Any] = {"shape": list(leaf.shape), "stacked": leaf.stacked}
-    return described if leaf.dtype == dtype else {**described, "dtype": leaf.dtype.name}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import huggingface_hub
 
+from omni_jax import checkpoint
+from omni_jax.weights.converted import is_url
 from omni_jax.weights.speakers import FILE as VOICES
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -13,7 +15,8 @@ SMALL, WEIGHTS = ("*.json", "*.txt", "*.jinja", VOICES), ("*.safetensors",)
 
 
 def locate(path: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded (or found in the hub's cache) first.
+    """The folder of a checkpoint; a hub id is downloaded (or found in the hub's cache) first. Of a converted folder at an
+    address (``gs://``), the small files are; its weights are read where they are.
 
     Args:
         weights: False leaves them out of the download.
@@ -21,6 +24,8 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
     Raises:
         ValueError: neither a folder nor a hub id, or a hub that cannot be reached.
     """
+    if is_url(path):
+        return checkpoint.nearby(str(path))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -65,7 +65,7 @@ class Omni:
             path: a Hugging Face folder, a folder that ``omni-jax convert`` wrote, or a hub id such as
                 ``Qwen/Qwen3-Omni-30B-A3B-Instruct``.
             mesh: devices to spread the model over: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a
-                mesh with axes among data, expert and model. None takes all of a TPU's or GPU's devices.
+                mesh with axes among data, expert and model. None takes all TPUs or GPUs of this host.
             dtype: of the weights and of the arithmetic; None for bfloat16 on TPU and GPU, float32 on CPU.
             speech: False leaves the weights that only speaking needs on the disk; None loads them where they exist.
             progress: called with bytes done, bytes in all and the name of what was read.
@@ -81,7 +81,7 @@ class Omni:
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         heads = config.thinker.decoder.kv_heads
-        mesh = well_chosen(jax.devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
+        mesh = well_chosen(jax.local_devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
         placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from trees import same
@@ -231,15 +232,15 @@ def test_save_refuses_parts_of_another_model(tiny, loaded, tmp_path):
 
 def stop_at(monkeypatch, count, error):
     """Makes the writing of the given group raise."""
-    written, write = [], checkpoint._write_group
+    written, write = [], checkpoint.write_group
 
-    def stopping(held, where):
+    def stopping(held, where, leaves):
         if len(written) == count:
             raise error
         written.append(where.name)
-        write(held, where)
+        write(held, where, leaves)
 
-    monkeypatch.setattr(checkpoint, "_write_group", stopping)
+    monkeypatch.setattr(checkpoint, "write_group", stopping)
     return written
 
 
@@ -274,7 +275,7 @@ def test_pieces_of_another_plan_are_not_kept(tiny, tmp_path, monkeypatch, change
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tiny, loaded, tmp_path, monkeypatch):
-    write = checkpoint.ocp.Checkpointer.save
+    write = ocp.Checkpointer.save
 
     def full(self, where, *args, **options):
         if where.name == "thinker.001":
@@ -282,7 +283,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, loaded, tmp_path, monke
             raise OSError(28, "No space left on device")
         return write(self, where, *args, **options)
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(
         OSError, match=r"thinker\.001: cannot be written .the disk is full.*finished pieces are kept"
     ) as caught:

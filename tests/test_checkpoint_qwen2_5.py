@@ -161,7 +161,7 @@ def test_voices_are_looked_at_before_anything_is_written(copy, tmp_path, monkeyp
         (copy / FILE).unlink()
     else:
         (copy / FILE).write_bytes(content)
-    monkeypatch.setattr(checkpoint, "_write_group", lambda *_: pytest.fail("a piece was written"))
+    monkeypatch.setattr(checkpoint, "write_group", lambda *_: pytest.fail("a piece was written"))
     with pytest.raises(ValueError, match=re.escape(str(copy / FILE))) as caught:
         checkpoint.convert(copy, tmp_path / "target")
     assert "\n" not in str(caught.value)

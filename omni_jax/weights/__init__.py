@@ -4,7 +4,7 @@ load(folder, config, dtype=...)           parts with the weights of a folder in 
 voices(folder, config)                    the voices that a checkpoint has in a file beside its weights
 save(parts, folder, config_json, ...)     parts, or any source of pieces, into the published layout
 published(folder, config, ...)            such a folder as a source of pieces, and the abstract parts that it fills
-assemble(source, abstract, ...)           parts on the devices from any source
+assemble(source, abstract, ...)           parts on the devices from a folder, each process reading its devices' blocks
 """
 
 from omni_jax.weights.assemble import Shardings, assemble

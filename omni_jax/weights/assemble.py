@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 
 from omni_jax.models import parts
-from omni_jax.weights import pieces
+from omni_jax.weights import blocks, pieces
 
 Shardings = Mapping[str, Sharding]
 
 
 def assemble(
-    source: pieces.Source,
+    source: pieces.Folder,
     abstract: Mapping[str, nnx.Module],
     *,
     shardings: Shardings | None = None,
     progress: pieces.Progress | None = None,
 ) -> dict[str, nnx.Module]:
-    """The parts with a source's weights.
+    """The parts with a source's weights. In a job of several processes, each reads what its own devices hold.
 
     A large stacked leaf is allocated on its devices at once and filled layer by layer in place (the buffer is
     donated), so the peak is the weights and one layer. A small one is stacked on the host first, which spares
@@ -33,44 +33,64 @@ def assemble(
         source: holds a piece for every leaf.
         abstract: the parts with ShapeDtypeStructs for leaves.
         shardings: by path; a leaf that is not there goes to the default device.
-        progress: called with (bytes done, bytes in all, path) after each piece.
+        progress: called with (bytes done, bytes in all, path) after each piece. Where a process reads but a part of
+            a piece, it counts as the whole.
     """
-    wanted, found = parts.leaves(abstract), pieces.leaves(abstract)
-    values: dict[str, jax.Array] = {}
-    stacks: dict[str, np.ndarray] = {}
-    shared = jax.default_backend() == "cpu"
-    for group, path, piece in pieces.drain(found, source, progress):
-        leaf, sharding = wanted[path], (shardings or {}).get(path)
-        if group.layer is None:
-            values[path] = put(piece, sharding)
-        elif found[path].size <= pieces.SMALL_BYTES or (shared and sharding is None):
-            if group.layer == 0:
-                stacks[path] = pieces.empty(leaf.shape, leaf.dtype)
-            stacks[path][group.layer] = piece
-            if group.layer == leaf.shape[0] - 1:
-                values[path] = put(stacks.pop(path), sharding)
+    found, shardings = pieces.leaves(abstract), shardings or {}
+    homes = {path: _Home(leaf, shardings.get(path)) for path, leaf in found.items()}
+    wanted = {path: home.wanted for path, home in homes.items()}
+    total, done = sum(leaf.size for leaf in found.values()), 0
+    for group in pieces.groups(found):
+        for path, arrays in source.blocks(group, wanted):
+            homes[path].take(group.layer, arrays)
+            done += found[path].piece_size
+            if progress is not None:
+                progress(done, total, path)
+    return dict(parts.replace(dict(abstract), {path: home.value for path, home in homes.items()}))
+
+
+class _Home:
+    """Where a leaf is put together.
+
+    Attributes:
+        wanted: the blocks of each piece that this process is to read.
+        value: the leaf, when it has taken every piece.
+    """
+
+    def __init__(self, leaf: pieces.Leaf, sharding: Sharding | None):
+        self._leaf, self._sharding = leaf, sharding
+        self._of_piece = blocks.of_layer(sharding) if leaf.stacked else sharding
+        self.wanted = blocks.held(self._of_piece, leaf.piece)
+        shared = sharding is None and jax.default_backend() == "cpu"
+        self._on_host = leaf.stacked and (leaf.size <= pieces.SMALL_BYTES or shared)
+        self._stacks: list[np.ndarray] = []
+        self.value: Any = None
+
+    def take(self, layer: int | None, arrays: list[np.ndarray]) -> None:
+        """Takes the wanted blocks of one layer, or of the whole leaf; layers come in their order."""
+        leaf = self._leaf
+        if layer is None:
+            self.value = self._put(arrays, leaf.shape, self._sharding)
+        elif self._on_host:
+            if layer == 0:
+                self._stacks = [pieces.empty((leaf.shape[0], *array.shape), leaf.dtype) for array in arrays]
+            for stack, array in zip(self._stacks, arrays, strict=True):
+                stack[layer] = array
+            if layer == leaf.shape[0] - 1:
+                self.value = self._put(self._stacks, leaf.shape, self._sharding, stacked=True)
+                self._stacks = []
         else:
-            zeros, insert = _programs(sharding)
-            if group.layer == 0:
-                values[path] = zeros(leaf.shape, leaf.dtype)
-            values[path] = insert(values[path], put(piece, _of_layer(sharding)), group.layer)
-            # Without this, reading would run ahead of the device and pile up layers on the host.
-            jax.block_until_ready(values[path])
-    return dict(parts.replace(dict(abstract), values))
+            zeros, insert = _programs(self._sharding)
+            if layer == 0:
+                self.value = zeros(leaf.shape, leaf.dtype)
+            self.value = insert(self.value, self._put(arrays, leaf.piece, self._of_piece), layer)
+        # Without this, reading would run ahead of the device and pile up layers on the host.
+        jax.block_until_ready(self.value)
 
-
-def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
-    """Places a host array; in a job of several hosts, each gives its own devices their shards."""
-    if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _of_layer(sharding: Sharding | None) -> Sharding | None:
-    """How one layer lies where the stack lies as ``sharding`` says."""
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
-    return sharding
+    def _put(
+        self, arrays: list[np.ndarray], shape: tuple[int, ...], sharding: Sharding | None, *, stacked: bool = False
+    ) -> jax.Array:
+        return blocks.put(dict(zip(self.wanted, arrays, strict=True)), shape, sharding, stacked=stacked)
 
 
 @cache

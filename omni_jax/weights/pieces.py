@@ -6,7 +6,7 @@ Face folder, a converted one, or arrays in memory; whoever takes them goes throu
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +15,13 @@ import numpy as np
 from flax import nnx
 
 from omni_jax.models import parts
+from omni_jax.weights import blocks
+from omni_jax.weights.blocks import Block
 from omni_jax.weights.rows import Binding, report
 from omni_jax.weights.source import Safetensors
 
+# Of each leaf, by path, the blocks of a piece that are to be read.
+Wanted = Mapping[str, Sequence[Block]]
 Progress = Callable[[int, int, str], object]
 
 # Stacked leaves up to this size are handled whole: fewer compiled programs, and no layer's tensors are smaller at
@@ -27,11 +31,19 @@ SMALL_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """A parameter's shape, whether its first axis counts layers, and its dtype: some are float32 in any model."""
+    """A parameter.
+
+    Attributes:
+        shape: of all layers.
+        stacked: whether the first axis counts layers.
+        dtype: some are float32 in any model.
+        axes: the logical names of a piece's axes, where they are known.
+    """
 
     shape: tuple[int, ...]
     stacked: bool
     dtype: np.dtype
+    axes: tuple[str | None, ...] = ()
 
     @property
     def piece(self) -> tuple[int, ...]:
@@ -76,13 +88,21 @@ class Source(Protocol):
         ...
 
 
+class Folder(Source, Protocol):
+    """A source on a disk, which reads no more than is asked for."""
+
+    def blocks(self, group: Group, wanted: Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Of each of the group's pieces the wanted blocks, in their order and their leaf's dtype."""
+        ...
+
+
 def leaves(tree: Mapping[str, nnx.Module]) -> dict[str, Leaf]:
     """The leaves of parts by path. Axes are named from the right, so a leaf with one axis too many is stacked."""
-    axes = parts.axes(tree)
-    return {
-        path: Leaf(shape=tuple(leaf.shape), stacked=len(leaf.shape) > len(axes[path]), dtype=np.dtype(leaf.dtype))
-        for path, leaf in parts.leaves(tree).items()
-    }
+    axes, found = parts.axes(tree), {}
+    for path, leaf in parts.leaves(tree).items():
+        stacked = len(leaf.shape) > len(axes[path])
+        found[path] = Leaf(shape=tuple(leaf.shape), stacked=stacked, dtype=np.dtype(leaf.dtype), axes=axes[path])
+    return found
 
 
 def groups(found: Mapping[str, Leaf]) -> list[Group]:
@@ -140,17 +160,34 @@ class Published:
     dtype: np.dtype
 
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+        wanted = {path: [blocks.whole(self.leaves[path].piece)] for path in group.paths}
+        for path, found in self.blocks(group, wanted):
+            yield path, found.pop()
+
+    def blocks(self, group: Group, wanted: Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
         with self.tensors:
             for path in group.paths:
-                piece = empty(self.leaves[path].piece, self.leaves[path].dtype)
-                for name, index in self.bindings[path].tensors(group.layer):
-                    self.bindings[path].put(piece, index, self.tensors.read(self.names[name]))
-                yield path, piece
+                yield path, [self._block(path, group.layer, block) for block in wanted[path]]
+
+    def _block(self, path: str, layer: int | None, block: Block) -> np.ndarray:
+        binding, leaf = self.bindings[path], self.leaves[path]
+        spans = binding.spans(block)
+        if spans is None:
+            # Devices that share a joined axis unevenly: the whole is read, and cut.
+            piece = self._block(path, layer, blocks.whole(leaf.piece))
+            return piece[blocks.slices(block)].copy()
+        values = empty(blocks.shape_of(block), leaf.dtype)
+        for name, index, runs in binding.within(layer, spans):
+            binding.put(values, index, self.tensors.read(self.names[name], runs), spans)
+        return values
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Source: parts as arrays, of JAX or NumPy."""
+    """Source: parts as arrays, of JAX or NumPy.
+
+    Of an array that lies on devices of several processes, the pieces are JAX's: none of the processes has them whole.
+    """
 
     parts: Mapping[str, nnx.Module]
 
@@ -158,11 +195,13 @@ class InMemory:
     def dtype(self) -> np.dtype:
         return np.dtype(jax.tree.leaves(self.parts.get("thinker", self.parts))[0].dtype)
 
-    def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+    def read(self, group: Group) -> Iterator[tuple[str, Any]]:
         held = parts.leaves({group.part: self.parts[group.part]})
         for path in group.paths:
             array = held[path]
-            if group.layer is None:
+            if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+                yield path, array if group.layer is None else _layer(array, group.layer)
+            elif group.layer is None:
                 yield path, np.asarray(array)
             elif isinstance(array, np.ndarray) or array.nbytes <= SMALL_BYTES:
                 yield path, np.asarray(array)[group.layer]

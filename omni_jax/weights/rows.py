@@ -21,8 +21,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
+
+from omni_jax.weights import blocks
+from omni_jax.weights.blocks import Block, Span
 
 Shape = tuple[int, ...]
 Groups = tuple[tuple[str, ...], ...]
@@ -65,6 +69,7 @@ class Binding:
         atoms: the single axes of one piece of ours (a layer of a stacked leaf, or a whole leaf).
         order: where each slot (but the layer) and each axis of their tensor lies among the atoms.
         inner: the shape of one tensor of theirs by single axes.
+        ours, theirs: how many single axes each axis of a piece and of their tensor joins.
     """
 
     path: str
@@ -76,6 +81,8 @@ class Binding:
     atoms: Shape
     order: Shape
     inner: Shape
+    ours: Shape
+    theirs: Shape
 
     def tensors(self, layer: int | None) -> Iterator[tuple[str, Shape]]:
         """Their tensors that make one piece of ours: name, and index into the slots of ``view``."""
@@ -90,17 +97,60 @@ class Binding:
         for layer in range(self.layers):
             yield from (name for name, _ in self.tensors(layer))
 
-    def view(self, piece: np.ndarray) -> np.ndarray:
-        """A view of a C-ordered piece of ours: the slots as first axes, then the single axes of their tensor."""
-        return piece.reshape(self.atoms).transpose(self.order)
+    def spans(self, block: Block) -> Block | None:
+        """A block of a piece by single axes; None where it is no rectangle of them."""
+        spans: list[Span] = []
+        for sizes, span in zip(_split(self.atoms, self.ours), block, strict=True):
+            found = blocks.apart(sizes, span)
+            if found is None:
+                return None
+            spans += found
+        return tuple(spans)
+
+    def within(
+        self, layer: int | None, spans: Block
+    ) -> Iterator[tuple[str, Shape, tuple[tuple[Span, ...], ...] | None]]:
+        """Of their tensors, what lies in a block of a piece.
+
+        Args:
+            layer: of the piece; None for a leaf that is not stacked.
+            spans: of the block, by single axes.
+
+        Returns:
+            Name, index into the slots of ``view``, and the spans of each axis of the tensor; None for all of it.
+        """
+        lying = [spans[place] for place in self.order]
+        slots = lying[: len(lying) - len(self.inner)]
+        axes = zip(_split(self.inner, self.theirs), _split(lying[len(slots) :], self.theirs), strict=True)
+        runs: tuple[tuple[Span, ...], ...] | None = tuple(blocks.runs(sizes, chosen) for sizes, chosen in axes)
+        if runs == tuple(((0, size),) for size in self.shape):
+            runs = None
+        for name, index in self.tensors(layer):
+            if all(start <= place < stop for place, (start, stop) in zip(index, slots, strict=True)):
+                yield name, tuple(place - start for place, (start, _) in zip(index, slots, strict=True)), runs
+
+    def view(self, piece: np.ndarray, spans: Block | None = None) -> np.ndarray:
+        """A view of a C-ordered piece of ours, or of the block ``spans`` of it, by single axes.
+
+        The slots are its first axes, the single axes of their tensor follow.
+        """
+        return piece.reshape(blocks.shape_of(spans) if spans else self.atoms).transpose(self.order)
 
     def take(self, piece: np.ndarray, index: Shape) -> np.ndarray:
         """Their tensor out of a piece of ours."""
         return np.ascontiguousarray(self.view(piece)[index]).reshape(self.shape)
 
-    def put(self, piece: np.ndarray, index: Shape, tensor: np.ndarray) -> None:
-        """Writes their tensor straight into its place in a piece of ours, cast to the piece's dtype."""
-        self.view(piece)[index] = tensor.reshape(self.inner)
+    def put(self, piece: np.ndarray, index: Shape, tensor: np.ndarray, spans: Block | None = None) -> None:
+        """Writes their tensor straight into its place in a piece of ours, cast to the piece's dtype.
+
+        Args:
+            piece: of ours, or the block ``spans`` of it.
+            index: of the tensor among the slots of ``view``.
+            tensor: as it is stored, or of it what ``within`` says.
+            spans: of the block, by single axes; None for the whole.
+        """
+        target = self.view(piece, spans)[index]
+        target[...] = tensor.reshape(target.shape)
 
 
 def parse(text: str, ours: str = "", theirs: str = "") -> list[Row]:
@@ -194,6 +244,13 @@ def _groups(side: str) -> Groups:
     return tuple(groups)
 
 
+def _split(items: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[Any]]:
+    start = 0
+    for count in counts:
+        yield items[start : start + count]
+        start += count
+
+
 def _flat(groups: Groups) -> list[str]:
     return [name for group in groups for name in group]
 
@@ -227,6 +284,8 @@ def _bind(row: Row, path: str, shape: Shape, entry: int | None) -> Binding:
         atoms=tuple(sizes[name] for name in ours),
         order=tuple(ours.index(name) for name in axes),
         inner=tuple(sizes[name] for name in _flat(theirs)),
+        ours=tuple(len(group) for group in row.right[row.stacked :]),
+        theirs=tuple(len(group) for group in theirs),
     )
 
 

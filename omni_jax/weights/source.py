@@ -1,7 +1,7 @@
 """A folder's safetensors, read lazily: names, shapes and dtypes first, a tensor's data when it is asked for."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +10,9 @@ from typing import Any
 import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from omni_jax.weights import blocks
+from omni_jax.weights.blocks import Span
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth")
@@ -70,8 +73,12 @@ class Safetensors:
         """The files that hold the tensors."""
         return sorted({self.folder / stored.file for stored in self.tensors.values()})
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, spans: Sequence[Sequence[Span]] | None = None) -> np.ndarray:
         """One tensor's data, as stored.
+
+        Args:
+            name: of the tensor.
+            spans: of each axis, what to read, joined in that order; None reads all.
 
         Raises:
             ValueError: the file cannot be read any more.
@@ -80,10 +87,10 @@ class Safetensors:
         try:
             if not self._depth:
                 with safe_open(self.folder / file, "numpy") as opened:
-                    return opened.get_tensor(name)
+                    return _read(opened, name, spans)
             if file not in self._open:
                 self._open[file] = safe_open(self.folder / file, "numpy")
-            return self._open[file].get_tensor(name)
+            return _read(self._open[file], name, spans)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.folder / file}: cannot read {name} ({error}); copy the file anew") from None
 
@@ -110,6 +117,19 @@ class Safetensors:
             raise ValueError(
                 f"{path}: not a whole safetensors file ({error}); it is truncated or corrupt, copy it anew"
             ) from None
+
+
+def _read(opened: Any, name: str, spans: Sequence[Sequence[Span]] | None) -> np.ndarray:
+    if spans is None:
+        return opened.get_tensor(name)
+    tensor = opened.get_slice(name)
+    read = [(target, tensor[blocks.slices(source)]) for source, target in blocks.gathered(spans)]
+    if len(read) == 1:
+        return read[0][1]
+    found = np.empty([sum(stop - start for start, stop in axis) for axis in spans], read[0][1].dtype)
+    for target, values in read:
+        found[blocks.slices(target)] = values
+    return found
 
 
 def _index(folder: Path) -> dict[str, str] | None:

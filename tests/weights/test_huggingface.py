@@ -202,7 +202,9 @@ def test_one_tensor_under_two_names(tensors, folder_of):
 def test_without_speech_its_tensors_are_not_read(tiny, monkeypatch):
     names = []
     read = Safetensors.read
-    monkeypatch.setattr(Safetensors, "read", lambda self, name: names.append(name) or read(self, name))
+    monkeypatch.setattr(
+        Safetensors, "read", lambda self, name, spans=None: names.append(name) or read(self, name, spans)
+    )
     made = weights.load(tiny, CONFIG, dtype="float32", speech=False)
     assert set(made) == {"thinker", "audio_encoder", "vision_encoder"}
     assert names

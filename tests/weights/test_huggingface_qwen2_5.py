@@ -288,7 +288,9 @@ def test_without_speech_nothing_of_it_is_read_or_needed(published, tmp_path, mon
         (folder / file).unlink()
     names = []
     read = Safetensors.read
-    monkeypatch.setattr(Safetensors, "read", lambda self, name: names.append(name) or read(self, name))
+    monkeypatch.setattr(
+        Safetensors, "read", lambda self, name, spans=None: names.append(name) or read(self, name, spans)
+    )
     made = weights.load(folder, CONFIG, dtype="bfloat16", speech=False)
     assert set(made) == {"thinker", "audio_encoder", "vision_encoder"}
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {BFLOAT16}

@@ -1,4 +1,7 @@
-"""Loading holds the weights and one layer, never a whole stack beside them: the process's peak is measured (on Linux)."""
+"""Loading holds the weights and one layer, never a whole stack beside them: the process's peak is measured (on Linux).
+
+In a job of several processes, it is the process's share of the weights and of one layer.
+"""
 
 import os
 import subprocess
@@ -6,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hosts import two_processes
 
 from omni_jax import checkpoint
 from omni_jax.testing import tiny_config, write_tiny
@@ -58,3 +62,51 @@ def test_peak_is_the_weights_and_one_layer(large, tiny, tmp_path, kind):
     assert weights_mb > 380
     # A layer as it comes from the file, one as it goes, and 64 MB for all else; a second copy of one stack adds 256.
     assert grown_mb < weights_mb + 2 * LAYER_MB + 64
+
+
+HOSTS = """
+import gc, json, re
+from pathlib import Path
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from omni_jax import checkpoint, weights
+from omni_jax.config import from_hf
+from omni_jax.models import parts
+
+def megabytes(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+def load(folder):
+    config = from_hf(folder)
+    mesh = jax.make_mesh((8,), ("expert",), axis_types=(AxisType.Auto,))
+    where = {
+        path: NamedSharding(mesh, PartitionSpec(*([None, "expert"] if ".experts." in path else [])))
+        for path in parts.leaves(parts.abstract(config, "float32"))
+    }
+    reader = checkpoint if checkpoint.is_converted(folder) else weights
+    return jax.block_until_ready(reader.load(folder, config, dtype="float32", shardings=where))
+
+report = []
+for folder in sys.argv[3:]:
+    load(folder)  # imports and compiles
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = megabytes("VmRSS")
+    made = load(folder)
+    grown = megabytes("VmHWM") - before
+    held = {shard.device: 0 for shard in jax.tree.leaves(made)[0].addressable_shards}
+    for path, leaf in parts.leaves(made).items():
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes / 2**20
+    report.append([grown, list(held.values())])
+    del made
+print(json.dumps(report))
+"""
+
+
+def test_peak_is_a_share_where_there_are_two_hosts(large, tmp_path):
+    folders = large, checkpoint.convert(large, tmp_path / "converted")
+    for process in two_processes(HOSTS, tmp_path, *folders, MALLOC_MMAP_THRESHOLD_="1000000"):
+        for grown, held in process:
+            assert len(held) == 4
+            assert max(held) < 380 / 8 + 16
+            assert grown < sum(held) + LAYER_MB + 64

@@ -1,0 +1,111 @@
+"""Blocks: rectangles of a piece, as large as one device holds of it.
+
+A host reads and sends only the blocks of its own devices. Where several of them hold the same block, it is read once.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+Span = tuple[int, int]  # first and last, the last not included
+Block = tuple[Span, ...]  # a span of each axis
+
+
+def whole(shape: Sequence[int]) -> Block:
+    """The block that is everything."""
+    return tuple((0, size) for size in shape)
+
+
+def shape_of(block: Block) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in block)
+
+
+def slices(block: Block, origin: Block | None = None) -> tuple[slice, ...]:
+    """The block as an index, into the array that begins where ``origin`` does."""
+    starts = [start for start, _ in origin or ((0, 0),) * len(block)]
+    return tuple(slice(start - zero, stop - zero) for (start, stop), zero in zip(block, starts, strict=True))
+
+
+def from_index(index: Sequence[slice], shape: Sequence[int]) -> Block:
+    """The block of an index as JAX gives it, where None stands for an end."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def held(sharding: Sharding | None, shape: Sequence[int]) -> list[Block]:
+    """The different blocks of an array that the devices of this process hold; None is one device that holds it all."""
+    if sharding is None:
+        return [whole(shape)]
+    indices = sharding.addressable_devices_indices_map(tuple(shape)).values()
+    return list(dict.fromkeys(from_index(index or (slice(None),) * len(shape), shape) for index in indices))
+
+
+def of_layer(sharding: Sharding | None) -> Sharding | None:
+    """How one layer lies where the stack lies as ``sharding`` says."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
+    return sharding
+
+
+def put(
+    found: Mapping[Block, np.ndarray], shape: Sequence[int], sharding: Sharding | None, *, stacked: bool = False
+) -> jax.Array:
+    """An array on its devices, from the blocks that those of this process hold.
+
+    Args:
+        found: a host array for each block that ``held`` named.
+        shape: of the whole array.
+        sharding: of the whole array; None for the default device.
+        stacked: the blocks are of one layer, and their arrays hold all layers of it.
+    """
+    arrays = list(found.values())
+    if sharding is None:
+        return jax.device_put(arrays[0])
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or (slice(None),) * len(shape)
+        if stacked:
+            return found[from_index(index[1:], shape[1:])][index[0]]
+        return found[from_index(index, shape)]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, part, dtype=arrays[0].dtype)
+
+
+def apart(sizes: Sequence[int], span: Span) -> tuple[Span, ...] | None:
+    """A span of joined axes as a span of each of them; None where it is no rectangle of them."""
+    spans: list[Span] = []
+    start, stop = span
+    for axis in range(len(sizes)):
+        inner = math.prod(sizes[axis + 1 :])
+        if start % inner == 0 and stop % inner == 0:
+            return (*spans, (start // inner, stop // inner), *whole(sizes[axis + 1 :]))
+        row = start // inner
+        if (stop - 1) // inner != row:
+            return None
+        spans.append((row, row + 1))
+        start, stop = start - row * inner, stop - row * inner
+    return tuple(spans)
+
+
+def runs(sizes: Sequence[int], spans: Sequence[Span]) -> tuple[Span, ...]:
+    """A rectangle of joined axes as spans of the joined axis, in their order."""
+    found = [(0, 1)]
+    for size, (start, stop) in zip(sizes, spans, strict=True):
+        if stop - start == size:
+            found = [(first * size, last * size) for first, last in found]
+        else:
+            found = [(row * size + start, row * size + stop) for first, last in found for row in range(first, last)]
+    return tuple(found)
+
+
+def gathered(axes: Sequence[Sequence[Span]]) -> Iterator[tuple[Block, Block]]:
+    """Where an array of which each axis keeps only some spans lies in the whole, and where in itself, by rectangles."""
+    places = []
+    for spans in axes:
+        ends = np.cumsum([stop - start for start, stop in spans]).tolist()
+        places.append([(span, (end - (span[1] - span[0]), end)) for span, end in zip(spans, ends, strict=True)])
+    for chosen in product(*places):
+        yield tuple(source for source, _ in chosen), tuple(target for _, target in chosen)

@@ -1,0 +1,147 @@
+"""The pieces of a converted checkpoint, which Orbax writes: one Orbax checkpoint a group, a dict keyed by path in each.
+
+They are written in chunks, no more than a device's block in each, so that who reads a block decodes little else. Orbax
+reads a whole array or a sharded one; here it is blocks on the host, so TensorStore, through which Orbax reads, is asked
+itself. It reads from a local disk and from gs:// (and s3://, file://) alike.
+"""
+
+import errno
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from omni_jax.weights import blocks, pieces
+
+PIECES = "weights"  # the folder of the groups
+CHUNK_BYTES = 4 << 20
+# Axes along which devices may hold very little: each index of them is a chunk of its own.
+CHUNKED = ("expert", "heads", "kv_heads")
+
+
+def is_url(folder: str | Path) -> bool:
+    """Whether a folder is not on this machine's file systems."""
+    return "://" in str(folder)
+
+
+def fetch(folder: str, target: Path) -> None:
+    """Copies the files of a folder that is a URL, but not the pieces or what lies in other folders.
+
+    Raises:
+        ValueError: what keeps them cannot be reached.
+    """
+    try:
+        store = ts.KvStore.open(f"{folder.rstrip('/')}/").result()
+        names = [key.decode() for key in store.list().result()]
+        reading = {name: store.read(name) for name in names if "/" not in name}
+        for name, found in reading.items():
+            (target / name).write_bytes(found.result().value)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder}: cannot be read ({_reason(error)}); check the address and its permissions"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """Source: the pieces of a converted checkpoint.
+
+    Attributes:
+        folder: that holds them, or its URL.
+        dtype: as in ``pieces.Source``.
+        leaves: shapes and dtypes of the pieces, by path; other floats are cast.
+    """
+
+    folder: str | Path
+    dtype: np.dtype
+    leaves: Mapping[str, pieces.Leaf]
+
+    def read(self, group: pieces.Group) -> Iterator[tuple[str, np.ndarray]]:
+        for path, found in self.blocks(group, {path: [blocks.whole(self.leaves[path].piece)] for path in group.paths}):
+            yield path, found.pop()
+
+    def blocks(self, group: pieces.Group, wanted: pieces.Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
+        where = self.folder if is_url(self.folder) else Path(self.folder).absolute().as_uri()
+        base = f"{str(where).rstrip('/')}/{PIECES}/{group.name}/"
+        try:
+            # One context for all: they share what was read of the checkpoint's index.
+            context = ts.Context({"cache_pool": {"total_bytes_limit": 64 << 20}})
+            opening = {path: ts.open(_spec(base, path), context=context) for path in group.paths}
+            begun = {
+                path: _begin(array.result(), self.leaves[path], wanted[path], path)
+                for path, array in opening.items()
+                if self.leaves[path].piece_size <= pieces.SMALL_BYTES
+            }
+            # Small pieces come all at once, for a cloud takes its time to answer; a large one when its turn has come.
+            for path in group.paths:
+                leaf = self.leaves[path]
+                reading = begun.pop(path, None) or _begin(opening[path].result(), leaf, wanted[path], path)
+                yield path, [np.asarray(values.result()).astype(leaf.dtype, copy=False) for values in reading]
+        except (ValueError, KeyError, OSError) as error:
+            shown = f"{str(self.folder).rstrip('/')}/{PIECES}/{group.name}"
+            raise ValueError(f"{shown}: damaged ({_reason(error)}); convert the checkpoint again") from None
+
+
+def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, pieces.Leaf]) -> None:
+    """Writes the pieces of a group, arrays of NumPy or JAX; the folder is there when all of it is.
+
+    In a job of several processes all of them call it, and each writes what its devices hold.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    chunks = {path: _chunked(leaves[path]) for path in held}
+    try:
+        with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(where.absolute(), args=ocp.args.PyTreeSave(dict(held), save_args=chunks))
+    except (OSError, ValueError) as error:
+        # TensorStore reports a full disk as a ValueError whose text says so.
+        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
+        reason = "the disk is full" if full else _reason(error)
+        number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+        kept = "make room and run the same command again, finished pieces are kept"
+        raise OSError(number, f"{where}: cannot be written ({reason}); {kept}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Orbax logs the tracebacks of its threads; the error itself is raised, and said once."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def size_of(folder: Path) -> int:
+    """Size of all files under a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _chunked(leaf: pieces.Leaf) -> ocp.SaveArgs:
+    if not leaf.piece:
+        return ocp.SaveArgs()
+    axes = tuple(axis for axis, name in enumerate(leaf.axes) if name in CHUNKED)
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=axes)
+
+
+def _begin(array: Any, leaf: pieces.Leaf, wanted: Sequence[blocks.Block], path: str) -> list[Any]:
+    """Begins to read blocks of an array."""
+    if array.shape != leaf.piece:
+        raise ValueError(f"{path} has shape {list(array.shape)}, not {list(leaf.piece)}")
+    return [array[blocks.slices(block)].read() for block in wanted]
+
+
+def _spec(base: str, path: str) -> dict[str, Any]:
+    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{path}/"}}
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

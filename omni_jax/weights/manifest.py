@@ -1,0 +1,94 @@
+"""The manifest of a converted checkpoint: what it holds, which source it is of, and that it is whole."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_jax.weights import pieces
+from omni_jax.weights.huggingface import float_dtype
+
+FORMAT = 1
+MANIFEST, UNFINISHED = "omni_jax.json", "omni_jax.partial.json"
+ELSEWHERE = "pieces"  # in the manifest of a folder whose pieces stay where this URL says
+
+
+def read_manifest(folder: Path, *, name: str | None = None) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Args:
+        folder: that holds it.
+        name: what errors call the folder, if not by its path.
+
+    Raises:
+        ValueError: there is none, it is damaged or of another format, or the conversion was not finished.
+    """
+    name = name or str(folder)
+    if not (folder / MANIFEST).exists():
+        if (folder / UNFINISHED).exists():
+            raise ValueError(f"{name}: its conversion was not finished; run it again, and it goes on where it stopped")
+        raise ValueError(f"{name}: expected a converted checkpoint, found no {MANIFEST} in it")
+    manifest = _read(folder / MANIFEST)
+    damaged = ValueError(f"{name.rstrip('/')}/{MANIFEST}: damaged; convert the checkpoint again")
+    if manifest is None:
+        raise damaged
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{name}: converted in format {manifest.get('format')}, expected {FORMAT}; convert the checkpoint again"
+        )
+    if not _whole(manifest):
+        raise damaged
+    return manifest
+
+
+def matches(plan: Mapping[str, Any], path: Path) -> bool:
+    """Whether the manifest at ``path`` is of this plan: the same source, untouched since, into the same leaves."""
+    other = _read(path)
+    keys = ("format", "dtype", "leaves", "origin")
+    return other is not None and plan["origin"] is not None and all(other.get(key) == plan[key] for key in keys)
+
+
+def leaves(manifest: Mapping[str, Any]) -> dict[str, pieces.Leaf]:
+    """The leaves that a manifest describes."""
+    return {
+        path: pieces.Leaf(
+            shape=tuple(leaf["shape"]),
+            stacked=leaf["stacked"],
+            dtype=float_dtype(leaf.get("dtype", manifest["dtype"])),
+        )
+        for path, leaf in manifest["leaves"].items()
+    }
+
+
+def described(found: Mapping[str, pieces.Leaf], dtype: np.dtype) -> dict[str, dict[str, Any]]:
+    """Leaves for a manifest; those that have not the dtype of the whole name theirs."""
+    result: dict[str, dict[str, Any]] = {}
+    for path, leaf in found.items():
+        result[path] = {"shape": list(leaf.shape), "stacked": leaf.stacked}
+        if leaf.dtype != dtype:
+            result[path]["dtype"] = leaf.dtype.name
+    return result
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
+
+
+def _whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest says what a reader asks of it."""
+    found, sizes = manifest.get("leaves"), manifest.get("bytes")
+    return (
+        manifest.get("dtype") in ("float32", "bfloat16")
+        and isinstance(manifest.get(ELSEWHERE, ""), str)
+        and isinstance(sizes, dict)
+        and isinstance(found, dict)
+        and all(isinstance(leaf, dict) and {"shape", "stacked"} <= leaf.keys() for leaf in found.values())
+        and all(isinstance(leaf["shape"], list) for leaf in found.values())
+        and all(leaf.get("dtype", "float32") in ("float32", "bfloat16") for leaf in found.values())
+    )
