@@ -1,4 +1,4 @@
-"""The shell's way in: omni-jax demo | generate | speak | convert | inspect."""
+"""The shell's way in: omni-jax demo | generate | speak | batch | plan | convert | inspect."""
 
 import json
 import os
@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from omni_jax.cli_batch import batch
 from omni_jax.cli_generate import InOrder, generate
+from omni_jax.cli_plan import plan
 from omni_jax.cli_reply import Model, follow, load, named_dtype
 from omni_jax.cli_speak import speak
 from omni_jax.shell import bar, note, run
@@ -29,6 +31,8 @@ UsageError = typer.BadParameter.__mro__[1]
 
 app.command(cls=InOrder)(generate)
 app.command()(speak)
+app.command()(batch)
+app.command()(plan)
 
 
 def main() -> None:

@@ -42,8 +42,8 @@ BACK, AHEAD = 4, 3
 NEW = (1, 2, 4, 8)
 # Blocks of BigVGAN's windows in rows longer than a stream's.
 LONG = 27
-# Mel frames of a call, of all rows, which bounds its memory whatever the batch.
-CALL_FRAMES = 16_384
+# Mel frames of a call, of all rows, which bounds its memory whatever the batch: 41 s of speech. A longer row has its own.
+CALL_FRAMES = 4096
 
 
 @struct.dataclass

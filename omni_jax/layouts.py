@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Sharding
 
 from omni_jax.models.decoder import Decoder
 
@@ -36,11 +35,11 @@ def declared(parts: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
     return {name: _with_layers(part, _together) for name, part in parts.items()}
 
 
-def formats(tree: Any, sharding: Sharding) -> Any:
-    """The same for abstract parameters, all placed as ``sharding`` says."""
+def formats(tree: Any) -> Any:
+    """The same for abstract parameters on a TPU, each where its sharding says."""
 
     def place(leaf, order):
-        where = sharding if order is None else _format(order, sharding)
+        where = leaf.sharding if order is None else _format(order, leaf.sharding)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return _mapped(tree, place)

@@ -28,6 +28,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "ffn": ("model",),
     "vocab": ("model",),
 }
+# Parts that every device holds whole: they are small, and what they would send is more than what they multiply.
+WHOLE = ("code2wav", "dit", "bigvgan")
 # Chips of a topology's name, such as v6e-8; v4 and v5p are named by cores, of which a chip has two.
 TOPOLOGY = re.compile(r"(v[4-7][a-z]*|tpu7x)-(\d+)")
 
@@ -97,13 +99,18 @@ def _checked(mesh: Mesh) -> Mesh:
 def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
     """The sharding of each parameter of an abstract tree, by path.
 
-    An axis whose size the mesh does not divide (4 key heads on 8 devices, 20 heads of the audio encoder on 8) is replicated.
+    An axis whose size the mesh does not divide (4 key heads on 8 devices, 20 heads of the audio encoder on 8) is replicated,
+    and so are the vocoders.
 
     Raises:
         ValueError: a mesh without any of the axes ``data``, ``expert``, ``model``, or with explicit axes.
     """
     mesh, names, leaves = _checked(mesh), params.axes(tree), params.leaves(tree)
-    return {path: NamedSharding(mesh, spec(names[path], leaf.shape, mesh)) for path, leaf in leaves.items()}
+
+    def place(path, shape):
+        return PartitionSpec() if path.split(".")[0] in WHOLE else spec(names[path], shape, mesh)
+
+    return {path: NamedSharding(mesh, place(path, leaf.shape)) for path, leaf in leaves.items()}
 
 
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:

@@ -26,7 +26,8 @@ FORBIDDEN = {
     "config": ["jax", "flax"],
     "": ["torch", "convert", "tpu", "benchmarks", "tests"],
 }
-SHELL = ("cli.py", "cli_generate.py", "cli_reply.py", "cli_speak.py", "shell.py")  # they alone talk to a terminal
+# They alone talk to a terminal.
+SHELL = ("cli.py", "cli_batch.py", "cli_generate.py", "cli_plan.py", "cli_reply.py", "cli_speak.py", "shell.py")
 TERMINAL = ("typer", "click", "rich")
 
 

@@ -3,11 +3,13 @@
 What differs between them (q/k norm, biases, rope sections, mixture or dense, layer scale, window) is a number in DecoderConfig.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.config import DecoderConfig
@@ -17,7 +19,7 @@ from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
 from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import rotate, rotation
 from omni_jax.nn.stack import scan, stack
-from omni_jax.sharding import constrain, mesh_of
+from omni_jax.sharding import constrain, mesh_of, over
 
 # Tokens a row that go through the layers at once. What they hold there, above all the rows of each token's experts, does not
 # grow with a prompt.
@@ -42,12 +44,21 @@ class Attention(nnx.Module):
 
         Returns: the output, and the new rotated keys and values [B, T, K, H].
         """
-        q_BTNH, k_BTKH, v_BTKH = self.q(x), self.k(x), self.v(x)
+        mesh = mesh_of(self.q.kernel[...])
+        q_BTNH, k_BTKH, v_BTKH = self._spread((self.q(x), self.k(x), self.v(x)), mesh)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
-        out = attend_causal(q_BTNH, k_BTKH, v_BTKH, past, window=self.window, mesh=mesh_of(self.q.kernel[...]))
-        return self.o(out), (k_BTKH, v_BTKH)
+        out = attend_causal(q_BTNH, k_BTKH, v_BTKH, past, window=self.window, mesh=mesh)
+        return self.o(self._spread((out,), mesh)[0]), (k_BTKH, v_BTKH)
+
+    def _spread(self, arrays: Sequence[Array], mesh: AbstractMesh | None) -> list[Array]:
+        """Heads over ``model`` where key heads divide by it; else all of them on each device, as their cache is: left alone,
+        the partitioner cuts the cache up at every step."""
+        if mesh is None:
+            return list(arrays)
+        heads = "heads" if over("kv_heads", self.k.kernel.shape[-2], mesh) else None
+        return [constrain(x, ("batch", None, heads, None), mesh) for x in arrays]
 
 
 class Block(nnx.Module):
@@ -181,7 +192,7 @@ class Decoder(nnx.Module):
             return jnp.moveaxis(pieces, axis, 0)
 
         def joined(pieces):
-            return None if pieces is None else jnp.moveaxis(pieces, 0, 1).reshape(batch, count * size, -1)[:, :new]
+            return jnp.moveaxis(pieces, 0, 1).reshape(batch, count * size, -1)[:, :new]
 
         def extend(cache, piece):
             number, x, positions, deepstack = piece
@@ -192,7 +203,7 @@ class Decoder(nnx.Module):
         taps = None if deepstack is None else cut(deepstack, 2)
         pieces = (jnp.arange(count), cut(x, 1), cut(positions, 2), taps)
         cache, (x, kept) = jax.lax.scan(extend, cache, pieces)
-        return joined(x), cache, joined(kept)
+        return joined(x), cache, None if kept is None else joined(kept)
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for rows of up to ``slots`` tokens."""

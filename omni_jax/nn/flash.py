@@ -5,6 +5,9 @@ So new tokens among themselves are one causal kernel, new tokens over a cache an
 and the two are joined by the logarithms of their softmax's sums.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -81,7 +84,7 @@ def _joined(q, k, v, past, interpret):
     return own * jnp.exp(own_sum - total)[..., None] + others * jnp.exp(others_sum - total)[..., None]
 
 
-def _kernel(q, k, mask, interpret: bool, *, sums: bool = False):
+def _kernel(q, k, mask, interpret: bool, *, sums: bool = False) -> Callable[..., Any]:
     """A kernel for rows and key heads; of each key head all its query heads share the keys."""
     groups, new, slots = q.shape[2], q.shape[3], k.shape[2]
     rows, columns = (next(size for size in BLOCKS if not length % size) for length in (new, slots))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +47,18 @@ class Linear(nnx.Module):
         self.contracted = len(ins)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.tensordot(x, self.kernel[...], axes=self.contracted)
+        multiply = partial(jnp.tensordot, axes=self.contracted)
+        if math.prod(x.shape[: x.ndim - self.contracted]) == 1 and self.kernel.ndim == 3:
+            y = jax.lax.platform_dependent(x, self.kernel[...], tpu=partial(_doubled, multiply), default=multiply)
+        else:
+            y = multiply(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
+
+
+def _doubled(multiply, x, kernel):
+    """One row as two: for a single one a TPU's compiler wants kernels in another order than for several (``layouts``), and
+    turns them around at every call: 7.6 GB of a dense model of 7 billion parameters."""
+    return multiply(jax.lax.optimization_barrier(jnp.concatenate([x, x])), kernel)[:1]
 
 
 class RMSNorm(nnx.Module):

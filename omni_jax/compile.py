@@ -1,0 +1,352 @@
+"""Every entry point of a model, lowered ahead of time with abstract weights: the programs that run, in the shapes they run in.
+
+Nothing is read and nothing runs: weights are shapes that lie on a mesh, whose devices may be a compiler's alone. What runs later
+is compiled here from the same jitted functions, so what is read off a program is true of it.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omni_jax import flow_voice, frame_voice, least, perceive
+from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, bucket
+from omni_jax.config import AudioEncoderConfig, DualTrackTalkerConfig, Omni25Config, OmniConfig, TalkerConfig
+from omni_jax.decoding.generate import CALL_STEPS, DecodeState, advance, grow, start
+from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak
+from omni_jax.hlo import Grouped, Program
+from omni_jax.layouts import formats
+from omni_jax.least import Least, held
+from omni_jax.models import parts
+from omni_jax.models.code2wav import BATCH_FRAMES
+from omni_jax.models.thinker import Embedded
+from omni_jax.nn.cache import AXES as CACHE_AXES
+from omni_jax.nn.cache import KVCache
+from omni_jax.sharding import shardings, spec
+
+# Among how many tokens a draw chooses: the published top_k of 50, as a power of two.
+CANDIDATES = 64
+# Of voices: mel frames of Qwen2.5-Omni's reference recordings.
+REFERENCE_FRAMES = 512
+# A picture's side in patches, of those that share a call; a query of it looks at its own frame only.
+FRAME_PATCHES = 784
+EXHAUSTED = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\)")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What programs are wanted for.
+
+    Attributes:
+        batch: replies at once. context: tokens of the longest conversation, its reply included. speech: whether they are
+            spoken. dtype: of weights and arithmetic.
+    """
+
+    batch: int = 1
+    context: int = 8192
+    speech: bool = False
+    dtype: Any = jnp.bfloat16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program before it is compiled.
+
+    Attributes:
+        function: jitted. arguments: abstract. options: static ones.
+        weights, caches: bytes a chip of what it takes or makes that stays on the device between calls.
+        bound: counts what a step cannot do without. steps: how many steps a call makes, of which bytes and operations are said.
+        runs: how often loops run whose length is known at run time only.
+        grouped: what grouped products do, by the shape of their matrices.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    bound: Callable[[], Least]
+    weights: int
+    caches: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1
+    runs: int = 1
+    grouped: Mapping[tuple[int, ...], Grouped] = field(default_factory=dict)
+
+    @cached_property
+    def least(self) -> Least:
+        """What a step cannot do without, a chip."""
+        return self.bound()
+
+    def lower(self) -> Any:
+        return self.function.lower(*self.arguments, **self.options)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What is read off a program. Of one that is too large for its devices, nothing but what it would hold is known.
+
+    Attributes:
+        seconds: it took to compile. held: bytes a chip while it runs, arguments and all. temporaries: those of ``held`` that
+            are neither arguments nor results.
+    """
+
+    entry: Entry
+    seconds: float
+    held: int
+    temporaries: int
+    program: Program | None
+
+    @property
+    def bytes(self) -> int | None:
+        return self.program and self.program.bytes() // self.entry.steps
+
+    @property
+    def flops(self) -> int | None:
+        return self.program and self.program.flops() // self.entry.steps
+
+
+def compiled(entry: Entry) -> Compiled:
+    """Compiles an entry point for the devices that its weights lie on."""
+    lowered, began = entry.lower(), time.perf_counter()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = EXHAUSTED.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+            raise
+        held = int(float(found[1]) * UNITS[found[2]])
+        arguments = sum(least.held_bytes(leaf) for leaf in jax.tree.leaves(entry.arguments))
+        return Compiled(entry, time.perf_counter() - began, held, max(0, held - arguments), None)
+    seconds, memory = time.perf_counter() - began, program.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Compiled(
+        entry=entry,
+        seconds=seconds,
+        held=memory.argument_size_in_bytes + results + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        program=Program(program.as_text(), entry.grouped, runs=entry.runs),
+    )
+
+
+class Entries:
+    """The entry points of a model on a mesh, for a workload.
+
+    Attributes:
+        parts: abstract, placed. weights, caches: bytes a chip that stay while the model is used.
+    """
+
+    def __init__(self, config: OmniConfig, mesh: Mesh, workload: Workload):
+        if workload.speech and config.talker is None:
+            raise ValueError("speech: this checkpoint has no talker; leave speech out, or use the Instruct release")
+        if not 1 <= workload.context <= config.thinker.context:
+            raise ValueError(f"context: expected 1 to {config.thinker.context} tokens, got {workload.context}")
+        if workload.batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {workload.batch}")
+        self.config, self.mesh, self.workload = config, mesh, workload
+        made = parts.abstract(config, workload.dtype, speech=workload.speech)
+        where = shardings(made, mesh)
+        leaves = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[path])
+            for path, leaf in parts.leaves(made).items()
+        }
+        made = parts.replace(made, leaves)
+        self.parts = formats(made) if mesh.devices.flat[0].platform == "tpu" else made
+        self.weights = held(self.parts)
+        self.slots = bucket(workload.context)
+        self.cache = self._cache("thinker", workload.batch, self.slots)
+        self.speech_cache = self._cache("talker", workload.batch, self.slots) if workload.speech else None
+        self.caches = held(self.cache) + held(self.speech_cache)
+
+    def __iter__(self) -> Iterator[Entry]:
+        yield from self._perceiving()
+        yield self.prefill(min(self.slots, self.workload.context))
+        if self.slots > bucket(1):
+            yield self._growth()
+        yield self.decode()
+        if self.workload.speech:
+            yield self.frame()
+            yield from self._sounding()
+
+    def prefill(self, tokens: int, rows: int = 1) -> Entry:
+        """Prompts go alone, as a row of a batch job does; ``tokens`` is their bucket."""
+        thinker, config = self.parts["thinker"], self.config.thinker
+        width, cache = config.decoder.width, self._cache("thinker", rows, tokens)
+        taps = len(config.vision_encoder.taps)
+        embedded = Embedded(
+            self.array((rows, tokens, width), self.workload.dtype, ("batch", None, None)),
+            self.array((taps, rows, tokens, width), self.workload.dtype, ("batch", None, None)) if taps else None,
+        )
+        arguments = (
+            thinker, embedded, self.array((rows, tokens), jnp.int32), self.array((3, rows, tokens), jnp.float32),
+            self.array((rows,), jnp.int32), cache, self._options(rows),
+        )  # fmt: skip
+        keep = None
+        if self.workload.speech:
+            talker = self.config.talker
+            keep = talker.accept_layer if isinstance(talker, TalkerConfig) else config.decoder.layers
+        return Entry(
+            f"prefill, {rows} x {tokens:,} tokens", start, arguments, partial(self._least().prefill, rows, tokens), held(thinker),
+            options={"candidates": CANDIDATES, "keep": keep}, grouped=self._grouped("thinker", rows * tokens),
+        )  # fmt: skip
+
+    def decode(self) -> Entry:
+        batch, config = self.workload.batch, self.config.thinker
+        state = DecodeState(
+            cache=self.cache,
+            tokens=self.array((batch,), jnp.int32),
+            positions=self.array((3, batch), jnp.float32),
+            seen=self.array((batch, config.vocabulary), bool),
+            count=self.array((batch,), jnp.int32),
+            finished=self.array((batch,), bool),
+        )
+        thinker, options = self.parts["thinker"], {"candidates": CANDIDATES}
+        if self.workload.speech and isinstance(self.config, Omni25Config):
+            options["follow"] = True
+        return Entry(
+            f"decode, a token of {batch} x {self.slots:,}", advance,
+            (thinker, state, self._options(batch), self.array((), jnp.int32)), partial(self._least().decode, batch, self.cache),
+            held(thinker), held(self.cache), options, steps=CALL_STEPS, runs=CALL_STEPS,
+            grouped=self._grouped("thinker", batch),
+        )  # fmt: skip
+
+    def frame(self) -> Entry:
+        """A frame of codes: a step of the talker and, where there is one, all steps of the code predictor."""
+        talker, predictor, batch = self.parts["talker"], self.parts.get("code_predictor"), self.workload.batch
+        config = self.config.talker
+        assert config is not None
+        assert self.speech_cache is not None
+        width = config.embedding_width if isinstance(config, DualTrackTalkerConfig) else config.decoder.width
+        options = self._options(batch)
+        state = SpeechState(
+            cache=self.speech_cache,
+            frame=self.array((batch, width), self.workload.dtype),
+            position=self.array((batch,), jnp.float32),
+            seen=self.array((batch, config.vocabulary), bool),
+            count=self.array((batch,), jnp.int32),
+            finished=self.array((batch,), bool),
+        )
+        words = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
+        rows = SpeechRows(options, options if predictor is not None else None)
+        return Entry(
+            f"speech, a frame of {batch} x {self.slots:,}", speak,
+            (talker, predictor, state, words, rows, self.array((), jnp.int32)),
+            partial(self._least().frame, batch, self.speech_cache), held((talker, predictor)), held(self.speech_cache),
+            {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
+            steps=CALL_FRAMES, runs=CALL_FRAMES, grouped=self._grouped("talker", batch),
+        )  # fmt: skip
+
+    def array(self, shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...] = ()) -> Any:
+        """An abstract array where the legend puts its named axes; without names, on every chip."""
+        where = spec(names, shape, self.mesh) if names else PartitionSpec()
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, where))
+
+    def _growth(self) -> Entry:
+        """The cache doubles when it is full, and for that moment both are there."""
+        cache = self._cache("thinker", self.workload.batch, self.slots // 2)
+        made = partial(Least, held(cache) + held(self.cache), 0)
+        # What it makes is the cache that is counted as such.
+        return Entry(
+            f"grow the cache to {self.slots:,}", grow, (cache,), made, 0, held(self.cache), {"slots": self.slots}
+        )
+
+    def _perceiving(self) -> Iterator[Entry]:
+        """Calls of the encoders, as full as they get."""
+        config, sight = self.config.thinker.audio_encoder, self.config.thinker.vision_encoder
+        audio, vision = self.parts["audio_encoder"], self.parts["vision_encoder"]
+        chunks = CHUNK_SLOTS[-1]
+        mel = [
+            self.array((chunks, config.mel_bins, config.chunk_frames), jnp.float32), self.array((chunks,), jnp.int32)
+        ]  # fmt: skip
+        if isinstance(config, AudioEncoderConfig):
+            mel.append(self.array((chunks, config.chunk_tokens), jnp.int32))
+        yield self._whole(f"audio encoder, {chunks} chunks", perceive._hear, (audio, *mel))
+        sizes = ((CALL_PATCHES, 2), (CALL_PATCHES, 2), (CALL_PATCHES,))
+        places = [self.array(size, jnp.int32) for size in sizes]
+        pixels = self.array((CALL_PATCHES, sight.patch_width), self.workload.dtype)
+        yield self._whole(
+            f"vision encoder, {CALL_PATCHES:,} patches",
+            perceive._see,
+            (vision, pixels, *places),
+            runs=-(-FRAME_PATCHES // 512),
+        )
+
+    def _sounding(self) -> Iterator[Entry]:
+        """Calls of the vocoder: of a frame codec its largest steps, of a flow a long row's."""
+        rows = 1 << (self.workload.batch - 1).bit_length()
+        if code2wav := self.parts.get("code2wav"):
+            frames = max(size for size in frame_voice.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
+            state = jax.tree.map(
+                lambda leaf: self.array(leaf.shape, leaf.dtype),
+                jax.eval_shape(lambda part: part.start(rows), code2wav),
+            )
+            codes = self.array((rows, code2wav.config.codebooks, CALL_FRAMES), jnp.int32)
+            ends = (self.array((rows,), jnp.int32),) * 2
+            arguments = (code2wav, state, codes, *ends)
+            yield self._whole(f"code2wav, {rows} x {frames} frames", frame_voice._sound, arguments, frames=frames)
+            return
+        dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
+        rows = min(rows, 16)
+        frames, bins = flow_voice.CALL_FRAMES // rows, dit.config.mel_bins
+        floats = partial(self.array, dtype=jnp.float32)
+        counts = self.array((rows,), jnp.int32)
+        arguments = (
+            dit, self.array((rows, frames // dit.config.repeats), jnp.int32), counts,
+            floats((rows, dit.config.speaker_width)), floats((rows, REFERENCE_FRAMES, bins)), counts,
+            floats((rows, frames, bins)), counts,
+        )  # fmt: skip
+        yield self._whole(f"DiT, {rows} x {frames:,} mel frames", flow_voice._mel, arguments)
+        window = flow_voice.LONG * dit.config.block_frames
+        mel = floats((rows, window, bins))
+        yield self._whole(f"BigVGAN, {rows} x {window} mel frames", flow_voice._samples, (bigvgan, mel, counts, counts))
+
+    def _whole(self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, **options: Any) -> Entry:
+        """A program that reads its part once: what it cannot do without is read off its own formulas."""
+        few = partial(least.traced, partial(function, **options), arguments, self.mesh.size, runs=runs)
+        return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs)
+
+    def _cache(self, part: str, batch: int, slots: int) -> KVCache:
+        made = jax.eval_shape(lambda part: part.empty_cache(batch, slots), self.parts[part])
+        keys = self.array(made.k.shape, made.k.dtype, CACHE_AXES)
+        return replace(made, k=keys, v=keys, length=self.array(made.length.shape, made.length.dtype))
+
+    def _options(self, batch: int) -> SamplingRows:
+        made = jax.eval_shape(lambda: SamplingRows.of([Sampling()] * batch, [0] * batch, [1] * batch))
+        return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), made)
+
+    def _least(self) -> least.Figures:
+        return least.Figures(self.parts, self.config, self.mesh.size)
+
+    def _grouped(self, part: str, tokens: int) -> dict[tuple[int, ...], Grouped]:
+        """Of a chip's own experts, tokens being spread evenly over all experts."""
+        experts = getattr(self.parts[part].decoder, "experts", None)
+        config = self.parts[part].decoder.config.experts
+        if experts is None:
+            return {}
+        found = {}
+        for kernel in (experts.gate_up, experts.down):
+            layers, count, *matrix = kernel.sharding.shard_shape(kernel.shape)
+            slots = tokens * config.per_token
+            groups = -(-min(slots, config.count) * count // config.count)
+            found[layers * count, *matrix] = Grouped(groups, max(1, slots * count // config.count))
+        return found
+
+
+def programs(
+    entries: Entries,
+    *,
+    only: Callable[[str], bool] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Iterator[Compiled]:
+    """Compiles all, or ``only`` some by name; ``progress`` is called with how many are done, how many there are, and a name."""
+    made = [entry for entry in entries if only is None or only(entry.name)]
+    for number, entry in enumerate(made):
+        if progress:
+            progress(number, len(made), entry.name)
+        yield compiled(entry)

@@ -1,0 +1,224 @@
+"""Requests that flow through slots: each is answered as it would be alone, and short answers do not wait for long ones.
+
+Replies are written in the slots of one batch and, once some have ended, spoken together behind it. What speech needs of the
+thinker is kept for each row, on the host, until then.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from omni_jax import perceive
+from omni_jax.answer import DEFAULT_NEW_TOKENS, Request
+from omni_jax.buckets import bucket
+from omni_jax.decoding.generate import Made
+from omni_jax.decoding.slots import Slots, Written
+from omni_jax.defaults import Defaults
+from omni_jax.omni import Omni
+from omni_jax.processing.request import Batch
+from omni_jax.reply import Draft, Reply
+
+
+@dataclass(frozen=True)
+class Item:
+    """One conversation to be answered.
+
+    Attributes:
+        key: its name, whatever the caller likes.
+        request: of one row; None where it cannot be answered, and ``fault`` says why.
+        speaker, compat: as they were asked for.
+    """
+
+    key: Any
+    request: Request | None
+    fault: str = ""
+    speaker: str | None = None
+    compat: str | None = None
+
+    @property
+    def batch(self) -> Batch:
+        assert self.request is not None
+        return self.request.prompts.batch
+
+    @property
+    def length(self) -> int:
+        return 0 if self.request is None else int(self.batch.lengths[0])
+
+
+Outcome = tuple[Any, Reply | str]
+
+
+@dataclass(eq=False)
+class _Row:
+    """A reply in the making, and what its speech will need: the thinker's states at prompt and reply."""
+
+    item: Item
+    request: Request
+    draft: Draft
+    most: int
+    states: Array | np.ndarray | None
+    fed: list[np.ndarray] = field(default_factory=list)
+
+    def take(self, written: Written) -> bool:
+        """Reads what a call wrote; True when the reply is complete."""
+        if isinstance(self.states, jax.Array):
+            self.states = np.asarray(self.states)[0, : self.item.length]
+        if written.fed is not None:
+            self.fed.append(written.fed)
+        return self.draft.take(written.tokens, written.logprobs, self.most)
+
+
+def answers(omni: Omni, items: Iterable[Item], *, slots: int, window: int | None = None) -> Iterator[list[Outcome]]:
+    """Answers items; after each call of the device, those that are complete, with their replies or faults.
+
+    Args:
+        items: read in a thread, while the device works.
+        slots: replies that are written at a time, and spoken at a time.
+        window: items that are read ahead and sorted by the length of their prompts; by default twice the slots.
+    """
+    ahead = _Ahead(iter(items), slots, 2 * slots if window is None else window)
+    desk, rows, silent = Slots(omni.parts["thinker"], slots), dict[int, _Row](), list[_Row]()
+    try:
+        while not ahead.exhausted or rows or silent:
+            done: list[Outcome] = []
+            for number in desk.free:
+                # While there is something to write, nobody waits for what is still being read.
+                while (item := ahead.take(wait=not rows)) is not None and item.request is None:
+                    done.append((item.key, item.fault))
+                if item is None:
+                    break
+                rows[number] = _begin(omni, desk, number, item)
+            if rows:
+                follow = any(row.request.speech is not None and row.request.speech.follow for row in rows.values())
+                for written in desk.advance(follow=follow):
+                    row = rows[written.row]
+                    if row.take(written):
+                        desk.release(written.row)
+                        del rows[written.row]
+                        if row.request.speech is None:
+                            done.append((row.item.key, row.draft.reply()))
+                        else:
+                            silent.append(row)
+            while len(silent) >= slots or (silent and not rows and ahead.exhausted):
+                # Those of one group have options in common; the rest waits for its turn.
+                group = [row for row in silent if _manner(row) == _manner(silent[0])][:slots]
+                silent = [row for row in silent if row not in group]
+                done += _spoken(omni, group)
+            yield done
+    finally:
+        ahead.close()
+
+
+def _begin(omni: Omni, desk: Slots, number: int, item: Item) -> _Row:
+    request, padded, config = item.request, item.batch, omni.config.thinker
+    assert request is not None
+    assert padded.positions is not None  # place has counted them
+    sampling = request.sampling
+    most = min(sampling.max_new_tokens or DEFAULT_NEW_TOKENS, config.context - item.length)
+    states = desk.put(
+        number, perceive.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
+        sampling, request.seeds[0], most,
+        candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
+    )  # fmt: skip
+    return _Row(item, request, Draft(request.transcript(0), sampling), most, states)
+
+
+def _manner(row: _Row) -> tuple[Any, ...]:
+    """What rows must have in common to be spoken together."""
+    assert row.request.speech is not None
+    return row.request.speech.talker, row.request.speech.predictor, row.item.compat
+
+
+def _spoken(omni: Omni, rows: list[_Row]) -> list[Outcome]:
+    """The replies of rows whose words are all there."""
+    (talker, predictor, compat), requests = _manner(rows[0]), [row.request for row in rows]
+    names = [row.item.speaker for row in rows]
+    batch = joined([row.item.batch for row in rows]).padded()
+    speech = omni.synthesizer.speech(
+        batch, [omni.synthesizer.choose(name, 1)[0] for name in names], tuple(request.seeds[0] for request in requests),
+        Defaults(requests[0].sampling, talker, predictor), compat=compat,
+    )  # fmt: skip
+    states = _stacked([row.states for row in rows], batch.tokens.shape) if speech.keep is not None else None
+    voices = speech.make(omni.parts, omni.config, speech, states, streamed=False)
+    if speech.follow:
+        fed = [np.concatenate(row.fed) if row.fed else None for row in rows]
+        counts = np.array(
+            [0 if states is None else len(states) for states in fed] + [0] * (len(batch.tokens) - len(fed))
+        )
+        if counts.any():
+            made = _stacked(fed, (len(counts), bucket(int(counts.max()))))
+            nothing = np.zeros((len(counts), 0))
+            voices.follow(Made(nothing, nothing, counts, fed=jax.device_put(made)))
+    for number, row in enumerate(rows):
+        voices.say(number, row.draft.new_words(), ended=True)
+    while not voices.done:
+        for chunk in voices.advance():
+            rows[chunk.row].draft.hear(chunk.codes, chunk.samples)
+    return [
+        (row.item.key, row.draft.reply(voices.codebooks, cut=number in voices.cut)) for number, row in enumerate(rows)
+    ]
+
+
+def _stacked(parts: list[Any], shape: tuple[int, ...]) -> Float[np.ndarray, "B T D"]:
+    """States [n, D] of rows, zeros behind them and for rows that have none."""
+    some = next(part for part in parts if part is not None)
+    made = np.zeros((*shape[:2], some.shape[1]), some.dtype)
+    for number, part in enumerate(parts):
+        if part is not None:
+            made[number, : len(part)] = part
+    return made
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """Rows of one batch each, as one batch; padding rows are left out."""
+    rows = [(batch, row) for batch in batches for row in np.flatnonzero(batch.lengths).tolist()]
+    width = max(int(batch.lengths[row]) for batch, row in rows)
+    tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+    positions = np.zeros((3, len(rows), width), np.float64)
+    for number, (batch, row) in enumerate(rows):
+        real, length = batch.mask[row], int(batch.lengths[row])
+        tokens[number, :length], mask[number, :length] = batch.tokens[row][real], True
+        assert batch.positions is not None
+        positions[:, number, :length] = batch.positions[:, row, real]
+    return replace(
+        batches[0], tokens=tokens, mask=mask, positions=positions.astype(batches[0].positions.dtype),  # pyright: ignore
+        mel=sum((batch.mel for batch in batches), ()),
+        images=sum((batch.images for batch in batches), ()),
+        videos=sum((batch.videos for batch in batches), ()),
+    )  # fmt: skip
+
+
+class _Ahead:
+    """Reads items in a thread, and hands them out window by window, sorted by length.
+
+    To and fro, so that neighbours of two windows are alike too: the cache is as long as its longest row needs.
+    """
+
+    def __init__(self, items: Iterator[Item], first: int, window: int):
+        self.items, self.window, self.ready, self.upwards = items, window, list[Item](), True
+        self.thread = ThreadPoolExecutor(1, "omni_jax_reads")
+        self.coming: Future[list[Item]] | None = self.thread.submit(self._read, first)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self.ready and self.coming is None
+
+    def take(self, *, wait: bool) -> Item | None:
+        """The next item; None where there is none, or none yet and nobody waits."""
+        if not self.ready and self.coming is not None and (wait or self.coming.done()):
+            self.ready = sorted(self.coming.result(), key=lambda item: item.length, reverse=self.upwards)
+            self.upwards = not self.upwards
+            self.coming = self.thread.submit(self._read, self.window) if self.ready else None
+        return self.ready.pop() if self.ready else None
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, count: int) -> list[Item]:
+        return list(islice(self.items, count))

@@ -1,0 +1,204 @@
+"""Continuous slots: a fixed number of rows share one decode program, and a row that ends makes room for the next prompt.
+
+A prompt is prefilled by itself, by the program that answers it alone, and its cache is put into a row. So a reply depends on
+its own prompt, options and seed, whoever decodes beside it.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+from omni_jax.buckets import bucket
+from omni_jax.decoding.generate import CALL_STEPS, ROOM, DecodeState, LanguageModel, advance, start
+from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.nn.cache import KVCache
+from omni_jax.sharding import mesh_of
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a call wrote in one row.
+
+    Attributes:
+        tokens, logprobs: new ids, the first one of a new prompt included, and their log-probabilities.
+        fed: the final-normed states at the tokens that the call fed, [n, D]; None unless they were asked for.
+    """
+
+    row: int
+    tokens: list[int]
+    logprobs: list[float]
+    fed: np.ndarray | None = None
+
+
+class Slots:
+    """Rows of replies in the making: ``put`` a prompt into a free row, ``advance`` them all, ``release`` a row that is done.
+
+    The cache is as long as the rows that are in it need, so that short prompts do not pay for a long one that is gone. Its
+    sizes are buckets, and each of them is one decode program.
+    """
+
+    def __init__(self, model: LanguageModel, batch: int, *, steps: int = CALL_STEPS // 2):
+        """Args:
+        batch: rows. steps: tokens a call; a row that ends in the middle of one waits for its end.
+        """
+        if batch < 1 or not 1 <= steps <= CALL_STEPS:
+            raise ValueError(
+                f"slots, steps: expected at least 1 row and 1 to {CALL_STEPS} tokens a call, got {batch}, {steps}"
+            )
+        self.model, self.steps = model, steps
+        self.state: DecodeState | None = None
+        self.options: SamplingRows | None = None
+        # Of each row: tokens of its prompt, tokens written, most that may be, slots of the cache that it counts on,
+        # candidates of its draws; ``first`` is what its prefill wrote and nobody has read yet.
+        self.lengths, self.counts, self.most, self.room, self.candidates = np.zeros((5, batch), int)
+        self.taken, self.stopped = np.zeros(batch, bool), np.zeros(batch, bool)
+        self.first: dict[int, tuple[Array, Array]] = {}
+
+    @property
+    def free(self) -> list[int]:
+        return np.flatnonzero(~self.taken).tolist()
+
+    def put(
+        self,
+        row: int,
+        embedded: Any,
+        prompt: Int[np.ndarray, "1 T"],
+        positions: Num[np.ndarray, "3 1 T"],
+        lengths: Int[np.ndarray, "1"],
+        sampling: Sampling,
+        seed: int,
+        most: int,
+        *,
+        candidates: int,
+        keep: int | None = None,
+    ) -> Float[Array, "1 T D"] | None:
+        """Prefills a prompt and puts it into a row.
+
+        Args:
+            embedded: what the model's ``prefill`` takes for ``prompt``. lengths: its real tokens.
+            most: tokens that may be written. candidates: as ``Sampling.candidates`` counts them.
+            keep: after how many of the model's layers the prompt's states are kept.
+
+        Returns: the states that were kept.
+        """
+        option = SamplingRows.of([sampling], [seed], [most])
+        one, logprobs, kept = start(
+            self.model, embedded, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths),
+            self.model.empty_cache(1, prompt.shape[1]), option, candidates=candidates, keep=keep,
+        )  # fmt: skip
+        if not candidates:  # beside rows that draw, the likeliest token is a draw among one
+            option = SamplingRows.of([replace(sampling, do_sample=True, temperature=1.0, top_k=1)], [seed], [most])
+        self.first[row] = one.tokens, logprobs
+        self.lengths[row], self.counts[row], self.most[row], self.candidates[row] = lengths[0], 1, most, candidates
+        self.room[row] = bucket(prompt.shape[1] + min(most, ROOM))
+        self.taken[row], self.stopped[row] = True, False
+        if self.state is None:
+            cache = self.model.empty_cache(len(self.taken), int(self.room[row]))
+            self.state, self.options = _rows_of(one, option, cache)
+        self._resize()
+        self.state, self.options = _insert(self.state, self.options, one, option, np.int32(row))
+        return kept
+
+    def advance(self, *, follow: bool = False) -> list[Written]:
+        """Writes up to ``steps`` tokens in each row that is taken.
+
+        Args:
+            follow: whether the states at the tokens fed are wanted.
+        """
+        assert self.state is not None
+        assert self.options is not None
+        needed = self.lengths + np.minimum(self.counts + self.steps, self.most)
+        self.room = np.where(self.taken & (needed > self.room), 2 * self.room, self.room)
+        self._resize()
+        state = self.state
+        if self.stopped.any():
+            state, self.stopped = _finish(state, self.stopped), np.zeros_like(self.stopped)
+        state, made, logprobs, fed = advance(
+            self.model, state, self.options, np.int32(self.steps),
+            candidates=int(self.candidates[self.taken].max(initial=0)), follow=follow,
+        )  # fmt: skip
+        first, made, logprobs, fed, counts = jax.device_get((self.first, made, logprobs, fed, state.count))
+        self.state, self.first, written = state, {}, []
+        for row in np.flatnonzero(self.taken).tolist():
+            new = slice(0, int(counts[row] - self.counts[row]))
+            token, logprob = first.get(row, (np.zeros(0, np.int32), np.zeros(0, np.float32)))
+            written.append(
+                Written(
+                    row,
+                    [*token.tolist(), *made[row, new].tolist()],
+                    [*logprob.tolist(), *logprobs[row, new].tolist()],
+                    None if fed is None else fed[row, new],
+                )
+            )
+        self.counts = np.array(counts, int)
+        return written
+
+    def release(self, row: int) -> None:
+        """Gives a row free, whether the device knows that its reply is done or not."""
+        self.taken[row], self.stopped[row] = False, True
+
+    def _resize(self) -> None:
+        """As many slots as are counted on; fewer only where half of them or more would be empty."""
+        assert self.state is not None
+        needed, slots = int(self.room[self.taken].max(initial=0)), self.state.cache.slots
+        if needed > slots or 0 < 2 * needed <= slots:
+            self.state = replace(self.state, cache=_resized(self.state.cache, slots=needed))
+
+
+@partial(jax.jit, donate_argnames=("cache",))
+def _rows_of(one: DecodeState, option: SamplingRows, cache: KVCache) -> tuple[DecodeState, SamplingRows]:
+    """A batch of rows that have ended, as many as the cache has, of the kind of one row."""
+    batch = cache.length.shape[0]
+    rest = DecodeState(
+        cache=cache,
+        tokens=jnp.repeat(one.tokens, batch, axis=0),
+        positions=jnp.repeat(one.positions, batch, axis=1),
+        seen=jnp.repeat(one.seen, batch, axis=0),
+        count=jnp.repeat(one.count, batch, axis=0),
+        finished=jnp.ones(batch, bool),
+    )
+    return rest, jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=0), option)
+
+
+@partial(jax.jit, donate_argnames=("state", "options"))
+def _insert(
+    state: DecodeState, options: SamplingRows, one: DecodeState, option: SamplingRows, row: Int[Array, ""]
+) -> tuple[DecodeState, SamplingRows]:
+    """Puts a batch of one into a row; of the cache, the slots that it has are written."""
+
+    def put(whole, own, axis=0):
+        at = [jnp.zeros((), jnp.int32)] * whole.ndim
+        at[axis] = row
+        return jax.lax.dynamic_update_slice(whole, own, at)
+
+    cache = KVCache(
+        k=put(state.cache.k, one.cache.k, 1),
+        v=put(state.cache.v, one.cache.v, 1),
+        length=put(state.cache.length, one.cache.length),
+    ).on(mesh_of(state.cache.k))
+    state = DecodeState(
+        cache=cache,
+        tokens=put(state.tokens, one.tokens),
+        positions=put(state.positions, one.positions, 1),
+        seen=put(state.seen, one.seen),
+        count=put(state.count, one.count),
+        finished=put(state.finished, one.finished),
+    )
+    return state, jax.tree.map(put, options, option)
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def _finish(state: DecodeState, stopped: Array) -> DecodeState:
+    return replace(state, finished=state.finished | stopped)
+
+
+@partial(jax.jit, static_argnames=("slots",))
+def _resized(cache: KVCache, slots: int) -> KVCache:
+    if slots < cache.slots:
+        cache = replace(cache, k=cache.k[:, :, :, :slots], v=cache.v[:, :, :, :slots])
+    return (cache.grow(slots) if slots > cache.slots else cache).on(mesh_of(cache.k))

@@ -1,0 +1,309 @@
+"""Batch jobs: conversations in JSONL to answers in JSONL, on one host or many, that go on after a stop where they were.
+
+A line of input is a conversation, a list of messages, or an object with ``messages``, perhaps an ``id`` and options of its own:
+
+    {"id": "a7", "messages": [{"role": "user", "content": "Hi"}], "seed": 3, "thinker_max_new_tokens": 64}
+
+A line of output has the number of its input line and what became of it:
+
+    {"line": 1, "id": "a7", "text": "Hello!", ..., "speech": {"file": "answers.sound/00000001.wav", ...}, "of": "..."}
+    {"line": 2, "error": "a.wav: no such file; expected the path of a sound file", "of": "..."}
+
+Of several hosts, each has the model on its own devices and answers every n-th line.
+"""
+
+import io
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import soundfile
+from orbax.checkpoint import multihost
+
+from omni_jax.config import from_hf
+from omni_jax.continuous import Item, answers
+from omni_jax.hub import locate
+from omni_jax.ledger import Ledger, lines_of
+from omni_jax.omni import Omni
+from omni_jax.processing.options import OF_A_PART
+from omni_jax.reply import Reply
+from omni_jax.sharding import make_mesh, well_chosen
+
+SOUNDS = ("wav", "flac")
+OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
+PREFIXES = ("thinker_", "talker_", "predictor_")
+# Calls of the device that a trace covers: compilation, prefills, decoding, and a trace that one can still open.
+PROFILED_CALLS = 50
+WEEK = 7 * 24 * 3600
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a job came to.
+
+    Attributes:
+        lines: of the input; ``answered`` and ``faults`` add up to it. resumed: lines that earlier runs had answered.
+        tokens, speech_seconds: of the replies, of all runs.
+        seconds: that this run took. tokens_per_second, speech_per_second: of this run and all of its processes.
+    """
+
+    lines: int
+    answered: int
+    faults: int
+    resumed: int
+    tokens: int
+    speech_seconds: float
+    seconds: float
+    tokens_per_second: float
+    speech_per_second: float
+
+
+def load(path: str, *, mesh: str | None = None, **options: Any) -> Omni:
+    """The model as a job holds it: of several processes, each has it on its own devices.
+
+    Args:
+        mesh: a shape such as ``data=2,expert=4``; None for all devices of the process, well chosen.
+        options: as of ``Omni.load``.
+    """
+    if jax.process_count() == 1:
+        return Omni.load(path, mesh=mesh, **options)
+    heads, own = from_hf(locate(path, weights=False)).thinker.decoder.kv_heads, jax.local_devices()
+    spread = well_chosen(own, kv_heads=heads) if mesh is None else make_mesh(mesh, own, kv_heads=heads)
+    return Omni.load(path, mesh=spread, **options)
+
+
+def run(
+    omni: Omni,
+    source: str,
+    target: str,
+    *,
+    slots: int = 8,
+    window: int | None = None,
+    sound: str = "wav",
+    logprobs: bool = False,
+    retry: bool = False,
+    profile: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Totals:
+    """Answers every line of a file that is not answered yet; run again after a stop, it goes on.
+
+    All processes of ``jax.distributed`` call it with the same arguments and find the same files.
+
+    Args:
+        source, target: local paths, or URLs that fsspec knows (gs://, s3://: their packages must be installed).
+        slots: replies that are written at a time.
+        window: lines that are read ahead and sorted by length; by default twice the slots.
+        sound: "wav" or "flac".
+        logprobs: whether answers have the log-probabilities of their tokens.
+        retry: whether lines that were reported as faults are tried again.
+        profile: a folder for a trace of the first calls, for TensorBoard or Perfetto.
+        progress: called with lines done and lines in all, of this process, and the throughput.
+        options: for all lines, as of ``Omni.generate``; a line's own come before them.
+
+    Raises:
+        ValueError: files that cannot be read or written, an output of another input, or options that cannot be.
+    """
+    check(source, sound=sound, slots=slots, window=window)
+    if unknown := [name for name in options if name in ("given", "progress")]:
+        raise ValueError(f"{', '.join(unknown)}: not an option of a job")
+    _try(omni, options)
+    process, processes, began = jax.process_index(), jax.process_count(), time.monotonic()
+    with Ledger(target, process=process, processes=processes) as ledger:
+        known = dict(ledger.entries)
+        done = {number for number, entry in known.items() if not (retry and entry.fault)}
+        numbers = _checked(source, target, known)
+        share = [number for number in numbers if number % processes == process]
+        _together(processes, "opened")
+        left, count, written = [number for number in share if number not in done], 0, 0
+        items = _items(omni, source, set(left), options)
+        with _traced(profile) as call:
+            for outcomes in answers(omni, items, slots=slots, window=window) if left else ():
+                call()
+                ledger.write([_line(ledger, *outcome, sound=sound, logprobs=logprobs) for outcome in outcomes])
+                count += len(outcomes)
+                written += sum(len(reply.tokens) for _, reply in outcomes if isinstance(reply, Reply))
+                if progress is not None and outcomes:
+                    rate = written / (time.monotonic() - began)
+                    progress(len(share) - len(left) + count, len(share), f"{rate:.0f} tokens/s")
+        ledger.flush()
+        _together(processes, "written")
+        if process == 0:
+            ledger.merge(numbers)
+        _together(processes, "merged")
+        resumed = done & set(numbers if process == 0 else share)
+        return _totals(ledger, numbers if process == 0 else share, resumed, time.monotonic() - began)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reports."""
+    return jax.process_index() == 0
+
+
+def check(source: str, *, sound: str, slots: int, window: int | None) -> None:
+    """Says what is wrong with the arguments of a job, as far as that can be said without the model.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if sound not in SOUNDS:
+        raise ValueError(f"sound: expected one of {', '.join(SOUNDS)}, got {sound!r}")
+    if slots < 1 or (window is not None and window < 1):
+        raise ValueError(f"slots, window: expected at least 1, got {slots} and {window}")
+    next(lines_of(source), None)
+
+
+def _try(omni: Omni, options: Mapping[str, Any]) -> None:
+    """Says what is wrong with options before the first line is read."""
+    system = omni.synthesizer.system
+    head = [{"role": "system", "content": system}] if system else []
+    omni._request([[*head, {"role": "user", "content": "?"}]], **options)
+
+
+def _checked(source: str, target: str, known: Mapping[int, Any]) -> list[int]:
+    """The numbers of the input's lines, if the output answers none but these."""
+    numbers = []
+    for number, text in lines_of(source):
+        if number in known and known[number].of != _checksum(text):
+            raise ValueError(
+                f"{target}: its line {number} answers another one than {source} has there; give another name for the output"
+            )
+        numbers.append(number)
+    if extra := known.keys() - set(numbers):
+        raise ValueError(
+            f"{target}: answers line {min(extra)}, which {source} does not have; give another name for the output"
+        )
+    return numbers
+
+
+def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]) -> Iterator[Item]:
+    """The lines that are to be answered, read and made ready; a line that cannot be is an item too."""
+    for number, text in lines_of(source):
+        if number not in wanted:
+            continue
+        name = None
+        try:
+            name, messages, own = _parsed(text)
+            given = _over(own, options)
+            request = omni._request([messages], **given)
+            item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
+        except Exception as error:  # whatever it is, the other lines do not suffer from it
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            item = Item((number, _checksum(text), name), None, f"{kind}{' '.join(str(error).split())}")
+        yield item
+
+
+def _over(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A line's options over those of the job: a temperature, top_k or top_p of a line decides that it samples."""
+    drawn = [name for name in PREFIXES if any(f"{name}{how}" in own for how in ("temperature", "top_k", "top_p"))]
+    greedy = {f"{name}do_sample" for name in drawn}
+    return {**{name: value for name, value in options.items() if name not in greedy}, **own}
+
+
+def _parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
+    """The id of a line (None for none), its conversation, and options of its own."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"expected JSON ({error})") from None
+    if isinstance(found, list):
+        return None, found, {}
+    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
+        got = type(found).__name__
+        if isinstance(found, dict):
+            got = (
+                f"messages of type {type(found['messages']).__name__}"
+                if "messages" in found
+                else f"only {', '.join(found)}"
+            )
+        raise ValueError(f"expected a list of messages, or an object with such a list as messages, got {got}")
+    name, messages = found.pop("id", None), found.pop("messages")
+    if unknown := [option for option in found if option not in OWN and not option.startswith(PREFIXES)]:
+        raise ValueError(
+            f"unknown option {', '.join(unknown)}; expected messages, id, {', '.join(OWN[:6])}, thinker_..., talker_..., "
+            "predictor_... or how media are read"
+        )
+    return name, messages, found
+
+
+def _line(
+    ledger: Ledger, key: tuple[int, str, Any], outcome: Reply | str, *, sound: str, logprobs: bool
+) -> tuple[int, str, dict[str, Any]]:
+    """What is written of a line; its sound is on the disk when this returns."""
+    number, of, name = key
+    content: dict[str, Any] = {} if name is None else {"id": name}
+    if isinstance(outcome, str):
+        return number, of, {**content, "error": outcome}
+    found = asdict(replace(outcome, codes=None, audio=None))
+    for left in ("codes", "audio", "sample_rate", "speech_finish_reason", *(() if logprobs else ("logprobs",))):
+        del found[left]
+    content |= found
+    if outcome.audio is not None and outcome.codes is not None:
+        samples, file = np.rint(np.clip(outcome.audio, -1, 1) * 32767).astype("<i2"), io.BytesIO()
+        if sound == "flac" and not samples.size:
+            samples = np.zeros(1, "<i2")  # without a sample there would be no header
+        soundfile.write(file, samples, outcome.sample_rate, "PCM_16", format=sound.upper())
+        content["speech"] = {
+            "file": ledger.put(f"{number:08d}.{sound}", file.getvalue()),
+            "seconds": round(len(outcome.audio) / outcome.sample_rate, 3),
+            "frames": outcome.codes.shape[1],
+            "sample_rate": outcome.sample_rate,
+            "finish_reason": outcome.speech_finish_reason,
+        }
+    return number, of, content
+
+
+def _totals(ledger: Ledger, numbers: Iterable[int], resumed: set[int], seconds: float) -> Totals:
+    counts = {True: [0, 0, 0.0], False: [0, 0, 0.0]}  # lines, tokens and seconds of speech; True for earlier runs'
+    faults = 0
+    for number in numbers:
+        entry = ledger.entries[number]
+        faults += entry.fault
+        count = counts[number in resumed]
+        count[0] += 1
+        count[1] += len(entry.content.get("tokens", ()))
+        count[2] += entry.content.get("speech", {}).get("seconds", 0.0)
+    earlier, now = counts[True], counts[False]
+    return Totals(
+        lines=int(earlier[0] + now[0]), answered=int(earlier[0] + now[0]) - faults, faults=faults, resumed=int(earlier[0]),
+        tokens=int(earlier[1] + now[1]), speech_seconds=round(earlier[2] + now[2], 3), seconds=round(seconds, 3),
+        tokens_per_second=round(now[1] / seconds, 3), speech_per_second=round(now[2] / seconds, 3),
+    )  # fmt: skip
+
+
+def _checksum(text: bytes) -> str:
+    return f"{zlib.crc32(text):08x}"
+
+
+def _together(processes: int, name: str) -> None:
+    """Waits for the other processes: at the coordinator, for a collective would time out where one has more to do."""
+    if processes > 1:
+        multihost.get_barrier_sync_fn()(key=f"omni_jax_job_{name}", timeout_ms=WEEK * 1000)
+
+
+@contextmanager
+def _traced(folder: str | None) -> Iterator[Callable[[], None]]:
+    """A trace of the first calls; what it yields is to be called after each."""
+    left = PROFILED_CALLS if folder is not None else 0
+    if folder is not None:
+        jax.profiler.start_trace(folder)
+
+    def call() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            jax.profiler.stop_trace()
+
+    try:
+        yield call
+    finally:
+        if left > 0:
+            jax.profiler.stop_trace()

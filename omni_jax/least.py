@@ -1,0 +1,160 @@
+"""What a program cannot do without, a chip: weights and caches read once, the work of the formulas spread over all chips.
+
+A bound to hold compiled programs against, not a prediction. Of decoders it is counted from the configuration: every weight that
+a token needs is read once in a step, of experts as many as a batch can choose, the cache when it is full. Of encoders and
+vocoders it is read off the formulas as they are traced: products and convolutions, and the bytes of weights, inputs and results.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from omni_jax.config import DecoderConfig, OmniConfig
+
+
+@dataclass(frozen=True)
+class Least:
+    """Bytes moved and operations done by one chip."""
+
+    bytes: int
+    flops: int
+
+
+def held_bytes(leaf: Any) -> int:
+    """What a chip holds of an abstract array."""
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def held(tree: Any) -> int:
+    """What a chip holds of abstract arrays."""
+    return sum(held_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of the decoders of a model: its parts, placed on so many chips."""
+
+    parts: Mapping[str, Any]
+    config: OmniConfig
+    chips: int
+
+    def prefill(self, rows: int, tokens: int) -> Least:
+        """Rows of prompts in one pass; of each only the last token has logits."""
+        part, config = self._of("thinker")
+        width = held_row(part.embedding.table)
+        moved = self._weights(part, rows * tokens) + rows * tokens * 2 * (width // self.chips + self._entry(config))
+        pairs = rows * tokens * (tokens + 1) // 2
+        return Least(moved, self._flops(part.decoder, rows * tokens, pairs) + self._product(part.head, rows))
+
+    def decode(self, batch: int, cache: Any) -> Least:
+        """A token a row."""
+        part, _ = self._of("thinker")
+        moved = self._weights(part, batch) + held((cache.k, cache.v)) + batch * held_row(part.embedding.table)
+        pairs = batch * cache.slots
+        return Least(moved, self._flops(part.decoder, batch, pairs) + self._product(part.head, batch))
+
+    def frame(self, batch: int, cache: Any) -> Least:
+        """A step of the talker; then a pass of the predictor for each code but the first, two embeddings in the first one.
+
+        Memory beside the processor could hold a part of the predictor between its passes; so small a memory is not counted on.
+        """
+        talker, _ = self._of("talker")
+        moved = self._weights(talker, batch) + held((cache.k, cache.v))
+        flops = self._flops(talker.decoder, batch, batch * cache.slots) + self._product(talker.head, batch)
+        if "projection" in vars(talker):
+            moved, flops = moved + held(talker.projection), flops + self._product(talker.projection, batch)
+        if "code_predictor" in self.parts:
+            predictor = self.parts["code_predictor"]
+            passes = predictor.config.codebooks - 1
+            moved += passes * held((predictor.decoder.layers, predictor.decoder.norm)) + held(predictor.heads)
+            pairs = batch * (passes + 1) * (passes + 2) // 2
+            flops += self._flops(predictor.decoder, batch * (passes + 1), pairs)
+            flops += self._product(predictor.heads, batch)
+        return Least(moved, flops)
+
+    def _of(self, name: str) -> tuple[Any, DecoderConfig]:
+        part: Any = self.parts[name]
+        return part, part.decoder.config
+
+    def _weights(self, part: Any, tokens: int) -> int:
+        """All that every token needs, and of the experts as many as tokens can choose."""
+        config, decoder = part.decoder.config, part.decoder
+        found = held((decoder.layers, decoder.norm, part.head))
+        if config.experts:
+            found += (
+                held(decoder.experts)
+                * min(tokens * config.experts.per_token, config.experts.count)
+                // config.experts.count
+            )
+        return found
+
+    def _entry(self, config: DecoderConfig) -> int:
+        """Bytes of a token's keys and values on a chip, spread over all."""
+        return 2 * 2 * config.layers * config.kv_heads * config.head_width // self.chips
+
+    def _flops(self, decoder: Any, tokens: int, pairs: int) -> int:
+        """``pairs``: of a query and a key that it sees."""
+        config = decoder.config
+        used = size(decoder.layers)
+        if config.experts:
+            used += size(decoder.experts) * config.experts.per_token // config.experts.count
+        attention = 4 * config.layers * config.heads * config.head_width * pairs
+        return (2 * used * tokens + attention) // self.chips
+
+    def _product(self, linear: Any, rows: int) -> int:
+        return 2 * size(linear) * rows // self.chips
+
+
+def size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def held_row(param: Any) -> int:
+    """Bytes of one row of a table."""
+    return param.shape[-1] * param.dtype.itemsize
+
+
+def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int = 1) -> Least:
+    """What a function's own formulas ask for."""
+    jaxpr = jax.make_jaxpr(function)(*arguments)
+    made = sum(out.size * out.dtype.itemsize for out in jaxpr.out_avals)
+    return Least(held(arguments) + made // chips, operations(jaxpr.jaxpr, runs) // chips)
+
+
+def operations(jaxpr: Any, runs: int = 1) -> int:
+    """Of products and convolutions, two for each multiplication; loops as often as they run, branches by the largest."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+            # A base with steps in between is met by the window every so often only.
+            total += 2 * out.size * kernel.size // features // math.prod(params["lhs_dilation"])
+        elif name == "scan":
+            total += params["length"] * operations(params["jaxpr"].jaxpr, runs)
+        elif name == "while":
+            total += runs * operations(params["body_jaxpr"].jaxpr, runs)
+        elif name == "cond":
+            total += max(operations(branch.jaxpr, runs) for branch in params["branches"])
+        else:
+            total += sum(operations(inner, runs) for inner in _inner(params))
+    return total
+
+
+def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
+    """Jaxprs that an equation calls."""
+    for value in params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(each, "jaxpr"):
+                yield each.jaxpr
+            elif hasattr(each, "eqns"):
+                yield each

@@ -1,0 +1,178 @@
+"""Does a model fit a TPU slice: all its programs, compiled for chips that are not there.
+
+What a chip holds is counted for each program: its own arguments, results and temporaries, and beside them the weights and caches
+that stay while it runs. The largest sum decides. Bytes and operations stand beside the least possible (``least``), collectives
+with their bytes; what a step takes is an estimate from these, never a measurement.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from omni_jax.buckets import bucket
+from omni_jax.compile import Compiled, Entries, Workload, programs
+from omni_jax.config import OmniConfig, from_hf, read_json
+from omni_jax.hub import locate
+from omni_jax.sharding import make_mesh
+from omni_jax.topology import Topology, topology
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model takes on a slice.
+
+    Attributes:
+        weights_bytes: of all chips' distinct weights. weights, cache, temporaries: bytes of the fullest chip, the last being
+            what the most demanding program adds to the others.
+        compiled: the programs; none where the weights and caches alone are too large.
+    """
+
+    topology: Topology
+    mesh: Mesh
+    workload: Workload
+    weights_bytes: int
+    weights: int
+    cache: int
+    temporaries: int
+    compiled: tuple[Compiled, ...]
+
+    @property
+    def held(self) -> int:
+        """Bytes of the fullest chip."""
+        return self.weights + self.cache + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        return self.held <= self.topology.chip.limit
+
+    def seconds(self, program: Compiled) -> float | None:
+        """An estimate of what a step takes at the least: its bytes at the chip's bandwidth or its operations at its rate in
+        bfloat16, whichever takes longer, and then its collectives at the bandwidth of the links."""
+        if program.bytes is None or program.flops is None or program.program is None:
+            return None
+        chip = self.topology.chip
+        talk = sum(each.bytes * each.count for each in program.program.collectives()) / program.entry.steps
+        return max(program.bytes / chip.bandwidth, program.flops / chip.rate) + talk / chip.link
+
+    @property
+    def buckets(self) -> dict[str, list[int]]:
+        """The sizes that programs of this workload can have: tokens of a prompt, and slots of a cache."""
+        sizes = sorted({bucket(tokens) for tokens in range(1, self.workload.context + 1)})
+        return {"prefill": sizes, "decode": [size for size in sizes if size >= min(bucket(512), sizes[-1])]}
+
+    def json(self) -> dict[str, Any]:
+        """Ready to be written; bytes and operations are of one step, and None of a program that is too large to compile."""
+        return {
+            "fits": self.fits,
+            "chips": self.topology.chips,
+            "weights_bytes": self.weights_bytes,
+            "per_chip": {
+                "weights": self.weights,
+                "cache": self.cache,
+                "temporaries": self.temporaries,
+                "limit": self.topology.chip.limit,
+            },
+            "programs": [
+                {
+                    "name": each.entry.name,
+                    "compile_s": round(each.seconds, 3),
+                    "bytes": each.bytes,
+                    "least_bytes": each.entry.least.bytes,
+                    "flops": each.flops,
+                    "least_flops": each.entry.least.flops,
+                    "temporaries": each.temporaries,
+                    "collectives": collectives(each),
+                }
+                for each in self.compiled
+            ],
+        }
+
+
+def collectives(compiled: Compiled) -> list[dict[str, Any]]:
+    """Those of a step: kind, result on one chip, its bytes, and how often."""
+    if compiled.program is None:
+        return []
+    steps = compiled.entry.steps
+    return [
+        {"kind": each.kind, "result": each.result, "bytes": each.bytes, "count": round(each.count / steps, 3)}
+        for each in compiled.program.collectives()
+    ]
+
+
+def plan(
+    model: OmniConfig | str | Path,
+    slice_name: str,
+    *,
+    batch: int = 1,
+    context: int | None = None,
+    speech: bool = False,
+    mesh: str | None = None,
+    only: Callable[[str], bool] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Compiles a model's programs for a slice.
+
+    Args:
+        model: a configuration, a model's folder or hub id, or a config.json.
+        slice_name: such as v5e-1, v6e-8 or v5p-8.
+        batch: replies at once. context: tokens of the longest conversation with its reply; 8,192 where the model has room for
+            them. speech: whether it is spoken.
+        mesh: as ``Omni.load`` takes it, such as ``data=2,model=4``; None for what it chooses.
+        only: of programs, by name; all by default.
+        progress: called with programs done, programs in all and the next one's name.
+
+    Raises:
+        ValueError: a name, a configuration or a mesh that cannot be; one line says which.
+    """
+    config = model if isinstance(model, OmniConfig) else read(model)
+    where = topology(slice_name)
+    shape = mesh or (slice_name if where.chips > 1 else "data=1")
+    made = make_mesh(shape, devices=where.devices, kv_heads=config.thinker.decoder.kv_heads)
+    if made.size != where.chips:
+        raise ValueError(
+            f"mesh: {mesh!r} has {made.size} devices, and {slice_name} has {where.chips} chips; use them all"
+        )
+    context = min(8192, config.thinker.context) if context is None else context
+    entries = Entries(config, made, Workload(batch=batch, context=context, speech=speech))
+    found: list[Compiled] = []
+    if entries.weights + entries.caches <= where.chip.limit:
+        found += programs(entries, only=only, progress=progress)
+    temporaries = max((added(each, entries) for each in found), default=0)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(entries.parts))
+    return Plan(where, made, entries.workload, size, entries.weights, entries.caches, max(0, temporaries), tuple(found))
+
+
+def added(compiled: Compiled, entries: Entries) -> int:
+    """What a program holds of a chip beside all weights and caches."""
+    return compiled.held - compiled.entry.weights - compiled.entry.caches
+
+
+def read(model: str | Path) -> OmniConfig:
+    """The configuration of a folder, a hub id or a config.json."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        found = read_json(path)
+        inner = found.get("config")
+        return from_hf(inner if isinstance(inner, Mapping) else found)
+    return from_hf(locate(model, weights=False))
+
+
+def write(plan: Plan, path: str | Path) -> None:
+    """Writes a plan as JSON."""
+    Path(path).write_text(json.dumps(plan.json(), indent=1) + "\n", encoding="utf-8")
+
+
+def summed(compiled: Compiled) -> dict[str, int]:
+    """Bytes of a step's collectives, by kind."""
+    total: Counter[str] = Counter()
+    for each in collectives(compiled):
+        total[each["kind"]] += round(each["bytes"] * each["count"])
+    return dict(total)

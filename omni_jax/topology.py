@@ -1,0 +1,87 @@
+"""TPU topologies by name, without a TPU: libtpu's compiler knows the chips, and gives devices to build a mesh of.
+
+It comes with ``jax[tpu]`` and runs on any x86 Linux machine.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+# How chips of a slice lie, by their number; of v5p in three dimensions, and its names count cores, two a chip.
+PLANES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
+NAME = re.compile(r"(v5e|v6e|v5p)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a chip has, as its maker publishes it, and what of its memory the compiler lets a program have.
+
+    Attributes:
+        limit: bytes a program may hold.
+        bandwidth: bytes a second to and from main memory. rate: operations a second in bfloat16. link: bytes a second to
+            other chips, all links together.
+    """
+
+    limit: int
+    bandwidth: float
+    rate: float
+    link: float
+
+
+CHIPS = {
+    "v5e": Chip(int(15.75 * 2**30), 819e9, 197e12, 200e9),
+    "v6e": Chip(int(31.25 * 2**30), 1640e9, 918e12, 448e9),
+    "v5p": Chip(int(95.74 * 2**30), 2765e9, 459e12, 600e9),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A slice: its name, its chips and what each is."""
+
+    name: str
+    chips: int
+    chip: Chip
+    shape: str
+
+    @property
+    def devices(self) -> list[Any]:
+        """Devices that a program can be compiled for, and that nothing can run on."""
+        return _devices(f"{self.name.partition('-')[0]}:{self.shape}", self.chips)
+
+
+def topology(name: str) -> Topology:
+    """A slice such as v5e-1, v6e-8 or v5p-8 (cores: four chips).
+
+    Raises:
+        ValueError: a name that is none of these, or a number of chips that no slice has.
+    """
+    if not (found := NAME.fullmatch(name)):
+        raise ValueError(f"topology: expected a name such as v5e-1, v6e-8 or v5p-8, got {name!r}")
+    kind, number = found[1], int(found[2])
+    shapes, cores = (CUBES, 2) if kind == "v5p" else (PLANES, 1)
+    if number % cores or number // cores not in shapes:
+        sizes = ", ".join(f"{kind}-{cores * size}" for size in shapes)
+        raise ValueError(f"topology: {name}: no slice has this size; expected one of {sizes}")
+    return Topology(name, number // cores, CHIPS[kind], shapes[number // cores])
+
+
+@cache
+def _devices(name: str, chips: int) -> list[Any]:
+    # No TPU is looked for, and another process may be compiling.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for quiet in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):  # it speaks of the host that it does not find
+        os.environ.setdefault(quiet, "3")
+    from jax.experimental import topologies
+
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if chips == 1 else {}
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds).devices)
+    except Exception as error:  # whatever the plugin's loader raises: there is no compiler
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the TPU's compiler is not here ({reason}); on Linux for x86: pip install 'jax[tpu]'"
+        ) from None

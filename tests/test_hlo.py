@@ -1,0 +1,137 @@
+"""What is counted of programs whose bytes, operations and collectives are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omni_jax.hlo import Collective, Grouped, Program
+
+LAYERS, WIDTH = 7, 256
+MATRIX, VECTOR = 4 * WIDTH**2, 4 * WIDTH
+
+
+def program(function, *shapes, **options):
+    text = jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile().as_text()
+    return Program(text, **options)
+
+
+def test_a_product_reads_and_writes_each_array_once():
+    assert program(lambda x, w: x @ w, (WIDTH, WIDTH), (WIDTH, WIDTH)).bytes() == 3 * MATRIX
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def run(x, w):
+        return jax.lax.fori_loop(0, LAYERS, lambda _, x: x @ w, x)
+
+    found = program(run, (1, WIDTH), (WIDTH, WIDTH))
+    (loop,) = found.loops()
+    assert found.trips(loop) == LAYERS
+    assert LAYERS * (MATRIX + 2 * VECTOR) <= found.parts()[loop.name] < LAYERS * (MATRIX + 8 * VECTOR)
+
+
+def test_a_loop_of_unknown_length_counts_once():
+    def run(x, w):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
+
+    found = program(run, (1, WIDTH), (WIDTH, WIDTH))
+    assert MATRIX + 2 * VECTOR <= found.parts()[found.loops()[0].name] < MATRIX + 8 * VECTOR
+
+
+def test_a_loop_of_unknown_length_counts_as_often_as_one_says():
+    def run(x, w):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
+
+    found = program(run, (1, WIDTH), (WIDTH, WIDTH), runs=5)
+    assert 5 * (MATRIX + 2 * VECTOR) <= found.parts()[found.loops()[0].name] < 5 * (MATRIX + 8 * VECTOR)
+    assert found.flops() == 5 * 2 * WIDTH**2
+
+
+def test_a_layer_of_a_stack_counts_as_a_layer():
+    """Each layer is read and copied, then read by its product: never the whole stack, which is as large as all of them."""
+
+    def run(x, stack):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+
+    moved = program(run, (1, WIDTH), (LAYERS, WIDTH, WIDTH)).bytes()
+    assert LAYERS * MATRIX < moved < 3.5 * LAYERS * MATRIX
+
+
+TPU = """HloModule kernel
+
+%take (p0: bf16[40,8,16], p1: s32[]) -> bf16[8,16] {
+  %p0 = bf16[40,8,16]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = s32[]{:T(128)S(6)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,8,16]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  ROOT %out = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} bitcast(%slice)
+}
+
+ENTRY %main (a: bf16[4,8], w: bf16[40,8,16], s: s32[40], i: s32[]) -> bf16[4,16] {
+  %a = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %w = bf16[40,8,16]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %s = s32[40]{0:T(128)} parameter(2)
+  %i = s32[]{:T(128)} parameter(3)
+  %one = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} fusion(%w, %i), kind=kLoop, calls=%take
+  ROOT %y = bf16[4,16]{1,0:T(8,128)(2,1)} custom-call(%a, %w, %s), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_a_captured_stack_counts_the_experts_that_are_read():
+    """``a`` lies beside the processor and counts nothing; ``take`` reads one matrix of the stack, the kernel three."""
+    expert, sizes, result, index = 2 * 8 * 16, 4 * 40, 2 * 4 * 16, 4
+    found = Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=5)})
+    assert found.parts()["one"] == expert + index
+    assert found.parts()["y"] == 3 * expert + sizes + result
+    assert Program(TPU).parts()["y"] == 40 * expert + sizes + result
+    assert found.flops() == 2 * 5 * 8 * 16
+
+
+def test_operations_of_a_product_in_a_loop():
+    def run(x, w):
+        return jax.lax.fori_loop(0, LAYERS, lambda _, x: x @ w, x)
+
+    assert program(run, (3, WIDTH), (WIDTH, WIDTH)).flops() == LAYERS * 2 * 3 * WIDTH**2
+
+
+def test_operations_of_a_product_taken_apart():
+    """A multiplication and a sum, as a compiler writes a product with one row."""
+    found = program(lambda x, w: jnp.sum(x[:, None] * w, axis=0), (WIDTH,), (WIDTH, WIDTH))
+    assert found.flops() == 2 * WIDTH**2
+
+
+def convolution(x, w, *, stride=1, padding="SAME", base=1, dilation=1):
+    return jax.lax.conv_general_dilated(
+        x, w, (stride,), padding, (base,), (dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 3}, {"padding": [(4, 0)]}, {"padding": [(3, 5)], "base": 4}, {"dilation": 3}, {"padding": "VALID"}],
+)
+def test_operations_of_a_convolution_are_those_that_meet_a_step(options):
+    steps, width, ins, outs = 11, 5, 3, 2
+    made = convolution(jnp.ones((1, steps, 1)), jnp.ones((width, 1, 1)), **options)
+    found = program(lambda x, w: convolution(x, w, **options), (4, steps, ins), (width, ins, outs))
+    assert found.flops() == 2 * 4 * ins * outs * int(np.sum(made))
+
+
+def test_collectives_of_a_loop():
+    devices = Mesh(np.array(jax.devices()[:4]), ("model",))
+    whole, split = (NamedSharding(devices, PartitionSpec(*axes)) for axes in ((), ("model",)))
+
+    def run(x, w):
+        def step(_, x):
+            return jax.lax.with_sharding_constraint(x @ w, whole)
+
+        return jax.lax.fori_loop(0, LAYERS, step, x)
+
+    shapes = ((3, WIDTH), whole), ((WIDTH, WIDTH), split)
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape, place in shapes)
+    text = jax.jit(run).lower(*arguments).compile().as_text()
+    found = Program(text)
+    assert found.collectives() == [Collective("all-reduce", "f32[3,256]", 3 * VECTOR, LAYERS)]
+    assert found.flops() == LAYERS * 2 * 3 * WIDTH**2 // 4

@@ -1,0 +1,281 @@
+"""Batch jobs: each line is answered as it would be alone, whatever stands beside it, and a job goes on where it stopped."""
+
+import json
+import os
+import threading
+from functools import partial
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+from shell_calls import call
+
+from omni_jax import Omni, jobs
+from omni_jax.continuous import Item, _Ahead
+from omni_jax.testing import tiny_qwen2_5_config, write_tiny
+
+HOW = {"thinker_max_new_tokens": 24, "thinker_eos_token_id": -1}
+GREEDY = {**HOW, "thinker_do_sample": False}
+
+
+def user(words):
+    return [{"role": "user", "content": words}]
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return str(path)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write(tmp_path / "in.jsonl", *(user(words) for words in ("Hi", "Hey", "Ho")))
+
+
+# --- what comes of a line
+
+
+def test_lines_are_answered_as_they_would_be_alone(writer, tmp_path):
+    """Bare conversations and objects, greedy and sampled, more of them than slots."""
+    own = [{"seed": n, "thinker_temperature": 1.5, "thinker_top_k": 50} if n % 2 else {"seed": n} for n in range(5)]
+    lines = [{"id": f"n{n}", "messages": user("Hi" + "!" * n), **how} for n, how in enumerate(own)]
+    source = write(tmp_path / "in.jsonl", user("Hello"), *lines)
+    totals = jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=2, **GREEDY)
+    found = read(tmp_path / "out.jsonl")
+    assert [line["line"] for line in found] == [1, 2, 3, 4, 5, 6]
+    assert "id" not in found[0]
+    for line, answer, how in zip([{"messages": user("Hello")}, *lines], found, [{}, *own], strict=True):
+        drawn = {} if "thinker_temperature" in how else {"thinker_do_sample": False}
+        expected = writer.generate(line["messages"], **HOW, **drawn, **how)
+        assert (answer["text"], answer["tokens"]) == (expected.text, expected.tokens)
+        assert (answer.get("id"), answer["finish_reason"]) == (line.get("id"), "length")
+        assert "logprobs" not in answer
+        assert "speech" not in answer
+    assert (totals.lines, totals.answered, totals.faults, totals.resumed, totals.tokens) == (6, 6, 0, 0, 144)
+    assert totals.tokens_per_second > 0
+
+
+BROKEN = {
+    "expected JSON": "{broken",
+    "expected a list of messages, or an object": "7",
+    "got only text": {"text": "Hi"},
+    "got messages of type int": {"messages": 3},
+    "unknown option thinker": {"messages": user("Hi"), "thinker": {"temperature": 1}},
+    "unknown option allow_private": {"messages": user("Hi"), "allow_private": True},
+    "unknown option given": {"messages": user("Hi"), "given": [1]},
+    "thinker_temperature: expected": {"messages": user("Hi"), "thinker_temperature": -1},
+    "no such file": user([{"type": "audio", "audio": "nowhere.wav"}]),
+    "return_audio=True, but": {"messages": user("Hi"), "return_audio": True},
+    "the prompt has": user("Hi " * 5000),
+}
+
+
+def test_a_bad_line_is_reported_in_its_place_and_stops_nothing(writer, tmp_path):
+    source = write(tmp_path / "in.jsonl", user("Hi"), *BROKEN.values(), user("Hey"))
+    said = []
+    totals = jobs.run(
+        writer, source, str(tmp_path / "out.jsonl"), slots=2, progress=lambda *now: said.append(now), **GREEDY
+    )
+    found = read(tmp_path / "out.jsonl")
+    assert [line["line"] for line in found] == list(range(1, len(BROKEN) + 3))
+    for words, line in zip(BROKEN, found[1:-1], strict=True):
+        assert line.keys() == {"line", "error", "of"}
+        assert words in line["error"]
+        assert "\n" not in line["error"]
+    assert found[0]["text"]
+    assert found[-1]["text"]
+    assert (totals.answered, totals.faults) == (2, len(BROKEN))
+    assert said[-1][:2] == (len(BROKEN) + 2,) * 2
+    assert said[-1][2].endswith("tokens/s")
+
+
+def test_a_bad_lines_id_is_said_too(writer, tmp_path):
+    source = write(tmp_path / "in.jsonl", {"id": {"n": 1}, "messages": []})
+    jobs.run(writer, source, str(tmp_path / "out.jsonl"))
+    (line,) = read(tmp_path / "out.jsonl")
+    assert line["id"] == {"n": 1}
+    assert line["error"]
+
+
+# --- going on
+
+
+def test_a_stopped_job_goes_on(writer, source, tmp_path):
+    path = tmp_path / "out.jsonl"
+    jobs.run(writer, source, str(path), slots=2, **GREEDY)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(lines[2] + lines[0] + lines[1][:20])
+    totals = jobs.run(writer, source, str(path), slots=2, **GREEDY)
+    assert path.read_bytes() == whole
+    assert (totals.lines, totals.resumed) == (3, 2)
+    totals = jobs.run(writer, source, str(path), slots=2, **GREEDY)  # nothing to do
+    assert path.read_bytes() == whole
+    assert (totals.lines, totals.resumed, totals.tokens, totals.tokens_per_second) == (3, 3, 72, 0)
+
+
+def test_what_is_done_stays_when_the_work_breaks_off(writer, source, tmp_path):
+    def stop(done, total, name):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=1, progress=stop, **GREEDY)
+    assert len(read(tmp_path / "out.jsonl")) == 1
+    assert jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=1, **GREEDY).resumed == 1
+    assert not [thread for thread in threading.enumerate() if "omni_jax_reads" in thread.name and thread.daemon]
+
+
+def test_faults_are_tried_again_if_somebody_says_so(writer, tmp_path):
+    path = tmp_path / "late.wav"
+    source = write(tmp_path / "in.jsonl", user("Hi"), user([{"type": "audio", "audio": str(path)}]))
+    run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"), slots=2, **GREEDY)
+    assert run().faults == 1
+    soundfile.write(path, np.zeros(1600, np.float32), 16_000)
+    assert run().faults == 1
+    totals = run(retry=True)
+    assert (totals.faults, totals.resumed) == (0, 1)
+    assert [line["line"] for line in read(tmp_path / "out.jsonl")] == [1, 2]
+
+
+def test_another_input_is_not_mistaken_for_this_one(writer, source, tmp_path):
+    target = str(tmp_path / "out.jsonl")
+    jobs.run(writer, source, target, slots=2, **GREEDY)
+    write(tmp_path / "in.jsonl", user("Hi"), user("Other"), user("Ho"))
+    with pytest.raises(ValueError, match="its line 2 answers another one"):
+        jobs.run(writer, source, target)
+    write(tmp_path / "in.jsonl", user("Hi"))
+    with pytest.raises(ValueError, match=r"answers line 2, which .* does not have"):
+        jobs.run(writer, source, target)
+
+
+def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
+    run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"))
+    for words, how in {
+        "sound: expected one of wav, flac": {"sound": "mp3"},
+        "slots, window": {"slots": 0},
+        "slots, window: expected at least 1": {"window": 0},
+        "unknown option temperature; did you mean thinker_temperature": {"temperature": 1.0},
+        "speaker: nothing is spoken": {"speaker": "Ethan"},
+        "not an option of a job": {"given": [1]},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            run(**how)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_object_store_will_do(writer, source):
+    name = f"memory://{os.urandom(6).hex()}"
+    files = fsspec.filesystem("memory")
+    files.put_file(source, f"{name}/in.jsonl")
+    jobs.run(writer, f"{name}/in.jsonl", f"{name}/out.jsonl", slots=2, **GREEDY)
+    found = [json.loads(line) for line in files.cat_file(f"{name}/out.jsonl").splitlines()]
+    assert [line["line"] for line in found] == [1, 2, 3]
+    assert found[0]["tokens"] == writer.generate(user("Hi"), **GREEDY).tokens
+    assert files.ls(name, detail=False) == [
+        f"/{name.removeprefix('memory://')}/{file}" for file in ("in.jsonl", "out.jsonl")
+    ]
+
+
+def test_lines_are_read_ahead_and_sorted_to_and_fro():
+    class Long(Item):
+        length = property(lambda self: self.key)
+
+    ahead = _Ahead((Long(key, None) for key in (5, 1, 3, 9, 2, 4, 8, 7, 6)), 3, 4)
+    assert [ahead.take(wait=True).key for _ in range(9)] == [1, 3, 5, 9, 8, 4, 2, 6, 7]
+    assert not ahead.exhausted
+    assert ahead.take(wait=True) is None
+    assert ahead.exhausted
+    ahead.close()
+
+
+# --- in speech
+
+
+@pytest.fixture(scope="module")
+def elder(tmp_path_factory):
+    return Omni.load(write_tiny(tmp_path_factory.mktemp("elder"), config=tiny_qwen2_5_config()))
+
+
+@pytest.mark.parametrize("name", ["omni", "elder"])
+def test_answers_are_spoken_as_those_of_generate_are(name, request, tmp_path):
+    """A line that hears something and one that does not, with other voices and seeds; rows of a batch are what they are alone
+    (test_speaks.py, test_elder.py)."""
+    model = request.getfixturevalue(name)
+    recording = tmp_path / "noise.wav"
+    soundfile.write(recording, np.random.default_rng(0).normal(size=3200) / 8, 16_000)
+    system = [{"role": "system", "content": model.synthesizer.system}] if model.synthesizer.system else []
+    content = [[{"type": "audio", "audio": str(recording)}], "Hi"]
+    conversations = [[*system, {"role": "user", "content": part}] for part in content]
+    own, how = (
+        {"seed": [3, 0], "speaker": [model.speakers[1], model.speakers[0]]},
+        {**GREEDY, "talker_max_new_tokens": 25},
+    )
+    lines = [
+        {"messages": conversation, "seed": seed, "speaker": speaker}
+        for conversation, seed, speaker in zip(conversations, own["seed"], own["speaker"], strict=True)
+    ]
+    jobs.run(model, write(tmp_path / "in.jsonl", *lines), str(tmp_path / "out.jsonl"), slots=2, sound="flac", **how)
+    for expected, answer in zip(
+        model.generate_batch(conversations, **own, **how), read(tmp_path / "out.jsonl"), strict=True
+    ):
+        assert answer["tokens"] == expected.tokens
+        speech = answer["speech"]
+        assert speech["file"] == f"out.sound/{answer['line']:08d}.flac"
+        assert (speech["frames"], speech["finish_reason"]) == (expected.codes.shape[1], expected.speech_finish_reason)
+        samples, rate = soundfile.read(tmp_path / speech["file"], dtype="float32")
+        assert rate == speech["sample_rate"] == 24_000
+        assert speech["seconds"] == round(len(expected.audio) / 24_000, 3)
+        np.testing.assert_allclose(samples, expected.audio, atol=1e-4)
+        assert np.abs(expected.audio).max() > 1e-2
+
+
+# --- in a shell
+
+
+def test_the_command(tiny, writer, source, tmp_path, monkeypatch, capsys):
+    run = partial(call, monkeypatch, capsys, "batch", source, tmp_path / "out.jsonl", "--model", tiny)
+    arguments = ("--no-speech", "--slots", 2, "--max-new-tokens", 24, "--greedy", "--logprobs")
+    code, out, err = run(*arguments, "--profile", tmp_path / "trace", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["answered"] == 3
+    expected = [
+        writer.generate(user(words), thinker_max_new_tokens=24, thinker_do_sample=False)
+        for words in ("Hi", "Hey", "Ho")
+    ]
+    found = read(tmp_path / "out.jsonl")
+    assert [line["text"] for line in found] == [reply.text for reply in expected]
+    np.testing.assert_allclose(found[0]["logprobs"], expected[0].logprobs, atol=1e-4)
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    code, out, err = run(*arguments)
+    assert (code, out) == (0, "")
+    assert "3 of 3 lines answered (3 by earlier runs), 0 errors" in err
+
+
+def test_the_commands_mistakes_are_one_line(tiny, source, tmp_path, monkeypatch, capsys):
+    run = partial(call, monkeypatch, capsys, "batch")
+    target = tmp_path / "out.jsonl"
+    for words, arguments in {
+        "no such file": (tmp_path / "none.jsonl", target, "--model", tiny),
+        "Missing option '--model'": (source, target),
+        "--speaker: nothing is spoken with --no-speech": (
+            source,
+            target,
+            "--model",
+            tiny,
+            "--no-speech",
+            "--speaker",
+            "Ethan",
+        ),
+        "sound: expected one of wav, flac": (source, target, "--model", tiny, "--sound", "mp3"),
+        "speaker: expected one of": (source, target, "--model", tiny, "--speaker", "Nobody"),
+    }.items():
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert words in err
+        assert err.count("\n") == 1
+    assert not target.exists()

@@ -1,0 +1,182 @@
+"""The output of a job: what is written stays, what is torn is cut off, and what is somebody else's is not touched."""
+
+import json
+import os
+
+import fsspec
+import pytest
+
+from omni_jax import ledger as module
+from omni_jax.ledger import Ledger, lines_of
+
+
+def answer(number, **content):
+    return number, f"sum{number}", content or {"text": f"reply {number}"}
+
+
+def numbers(path):
+    return [json.loads(line)["line"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def bucket():
+    """An object store, which cannot append."""
+    name = f"memory://{os.urandom(6).hex()}"
+    yield name
+    fsspec.filesystem("memory").rm(name, recursive=True)
+
+
+def test_lines_are_there_when_write_returns(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Ledger(str(path)) as ledger:
+        ledger.write([answer(3), answer(1, text="schön", id="x")])
+        assert numbers(path) == [3, 1]
+        assert json.loads(path.read_text(encoding="utf-8").splitlines()[1]) == {
+            "line": 1, "text": "schön", "id": "x", "of": "sum1",
+        }  # fmt: skip
+    with Ledger(str(path)) as ledger:
+        assert {number: entry.of for number, entry in ledger.entries.items()} == {3: "sum3", 1: "sum1"}
+        ledger.write([answer(2)])
+        ledger.merge([1, 2, 3])
+    assert numbers(path) == [1, 2, 3]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("left", [1, 5, 9, 30])
+def test_a_torn_line_is_cut_off(tmp_path, left):
+    """Wherever it was torn, the lines before it stay and the next one begins anew."""
+    path = tmp_path / "out.jsonl"
+    with Ledger(str(path)) as ledger:
+        ledger.write([answer(1), answer(2)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"line": 3, "text": "never finished'[:left])
+    with Ledger(str(path)) as ledger:
+        assert sorted(ledger.entries) == [1, 2]
+        assert path.read_bytes() == whole
+        ledger.write([answer(3)])
+    assert numbers(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", ["precious\n", "precious", '{"line": 1}\n', "[1]\n", '{"line": "x", "of": ""}\n'])
+def test_a_file_of_something_else_is_left_alone(tmp_path, content):
+    path = tmp_path / "out.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="another name"):
+        Ledger(str(path))
+    assert path.read_text() == content
+
+
+def test_one_job_at_a_time(tmp_path):
+    with Ledger(str(tmp_path / "out.jsonl")), pytest.raises(ValueError, match="another job is writing it"):
+        Ledger(str(tmp_path / "out.jsonl"))
+    Ledger(str(tmp_path / "out.jsonl"))
+
+
+def test_places_that_cannot_be(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        Ledger(str(tmp_path / "nowhere" / "out.jsonl"))
+    with pytest.raises(ValueError, match="got a folder"):
+        Ledger(str(tmp_path))
+    with pytest.raises(ValueError, match="nosuch"):
+        Ledger("nosuch://bucket/out.jsonl")
+
+
+def test_a_full_disk_leaves_no_half_a_line(tmp_path, monkeypatch):
+    path, write = tmp_path / "out.jsonl", os.write
+    with Ledger(str(path)) as ledger:
+        ledger.write([answer(1)])
+        whole = path.read_bytes()
+
+        def fill(file, content):
+            if len(content) < 20:
+                raise OSError(28, "No space left on device")
+            return write(file, content[:20])
+
+        monkeypatch.setattr(os, "write", fill)
+        with pytest.raises(OSError, match="No space"):
+            ledger.write([answer(2)])
+    assert path.read_bytes() == whole
+
+
+def test_sound_has_its_name_when_it_is_whole(tmp_path):
+    with Ledger(str(tmp_path / "out.jsonl")) as ledger:
+        assert ledger.put("00000001.wav", b"RIFF") == "out.sound/00000001.wav"
+        (tmp_path / "out.sound" / "00000002.wav.part").write_bytes(b"torn by a kill")
+        ledger.put("00000002.wav", b"RIFF")
+    assert {item.name: item.read_bytes() for item in (tmp_path / "out.sound").iterdir()} == {
+        "00000001.wav": b"RIFF", "00000002.wav": b"RIFF",
+    }  # fmt: skip
+
+
+def test_several_processes_write_parts_and_the_first_joins_them(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Ledger(str(path), process=0, processes=2) as first, Ledger(str(path), process=1, processes=2) as second:
+        first.write([answer(2)])
+        second.write([answer(3), answer(1)])
+        assert not path.exists()
+        with pytest.raises(
+            ValueError, match="1 lines of other processes are not to be seen from here, the first is line 4"
+        ):
+            first.merge([1, 2, 3, 4])
+        first.merge([1, 2, 3])
+        assert numbers(path) == [1, 2, 3]
+        assert not (tmp_path / "out.jsonl.parts").exists()
+
+
+def test_a_job_goes_on_with_another_number_of_processes(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Ledger(str(path), process=1, processes=2) as ledger:
+        ledger.write([answer(1)])
+    part = tmp_path / "out.jsonl.parts" / "00001-of-00002.jsonl"
+    part.write_bytes(part.read_bytes() + b'{"line": 3, "te')
+    with Ledger(str(path)) as ledger:
+        assert list(ledger.entries) == [1]
+        ledger.write([answer(2), answer(3)])
+        ledger.merge([1, 2, 3])
+    assert numbers(path) == [1, 2, 3]
+
+
+def test_an_object_store_has_an_object_for_each_flush(bucket, monkeypatch):
+    target = f"{bucket}/out.jsonl"
+    files = fsspec.filesystem("memory")
+    with Ledger(target) as ledger:
+        ledger.write([answer(3)])
+        ledger.flush()
+        ledger.write([answer(1)])  # lost, for nobody flushed
+        assert ledger.put("00000003.wav", b"RIFF") == "out.sound/00000003.wav"
+    with Ledger(target) as ledger:
+        assert list(ledger.entries) == [3]
+        monkeypatch.setattr(module, "FLUSH_BYTES", 10)
+        ledger.write([answer(1), answer(2)])
+        assert len(files.ls(f"{bucket}/out.jsonl.parts")) == 2
+        ledger.merge([1, 2, 3])
+    assert [json.loads(line)["line"] for line in files.cat_file(target).splitlines()] == [1, 2, 3]
+    assert not files.exists(f"{bucket}/out.jsonl.parts")
+    assert files.cat_file(f"{bucket}/out.sound/00000003.wav") == b"RIFF"
+    assert sorted(Ledger(target).entries) == [1, 2, 3]
+
+
+def test_an_answer_goes_before_a_fault(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Ledger(str(path)) as ledger:
+        ledger.write([answer(1, error="no such file"), answer(2, error="broken")])
+        ledger.write([answer(1), answer(2, error="still broken")])
+    with Ledger(str(path)) as ledger:
+        ledger.merge([1, 2])
+        assert [(entry.fault, entry.content.get("error")) for entry in ledger.entries.values()] == [
+            (False, None), (True, "still broken"),
+        ]  # fmt: skip
+    assert numbers(path) == [1, 2]
+
+
+def test_lines_have_their_numbers_in_the_file(tmp_path, bucket):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf[1]\r\n\n  \n[2]")
+    assert list(lines_of(str(path))) == [(1, b"[1]"), (4, b"[2]")]
+    fsspec.filesystem("memory").pipe_file(f"{bucket}/in.jsonl", b"[1]\n")
+    assert list(lines_of(f"{bucket}/in.jsonl")) == [(1, b"[1]")]
+    for source in (str(tmp_path / "none.jsonl"), f"{bucket}/none.jsonl"):
+        with pytest.raises(ValueError, match="no such file"):
+            list(lines_of(source))
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(lines_of(str(tmp_path)))
