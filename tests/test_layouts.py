@@ -3,16 +3,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from omni_jax.config import from_hf
 from omni_jax.layouts import arranged, declared
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
 
+CONFIG = from_hf(tiny_config())
 
-def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last():
-    config = from_hf(tiny_config())
-    made = jax.jit(lambda: parts.random(config, jnp.float32, jax.random.key(0)))()
+
+@pytest.fixture(scope="module")
+def made():
+    return jax.jit(lambda: parts.random(CONFIG, jnp.float32, jax.random.key(0)))()
+
+
+def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last(made):
     moved = arranged(made, "tpu")
     before, after = parts.leaves(made), parts.leaves(moved)
     turned = {path for path, leaf in after.items() if leaf.format.layout.major_to_minor != tuple(range(leaf.ndim))}
@@ -23,16 +29,15 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
 
     def run(predictor):
         return predictor.residual(
-            *jnp.ones((2, 1, config.talker.decoder.width)), lambda scores, _: jnp.argmax(scores, -1)
+            *jnp.ones((2, 1, CONFIG.talker.decoder.width)), lambda scores, _: jnp.argmax(scores, -1)
         )
 
     program = jax.jit(run)
     np.testing.assert_array_equal(program(moved["code_predictor"])[0], program(made["code_predictor"])[0])
 
 
-def test_on_a_cpu_layers_of_decoders_lie_one_by_one():
+def test_on_a_cpu_layers_of_decoders_lie_one_by_one(made):
     """Where the stack lies: large ones are not copied. And back again, as checkpoints hold them."""
-    made = parts.random(from_hf(tiny_config()), jnp.float32, jax.random.key(0))
     before = parts.leaves(made)
     moved = arranged(made, "cpu")
     layers = moved["thinker"].decoder.layers
