@@ -20,7 +20,7 @@ from omni_jax.processing import dual_track_prompt
 from omni_jax.processing.prompt import SPOKEN_SYSTEM
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
-from omni_jax.synthesizer import Synthesizer
+from omni_jax.synthesizer import Synthesizer, checked
 from omni_jax.voice import Chunk, Speech, Voices, part_seed
 from omni_jax.weights.speakers import Speaker, read_speakers
 
@@ -189,11 +189,11 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
         self, codes: np.ndarray, lengths: Any, *, speaker: Any = None, seed: Any = None, noise: Any = None
     ) -> Float32[np.ndarray, "B W"]:
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
-        ids, lengths = flow_voice.checked(dit, codes, lengths)
+        ids, lengths = checked(codes, lengths, codebooks=1, codebook=dit.config.codes)
         voices = self.choose(speaker, len(ids))
         seeds = np.broadcast_to(0 if seed is None else seed, len(ids))
         draws = None if noise is not None else [noise_seed(int(each)) for each in seeds]
-        return flow_voice.decode(dit, bigvgan, ids, lengths, voices, seeds=draws, noise=noise)
+        return flow_voice.decode(dit, bigvgan, ids[:, 0], lengths, voices, seeds=draws, noise=noise)
 
 
 def noise_seed(seed: int) -> int:

@@ -33,7 +33,6 @@ from jaxtyping import Bool, Float32, Int
 from omni_jax.buckets import bucket
 from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.models.dit import DiT, frame_noise
-from omni_jax.processing.arrays import to_numpy
 from omni_jax.weights.speakers import Speaker
 
 # Blocks of a window beside its new ones; more where BigVGAN's reach asks for it, that sides of windows are never heard.
@@ -89,29 +88,6 @@ def _mel(dit, codes, lengths, speaker, mel, mel_lengths, noise, start):
 @jax.jit
 def _samples(bigvgan, mel, first, end):
     return bigvgan.decode_window(mel, first, end)
-
-
-def checked(dit: DiT, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, "B Y"], Int[np.ndarray, "B"]]:
-    """Codes [B, 1, Y] or [1, Y] as ``decode`` takes them, zero beyond each row's own, and how many these are.
-
-    Raises:
-        ValueError: in one line, for codes or lengths that cannot be.
-    """
-    ids, most = codes[None] if codes.ndim == 2 else codes, dit.config.codes
-    if ids.ndim != 3 or ids.shape[1] != 1 or not ids.shape[0] or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"codes: expected whole numbers of shape [B, 1, Y] or [1, Y], got {ids.dtype} of shape {list(codes.shape)}"
-        )
-    rows, _, longest = ids.shape
-    counts = np.full(rows, longest) if lengths is None else np.atleast_1d(to_numpy(lengths))
-    if counts.shape != (rows,) or counts.dtype.kind not in "iu" or ((counts < 0) | (counts > longest)).any():
-        raise ValueError(
-            f"lengths: expected a number of codes from 0 to {longest} for each of {rows} rows, got {counts.tolist()}"
-        )
-    own = np.where(np.arange(longest) < counts[:, None], ids[:, 0], 0)
-    if own.size and (own.min() < 0 or own.max() >= most):
-        raise ValueError(f"codes: expected ids from 0 to {most - 1}, got {own.min()} to {own.max()}")
-    return own, counts
 
 
 def decode(

@@ -16,10 +16,9 @@ from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
 from omni_jax.defaults import Defaults
 from omni_jax.models.code2wav import BATCH_FRAMES
 from omni_jax.processing import speech_prompt
-from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
-from omni_jax.synthesizer import Synthesizer
+from omni_jax.synthesizer import Synthesizer, checked
 from omni_jax.voice import Chunk, Speech, Voices
 
 # New frames a call: a stream begins with one, so that its first sound is early, and grows so that it stays ahead of its
@@ -130,31 +129,9 @@ class FrameSynthesizer(Synthesizer[Omni3Config]):
     def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: this family's vocoder needs codes alone; leave it out")
-        return decode(self.parts["code2wav"], *checked(self.parts["code2wav"], codes, lengths))
-
-
-def checked(code2wav: Any, codes: np.ndarray, lengths: Any) -> tuple[Int[np.ndarray, "B Q Y"], Int[np.ndarray, "B"]]:
-    """Codes [B, Q, Y] or [Q, Y] as ``decode`` takes them, zero beyond each row's frames, and these.
-
-    Raises:
-        ValueError: in one line, for codes or lengths that cannot be.
-    """
-    ids, books, book = codes[None] if codes.ndim == 2 else codes, code2wav.config.codebooks, code2wav.config.codebook
-    if ids.ndim != 3 or ids.shape[1] != books or not ids.shape[0] or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"codes: expected whole numbers of shape [B, {books}, Y] or [{books}, Y], got {ids.dtype} of shape "
-            f"{list(codes.shape)}"
-        )
-    rows, _, most = ids.shape
-    frames = np.full(rows, most) if lengths is None else np.atleast_1d(to_numpy(lengths))
-    if frames.shape != (rows,) or frames.dtype.kind not in "iu" or ((frames < 0) | (frames > most)).any():
-        raise ValueError(
-            f"lengths: expected a number of frames from 0 to {most} for each of {rows} rows, got {frames.tolist()}"
-        )
-    own = np.where(np.arange(most) < frames[:, None, None], ids, 0)
-    if ids.size and (own.min() < 0 or own.max() >= book):
-        raise ValueError(f"codes: expected ids from 0 to {book - 1}, got {own.min()} to {own.max()}")
-    return own, frames
+        code2wav = self.parts["code2wav"]
+        config = code2wav.config
+        return decode(code2wav, *checked(codes, lengths, codebooks=config.codebooks, codebook=config.codebook))
 
 
 def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B W"]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 from omni_jax.config import OmniConfig
 from omni_jax.defaults import Defaults
+from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.request import Batch
 from omni_jax.voice import Speech
 
@@ -106,3 +107,32 @@ class Synthesizer(ABC, Generic[Whole]):
     @abstractmethod
     def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
         """Codes [B, Q, Y] to waveforms; see ``Omni.decode_codes``."""
+
+
+def checked(
+    codes: np.ndarray, lengths: Any, *, codebooks: int, codebook: int
+) -> tuple[Int[np.ndarray, "B Q Y"], Int[np.ndarray, "B"]]:
+    """Codes [B, Q, Y] or [Q, Y] as vocoders take them, zero beyond each row's frames, and these.
+
+    Args:
+        codebooks: codes of a frame. codebook: how many codes there are.
+
+    Raises:
+        ValueError: in one line, for codes or lengths that cannot be.
+    """
+    ids = codes[None] if codes.ndim == 2 else codes
+    if ids.ndim != 3 or ids.shape[1] != codebooks or not ids.shape[0] or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"codes: expected whole numbers of shape [B, {codebooks}, Y] or [{codebooks}, Y], got {ids.dtype} of shape "
+            f"{list(codes.shape)}"
+        )
+    rows, _, most = ids.shape
+    frames = np.full(rows, most) if lengths is None else np.atleast_1d(to_numpy(lengths))
+    if frames.shape != (rows,) or frames.dtype.kind not in "iu" or ((frames < 0) | (frames > most)).any():
+        raise ValueError(
+            f"lengths: expected a number of frames from 0 to {most} for each of {rows} rows, got {frames.tolist()}"
+        )
+    own = np.where(np.arange(most) < frames[:, None, None], ids, 0)
+    if ids.size and (own.min() < 0 or own.max() >= codebook):
+        raise ValueError(f"codes: expected ids from 0 to {codebook - 1}, got {own.min()} to {own.max()}")
+    return own, frames

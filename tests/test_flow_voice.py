@@ -9,10 +9,11 @@ import pytest
 
 from omni_jax import flow_voice
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
-from omni_jax.flow_voice import FlowStream, checked, decode
+from omni_jax.flow_voice import FlowStream, decode
 from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.models.dit import DiT, frame_noise
 from omni_jax.nn.layers import Init
+from omni_jax.synthesizer import checked
 from omni_jax.weights.speakers import Speaker
 
 # Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN hears 11 frames to both sides.
@@ -184,15 +185,15 @@ def test_a_row_longer_than_the_context(parts):
         decode(dit, parts[1], codes, np.array([3, 51]), SPEAKERS[:2], seeds=[0, 1])
 
 
-def test_codes_as_given(parts):
-    codes = speech(2, 9)
+def test_codes_as_given():
+    codes, how = speech(2, 9), {"codebooks": 1, "codebook": FLOW.codes}
     for given in (codes[:, None], codes[:1]):
-        ids, lengths = checked(parts[0], given, None)
-        np.testing.assert_array_equal(ids, codes[: len(ids)])
+        ids, lengths = checked(given, None, **how)
+        np.testing.assert_array_equal(ids[:, 0], codes[: len(ids)])
         np.testing.assert_array_equal(lengths, [9] * len(ids))
     given = np.where(np.arange(9) < 4, codes, -1)  # what stands behind a row's end may be anything
-    ids, lengths = checked(parts[0], given[:, None], [4, 0])
-    np.testing.assert_array_equal(ids, np.where(np.arange(9) < [[4], [0]], codes, 0))
+    ids, lengths = checked(given[:, None], [4, 0], **how)
+    np.testing.assert_array_equal(ids[:, 0], np.where(np.arange(9) < [[4], [0]], codes, 0))
     np.testing.assert_array_equal(lengths, [4, 0])
 
 
@@ -200,7 +201,7 @@ REFUSED = {
     "no axis of one codebook": ((2, 9), None, 0, r"whole numbers of shape \[B, 1, Y\] or \[1, Y\], got int32 of shape \[2, 9\]"),
     "several codebooks": ((2, 4, 9), None, 0, r"got int32 of shape \[2, 4, 9\]"),
     "no rows": ((0, 1, 9), None, 0, "whole numbers of shape"),
-    "too long": ((2, 1, 9), [3, 10], 0, r"lengths: expected a number of codes from 0 to 9 for each of 2 rows, got \[3, 10\]"),
+    "too long": ((2, 1, 9), [3, 10], 0, r"lengths: expected a number of frames from 0 to 9 for each of 2 rows, got \[3, 10\]"),
     "too few lengths": ((2, 1, 9), [3], 0, "for each of 2 rows"),
     "below zero": ((2, 1, 9), None, -1, "codes: expected ids from 0 to 49, got -1 to -1"),
     "beyond the table": ((2, 1, 9), None, 50, "codes: expected ids from 0 to 49, got 50 to 50"),
@@ -208,12 +209,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_codes_that_cannot_be(parts, case):
+def test_codes_that_cannot_be(case):
     shape, lengths, value, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
-        checked(parts[0], np.full(shape, value, np.int32), lengths)
+        checked(np.full(shape, value, np.int32), lengths, codebooks=1, codebook=FLOW.codes)
     with pytest.raises(ValueError, match="whole numbers"):
-        checked(parts[0], np.zeros((1, 9)), None)
+        checked(np.zeros((1, 9)), None, codebooks=1, codebook=FLOW.codes)
 
 
 # --- a stream

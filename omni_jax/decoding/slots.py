@@ -176,13 +176,8 @@ def _insert(
         at[axis] = row
         return jax.lax.dynamic_update_slice(whole, own, at)
 
-    cache = KVCache(
-        k=put(state.cache.k, one.cache.k, 1),
-        v=put(state.cache.v, one.cache.v, 1),
-        length=put(state.cache.length, one.cache.length),
-    ).on(mesh_of(state.cache.k))
     state = DecodeState(
-        cache=cache,
+        cache=state.cache.put(one.cache, row).on(mesh_of(state.cache.k)),
         tokens=put(state.tokens, one.tokens),
         positions=put(state.positions, one.positions, 1),
         seen=put(state.seen, one.seen),
@@ -199,6 +194,4 @@ def _finish(state: DecodeState, stopped: Array) -> DecodeState:
 
 @partial(jax.jit, static_argnames=("slots",))
 def _resized(cache: KVCache, slots: int) -> KVCache:
-    if slots < cache.slots:
-        cache = replace(cache, k=cache.k[:, :, :, :slots], v=cache.v[:, :, :, :slots])
-    return (cache.grow(slots) if slots > cache.slots else cache).on(mesh_of(cache.k))
+    return (cache.grow(slots) if slots > cache.slots else cache.cut(slots)).on(mesh_of(cache.k))

@@ -78,6 +78,19 @@ class KVCache:
         """Some rows, in the order of ``index``."""
         return KVCache(k=self.k[:, index], v=self.v[:, index], length=self.length[index])
 
+    def put(self, one: "KVCache", row: Int[Array, ""]) -> "KVCache":
+        """The same with the only row of another cache, of as many slots or fewer, in place of a row."""
+        start = (0, row, 0, 0, 0)
+        return KVCache(
+            k=jax.lax.dynamic_update_slice(self.k, one.k, start),
+            v=jax.lax.dynamic_update_slice(self.v, one.v, start),
+            length=jax.lax.dynamic_update_slice(self.length, one.length, (row,)),
+        )
+
+    def cut(self, slots: int) -> "KVCache":
+        """The first ``slots``; no row holds more."""
+        return replace(self, k=self.k[:, :, :, :slots], v=self.v[:, :, :, :slots])
+
     def grow(self, slots: int) -> "KVCache":
         """The same entries with room for ``slots``."""
         padding = [(0, 0), (0, 0), (0, 0), (0, slots - self.slots), (0, 0)]

@@ -48,7 +48,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         multiply = partial(jnp.tensordot, axes=self.contracted)
-        if math.prod(x.shape[: x.ndim - self.contracted]) == 1 and self.kernel.ndim == 3:
+        rows = x.shape[: x.ndim - self.contracted]
+        if rows and math.prod(rows) == 1 and self.kernel.ndim == 3:
             y = jax.lax.platform_dependent(x, self.kernel[...], tpu=partial(_doubled, multiply), default=multiply)
         else:
             y = multiply(x, self.kernel[...])
