@@ -7,6 +7,7 @@ import torch
 from parity_close import assert_close
 from parity_scenes import batch, scene, theirs
 
+from omni_jax.layouts import declared
 from omni_jax.models.parts import leaves
 from omni_jax.processing import clip_packing, patch_packing
 
@@ -51,8 +52,9 @@ def test_gradients_of_the_next_token_loss(omni, reference):
         picked = jnp.take_along_axis(logits, made.tokens[:, 1:, None], axis=-1)[..., 0]
         return -jnp.sum(picked * made.mask[:, 1:]) / made.mask[:, 1:].sum()
 
+    parts = declared(omni.parts)
     value, gradients = jax.jit(jax.value_and_grad(loss))(
-        {name: omni.parts[name] for name in ("thinker", "audio_encoder", "vision_encoder")}
+        {name: parts[name] for name in ("thinker", "audio_encoder", "vision_encoder")}
     )
     gradients = leaves(gradients)
 
