@@ -1,5 +1,7 @@
 """Attention in blocks, over a cache and in segments equals plain masked attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_jax.nn import attention
+from omni_jax.nn import attention, layers
+from omni_jax.nn import cache as cache_module
 from omni_jax.nn.cache import KVCache
 
 
@@ -135,3 +138,22 @@ def test_spans_hold_no_square_of_the_length():
     assert "256,512]" in compiled.as_text()
     assert "4096,4096" not in compiled.as_text()
     assert compiled.memory_analysis().temp_size_in_bytes < 16 << 20
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_tpus_way_to_write_a_cache_is_the_same(count):
+    """Row by row; a row that stands at the end keeps what it holds."""
+    rng = np.random.default_rng(count)
+    old = tuple(jnp.asarray(rng.normal(size=(2, 4, 2, 8, 3)), jnp.float32) for _ in "kv")
+    new = tuple(jnp.asarray(rng.normal(size=(2, 4, 2, count, 3)), jnp.float32) for _ in "kv")
+    at = jnp.array([0, 5, 2, 8])
+    for found, expected in zip(
+        cache_module._write_row_by_row(old, new, at), cache_module._write_at_once(old, new, at), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_tpus_way_to_multiply_one_row_is_the_same():
+    x, kernel = jnp.ones((1, 1, 5)), jnp.arange(30.0).reshape(5, 2, 3)
+    multiply = partial(jnp.tensordot, axes=1)
+    np.testing.assert_array_equal(layers._doubled(multiply, x, kernel), multiply(x, kernel))
