@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from omni_jax import Omni
 from omni_jax.config import from_hf
 from omni_jax.models import parts
+from omni_jax.nn import exchange
 from omni_jax.sharding import make_mesh, shardings, well_chosen
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
@@ -66,8 +67,12 @@ def answers(omni):
         ("Qwen2.5-Omni", "data=2,expert=2,model=2"),
     ],
 )
-def test_eight_devices_answer_as_one(families, alone, name, mesh):
+def test_eight_devices_answer_as_one(families, alone, name, mesh, monkeypatch):
     folder, _ = families[name]
+    sent, exchanged = [], exchange._exchanged
+    if mesh == "expert=8":
+        monkeypatch.setattr(exchange, "LEAST", 1)  # tokens of prompts are sent, as those of long ones always are
+        monkeypatch.setattr(exchange, "_exchanged", lambda *x, **more: sent.append(len(x[0])) or exchanged(*x, **more))
     spread = Omni.load(folder, mesh=mesh)
     if name == "Qwen3-Omni":
         for part in ("thinker", "talker"):
@@ -80,6 +85,7 @@ def test_eight_devices_answer_as_one(families, alone, name, mesh):
         np.testing.assert_array_equal(found.codes, expected.codes)
         assert found.audio.shape == expected.audio.shape != (0,)
         assert np.abs(found.audio - expected.audio).max() <= 1e-5 * np.abs(expected.audio).max()
+    assert bool(sent) == (mesh == "expert=8")
 
 
 # --- what a mesh is made of

@@ -5,19 +5,14 @@ by expert in the way that suits the platform. On a mesh each device holds some e
 what its own experts make of them to the others' (docs/adr/0009).
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from omni_jax.nn import exchange, grouped
 from omni_jax.nn.layers import GatedMlp, Init, Linear
 from omni_jax.sharding import mesh_of, over
-
-# Rows of the largest tile: enough to reach the matrix rate of a CPU core.
-TILE = 256
 
 
 class Experts(nnx.Module):
@@ -72,130 +67,9 @@ def mixture(
     down: Float[Array, "L E F D"],
     layer: Int[Array, ""],
 ) -> Float[Array, "T D"]:
-    """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]); an id of E means no expert. Summed in float32.
-
-    On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert, so a loop over tiles of
-    rows of one expert reads each needed kernel once with a plain dot.
-    """
+    """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]); an id of E means no expert. Summed in float32."""
     mesh = mesh_of(gate_up)
     axes = over("expert", gate_up.shape[1], mesh) if mesh is not None else ()
-    if not axes:
-        return _of_layer(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
-
-    def share(x, chosen, weights, gate_up, down, layer):
-        own = chosen - jax.lax.axis_index(axes) * gate_up.shape[1]
-        own = jnp.where((own >= 0) & (own < gate_up.shape[1]), own, gate_up.shape[1])
-        return jax.lax.psum(_of_layer(x, own, weights, gate_up, down, layer), axes)
-
-    held = PartitionSpec(None, axes)
-    specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(), held, held, PartitionSpec())
-    # What each device makes is its own until it is added up, which the checker cannot see through the kernels.
-    shared = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    return shared(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
-
-
-def _of_layer(x, chosen, weights, gate_up, down, layer) -> Float[Array, "T D"]:
-    """Layers and experts in one leading axis, which is a view."""
-    count = gate_up.shape[1]
-    flat = (kernel.reshape(-1, *kernel.shape[2:]) for kernel in (gate_up, down))
-    return _grouped(x, chosen, weights, *flat, layer * count, count)
-
-
-def _group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], Int[Array, "E"]]:
-    """Slots (t * R + r) in the order of their experts, and the number of slots of each expert."""
-    flat = chosen.reshape(-1)
-    return jnp.argsort(flat, stable=True), jnp.bincount(flat, length=count)
-
-
-def _combine(
-    y: Float[Array, "slots D"], order: Int[Array, "slots"], chosen, weights, count: int
-) -> Float[Array, "T D"]:
-    """Back from expert order to token order, weighted and summed over a token's experts, in float32."""
-    by_token = y[jnp.argsort(order)].reshape(*chosen.shape, y.shape[-1])
-    live = (chosen < count)[..., None]
-    return jnp.sum(jnp.where(live, by_token * weights[..., None], 0), axis=1, dtype=jnp.float32)
-
-
-def _activate(gate_up: Float[Array, "T 2F"]) -> Float[Array, "T F"]:
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    return jax.nn.silu(gate) * up
-
-
-def _ragged(x, chosen, weights, gate_up, down, offset, *, count: int):
-    order, sizes = _group(chosen, count)
-    groups = jax.lax.dynamic_update_slice(jnp.zeros(gate_up.shape[0], jnp.int32), sizes.astype(jnp.int32), (offset,))
-    # Of fewer or more than a multiple of 8 rows, the TPU's compiler makes no kernel for every number of groups.
-    rows = x[jnp.pad(order, (0, -len(order) % 8)) // chosen.shape[1]]
-    y = jax.lax.ragged_dot(_activate(jax.lax.ragged_dot(rows, gate_up, groups)), down, groups)
-    return _combine(y[: len(order)], order, chosen, weights, count)
-
-
-def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
-    """Rows that a tile may have: four sizes an octave, from a quarter of an expert's mean load to twice the mean.
-
-    So little is padded, and the largest reaches the matrix rate. An expert gets at most one slot of each token.
-    """
-    least = min(TILE, 1 << max(0, (slots // (4 * count)).bit_length() - 1))
-    ladder = sorted({(step << power) // 4 for power in range(9) for step in (4, 5, 6, 7)})
-    top = next((size for size in ladder if size >= min(tokens, 8 * least, TILE)), TILE)
-    return tuple(size for size in ladder if least <= size <= top)
-
-
-def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]):
-    """The i-th tile: its expert, its first slot among the expert's, and which of ``sizes`` it has."""
-    tiles = -(-loads // sizes[-1])
-    ends = jnp.cumsum(tiles)
-    expert = jnp.searchsorted(ends, i, side="right")
-    first = (i - ends[expert] + tiles[expert]) * sizes[-1]
-    return expert, first, jnp.searchsorted(jnp.asarray(sizes[:-1]), loads[expert] - first)
-
-
-def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
-    slots, per_token = chosen.size, chosen.shape[1]
-    sizes = tile_sizes(slots, count, x.shape[0])
-    order, loads = _group(chosen, count)
-    starts = jnp.cumsum(loads) - loads
-    padded_order = jnp.pad(order, (0, sizes[-1]))
-
-    def multiply(size: int, expert, row):
-        tokens = jax.lax.dynamic_slice(padded_order, (row,), (size,)) // per_token
-        hidden = _activate(x[tokens] @ jax.lax.dynamic_index_in_dim(gate_up, offset + expert, keepdims=False))
-        out = hidden @ jax.lax.dynamic_index_in_dim(down, offset + expert, keepdims=False)
-        return jnp.pad(out, [(0, sizes[-1] - size), (0, 0)])
-
-    def tile(i, y):
-        expert, first, which = tile_at(i, loads, sizes)
-        row = starts[expert] + first
-        out = jax.lax.switch(which, [partial(multiply, size) for size in sizes], expert, row)
-        # Rows past the expert's last are written too, and then overwritten by the next expert's. The update stays outside
-        # of the branches, which would copy all of y.
-        return jax.lax.dynamic_update_slice(y, out, (row, 0))
-
-    tiles = jnp.sum(-(-loads // sizes[-1]))
-    y = jax.lax.fori_loop(0, tiles, tile, jnp.zeros((slots + sizes[-1], x.shape[1]), x.dtype))
-    return _combine(y[:slots], order, chosen, weights, count)
-
-
-def _by_platform(x, chosen, weights, gate_up, down, offset, count: int):
-    forms = {"tpu": partial(_ragged, count=count), "default": partial(_tiled, count=count)}
-    return jax.lax.platform_dependent(x, chosen, weights, gate_up, down, offset, **forms)
-
-
-def _forward(x, chosen, weights, gate_up, down, offset, count: int):
-    return _by_platform(x, chosen, weights, gate_up, down, offset, count), (x, chosen, weights, gate_up, down, offset)
-
-
-def _backward(count, saved, gradient):
-    x, chosen, weights, gate_up, down, offset = saved
-
-    def layer(x, weights, gate_up, down):
-        own_gate_up = jax.lax.dynamic_slice_in_dim(gate_up, offset, count)
-        own_down = jax.lax.dynamic_slice_in_dim(down, offset, count)
-        return _ragged(x, chosen, weights, own_gate_up, own_down, jnp.zeros((), jnp.int32), count=count)
-
-    dx, dweights, dgate_up, ddown = jax.vjp(layer, x, weights, gate_up, down)[1](gradient)
-    return dx, None, dweights, dgate_up, ddown, None
-
-
-_grouped = jax.custom_vjp(_by_platform, nondiff_argnums=(6,))
-_grouped.defvjp(_forward, _backward)
+    if mesh is None or not axes:
+        return grouped.mixture(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
+    return exchange.mixture(x, chosen, weights, gate_up, down, layer, mesh=mesh, axes=axes).astype(x.dtype)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from omni_jax.nn import moe
+from omni_jax.nn import exchange, grouped, moe
 from omni_jax.sharding import spec
 
-PLAN = jax.jit(jax.vmap(moe.tile_at, in_axes=(0, None, None)), static_argnums=2)
+PLAN = jax.jit(jax.vmap(grouped.tile_at, in_axes=(0, None, None)), static_argnums=2)
 COUNT, WIDTH, FFN, LAYERS, OFFSET = 8, 12, 10, 3, 8
 
 
@@ -43,7 +43,7 @@ def inputs(tokens, per_token, seed=0, same=None):
     return jnp.asarray(x), jnp.asarray(chosen), jnp.asarray(weights)
 
 
-@pytest.mark.parametrize("form", [moe._tiled, moe._ragged])
+@pytest.mark.parametrize("form", [grouped._tiled, grouped._ragged])
 @pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (1, 8), (3, 2), (77, 3), (300, 4)])
 def test_forms_equal_a_plain_loop(form, tokens, per_token):
     x, chosen, weights = inputs(tokens, per_token)
@@ -52,7 +52,7 @@ def test_forms_equal_a_plain_loop(form, tokens, per_token):
     np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
 
 
-@pytest.mark.parametrize("form", [moe._tiled, moe._ragged])
+@pytest.mark.parametrize("form", [grouped._tiled, grouped._ragged])
 def test_every_token_reaches_its_expert_when_all_choose_one(form):
     x, chosen, weights = inputs(200, 1, same=5)
     gate_up, down = kernels()
@@ -60,7 +60,7 @@ def test_every_token_reaches_its_expert_when_all_choose_one(form):
     np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
 
 
-@pytest.mark.parametrize("form", [moe._tiled, moe._ragged])
+@pytest.mark.parametrize("form", [grouped._tiled, grouped._ragged])
 def test_padding_reaches_no_expert_and_changes_no_row(form):
     x, chosen, weights = inputs(40, 2)
     gate_up, down = kernels()
@@ -84,7 +84,7 @@ def test_tiles_multiply_at_most_half_more_than_needed(tokens, per_token, count, 
     rng = np.random.default_rng(seed)
     popularity = np.log(rng.dirichlet(np.full(count, 10.0**-skew)) + 1e-30)
     chosen = np.argsort(-(popularity + rng.gumbel(size=(tokens, count))), axis=1)[:, :per_token]
-    sizes = moe.tile_sizes(slots, count, tokens)
+    sizes = grouped.tile_sizes(slots, count, tokens)
     loads = jnp.asarray(np.bincount(chosen.reshape(-1), minlength=count))
     tiles = int(np.sum(-(-np.asarray(loads) // sizes[-1])))
     expert, first, which = (np.asarray(part) for part in PLAN(jnp.arange(4096), loads, sizes))
@@ -116,22 +116,43 @@ def test_gradients_equal_those_of_the_dense_formula():
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 4)])
-@pytest.mark.parametrize("same", [None, 5])
-def test_experts_on_several_devices_drop_no_token(sizes, same):
-    """Each device holds some of the experts; all tokens may choose one of them, and padding none."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), ("data", "expert", "model"))
-    x, chosen, weights = inputs(40, 1 if same else 3, same=same)
+@pytest.mark.parametrize(("tokens", "per_token", "same"), [(40, 3, None), (40, 1, 5), (1024, 3, None), (1024, 1, 5)])
+def test_experts_on_several_devices_drop_no_token(sizes, tokens, per_token, same):
+    """Each device holds some of the experts; all tokens may choose one of them, and padding none. Many are sent."""
+    mesh, placed = spread_kernels(sizes)
+    x, chosen, weights = inputs(tokens, per_token, same=same)
     chosen = chosen.at[1::7].set(COUNT)
-    gate_up, down = kernels()
+    program = jax.jit(moe.mixture).lower(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT)).compile()
+    y = program(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT))
+    np.testing.assert_allclose(y, plain(x, chosen, weights, *kernels()), atol=2e-4)
+    assert (len(y.sharding.device_set) > 1 and not y.sharding.is_fully_replicated) == (
+        tokens >= exchange.LEAST * mesh.size
+    )
+    if tokens < exchange.LEAST:
+        assert "all-gather" not in program.as_text()
+
+
+def spread_kernels(sizes):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), ("data", "expert", "model"))
     placed = [
         jax.device_put(
             leaf.reshape(LAYERS, COUNT, *leaf.shape[1:]),
             NamedSharding(mesh, spec(("expert", None, None), (LAYERS, COUNT, 1, 1), mesh)),
         )
-        for leaf in (gate_up, down)
+        for leaf in kernels()
     ]
-    assert placed[0].addressable_shards[0].data.nbytes * np.prod(sizes) == gate_up.nbytes
-    program = jax.jit(moe.mixture).lower(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT)).compile()
-    y = program(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT))
-    np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
-    assert "all-gather" not in program.as_text()
+    assert placed[0].addressable_shards[0].data.nbytes * np.prod(sizes) == kernels()[0].nbytes
+    return mesh, placed
+
+
+def test_gradients_of_what_is_sent_equal_those_of_one_device():
+    _, placed = spread_kernels((2, 2, 2))
+    x, chosen, weights = inputs(1024, 3)
+    whole = [jnp.asarray(np.asarray(leaf)) for leaf in placed]
+
+    def loss(x, weights, gate_up, down):
+        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, gate_up, down, jnp.int32(1))))
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+    for sent, alone in zip(gradients(x, weights, *placed), gradients(x, weights, *whole), strict=True):
+        np.testing.assert_allclose(sent, alone, atol=2e-5 * np.abs(alone).max())

@@ -1,0 +1,108 @@
+"""Experts that lie on several devices: tokens go to the devices that hold their experts, and what is made of them comes back.
+
+A few tokens are seen by every device, and the shares of all are added up. Many are spread over the devices: each sends its own
+to the holders of their experts, all to all (as in GShard, arXiv:2006.16668, but with no capacity: nothing is dropped).
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from omni_jax.nn import grouped
+from omni_jax.sharding import AXES
+
+# Tokens a device from which on they are sent: what is sent of fewer is mostly room for the worst case.
+LEAST = 128
+# Times its mean share that a device has room for as a rule.
+EVEN = 2
+
+
+def mixture(
+    x: Float[Array, "T D"],
+    chosen: Int[Array, "T R"],
+    weights: Float[Array, "T R"],
+    gate_up: Float[Array, "L E D 2F"],
+    down: Float[Array, "L E F D"],
+    layer: Int[Array, ""],
+    *,
+    mesh: AbstractMesh,
+    axes: tuple[str, ...],
+) -> Float[Array, "T D"]:
+    """As ``moe.mixture``, of experts that are spread over ``axes`` of a mesh."""
+    devices, held = math.prod(mesh.shape[axis] for axis in axes), PartitionSpec(None, axes)
+    spread = len(x) >= LEAST * devices and not len(x) % (devices * -(-devices // EVEN))
+    # Rows of a batch lie over the first axis already: in this order they stay where they are.
+    tokens = PartitionSpec(tuple(axis for axis in AXES if axis in axes)) if spread else PartitionSpec()
+    run = partial(_exchanged if spread else _added, axes=axes)
+    # What each device makes is its own until it is added up, which the checker cannot see through the kernels.
+    shared = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, held, held, PartitionSpec()),
+        out_specs=tokens,
+        check_vma=False,
+    )
+    return shared(x, chosen, weights, gate_up, down, layer)
+
+
+def _added(x, chosen, weights, gate_up, down, layer, *, axes):
+    count = gate_up.shape[1]
+    own = chosen - jax.lax.axis_index(axes) * count
+    own = jnp.where((own >= 0) & (own < count), own, count)
+    return jax.lax.psum(grouped.mixture(x, own, weights, gate_up, down, layer), axes)
+
+
+def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
+    """Room for all slots on each device, which one may need, would be mostly empty, and written and read all the same.
+
+    So there is room for some times the mean; when tokens come more unevenly than that, they go part by part.
+    """
+    devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
+    parts, room = -(-devices // EVEN), min(EVEN, devices) * chosen.size
+    exchange = partial(_exchange, gate_up=gate_up, down=down, layer=layer, room=room, axes=axes)
+
+    def in_parts(*tokens):
+        split = [leaf.reshape(parts, -1, leaf.shape[1]) for leaf in tokens]
+        return jax.lax.map(lambda part: exchange(*part), split).reshape(x.shape)
+
+    loads = jax.lax.psum(jnp.bincount(chosen.reshape(-1) // count, length=devices), axes)
+    return jax.lax.cond(jnp.max(loads) <= room, exchange, in_parts, x, chosen, weights)
+
+
+def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
+    devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
+    # Experts lie on the devices in their order, so slots (t * R + r) in the order of experts are in that of receivers.
+    order, loads = grouped.group(chosen, devices * count)
+    loads = jax.lax.all_gather(loads, axes)  # [sender, expert]
+    sizes = jnp.sum(loads.reshape(devices, devices, count), axis=-1)  # [sender, receiver]
+    rows = _send(x[order // chosen.shape[1]], room, sizes, axes)
+    # Of each sender, rows come in the order of their experts.
+    ends = jnp.cumsum(jax.lax.dynamic_slice_in_dim(loads, jax.lax.axis_index(axes) * count, count, axis=1))
+    run = jnp.searchsorted(ends, jnp.arange(room), side="right", method="compare_all")
+    own = jnp.where(run < len(ends), run % count, count)[:, None]
+    made = grouped.mixture(rows, own, jnp.ones(own.shape, x.dtype), gate_up, down, layer)
+    y = _send(made.astype(x.dtype), chosen.size, sizes.T, axes)
+    return grouped.combine(y, order, chosen, weights, devices * count)
+
+
+def _send(rows: Float[Array, "S D"], room: int, sizes: Int[Array, "sender receiver"], axes) -> Float[Array, "room D"]:
+    """All to all: rows lie in the order of their receivers, and arrive in the order of their senders, zeros behind them."""
+    starts, places, me = jnp.cumsum(sizes, 1) - sizes, jnp.cumsum(sizes, 0) - sizes, jax.lax.axis_index(axes)
+
+    def sent(rows, starts, sizes, places):
+        out = jnp.zeros((room, rows.shape[1]), rows.dtype)
+        return jax.lax.ragged_all_to_all(rows, out, starts[me], sizes[me], places[me], sizes[:, me], axis_name=axes)
+
+    def picked(rows, starts, sizes, places):
+        """For a CPU, which has no such collective: each device sees all rows and takes its own."""
+        ends = jnp.cumsum(sizes[:, me])
+        sender = jnp.searchsorted(ends, jnp.arange(room), side="right")
+        row = jnp.arange(room) - places[sender, me] + starts[sender, me]
+        found = jax.lax.all_gather(rows, axes)[sender, row]
+        return jnp.where((sender < len(ends))[:, None], found, 0)
+
+    return jax.lax.platform_dependent(rows, starts, sizes, places, cpu=picked, default=sent)
