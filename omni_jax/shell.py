@@ -3,12 +3,16 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Seconds between the lines that tell of progress where there is no terminal, as in a pod's log.
+LINE_EVERY = 60.0
 
 note = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -25,14 +29,30 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def bar(action: str, *, bytewise: bool = True) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over bytes or whole things, to be called with (done, in all, name); silent without a terminal."""
+    """A bar over bytes or whole things, to be called with (done, in all, name); without a terminal, a line a minute."""
+    if not note.is_terminal:
+        yield _lines(action, bytewise)
+        return
     count = DownloadColumn() if bytewise else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
-    with Progress(*columns, console=note, transient=True, disable=not note.is_terminal) as progress:
+    with Progress(*columns, console=note, transient=True) as progress:
         task = progress.add_task(action, total=None)
         yield lambda done, total, name: progress.update(
             task, completed=done, total=total, description=f"{action} {name}"
         )
+
+
+def _lines(action: str, bytewise: bool) -> Callable[[int, int, str], None]:
+    said = time.monotonic()
+
+    def say(done: int, total: int, name: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LINE_EVERY:
+            said = time.monotonic()
+            count = f"{done / 1e9:.1f} of {total / 1e9:.1f} GB" if bytewise else f"{done:,} of {total:,}"
+            note.print(f"{action}: {count}, {name}", markup=False)
+
+    return say
 
 
 def run(main: Callable[[], int | None], name: str, *, usage: type[Exception] = ValueError) -> None:

@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image
 from shell_calls import call
 
-from omni_jax import Omni, Reply, cli
+from omni_jax import Omni, Reply, cli, shell
 from omni_jax.config import from_hf
 from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_config, write_tiny
@@ -214,6 +214,21 @@ def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(shell.time, "monotonic", lambda: clock[0])
+    with shell.bar("answering", bytewise=False) as progress, shell.bar("loading") as loading:
+        for seconds in (10, 59, 61, 70, 119, 130):
+            clock[0] = seconds
+            progress(seconds * 100, 20_000, "12 tokens/s")
+        loading(3_000_000_000, 61_000_000_000, "thinker")
+    assert capsys.readouterr().err.splitlines() == [
+        "answering: 6,100 of 20,000, 12 tokens/s",
+        "answering: 13,000 of 20,000, 12 tokens/s",
+        "loading: 3.0 of 61.0 GB, thinker",
+    ]
 
 
 # --- mistakes
