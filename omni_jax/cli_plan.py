@@ -94,6 +94,8 @@ def show(found) -> None:
         out.print(
             f"Buckets: prompts of {_list(sizes['prefill'])} tokens, caches of {_list(sizes['decode'])} slots; each is a program."
         )
+    if found.undivided:
+        out.print(f"Not divided, so held by every chip of the axis: {'; '.join(found.undivided)}.")
     limit = found.topology.chip.limit
     parts = f"weights {_size(found.weights)} + caches {_size(found.cache)} + temporaries {_size(found.temporaries)}"
     out.print(f"Fullest chip of {found.topology.chips}: {parts} = {_size(found.held)} of {_size(limit)}")

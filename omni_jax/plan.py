@@ -19,7 +19,7 @@ from omni_jax.buckets import bucket
 from omni_jax.compile import Compiled, Entries, Workload, programs
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.hub import locate
-from omni_jax.sharding import make_mesh
+from omni_jax.sharding import make_mesh, undivided
 from omni_jax.topology import Topology, topology
 
 Progress = Callable[[int, int, str], None]
@@ -32,6 +32,7 @@ class Plan:
     Attributes:
         weights_bytes: of all chips' distinct weights. weights, cache, temporaries: bytes of the fullest chip, the last being
             what the most demanding program adds to the others.
+        undivided: what the mesh does not divide, so that every chip of an axis holds it.
         compiled: the programs; none where the weights and caches alone are too large.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     weights: int
     cache: int
     temporaries: int
+    undivided: tuple[str, ...]
     compiled: tuple[Compiled, ...]
 
     @property
@@ -147,7 +149,10 @@ def plan(
         found += programs(entries, only=only, progress=progress)
     temporaries = max((added(each, entries) for each in found), default=0)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(entries.parts))
-    return Plan(where, made, entries.workload, size, entries.weights, entries.caches, max(0, temporaries), tuple(found))
+    return Plan(
+        where, made, entries.workload, size, entries.weights, entries.caches, max(0, temporaries),
+        tuple(undivided(entries.parts, made)), tuple(found),
+    )  # fmt: skip
 
 
 def added(compiled: Compiled, entries: Entries) -> int:

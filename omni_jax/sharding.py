@@ -113,6 +113,20 @@ def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
     return {path: NamedSharding(mesh, place(path, leaf.shape)) for path, leaf in leaves.items()}
 
 
+def undivided(tree: Any, mesh: Mesh) -> list[str]:
+    """What this mesh does not divide, and every device of an axis therefore holds, in words: a line for each part and size."""
+    names, leaves = params.axes(tree), params.leaves(tree)
+    found = {
+        f"{path.split('.')[0]}: {size} {name} over {axis}={mesh.shape[axis]}": None
+        for path, leaf in leaves.items()
+        if path.split(".")[0] not in WHOLE
+        for name, size in zip(names[path], leaf.shape[-len(names[path]) :], strict=True)
+        for axis in RULES.get(name or "", ())
+        if axis in mesh.axis_names and size % mesh.shape[axis]
+    }
+    return list(found)
+
+
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """How an array lies on a mesh. Names count from the right, so a leading axis of stacked layers has none."""
     named = (None,) * (len(shape) - len(names)) + names

@@ -14,7 +14,7 @@ from omni_jax import Omni
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.nn import exchange
-from omni_jax.sharding import make_mesh, shardings, well_chosen
+from omni_jax.sharding import make_mesh, shardings, undivided, well_chosen
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
 
@@ -136,6 +136,9 @@ def test_what_does_not_divide_is_held_by_all():
     assert [four[path].spec[2] for path in kernels] == ["model", "model"]
     heads = "audio_encoder.layers.q.kernel"
     assert [placed[heads].spec[2] for placed in (eight, four)] == [None, "model"]
+    assert undivided(abstract, make_mesh("model=8")) == [
+        "audio_encoder: 20 heads over model=8", "talker: 2 kv_heads over model=8", "thinker: 4 kv_heads over model=8",
+    ]  # fmt: skip
     assert eight["thinker.decoder.experts.gate_up"].spec[1] == "model"
     both = shardings(abstract, make_mesh("data=2,model=4"))
     assert both["thinker.decoder.experts.gate_up"].spec[1] == ("model", "data")
