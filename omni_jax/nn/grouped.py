@@ -1,7 +1,8 @@
 """Products grouped by expert, in the form that suits the platform, out of the stack of all layers' kernels.
 
-On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert, so a loop over tiles of rows
-of one expert reads each needed kernel once with a plain dot.
+On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert. A CPU loops over tiles of rows
+of one expert, and so reads each needed kernel once with a plain dot. On a GPU each turn of such a loop waits for the host, so the
+few rows of a step go without: each with its own expert's kernel, or all with all once there are more rows than experts.
 """
 
 from functools import partial
@@ -12,6 +13,8 @@ from jaxtyping import Array, Float, Int
 
 # Rows of the largest tile: enough to reach the matrix rate of a CPU core.
 TILE = 256
+# Tokens up to which a GPU multiplies all with all experts of a layer: about as long, it still waits for the kernels.
+STEP = 256
 
 
 def mixture(
@@ -37,8 +40,12 @@ def group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], I
 
 def combine(y: Float[Array, "slots D"], order: Int[Array, "slots"], chosen, weights, count: int) -> Float[Array, "T D"]:
     """Back from expert order to token order, weighted and summed over a token's experts, in float32."""
-    by_token = y[jnp.argsort(order)].reshape(*chosen.shape, y.shape[-1])
+    return _weighted(y[jnp.argsort(order)], chosen, weights, count)
+
+
+def _weighted(y: Float[Array, "slots D"], chosen, weights, count: int) -> Float[Array, "T D"]:
     live = (chosen < count)[..., None]
+    by_token = y.reshape(*chosen.shape, y.shape[-1])
     return jnp.sum(jnp.where(live, by_token * weights[..., None], 0), axis=1, dtype=jnp.float32)
 
 
@@ -54,6 +61,25 @@ def _ragged(x, chosen, weights, gate_up, down, offset, *, count: int):
     rows = x[jnp.pad(order, (0, -len(order) % 8)) // chosen.shape[1]]
     y = jax.lax.ragged_dot(_activate(jax.lax.ragged_dot(rows, gate_up, groups)), down, groups)
     return combine(y[: len(order)], order, chosen, weights, count)
+
+
+def _each(x, chosen, weights, gate_up, down, offset, *, count: int):
+    """Each slot's row times its expert's kernel, written as a product and a sum: one pass over the kernel where it lies."""
+    expert = offset + jnp.minimum(chosen.reshape(-1), count - 1)
+
+    def product(rows, kernel):
+        return jnp.sum(rows[..., None].astype(jnp.float32) * kernel[expert], axis=1).astype(rows.dtype)
+
+    y = product(_activate(product(jnp.repeat(x, chosen.shape[1], axis=0), gate_up)), down)
+    return _weighted(y, chosen, weights, count)
+
+
+def _all(x, chosen, weights, gate_up, down, offset, *, count: int):
+    """All tokens times all experts of the layer, of which the chosen ones count."""
+    gate_up, down = (jax.lax.dynamic_slice_in_dim(kernel, offset, count) for kernel in (gate_up, down))
+    y = jnp.einsum("ETF,EFD->ETD", _activate(jnp.einsum("TD,EDF->ETF", x, gate_up)), down)
+    shares = jnp.sum(jax.nn.one_hot(chosen, count, dtype=weights.dtype) * weights[..., None], axis=1)
+    return jnp.einsum("ETD,TE->TD", y, shares, preferred_element_type=jnp.float32)
 
 
 def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
@@ -103,7 +129,9 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
 
 
 def _by_platform(x, chosen, weights, gate_up, down, offset, count: int):
-    forms = {"tpu": partial(_ragged, count=count), "default": partial(_tiled, count=count)}
+    on_gpu = _each if chosen.size <= count else _all if len(x) <= STEP else _tiled
+    forms = {"tpu": _ragged, "cuda": on_gpu, "rocm": on_gpu, "default": _tiled}
+    forms = {platform: partial(form, count=count) for platform, form in forms.items()}
     return jax.lax.platform_dependent(x, chosen, weights, gate_up, down, offset, **forms)
 
 

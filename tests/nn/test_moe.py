@@ -12,6 +12,7 @@ from omni_jax.nn import exchange, grouped, moe
 from omni_jax.sharding import spec
 
 PLAN = jax.jit(jax.vmap(grouped.tile_at, in_axes=(0, None, None)), static_argnums=2)
+FORMS = [grouped._tiled, grouped._ragged, grouped._each, grouped._all]
 COUNT, WIDTH, FFN, LAYERS, OFFSET = 8, 12, 10, 3, 8
 
 
@@ -43,7 +44,7 @@ def inputs(tokens, per_token, seed=0, same=None):
     return jnp.asarray(x), jnp.asarray(chosen), jnp.asarray(weights)
 
 
-@pytest.mark.parametrize("form", [grouped._tiled, grouped._ragged])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (1, 8), (3, 2), (77, 3), (300, 4)])
 def test_forms_equal_a_plain_loop(form, tokens, per_token):
     x, chosen, weights = inputs(tokens, per_token)
@@ -52,7 +53,7 @@ def test_forms_equal_a_plain_loop(form, tokens, per_token):
     np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
 
 
-@pytest.mark.parametrize("form", [grouped._tiled, grouped._ragged])
+@pytest.mark.parametrize("form", FORMS)
 def test_every_token_reaches_its_expert_when_all_choose_one(form):
     x, chosen, weights = inputs(200, 1, same=5)
     gate_up, down = kernels()
@@ -60,7 +61,7 @@ def test_every_token_reaches_its_expert_when_all_choose_one(form):
     np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
 
 
-@pytest.mark.parametrize("form", [grouped._tiled, grouped._ragged])
+@pytest.mark.parametrize("form", FORMS)
 def test_padding_reaches_no_expert_and_changes_no_row(form):
     x, chosen, weights = inputs(40, 2)
     gate_up, down = kernels()
