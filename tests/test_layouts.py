@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.layouts import arranged, declared
+from omni_jax.layouts import _order, arranged, declared
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
 
@@ -34,6 +34,14 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
 
     program = jax.jit(run)
     np.testing.assert_array_equal(program(moved["code_predictor"])[0], program(made["code_predictor"])[0])
+
+
+def test_a_width_that_tiles_do_not_divide_lies_next_to_the_last():
+    """The elder's vision encoder; of other widths only the kernel with two output axes is turned."""
+    assert _order(("embed", None, "ffn"), (32, 1280, 2, 3420)) == (0, 2, 3, 1)
+    assert _order(("ffn", "embed"), (32, 3420, 1280)) == (0, 1, 2)
+    assert _order(("embed", None, "ffn"), (36, 2048, 2, 11008)) == (0, 2, 1, 3)
+    assert _order(("ffn", "embed"), (36, 11008, 2048)) is None
 
 
 def test_on_a_cpu_layers_of_decoders_lie_one_by_one(made):

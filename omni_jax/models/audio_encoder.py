@@ -15,6 +15,7 @@ from omni_jax.config import AudioEncoderConfig, halve
 from omni_jax.nn.attention import attend_segments
 from omni_jax.nn.layers import Init, LayerNorm, Linear, Mlp
 from omni_jax.nn.stack import scan, stack
+from omni_jax.sharding import mesh_of
 
 
 class Conv2d(nnx.Module):
@@ -47,7 +48,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "T D"], windows: Int[Array, "T"], reach: int) -> Float[Array, "T D"]:
         y = self.attention_norm(x)
-        x = x + self.o(attend_segments(self.q(y), self.k(y), self.v(y), windows, reach=reach))
+        mesh = mesh_of(self.q.kernel[...])
+        x = x + self.o(attend_segments(self.q(y), self.k(y), self.v(y), windows, reach=reach, mesh=mesh))
         return x + self.ffn(self.ffn_norm(x))
 
 

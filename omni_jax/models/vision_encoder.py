@@ -17,6 +17,7 @@ from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
 from omni_jax.nn.rope import frequencies, rotate
 from omni_jax.nn.stack import scan, stack
+from omni_jax.sharding import mesh_of
 
 ROPE_THETA = 10_000.0
 ROWS = 1024
@@ -35,7 +36,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "P D"], turn, first: Int[Array, "P"], last: Int[Array, "P"]):
         q, k, v = in_rows(self._project, x, *turn)
-        return in_rows(self._finish, x, attend_spans(q, k, v, first, last))
+        return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
 
     def _project(self, x, cos, sin):
         """Queries and keys turned, and values. The rotation is in float32 whatever the activations are."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.nn import flash
+from omni_jax.nn import flash, spans
 
 # Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
@@ -94,16 +94,60 @@ def attend_segments(
     segments: Int[Array, "T"],
     *,
     reach: int,
+    mesh: AbstractMesh | None = None,
 ) -> Float[Array, "T N H"]:
     """Attention inside the segments of a packed sequence: token i sees token j where their segment ids are equal.
 
-    A segment is contiguous and spans at most ``reach`` tokens, so a block of ``reach`` queries finds all its keys in its own
-    block and the two beside it: dense batches of [reach, 3 * reach] scores, never [T, T].
+    A segment is contiguous and spans at most ``reach`` tokens. What a token of a negative id (padding) gives is finite.
+
+    Args:
+        mesh: what the arrays lie on.
     """
-    length, heads, width = q.shape
-    if length <= reach:
+    if len(q) <= reach:
         mask = segments[:, None] == segments[None, :]
         return _dense(q[None], k[None], v[None], mask[None])[0]
+
+    def kernel(q, k, v, segments):
+        return spans.attend(q, k, v, *spans.bounds(segments), mesh=mesh)
+
+    return _by_platform(partial(_segments_in_blocks, reach=reach), kernel, q, k, v, segments)
+
+
+def attend_spans(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T N H"],
+    v: Float[Array, "T N H"],
+    first: Int[Array, "T"],
+    last: Int[Array, "T"],
+    *,
+    mesh: AbstractMesh | None = None,
+) -> Float[Array, "T N H"]:
+    """Attention inside the spans of a packed sequence, of any length each: token i sees the tokens first[i] .. last[i] - 1.
+
+    Work grows with the spans' own squares, memory with one block of scores, forward and backward. A token whose span is empty
+    (padding) gives zeros.
+
+    Args:
+        mesh: what the arrays lie on.
+    """
+    return _by_platform(_spans_in_blocks, partial(spans.attend, mesh=mesh), q, k, v, first, last)
+
+
+def _by_platform(form, kernel, *arrays):
+    """A TPU's kernel, elsewhere the form that XLA compiles; where gradients are asked for, that form and its own everywhere."""
+
+    @jax.custom_vjp
+    def attend(*arrays):
+        return jax.lax.platform_dependent(*arrays, default=form, tpu=kernel)
+
+    attend.defvjp(lambda *arrays: jax.vjp(form, *arrays), lambda pullback, gradient: pullback(gradient))
+    return attend(*arrays)
+
+
+def _segments_in_blocks(q, k, v, segments, *, reach: int):
+    """A block of ``reach`` queries finds all its keys in its own block and the two beside it: dense batches of
+    [reach, 3 * reach] scores, never [T, T]."""
+    length, heads, width = q.shape
     blocks = -(-length // reach)
     padding = blocks * reach - length
 
@@ -123,19 +167,9 @@ def attend_segments(
 
 
 @jax.custom_vjp
-def attend_spans(
-    q: Float[Array, "T N H"],
-    k: Float[Array, "T N H"],
-    v: Float[Array, "T N H"],
-    first: Int[Array, "T"],
-    last: Int[Array, "T"],
-) -> Float[Array, "T N H"]:
-    """Attention inside the spans of a packed sequence, of any length each: token i sees the tokens first[i] .. last[i] - 1.
-
-    A block of queries walks over just those blocks of keys that one of its tokens sees, with the softmax's maximum and sum
-    carried along (online softmax, arXiv:1805.02867; FlashAttention, arXiv:2205.14135): work grows with the spans' own
-    squares, memory with one block of scores, forward and backward. A token whose span is empty (padding) gives zeros.
-    """
+def _spans_in_blocks(q, k, v, first, last):
+    """A block of queries walks over just those blocks of keys that one of its tokens sees, with the softmax's maximum and sum
+    carried along (online softmax, arXiv:1805.02867; FlashAttention, arXiv:2205.14135)."""
     return _forward_spans(q, k, v, first, last)[0]
 
 
@@ -245,7 +279,7 @@ def _backward_spans(kept, gradient):
     return dq, dk, dv, None, None
 
 
-attend_spans.defvjp(_forward_spans, _backward_spans)
+_spans_in_blocks.defvjp(_forward_spans, _backward_spans)
 
 
 def _dense(
