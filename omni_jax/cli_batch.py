@@ -44,7 +44,10 @@ def batch(
     ] = None,
     mesh: Annotated[
         str | None,
-        typer.Option(help="Devices to spread the model over, such as data=2,expert=4 (default: all of this host's)."),
+        typer.Option(
+            help="Devices that one copy of the model takes, such as data=2,expert=4 or v5e-8 (default: all of a host's). On a "
+            "pod, hosts that have fewer than that take a copy together with their neighbours."
+        ),
     ] = None,
     dtype: Dtype = None,
     speech: Annotated[

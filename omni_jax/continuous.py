@@ -4,8 +4,10 @@ Replies are written in the slots of one batch and, once some have ended, spoken 
 thinker is kept for each row, on the host, until then.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -20,9 +22,13 @@ from omni_jax.buckets import bucket
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.slots import Slots, Written
 from omni_jax.defaults import Defaults
+from omni_jax.hosts import Hosts, digest, fetch
 from omni_jax.omni import Omni
 from omni_jax.processing.request import Batch
 from omni_jax.reply import Draft, Reply
+
+# Seconds between two questions of whether all hosts have read what comes next, where none can go on without it.
+PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,21 +74,24 @@ class _Row:
     def take(self, written: Written) -> bool:
         """Reads what a call wrote; True when the reply is complete."""
         if isinstance(self.states, jax.Array):
-            self.states = np.asarray(self.states)[0, : self.item.length]
+            self.states = fetch(self.states)[0, : self.item.length]
         if written.fed is not None:
             self.fed.append(written.fed)
         return self.draft.take(written.tokens, written.logprobs, self.most)
 
 
-def answers(omni: Omni, items: Iterable[Item], *, slots: int, window: int | None = None) -> Iterator[list[Outcome]]:
+def answers(
+    omni: Omni, items: Iterable[Item], *, slots: int, window: int | None = None, hosts: Hosts | None = None
+) -> Iterator[list[Outcome]]:
     """Answers items; after each call of the device, those that are complete, with their replies or faults.
 
     Args:
         items: read in a thread, while the device works.
         slots: replies that are written at a time, and spoken at a time.
         window: items that are read ahead and sorted by the length of their prompts; by default twice the slots.
+        hosts: that have the model together, each of which reads the same items.
     """
-    ahead = _Ahead(iter(items), slots, 2 * slots if window is None else window)
+    ahead = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts or Hosts())
     desk, rows, silent = Slots(omni.parts["thinker"], slots), dict[int, _Row](), list[_Row]()
     try:
         while not ahead.exhausted or rows or silent:
@@ -198,12 +207,14 @@ class _Ahead:
     """Reads items in a thread, and hands them out window by window, sorted by length.
 
     To and fro, so that neighbours of two windows are alike too: the cache is as long as its longest row needs.
+
+    Hosts that have a model together get the same items at the same call, whichever of them reads faster.
     """
 
-    def __init__(self, items: Iterator[Item], first: int, window: int):
-        self.items, self.window, self.ready, self.upwards = items, window, list[Item](), True
+    def __init__(self, items: Iterator[Item], first: int, window: int, hosts: Hosts):
+        self.items, self.window, self.ready, self.upwards, self.hosts = items, window, list[Item](), True, hosts
         self.thread = ThreadPoolExecutor(1, "omni_jax_reads")
-        self.coming: Future[list[Item]] | None = self.thread.submit(self._read, first)
+        self.coming: Future[list[tuple[Item, str]]] | None = self.thread.submit(self._read, first)
 
     @property
     def exhausted(self) -> bool:
@@ -211,8 +222,8 @@ class _Ahead:
 
     def take(self, *, wait: bool) -> Item | None:
         """The next item; None where there is none, or none yet and nobody waits."""
-        if not self.ready and self.coming is not None and (wait or self.coming.done()):
-            self.ready = sorted(self.coming.result(), key=lambda item: item.length, reverse=self.upwards)
+        if not self.ready and self.coming is not None and self._arrived(self.coming, wait):
+            self.ready = sorted(self._agreed(self.coming), key=lambda item: item.length, reverse=self.upwards)
             self.upwards = not self.upwards
             self.coming = self.thread.submit(self._read, self.window) if self.ready else None
         return self.ready.pop() if self.ready else None
@@ -220,5 +231,51 @@ class _Ahead:
     def close(self) -> None:
         self.thread.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, count: int) -> list[Item]:
-        return list(islice(self.items, count))
+    def _read(self, count: int) -> list[tuple[Item, str]]:
+        """Items, and what other hosts must have read as this one did."""
+        return [
+            (item, "" if self.hosts.alone or item.request is None else digest(item))
+            for item in islice(self.items, count)
+        ]
+
+    def _arrived(self, coming: Future, wait: bool) -> bool:
+        """Whether all hosts have read what comes next; to wait is to ask until they have."""
+        while True:
+            if wait:
+                wait_for([coming], None if self.hosts.alone else PATIENCE)
+            if all(said == b"1" for said in self.hosts.gather(b"1" if coming.done() else b"0")):
+                return True
+            if not wait:
+                return False
+
+    def _agreed(self, coming: Future[list[tuple[Item, str]]]) -> list[Item]:
+        """The items, as all hosts have them: what one of them could not read, or reads otherwise, is no item on any."""
+        if self.hosts.alone:
+            return [item for item, _ in coming.result()]
+        error = coming.exception()
+        read = coming.result() if error is None else []
+        own = {"stopped": error and str(error), "items": [(item.fault, what) for item, what in read]}
+        found = [json.loads(said) for said in self.hosts.gather(json.dumps(own).encode())]
+        if error is not None:
+            raise error
+        if stopped := [each["stopped"] for each in found if each["stopped"] is not None]:
+            raise ValueError(f"on another host that has the model together with this one: {stopped[0]}")
+        if len({len(each["items"]) for each in found}) > 1:
+            raise ValueError(
+                "the hosts that have the model together read different inputs; give one that all of them find"
+            )
+        return [_common(item, said) for (item, _), *said in zip(read, *(each["items"] for each in found), strict=True)]
+
+
+def _common(item: Item, read: list[tuple[str, str]]) -> Item:
+    """An item of which each host says with what fault, if any, and as what it was read."""
+    faults = [fault for fault, _ in read if fault]
+    if len(faults) == len(read):
+        return item
+    if faults:
+        fault = f"{faults[0]} (on {len(faults)} of the {len(read)} hosts that have the model together)"
+    elif len({what for _, what in read}) > 1:
+        fault = "read otherwise on one host than on another; give what all of the hosts find, with the same content"
+    else:
+        return item
+    return replace(item, request=None, fault=fault)

@@ -16,6 +16,7 @@ from omni_jax.config import Omni25Config
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import SpeechState, listen
 from omni_jax.defaults import Defaults
+from omni_jax.hosts import fetch
 from omni_jax.processing import dual_track_prompt
 from omni_jax.processing.prompt import SPOKEN_SYSTEM
 from omni_jax.processing.request import Batch
@@ -112,7 +113,7 @@ class DualTrackVoices(Voices):
     def _hear(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
     ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
-        counts, finished, made = jax.device_get((state.count, state.finished, codes))
+        counts, finished, made = fetch((state.count, state.finished, codes))
         new = [
             made[number, :, : after - before]
             for number, (before, after) in enumerate(zip(self.counts, counts, strict=True))

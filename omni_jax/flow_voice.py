@@ -31,6 +31,7 @@ from flax import struct
 from jaxtyping import Bool, Float32, Int
 
 from omni_jax.buckets import bucket
+from omni_jax.hosts import fetch
 from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.models.dit import DiT, frame_noise
 from omni_jax.weights.speakers import Speaker
@@ -220,7 +221,7 @@ def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.n
         else:
             noise = _widened(own.noise[:, start : start + frames], frames)
         heard = codes[index].astype(np.int32), counts, own.speaker, own.mel, own.mel_lengths
-        mel = np.asarray(_mel(dit, *heard, noise, np.full(len(index), start)))
+        mel = fetch(_mel(dit, *heard, noise, np.full(len(index), start)))
         made.append(_waveform(dit, bigvgan, mel, counts * config.repeats)[: len(part)])
     return np.concatenate(made)
 
@@ -235,7 +236,7 @@ def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
     for start in range(0, frames, size - 2 * side):
         window = _widened(mel[:, start : start + size], size)
         samples = _samples(bigvgan, window, np.full_like(lengths, side - start), lengths + side - start)
-        sound.append(np.asarray(samples)[:, side * each : (size - side) * each])
+        sound.append(fetch(samples)[:, side * each : (size - side) * each])
     return np.concatenate(sound, axis=1)[:, : frames * each]
 
 

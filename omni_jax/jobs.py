@@ -9,7 +9,8 @@ A line of output has the number of its input line and what became of it:
     {"line": 1, "id": "a7", "text": "Hello!", ..., "speech": {"file": "answers.sound/00000001.wav", ...}, "of": "..."}
     {"line": 2, "error": "a.wav: no such file; expected the path of a sound file", "of": "..."}
 
-Of several hosts, each has the model on its own devices and answers every n-th line.
+Of several hosts, each has the model on its own devices and answers every n-th line; or as many of them as a model needs have it
+together and answer their share as one (``load``).
 """
 
 import io
@@ -17,7 +18,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,7 +28,8 @@ import soundfile
 from orbax.checkpoint import multihost
 
 from omni_jax.config import from_hf
-from omni_jax.continuous import Item, answers
+from omni_jax.continuous import Item, Outcome, answers
+from omni_jax.hosts import Hosts, sharing
 from omni_jax.hub import locate
 from omni_jax.ledger import Ledger, lines_of
 from omni_jax.omni import Omni
@@ -67,17 +69,23 @@ class Totals:
 
 
 def load(path: str, *, mesh: str | None = None, **options: Any) -> Omni:
-    """The model as a job holds it: of several processes, each has it on its own devices.
+    """The model as a job holds it: of several processes, each has it on its own devices, or neighbours have it together.
 
     Args:
-        mesh: a shape such as ``data=2,expert=4``; None for all devices of the process, well chosen.
+        mesh: what one copy of the model takes, a shape such as ``data=2,expert=4`` or a topology such as ``v5e-8``; None for all
+            devices of the process, well chosen. Of more devices than a process has, each copy takes those of several.
         options: as of ``Omni.load``.
+
+    Raises:
+        ValueError: such copies do not take whole hosts, or as ``Omni.load`` does.
     """
     if jax.process_count() == 1:
         return Omni.load(path, mesh=mesh, **options)
-    heads, own = from_hf(locate(path, weights=False)).thinker.decoder.kv_heads, jax.local_devices()
-    spread = well_chosen(own, kv_heads=heads) if mesh is None else make_mesh(mesh, own, kv_heads=heads)
-    return Omni.load(path, mesh=spread, **options)
+    heads = from_hf(locate(path, weights=False)).thinker.decoder.kv_heads
+    if mesh is None:
+        return Omni.load(path, mesh=well_chosen(jax.local_devices(), kv_heads=heads), **options)
+    devices = sharing(make_mesh(mesh, kv_heads=heads).size)
+    return Omni.load(path, mesh=make_mesh(mesh, devices, kv_heads=heads), **options)
 
 
 def run(
@@ -100,13 +108,14 @@ def run(
 
     Args:
         source, target: local paths, or URLs that fsspec knows (gs://, s3://: their packages must be installed).
-        slots: replies that are written at a time.
+        slots: replies that are written at a time, by each copy of the model.
         window: lines that are read ahead and sorted by length; by default twice the slots.
         sound: "wav" or "flac".
         logprobs: whether answers have the log-probabilities of their tokens.
         retry: whether lines that were reported as faults are tried again.
         profile: a folder for a trace of the first calls, for TensorBoard or Perfetto.
-        progress: called with lines done and lines in all, of this process, and the throughput.
+        progress: called with lines done and lines in all, of this process, and the throughput. Of hosts that have the model
+            together, the first one calls it, and it alone writes.
         options: for all lines, as of ``Omni.generate``; a line's own come before them.
 
     Raises:
@@ -116,31 +125,61 @@ def run(
     if unknown := [name for name in options if name in ("given", "progress")]:
         raise ValueError(f"{', '.join(unknown)}: not an option of a job")
     _try(omni, options)
-    process, processes, began = jax.process_index(), jax.process_count(), time.monotonic()
-    with Ledger(target, process=process, processes=processes) as ledger:
-        known = dict(ledger.entries)
-        done = {number for number, entry in known.items() if not (retry and entry.fault)}
-        numbers = _checked(source, target, known)
-        share = [number for number in numbers if number % processes == process]
-        _together(processes, "opened")
-        left, count, written = [number for number in share if number not in done], 0, 0
+    hosts, began, share = Hosts.of(omni.parts), time.monotonic(), None
+    with ExitStack() as stack:
+
+        def begin() -> list[int]:
+            nonlocal share
+            ledger = stack.enter_context(Ledger(target, process=hosts.number, processes=hosts.groups))
+            share = _Share(ledger, source, hosts, retry=retry)
+            return share.left
+
+        left = hosts.by_first(begin)
+        _together("opened")
         items = _items(omni, source, set(left), options)
         with _traced(profile) as call:
-            for outcomes in answers(omni, items, slots=slots, window=window) if left else ():
+            for outcomes in answers(omni, items, slots=slots, window=window, hosts=hosts) if left else ():
                 call()
-                ledger.write([_line(ledger, *outcome, sound=sound, logprobs=logprobs) for outcome in outcomes])
-                count += len(outcomes)
-                written += sum(len(reply.tokens) for _, reply in outcomes if isinstance(reply, Reply))
-                if progress is not None and outcomes:
-                    rate = written / (time.monotonic() - began)
-                    progress(len(share) - len(left) + count, len(share), f"{rate:.0f} tokens/s")
-        ledger.flush()
-        _together(processes, "written")
-        if process == 0:
-            ledger.merge(numbers)
-        _together(processes, "merged")
-        resumed = done & set(numbers if process == 0 else share)
-        return _totals(ledger, numbers if process == 0 else share, resumed, time.monotonic() - began)
+                if share is not None and outcomes:
+                    share.write(outcomes, sound=sound, logprobs=logprobs)
+                    if progress is not None:
+                        rate = share.written / (time.monotonic() - began)
+                        progress(share.done, len(share.lines), f"{rate:.0f} tokens/s")
+        hosts.by_first(lambda: share and share.ledger.flush())
+        _together("written")
+        if share is not None and is_first():
+            share.merge()
+        _together("merged")
+        return Totals(**hosts.by_first(lambda: share and asdict(share.totals(time.monotonic() - began))))
+
+
+class _Share:
+    """The lines of a copy of the model, and where its answers go: on the first of the hosts that have it.
+
+    Attributes:
+        lines: their numbers. left: those that are to be answered. done: how many are not, any more. written: tokens.
+    """
+
+    def __init__(self, ledger: Ledger, source: str, hosts: Hosts, *, retry: bool):
+        self.ledger, known = ledger, dict(ledger.entries)
+        kept = {number for number, entry in known.items() if not (retry and entry.fault)}
+        self.numbers = _checked(source, ledger.target, known)
+        self.lines = [number for number in self.numbers if number % hosts.groups == hosts.number]
+        self.left = [number for number in self.lines if number not in kept]
+        self.kept, self.done, self.written = kept, len(self.lines) - len(self.left), 0
+
+    def write(self, outcomes: list[Outcome], *, sound: str, logprobs: bool) -> None:
+        self.ledger.write([_line(self.ledger, *outcome, sound=sound, logprobs=logprobs) for outcome in outcomes])
+        self.done += len(outcomes)
+        self.written += sum(len(reply.tokens) for _, reply in outcomes if isinstance(reply, Reply))
+
+    def merge(self) -> None:
+        """Joins the lines of all copies; from then on this share is all of them."""
+        self.ledger.merge(self.numbers)
+        self.lines = self.numbers
+
+    def totals(self, seconds: float) -> Totals:
+        return _totals(self.ledger, self.lines, self.kept & set(self.lines), seconds)
 
 
 def is_first() -> bool:
@@ -283,9 +322,9 @@ def _checksum(text: bytes) -> str:
     return f"{zlib.crc32(text):08x}"
 
 
-def _together(processes: int, name: str) -> None:
+def _together(name: str) -> None:
     """Waits for the other processes: at the coordinator, for a collective would time out where one has more to do."""
-    if processes > 1:
+    if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=f"omni_jax_job_{name}", timeout_ms=WEEK * 1000)
 
 

@@ -19,6 +19,7 @@ from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
+from omni_jax.hosts import fetch
 from omni_jax.hub import locate
 from omni_jax.layouts import arranged, declared
 from omni_jax.models import parts as model_parts
@@ -65,7 +66,8 @@ class Omni:
             path: a Hugging Face folder, a folder that ``omni-jax convert`` wrote, or a hub id such as
                 ``Qwen/Qwen3-Omni-30B-A3B-Instruct``.
             mesh: devices to spread the model over: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a
-                mesh with axes among data, expert and model. None takes all TPUs or GPUs of this host.
+                mesh with axes among data, expert and model. None takes all TPUs or GPUs of this host. It may span hosts, which
+                then make the same calls with the same arguments in the same order, and all get the results.
             dtype: of the weights and of the arithmetic; None for bfloat16 on TPU and GPU, float32 on CPU.
             speech: False leaves the weights that only speaking needs on the disk; None loads them where they exist.
             progress: called with bytes done, bytes in all and the name of what was read.
@@ -82,6 +84,8 @@ class Omni:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         heads = config.thinker.decoder.kv_heads
         mesh = well_chosen(jax.local_devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
+        if mesh is not None and not mesh.local_devices:
+            raise ValueError("mesh: none of its devices is of this host; load it on the hosts whose devices it has")
         placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
@@ -283,7 +287,7 @@ class Omni:
         logits = _logits(self.parts["thinker"], embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
         # On the host, for indexing on the device would compile a program for each new length.
-        return jax.device_put(np.asarray(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
+        return jax.device_put(fetch(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
     def _replies(self, asked: Request) -> list[Reply]:
         replies: dict[int, Reply] = {}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
+from omni_jax.hosts import fetch
 from omni_jax.models.thinker import Embedded
 from omni_jax.processing import clip_packing, patch_packing
 from omni_jax.processing.request import Batch
@@ -87,7 +88,7 @@ def encode_audio(
         return []
     rows, order = [], []
     for call in clip_packing.pack(clips, config.audio_encoder):
-        features = np.asarray(_hear(parts["audio_encoder"], *call.inputs))
+        features = fetch(_hear(parts["audio_encoder"], *call.inputs))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])
     joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
@@ -107,8 +108,8 @@ def encode_vision(
     features = [np.empty((0, sight.out_width), encoder.dtype)]
     deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
     for call in patch_packing.pack(media, grids, sight.merge, encoder.dtype):
-        made = _see(encoder, call.patches, call.place, call.size, call.first)
+        seen, seen_deep = fetch(_see(encoder, call.patches, call.place, call.size, call.first))
         real = np.flatnonzero(call.order >= 0)
-        features.append(np.asarray(made[0])[real])
-        deep.append(np.asarray(made[1])[:, real])
+        features.append(seen[real])
+        deep.append(seen_deep[:, real])
     return jax.device_put(np.concatenate(features)), jax.device_put(np.concatenate(deep, axis=1))

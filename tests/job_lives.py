@@ -30,13 +30,13 @@ def said(words):
 class Played:
     """Stands for the model: its requests are the words of the user."""
 
-    synthesizer = SimpleNamespace(system=None)
+    synthesizer, parts = SimpleNamespace(system=None), {}
 
     def _request(self, conversations, **options):
         return SimpleNamespace(words=conversations[0][-1]["content"])
 
 
-def play(omni, items, *, slots, window):
+def play(omni, items, *, slots, window, hosts):
     """Answers in a disorder, some at a time."""
     draw, held = random.Random(), []
     for item in items:

@@ -13,6 +13,7 @@ from shell_calls import call
 
 from omni_jax import Omni, jobs
 from omni_jax.continuous import Item, _Ahead
+from omni_jax.hosts import Hosts
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 
 HOW = {"thinker_max_new_tokens": 24, "thinker_eos_token_id": -1}
@@ -185,7 +186,7 @@ def test_lines_are_read_ahead_and_sorted_to_and_fro():
     class Long(Item):
         length = property(lambda self: self.key)
 
-    ahead = _Ahead((Long(key, None) for key in (5, 1, 3, 9, 2, 4, 8, 7, 6)), 3, 4)
+    ahead = _Ahead((Long(key, None) for key in (5, 1, 3, 9, 2, 4, 8, 7, 6)), 3, 4, Hosts())
     assert [ahead.take(wait=True).key for _ in range(9)] == [1, 3, 5, 9, 8, 4, 2, 6, 7]
     assert not ahead.exhausted
     assert ahead.take(wait=True) is None

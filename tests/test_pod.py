@@ -9,23 +9,36 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+import soundfile
 
-from omni_jax import jobs
+from omni_jax import hosts, jobs
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tpu" / "pod_inference.py"
 LINES = 8
 
 
-def user(words):
-    return [{"role": "user", "content": words}]
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+@pytest.fixture
+def quickly_compiled():
+    """Programs that are used once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """Starts both processes of a life; they are gone when the test ends."""
-    started = []
+    """Starts both processes of a life, each in a folder of its own; they are gone when the test ends."""
+    started, folders = [], [tmp_path / "host0", tmp_path / "host1"]
+    for folder in (*folders, tmp_path / "two"):
+        folder.mkdir()
 
     def begin(source, target, *options):
         with socket.socket() as free:
@@ -33,17 +46,18 @@ def start(tiny, tmp_path):
             address = f"localhost:{free.getsockname()[1]}"
         environment = os.environ | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of what they do is compiling
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
         }
         life = [
             subprocess.Popen(
                 [
-                    sys.executable, SCRIPT, source, target, "--model", tiny, "--no-speech", "--slots", "2", *options,
+                    sys.executable, SCRIPT, source, target, "--model", tiny, *options,
                     "--coordinator", address, "--processes", "2", "--process", str(number),
                 ],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
-            for number in range(2)
+            for number, folder in enumerate(folders)
         ]  # fmt: skip
         started.extend(life)
         return life
@@ -54,39 +68,86 @@ def start(tiny, tmp_path):
         process.communicate()
 
 
-def test_two_hosts_answer_what_one_does(start, writer, tmp_path):
-    """With the model over the four devices of each. Both are killed as soon as something is answered, and go on."""
-    source, how = tmp_path / "in.jsonl", ("--max-new-tokens", "20", "--greedy")
-    lines = [json.dumps({"id": n, "messages": user("Hi" + "!" * n)}) for n in range(LINES)]
-    source.write_text("\n".join([*lines[:3], "broken", *lines[3:]]) + "\n")
-    parts = [tmp_path / "two.jsonl.parts" / f"0000{number}-of-00002.jsonl" for number in range(2)]
-    life, until = start(source, tmp_path / "two.jsonl", *how, "--mesh", "data=2,expert=2"), time.monotonic() + 300
-    while not any(part.exists() and part.stat().st_size for part in parts):
+def kill(life, there):
+    """Kills both processes as soon as what is waited for is there."""
+    until = time.monotonic() + 300
+    while not there():
         assert all(process.poll() is None for process in life), [process.communicate() for process in life]
         assert time.monotonic() < until
         time.sleep(0.02)
     for process in life:
         process.kill()
-    known = [part.read_bytes() for part in parts]
     for process in life:
         process.wait()
-    assert not (tmp_path / "two.jsonl").exists()
 
-    first, second = (
-        process.communicate(timeout=300)
-        for process in start(source, tmp_path / "two.jsonl", *how, "--mesh", "data=2,expert=2", "--json")
-    )
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
+    """First they have one model together, over the eight devices of both, and are killed in the middle; they go on with one
+    each, over its own four. Of two sounds, one host lacks one and has another one: said in place."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "two" / "answers.jsonl"
+    sound = np.random.default_rng(0).normal(size=3200) / 8
+    for number, name, samples in ((0, "one.wav", sound), (0, "unlike.wav", sound), (1, "unlike.wav", sound / 2)):
+        soundfile.write(tmp_path / f"host{number}" / name, samples, 16_000)
+    spoken = [user("Hi"), user("Hey")]
+    faults = [*(user([{"type": "audio", "audio": name}]) for name in ("one.wav", "unlike.wav")), "broken"]
+    silent = {"return_audio": False, "thinker_max_new_tokens": 20}
+    lines = [*spoken, *faults, *({"id": n, "messages": user("Hi" + "!" * n), **silent} for n in range(LINES))]
+    source.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    how = ("--slots", "2", "--max-new-tokens", "12", "--greedy", "--max-speech", "0.5", "--json", "--mesh")
+
+    together = start(source, target, *how, "data=2,expert=2,model=2")
+    kill(together, lambda: target.exists() and target.read_bytes().count(b"\n") >= 5)
+    known = target.read_bytes().split(b"\n")[:-1]
+    assert {json.loads(line)["line"] for line in known} >= {1, 2, 3, 4, 5}
+
+    life = start(source, target, *how, "data=2,expert=2")
+    first, second = (process.communicate(timeout=300) for process in life)
+    assert [process.returncode for process in life] == [0, 0], (first, second)
     totals = json.loads(first[0].splitlines()[-1])
     assert not [line for line in second[0].splitlines() if line.startswith("{")]  # the first one reports
-    assert (totals["lines"], totals["answered"], totals["faults"]) == (LINES + 1, LINES, 1)
-    assert totals["resumed"] >= sum(part.count(b"\n") for part in known) > 0
-    assert not parts[0].parent.exists()
+    assert (totals["lines"], totals["answered"], totals["faults"]) == (LINES + 5, LINES + 2, 3)
+    assert totals["resumed"] >= len(known)
+    assert not (tmp_path / "two" / "answers.jsonl.parts").exists()
 
-    greedy = {"thinker_max_new_tokens": 20, "thinker_do_sample": False}
-    jobs.run(writer, str(source), str(tmp_path / "one.jsonl"), slots=2, **greedy)
-    found = (tmp_path / "two.jsonl").read_bytes()
-    assert found == (tmp_path / "one.jsonl").read_bytes()
-    assert all(line in found.splitlines() for part in known for line in part.split(b"\n")[:-1])
+    greedy = {"thinker_max_new_tokens": 12, "thinker_do_sample": False}
+    greedy["talker_max_new_tokens"] = omni.synthesizer.tokens(0.5)
+    (tmp_path / "one").mkdir()
+    jobs.run(omni, str(source), str(tmp_path / "one" / "answers.jsonl"), slots=2, **greedy)
+    found = target.read_bytes().splitlines()
+    assert set(known) <= set(found)
+    expected = (tmp_path / "one" / "answers.jsonl").read_bytes().splitlines()
+    assert found[:2] + found[4:] == expected[:2] + expected[4:]
+    for number in (1, 2):
+        sounds = [
+            soundfile.read(tmp_path / folder / "answers.sound" / f"0000000{number}.wav")[0] for folder in ("two", "one")
+        ]
+        np.testing.assert_allclose(sounds[0], sounds[1], atol=1e-4)
+        assert np.abs(sounds[0]).max() > 1e-2
+    lacking, unlike = (json.loads(line)["error"] for line in found[2:4])
+    assert "one.wav: no such file" in lacking
+    assert lacking.endswith("(on 1 of the 2 hosts that have the model together)")
+    assert unlike.startswith("read otherwise on one host than on another")
+
+
+def test_copies_take_whole_hosts(monkeypatch):
+    """Of four hosts with four devices each, as this process's devices are not."""
+
+    class Device:
+        def __init__(self, number):
+            self.id, self.process_index = number, number // 4
+
+    devices = [Device(number) for number in range(16)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[8:12])
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert [hosts.sharing(count) for count in (2, 4, 8, 16)] == [devices[8:12], devices[8:12], devices[8:16], devices]
+    for count in (6, 12):
+        with pytest.raises(
+            ValueError, match=f"mesh: {count} devices for each copy of the model, of 4 hosts with 4 each"
+        ):
+            hosts.sharing(count)
 
 
 def test_without_other_hosts_it_is_alone(tmp_path):

@@ -17,7 +17,8 @@ ARROWS = {
     "nn": ["sharding", "nn"],
     "models": ["config", "params", "sharding", "nn", "models"],
     "processing": ["config", "buckets", "processing"],
-    "decoding": ["config", "buckets", "sharding", "nn.cache", "decoding"],
+    "hosts": [],
+    "decoding": ["config", "buckets", "hosts", "sharding", "nn.cache", "decoding"],
     "weights": ["config", "models", "sharding", "weights"],
     "sound_out": [],
 }

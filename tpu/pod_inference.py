@@ -2,6 +2,8 @@
 
     python tpu/pod_inference.py gs://bucket/in.jsonl gs://bucket/answers.jsonl --model gs-or-local-folder --slots 64
 
+A model that is too large for one host's chips is had by several together: --mesh v5e-16 is one copy on four hosts of four chips.
+
 Start it on all hosts, with the same arguments. On Cloud TPU, GKE, Slurm and Open MPI the hosts find each other; elsewhere say
 --coordinator HOST:PORT --processes N --process I. All other arguments are those of omni-jax batch, which --help lists.
 """

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.buckets import bucket
 from omni_jax.decoding.sampling import SamplingRows, sample
+from omni_jax.hosts import fetch
 from omni_jax.nn.cache import KVCache
 
 # Steps that one call can make; fewer on request, in the same program.
@@ -202,7 +203,7 @@ def generate(
     del embedded  # not needed again, and large where there was much to see
     counts, made, logprobs, fed = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
-        made, logprobs, total, finished = jax.device_get((made, logprobs, state.count, state.finished))
+        made, logprobs, total, finished = fetch((made, logprobs, state.count, state.finished))
         call = Made(tokens=made, logprobs=logprobs, counts=total - counts, states=kept, fed=fed)
         kept = fed = None
         stop = yield call

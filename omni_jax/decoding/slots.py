@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Num
 from omni_jax.buckets import bucket
 from omni_jax.decoding.generate import CALL_STEPS, ROOM, DecodeState, LanguageModel, advance, start
 from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.hosts import fetch
 from omni_jax.nn.cache import KVCache
 from omni_jax.sharding import mesh_of
 
@@ -122,7 +123,7 @@ class Slots:
             self.model, state, self.options, np.int32(self.steps),
             candidates=int(self.candidates[self.taken].max(initial=0)), follow=follow,
         )  # fmt: skip
-        first, made, logprobs, fed, counts = jax.device_get((self.first, made, logprobs, fed, state.count))
+        first, made, logprobs, fed, counts = fetch((self.first, made, logprobs, fed, state.count))
         self.state, self.first, written = state, {}, []
         for row in np.flatnonzero(self.taken).tolist():
             new = slice(0, int(counts[row] - self.counts[row]))
