@@ -22,8 +22,8 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
     moved = arranged(made, "tpu")
     before, after = parts.leaves(made), parts.leaves(moved)
     turned = {path for path, leaf in after.items() if leaf.format.layout.major_to_minor != tuple(range(leaf.ndim))}
-    assert {path.rsplit(".", 2)[-2] for path in turned} == {"q", "k", "v", "gate_up"}
-    assert all(after[path].format.layout.major_to_minor == (0, 2, 1, 3) for path in turned)
+    orders = {(path.rsplit(".", 2)[-2], after[path].format.layout.major_to_minor) for path in turned}
+    assert orders == {("gate_up", (0, 2, 1, 3)), *((name, (0, 2, 3, 1)) for name in "qkv")}  # of narrow heads
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf)
 
@@ -42,6 +42,11 @@ def test_a_width_that_tiles_do_not_divide_lies_next_to_the_last():
     assert _order(("ffn", "embed"), (32, 3420, 1280)) == (0, 1, 2)
     assert _order(("embed", None, "ffn"), (36, 2048, 2, 11008)) == (0, 2, 1, 3)
     assert _order(("ffn", "embed"), (36, 11008, 2048)) is None
+
+
+def test_heads_narrower_than_a_tile_do_not_lie_innermost():
+    assert _order(("embed", "heads", "head"), (32, 1280, 20, 64)) == (0, 2, 3, 1)
+    assert _order(("embed", "heads", "head"), (36, 2048, 16, 128)) == (0, 2, 1, 3)
 
 
 def test_on_a_cpu_layers_of_decoders_lie_one_by_one(made):
