@@ -15,6 +15,20 @@ def bucket(size: int, least: int = 16) -> int:
     return least
 
 
+# New tokens that a cache has room for at first.
+ROOM = 512
+
+
+def first_slots(padded: int, length: int, most: int) -> int:
+    """Slots of a cache for a prompt of ``length`` tokens, padded, and up to ``most`` new ones: at first for ROOM of them."""
+    return max(padded, bucket(length + min(most, ROOM)))
+
+
+def more_slots(slots: int, length: int, most: int) -> int:
+    """Slots of a cache that is used up: twice as many, but none that prompt and new tokens cannot fill."""
+    return min(2 * slots, bucket(length + most))
+
+
 # Patches of several frames that share a call of the vision encoder; a larger frame goes alone.
 CALL_PATCHES = 4096
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from omni_jax.buckets import bucket
+from omni_jax.buckets import ROOM, first_slots, more_slots
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import Made, grow
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.speech import CALL_FRAMES, ROOM, SpeechRows, SpeechState, speak, take_rows
+from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak, take_rows
 from omni_jax.processing.speech_prompt import SpeechPrompt
 
 _take = jax.jit(take_rows)
@@ -95,7 +95,8 @@ class Voices(ABC):
         self.candidates = speech.talker.candidates(talker.vocabulary), candidates
         self.size = self.chunks[0] if streamed else self.chunks[-1]
         lengths = prompt.lengths if most else np.zeros_like(prompt.lengths)
-        cache = parts["talker"].empty_cache(batch, bucket(prompt.tokens.shape[1] + ROOM))
+        slots = first_slots(prompt.tokens.shape[1], int(prompt.lengths.max()), most)
+        cache = parts["talker"].empty_cache(batch, slots)
         self.states = self._listen(prompt, lengths, states, cache), rows
         self.live = lengths > 0
         # Rows whose sound was cut by its length, and rows that the device does not know yet to be silent.
@@ -142,7 +143,8 @@ class Voices(ABC):
             state, self.unheard = replace(state, finished=jax.device_put(~self.live)), False
         needed = self.lengths + np.minimum(self.counts + frames, self.most)
         if needed[self.live].max() > state.cache.slots:
-            state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
+            slots = more_slots(state.cache.slots, int(self.lengths[self.live].max()), self.most)
+            state = replace(state, cache=grow(state.cache, slots=slots))
         state, codes = speak(
             self.parts["talker"], self.predictor, state, words, rows, np.int32(frames), candidates=self.candidates
         )

@@ -11,15 +11,13 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from omni_jax.buckets import bucket
+from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import SamplingRows, sample
 from omni_jax.hosts import fetch
 from omni_jax.nn.cache import KVCache
 
 # Steps that one call can make; fewer on request, in the same program.
 CALL_STEPS = 32
-# New tokens that a cache has room for at first; it doubles when they are used up.
-ROOM = 512
 
 
 class LanguageModel(Protocol):
@@ -191,13 +189,13 @@ def generate(
         keep: after how many of the model's layers the prompt's states are kept, for the first call's ``Made``.
         follow: whether the states at the reply's tokens are wanted too.
 
-    The cache starts with room for 512 new tokens and doubles when a call might overrun it, so that a generous
-    ``max_new_tokens`` costs memory only when it is used. Its size follows from the padded length of the prompts, so that
-    all prompts of a bucket share one program.
+    The cache starts with room for 512 new tokens and grows when a call might overrun it, so that a generous
+    ``max_new_tokens`` costs memory only when it is used. Its sizes are buckets, so that prompts of like lengths share programs,
+    and the last is that of the longest row's prompt and ``max_new_tokens``.
     """
     most = np.asarray(rows.most)
-    room = int(np.max(np.minimum(most, ROOM), where=lengths > 0, initial=0))
-    cache = model.empty_cache(prompt.shape[0], bucket(prompt.shape[1] + room))
+    longest, most_new = int(np.max(lengths)), int(np.max(most, where=lengths > 0, initial=0))
+    cache = model.empty_cache(prompt.shape[0], first_slots(prompt.shape[1], longest, most_new))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs, kept = start(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
     del embedded  # not needed again, and large where there was much to see
@@ -216,5 +214,6 @@ def generate(
         now = min(steps, CALL_STEPS)
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
-            state = replace(state, cache=grow(state.cache, slots=2 * state.cache.slots))
+            slots = more_slots(state.cache.slots, longest, most_new)
+            state = replace(state, cache=grow(state.cache, slots=slots))
         state, made, logprobs, fed = advance(model, state, rows, np.int32(now), candidates=candidates, follow=follow)

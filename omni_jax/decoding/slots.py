@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from omni_jax.buckets import bucket
-from omni_jax.decoding.generate import CALL_STEPS, ROOM, DecodeState, LanguageModel, advance, start
+from omni_jax.buckets import first_slots, more_slots
+from omni_jax.decoding.generate import CALL_STEPS, DecodeState, LanguageModel, advance, start
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.hosts import fetch
 from omni_jax.nn.cache import KVCache
@@ -86,24 +86,33 @@ class Slots:
             keep: after how many of the model's layers the prompt's states are kept.
 
         Returns: the states that were kept.
+
+        Raises:
+            JaxRuntimeError: the device has no memory for it; as long as all is ``whole``, the other rows go on without it.
         """
         option = SamplingRows.of([sampling], [seed], [most])
         one, logprobs, kept = start(
             self.model, embedded, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths),
             self.model.empty_cache(1, prompt.shape[1]), option, candidates=candidates, keep=keep,
         )  # fmt: skip
+        jax.block_until_ready((one, logprobs, kept))  # an error must come before the state of all rows is given away
         if not candidates:  # beside rows that draw, the likeliest token is a draw among one
             option = SamplingRows.of([replace(sampling, do_sample=True, temperature=1.0, top_k=1)], [seed], [most])
+        room = first_slots(prompt.shape[1], int(lengths[0]), most)
+        if self.state is None:
+            cache = self.model.empty_cache(len(self.taken), room)
+            self.state, self.options = jax.block_until_ready(_rows_of(one, option, cache))
+        self._resize(room)
+        self.state, self.options = _insert(self.state, self.options, one, option, np.int32(row))
         self.first[row] = one.tokens, logprobs
         self.lengths[row], self.counts[row], self.most[row], self.candidates[row] = lengths[0], 1, most, candidates
-        self.room[row] = bucket(prompt.shape[1] + min(most, ROOM))
-        self.taken[row], self.stopped[row] = True, False
-        if self.state is None:
-            cache = self.model.empty_cache(len(self.taken), int(self.room[row]))
-            self.state, self.options = _rows_of(one, option, cache)
-        self._resize()
-        self.state, self.options = _insert(self.state, self.options, one, option, np.int32(row))
+        self.room[row], self.taken[row], self.stopped[row] = room, True, False
         return kept
+
+    @property
+    def whole(self) -> bool:
+        """Whether no call that failed has taken the state with it."""
+        return not any(leaf.is_deleted() for leaf in jax.tree.leaves((self.state, self.options)))
 
     def advance(self, *, follow: bool = False) -> list[Written]:
         """Writes up to ``steps`` tokens in each row that is taken.
@@ -114,7 +123,8 @@ class Slots:
         assert self.state is not None
         assert self.options is not None
         needed = self.lengths + np.minimum(self.counts + self.steps, self.most)
-        self.room = np.where(self.taken & (needed > self.room), 2 * self.room, self.room)
+        for row in np.flatnonzero(self.taken & (needed > self.room)):
+            self.room[row] = more_slots(*(int(of[row]) for of in (self.room, self.lengths, self.most)))
         self._resize()
         state = self.state
         if self.stopped.any():
@@ -143,12 +153,14 @@ class Slots:
         """Gives a row free, whether the device knows that its reply is done or not."""
         self.taken[row], self.stopped[row] = False, True
 
-    def _resize(self) -> None:
+    def _resize(self, least: int = 0) -> None:
         """As many slots as are counted on; fewer only where half of them or more would be empty."""
         assert self.state is not None
-        needed, slots = int(self.room[self.taken].max(initial=0)), self.state.cache.slots
+        needed, slots = int(self.room[self.taken].max(initial=least)), self.state.cache.slots
         if needed > slots or 0 < 2 * needed <= slots:
-            self.state = replace(self.state, cache=_resized(self.state.cache, slots=needed))
+            self.state = replace(
+                self.state, cache=jax.block_until_ready(_resized(self.state.cache, slots=needed))
+            )
 
 
 @partial(jax.jit, donate_argnames=("cache",))

@@ -15,8 +15,6 @@ from omni_jax.nn.cache import KVCache
 
 # Frames that one call can make, two seconds; fewer on request, in the same program.
 CALL_FRAMES = 25
-# Frames that a cache has room for at first; it doubles when they are used up.
-ROOM = 512
 
 
 class SpeechModel(Protocol):

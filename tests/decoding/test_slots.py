@@ -94,13 +94,13 @@ def test_the_cache_is_as_long_as_its_rows_need(writer):
     desk = Desk(writer, 2)
     found = desk.answer(asked)
     assert max(desk.sizes) == 96
-    assert desk.sizes[-1] == 48
+    assert desk.sizes[-1] == 32
     for own, item in zip(found, asked, strict=True):
         assert_alike(own, alone(writer, *item))
 
 
 def test_a_reply_beyond_its_room_finds_more(writer, monkeypatch):
-    monkeypatch.setattr("omni_jax.decoding.slots.ROOM", 8)
+    monkeypatch.setattr("omni_jax.buckets.ROOM", 8)
     desk = Desk(writer, 2)
     (found,) = desk.answer([(prompt(12), GREEDY)])
     assert desk.sizes[0] < desk.sizes[-1]
