@@ -22,13 +22,17 @@ from omni_jax.decoding.generate import CALL_STEPS, DecodeState, advance, grow, s
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak
 from omni_jax.hlo import Grouped, Program
+from omni_jax.kernels import visited
 from omni_jax.layouts import formats
 from omni_jax.least import Least, held
 from omni_jax.models import parts
-from omni_jax.models.code2wav import BATCH_FRAMES
+from omni_jax.models.code2wav import BATCH_FRAMES, axes
+from omni_jax.models.decoder import CHUNK
 from omni_jax.models.thinker import Embedded
+from omni_jax.nn import exchange
 from omni_jax.nn.cache import AXES as CACHE_AXES
 from omni_jax.nn.cache import KVCache
+from omni_jax.nn.spans import BLOCK
 from omni_jax.sharding import shardings, spec
 
 # Among how many tokens a draw chooses: the published top_k of 50, as a power of two.
@@ -64,7 +68,7 @@ class Entry:
         function: jitted. arguments: abstract. options: static ones.
         weights, caches: bytes a chip of what it takes or makes that stays on the device between calls.
         bound: counts what a step cannot do without. steps: how many steps a call makes, of which bytes and operations are said.
-        runs: how often loops run whose length is known at run time only.
+        runs: how often loops run whose length is known at run time only. seen: keys of a query in kernels of spans.
         grouped: what grouped products do, by the shape of their matrices.
     """
 
@@ -77,6 +81,7 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
     runs: int = 1
+    seen: int = 0
     grouped: Mapping[tuple[int, ...], Grouped] = field(default_factory=dict)
 
     @cached_property
@@ -131,7 +136,7 @@ def compiled(entry: Entry) -> Compiled:
         seconds=seconds,
         held=memory.argument_size_in_bytes + results + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        program=Program(program.as_text(), entry.grouped, runs=entry.runs),
+        program=Program(program.as_text(), entry.grouped, runs=entry.runs, seen=entry.seen),
     )
 
 
@@ -264,9 +269,11 @@ class Entries:
         mel = [
             self.array((chunks, config.mel_bins, config.chunk_frames), jnp.float32), self.array((chunks,), jnp.int32)
         ]  # fmt: skip
+        window = 0  # of the other family, which attends without a kernel
         if isinstance(config, AudioEncoderConfig):
             mel.append(self.array((chunks, config.chunk_tokens), jnp.int32))
-        yield self._whole(f"audio encoder, {chunks} chunks", perceive._hear, (audio, *mel))
+            window = visited(chunks * config.chunk_tokens, config.window_tokens, BLOCK)
+        yield self._whole(f"audio encoder, {chunks} chunks", perceive._hear, (audio, *mel), seen=window)
         sizes = ((CALL_PATCHES, 2), (CALL_PATCHES, 2), (CALL_PATCHES,))
         places = [self.array(size, jnp.int32) for size in sizes]
         pixels = self.array((CALL_PATCHES, sight.patch_width), self.workload.dtype)
@@ -275,6 +282,7 @@ class Entries:
             perceive._see,
             (vision, pixels, *places),
             runs=-(-FRAME_PATCHES // 512),
+            seen=visited(CALL_PATCHES, FRAME_PATCHES, BLOCK),
         )
 
     def _sounding(self) -> Iterator[Entry]:
@@ -282,14 +290,14 @@ class Entries:
         rows = 1 << (self.workload.batch - 1).bit_length()
         if code2wav := self.parts.get("code2wav"):
             frames = max(size for size in frame_voice.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
-            state = jax.tree.map(
-                lambda leaf: self.array(leaf.shape, leaf.dtype),
-                jax.eval_shape(lambda part: part.start(rows), code2wav),
-            )
+            made = jax.eval_shape(lambda part: part.start(rows), code2wav)
+            state = jax.tree.map(lambda leaf, names: self.array(leaf.shape, leaf.dtype, names), made, axes(made))
             codes = self.array((rows, code2wav.config.codebooks, CALL_FRAMES), jnp.int32)
             ends = (self.array((rows,), jnp.int32),) * 2
             arguments = (code2wav, state, codes, *ends)
-            yield self._whole(f"code2wav, {rows} x {frames} frames", frame_voice._sound, arguments, frames=frames)
+            yield self._whole(
+                f"code2wav, {rows} x {frames} frames", frame_voice._sound, arguments, kept=state, frames=frames
+            )
             return
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
         rows = min(rows, 16)
@@ -306,10 +314,13 @@ class Entries:
         mel = floats((rows, window, bins))
         yield self._whole(f"BigVGAN, {rows} x {window} mel frames", flow_voice._samples, (bigvgan, mel, counts, counts))
 
-    def _whole(self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, **options: Any) -> Entry:
+    def _whole(
+        self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, seen: int = 0, kept: Any = None,
+        **options: Any,
+    ) -> Entry:  # fmt: skip
         """A program that reads its part once: what it cannot do without is read off its own formulas."""
-        few = partial(least.traced, partial(function, **options), arguments, self.mesh.size, runs=runs)
-        return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs)
+        few = partial(least.traced, partial(function, **options), arguments, self.mesh.size, runs=runs, kept=kept)
+        return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs, seen=seen)
 
     def _cache(self, part: str, batch: int, slots: int) -> KVCache:
         made = jax.eval_shape(lambda part: part.empty_cache(batch, slots), self.parts[part])
@@ -329,12 +340,13 @@ class Entries:
         config = self.parts[part].decoder.config.experts
         if experts is None:
             return {}
-        found = {}
+        found, tokens = {}, min(tokens, CHUNK)  # a long prompt goes piece by piece
         for kernel in (experts.gate_up, experts.down):
             layers, count, *matrix = kernel.sharding.shard_shape(kernel.shape)
-            slots = tokens * config.per_token
-            groups = -(-min(slots, config.count) * count // config.count)
-            found[layers * count, *matrix] = Grouped(groups, max(1, slots * count // config.count))
+            slots, devices = tokens * config.per_token, config.count // count
+            groups = -(-min(slots, config.count) // devices)
+            room = exchange.EVEN if devices > 1 and tokens >= exchange.LEAST * devices else 1
+            found[layers * count, *matrix] = Grouped(groups, max(1, slots // devices), room)
         return found
 
 

@@ -14,10 +14,12 @@ from omni_jax.config import Omni3Config
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
 from omni_jax.defaults import Defaults
-from omni_jax.models.code2wav import BATCH_FRAMES
+from omni_jax.hosts import fetch
+from omni_jax.models.code2wav import BATCH_FRAMES, Code2WavState, axes
 from omni_jax.processing import speech_prompt
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
+from omni_jax.sharding import zeros
 from omni_jax.synthesizer import Synthesizer, checked
 from omni_jax.voice import Chunk, Speech, Voices
 
@@ -25,9 +27,9 @@ from omni_jax.voice import Chunk, Speech, Voices
 # listener. Each is a program of the vocoder.
 CHUNKS = (1, 2, 4, 8, 16, CALL_FRAMES)
 
-_take = jax.jit(take_rows)
+_take = jax.jit(lambda code2wav, heard, index: code2wav.placed(take_rows(heard, index)))
 _words = jax.jit(lambda talker, embedding, tokens: talker.text(embedding(tokens)))
-_quiet = jax.jit(lambda code2wav, batch: code2wav.start(batch), static_argnums=1)
+_start = jax.jit(lambda code2wav, batch: code2wav.start(batch), static_argnums=1)
 
 
 @jax.jit
@@ -43,6 +45,12 @@ def _prompt(talker, embedding, tokens, codes, heard, states):
 def _sound(code2wav, state, codes, before, after, *, frames: int):
     """Samples of a call's frames, of which each row has ``after - before``."""
     return code2wav.step(state, codes[:, :, :frames], after - before)
+
+
+def _quiet(code2wav: Any, batch: int) -> Code2WavState:
+    """A state that has heard nothing, lying where that of a call lies: a call's program then is one."""
+    made, table = jax.eval_shape(_start, code2wav, batch), code2wav.embedding.table[...]
+    return jax.tree.map(lambda leaf, names: zeros(leaf.shape, leaf.dtype, names, table), made, axes(made))
 
 
 class FrameVoices(Voices):
@@ -70,7 +78,7 @@ class FrameVoices(Voices):
     ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
         code2wav, before = self.parts["code2wav"], self.counts
         self.heard, sound = _sound(code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames)
-        counts, finished, made, samples = jax.device_get((state.count, state.finished, codes, sound))
+        counts, finished, made, samples = fetch((state.count, state.finished, codes, sound))
         chunks = []
         for number in np.flatnonzero(self.live & (counts > before)):
             new = counts[number] - before[number]
@@ -88,7 +96,7 @@ class FrameVoices(Voices):
 
     def _keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
         super()._keep_rows(index)
-        self.heard = _take(self.heard, index)
+        self.heard = _take(self.parts["code2wav"], self.heard, index)
 
 
 class FrameSynthesizer(Synthesizer[Omni3Config]):
@@ -147,5 +155,5 @@ def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarr
         before, after = np.minimum(ends, start).astype(np.int32), np.minimum(ends, start + size).astype(np.int32)
         heard, samples = _sound(code2wav, heard, padded[:, :, start : start + size], before, after, frames=size)
         sound.append(samples)
-    joined = np.concatenate([np.zeros((rows, 0), np.float32), *map(np.asarray, sound)], axis=1)
+    joined = np.concatenate([np.zeros((rows, 0), np.float32), *fetch(sound)], axis=1)
     return joined[:batch, code2wav.lag :][:, : code2wav.samples(frames)]

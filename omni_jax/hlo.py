@@ -6,10 +6,10 @@ one layer is taken of it. Here
 - an instruction counts what it reads and writes in main memory, each operand once; arrays in a space of their own (a TPU's
   vector memory, S(1)) count nothing: the copies that bring them there do;
 - a loop counts as often as it runs, by its condition; where that is not known when it is compiled, as often as the caller says;
-- of branches the one that does most counts;
+- of branches the one that does most counts, those aside that a program takes rarely and names so (``jax.named_scope(RARE)``);
 - a slice counts what it takes, also inside a fusion; an update in place what it puts;
-- a grouped product that is no HLO (Mosaic's) counts the groups and rows that the caller says; of any other kernel operands and
-  results count, and the operations that it declares.
+- a grouped product that is no HLO (Mosaic's) counts the groups and rows that the caller says, a kernel of attention what its
+  shapes say (``kernels``); of any other kernel operands and results count, and the operations that it declares.
 
 Operations are those of products and sums, two for each multiplication that is added to another, whether the compiler keeps a
 product whole (dot, convolution) or takes it apart (multiply, reduce). Sums, not speeds: what overlaps, and what waits, is not
@@ -21,6 +21,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+
+from omni_jax.kernels import attention
 
 BITS = {"pred": 8, "bf16": 16, "token": 0}
 # Names for what is there already, and second halves of what was counted when it began.
@@ -42,15 +44,23 @@ HOST_CALL = re.compile(r"xla_(ffi_)?(python|partitioned_python)\w*callback|host_
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# The one attribute that is written in several lines.
+METADATA = re.compile(r"kernel_metadata=\{\n(.*?)\n\}", re.DOTALL)
+RARE = "rarely"  # the scope of a branch that is there for what hardly ever comes
 BRANCHES = re.compile(r"(?:computations=\{|_computation=|, )%([\w.\-]+)(?=[,}])")
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """What a grouped product does of a stack of matrices: how many of them it reads, and how many rows it multiplies."""
+    """What a grouped product does of a stack of matrices: how many of them it reads, and how many rows it multiplies.
+
+    Attributes:
+        room: times the rows that come on average it is given room for.
+    """
 
     groups: int
     rows: int
+    room: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,13 +146,16 @@ class Program:
         text: ``jax.jit(...).lower(...).compile().as_text()``.
         grouped: what grouped products do of operands of a shape; of other shapes they read all.
         runs: how often a loop runs whose length is not known when it is compiled.
+        seen: how many keys a query sees in a kernel whose spans are not known then.
     """
 
-    def __init__(self, text: str, grouped: Mapping[tuple[int, ...], Grouped] | None = None, *, runs: int = 1):
-        self.computations, self.entry, self.grouped, self.runs = {}, "", grouped or {}, runs
+    def __init__(
+        self, text: str, grouped: Mapping[tuple[int, ...], Grouped] | None = None, *, runs: int = 1, seen: int = 0
+    ):
+        self.computations, self.entry, self.grouped, self.runs, self.seen = {}, "", grouped or {}, runs, seen
         self._known: dict[tuple[str, str], int] = {}
         current = Computation()
-        for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        for line in METADATA.sub(r"\1", re.sub(r"/\*.*?\*/", "", text)).splitlines():
             if head := HEAD.match(line):
                 current = self.computations[head[2]] = Computation()
                 self.entry = head[2] if head[1] else self.entry
@@ -202,6 +215,11 @@ class Program:
             return self.runs
         return int(constants[0].rest)
 
+    def _branches(self, line: Instruction) -> list[str]:
+        found = BRANCHES.findall(line.rest)
+        rare = [any(RARE in each.rest for each in self.computations[name].lines.values()) for name in found]
+        return [name for name, seldom in zip(found, rare, strict=True) if not seldom] or found
+
     def _sum(self, what: str, name: str, of: Callable[[Instruction, Computation], int]) -> int:
         if (what, name) not in self._known:
             computation = self.computations[name]
@@ -215,7 +233,7 @@ class Program:
                 for kind, result, size, count in self._talk(line.attribute("body")):
                     yield kind, result, size, times * count
             elif line.opcode == "conditional":
-                branches = [list(self._talk(branch)) for branch in BRANCHES.findall(line.rest)]
+                branches = [list(self._talk(branch)) for branch in self._branches(line)]
                 yield from max(branches, key=lambda branch: sum(size * count for *_, size, count in branch))
             elif line.called:
                 yield from self._talk(line.called)
@@ -229,7 +247,7 @@ class Program:
         if line.opcode == "while":
             return self.trips(line) * self.flops(line.attribute("body"))
         if line.opcode == "conditional":
-            return max(self.flops(branch) for branch in BRANCHES.findall(line.rest))
+            return max(self.flops(branch) for branch in self._branches(line))
         if line.called:
             return self.flops(line.called)
         if line.opcode in ("multiply", "reduce") and line.results[0].kind[0] in "su":  # indices
@@ -248,7 +266,10 @@ class Program:
             return _convolved(line, arrays[0], arrays[1])
         for array in arrays:
             if found := self.grouped.get(array.shape):
-                return 2 * found.rows * math.prod(array.shape[1:])
+                rows = min(found.rows, line.results[0].shape[0] // found.room)
+                return 2 * rows * math.prod(array.shape[1:])
+        if found := attention(line.name, line.rest, arrays, self.seen):
+            return found.flops
         declared = re.search(r'"cost_estimate":\{"flops":"(\d+)"', line.rest)
         return int(declared[1]) if declared else 0
 
@@ -258,11 +279,16 @@ class Program:
         if line.opcode == "while":
             return self.trips(line) * sum(self.bytes(line.attribute(part)) for part in ("body", "condition"))
         if line.opcode == "conditional":
-            return max(self.bytes(branch) for branch in BRANCHES.findall(line.rest))
+            return max(self.bytes(branch) for branch in self._branches(line))
         if line.opcode in CALLS and line.called:
             return self.bytes(line.called)
         arrays = [computation.lines[name].results[0] for name in line.operands]
-        read = sum(self._taken(line, at, array) for at, array in enumerate(arrays) if array.main)
+        kernel = attention(line.name, line.rest, arrays, self.seen) if line.opcode == "custom-call" else None
+        read = 0
+        for at, array in enumerate(arrays):
+            if array.main:
+                again = kernel.passes if kernel and at in kernel.keys else 1
+                read += round(again * self._taken(line, at, array))
         return read + self._put(line, computation)
 
     def _taken(self, line: Instruction, at: int, array: Array) -> int:

@@ -118,11 +118,16 @@ def held_row(param: Any) -> int:
     return param.shape[-1] * param.dtype.itemsize
 
 
-def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int = 1) -> Least:
-    """What a function's own formulas ask for."""
+def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int = 1, kept: Any = None) -> Least:
+    """What a function's own formulas ask for.
+
+    Args:
+        kept: state among the arguments that a call makes anew: written as each chip holds it, where other results are spread.
+    """
     jaxpr = jax.make_jaxpr(function)(*arguments)
     made = sum(out.size * out.dtype.itemsize for out in jaxpr.out_avals)
-    return Least(held(arguments) + made // chips, operations(jaxpr.jaxpr, runs) // chips)
+    made -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return Least(held(arguments) + held(kept) + made // chips, operations(jaxpr.jaxpr, runs) // chips)
 
 
 def operations(jaxpr: Any, runs: int = 1) -> int:
@@ -141,6 +146,8 @@ def operations(jaxpr: Any, runs: int = 1) -> int:
             total += 2 * out.size * kernel.size // features // math.prod(params["lhs_dilation"])
         elif name == "scan":
             total += params["length"] * operations(params["jaxpr"].jaxpr, runs)
+        elif name == "shard_map":
+            total += params["mesh"].size * operations(params["jaxpr"], runs)
         elif name == "while":
             total += runs * operations(params["body_jaxpr"].jaxpr, runs)
         elif name == "cond":

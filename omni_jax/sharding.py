@@ -7,6 +7,7 @@ needs to know of it, it reads off its weights: they carry their mesh, so nothing
 import math
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -18,10 +19,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from omni_jax import params
 
 AXES = ("data", "expert", "model")
-# Which axes of a mesh a logical axis may be spread over, as many of them, in this order, as its size can be divided by.
+# Which axes of a mesh a logical axis may be spread over: those of them, in this order, that divide its size the most.
 # Experts are spread over all: their weights are most of a model's, and tokens are cheaper to send than to hold them twice.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data",),
+    "alone": ("data", "expert", "model"),  # rows that a device carries to their end by itself: the frame vocoder's
     "expert": ("expert", "model", "data"),
     "heads": ("model",),
     "kv_heads": ("model",),
@@ -67,7 +69,12 @@ def well_chosen(devices: Sequence[Any], *, kv_heads: int) -> Mesh | None:
 def _sizes(spec: str, kv_heads: int) -> dict[str, int]:
     if topology := TOPOLOGY.fullmatch(spec):
         kind, count = topology[1], int(topology[2])
-        return _divided(count // 2 if kind in ("v4", "v5p") else count, kv_heads)
+        chips = count // 2 if kind in ("v4", "v5p") else count
+        if chips < 1:
+            raise ValueError(
+                f"mesh: {spec!r} has no chip; of {kind} the number counts {'cores' if chips < count else 'chips'}"
+            )
+        return _divided(chips, kv_heads)
     sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     for part in spec.split(","):
         axis, _, size = part.strip().partition("=")
@@ -121,8 +128,8 @@ def undivided(tree: Any, mesh: Mesh) -> list[str]:
         for path, leaf in leaves.items()
         if path.split(".")[0] not in WHOLE
         for name, size in zip(names[path], leaf.shape[-len(names[path]) :], strict=True)
-        for axis in RULES.get(name or "", ())
-        if axis in mesh.axis_names and size % mesh.shape[axis]
+        for axis in _candidates(name, mesh)
+        if axis not in over(name, size, mesh)
     }
     return list(found)
 
@@ -140,20 +147,22 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -
 
 
 def over(name: str | None, size: int, mesh: AnyMesh, *, without: Sequence[str] = ()) -> tuple[str, ...]:
-    """The axes of a mesh that a logical axis of this size is spread over."""
-    found: list[str] = []
-    for axis in RULES.get(name or "", ()):
-        count = math.prod(mesh.shape[other] for other in found)
-        known = axis in mesh.axis_names and axis not in without
-        if known and mesh.shape[axis] > 1 and size % (count * mesh.shape[axis]) == 0:
-            found.append(axis)
-    return tuple(found)
+    """The axes of a mesh that a logical axis of this size is spread over: those that give each device the least."""
+    known = [axis for axis in _candidates(name, mesh) if axis not in without]
+    subsets = (found for count in range(len(known) + 1) for found in combinations(known, count))
+    fitting = [found for found in subsets if size % math.prod(mesh.shape[axis] for axis in found) == 0]
+    return max(fitting, key=lambda found: math.prod(mesh.shape[axis] for axis in found))
+
+
+def _candidates(name: str | None, mesh: AnyMesh) -> list[str]:
+    return [axis for axis in RULES.get(name or "", ()) if axis in mesh.axis_names and mesh.shape[axis] > 1]
 
 
 def mesh_of(weight: jax.Array) -> AbstractMesh | None:
-    """The mesh that a weight lies on, also while a program is traced; None for a single device."""
+    """The mesh that a weight lies on, also while a program is traced; None for a single device, and where devices
+    are each alone (``shard_map``)."""
     mesh = getattr(jax.typeof(weight).sharding, "mesh", None)
-    return mesh if mesh is not None and mesh.size > 1 else None
+    return mesh if mesh is not None and mesh.size > 1 and AxisType.Manual not in mesh.axis_types else None
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...], mesh: AnyMesh | None) -> jax.Array:

@@ -30,6 +30,10 @@ def found(slice_name, names, **workload):
             yield {
                 "name": entry.name, "temporaries": made.temporaries, "bytes": made.bytes, "flops": made.flops,
                 "least_bytes": entry.least.bytes, "least_flops": entry.least.flops, "host": made.program.host_transfers,
+                "kernels": [
+                    line.name.split(".")[0] for part in made.program.computations.values() for line in part.lines.values()
+                    if line.attribute("custom_call_target") == "tpu_custom_call"
+                ],
                 "arrays": list(made.program.arrays()), "limit": topology(slice_name).chip.limit,
                 "layer": least.held((entries.cache.k, entries.cache.v)) // config.thinker.decoder.layers,
                 "held": made.held + entries.weights - entry.weights + entries.caches - entry.caches,
@@ -59,6 +63,7 @@ def programs():
 def test_a_call_of_the_vision_encoder_holds_no_square_of_the_patches(programs):
     found = programs["vision encoder"]
     assert found["temporaries"] < 100e6
+    assert found["kernels"] == ["attend_spans"]
     assert len(found["arrays"]) > 20
     for array in found["arrays"]:
         assert array.split("[")[1].rstrip("]").split(",").count(str(CALL)) <= 1, array

@@ -1,12 +1,15 @@
 """What is counted of programs whose bytes, operations and collectives are known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.hlo import Collective, Grouped, Program
+from omni_jax.hlo import RARE, Collective, Grouped, Program
+from omni_jax.kernels import visited
 
 LAYERS, WIDTH = 7, 256
 MATRIX, VECTOR = 4 * WIDTH**2, 4 * WIDTH
@@ -82,11 +85,48 @@ ENTRY %main (a: bf16[4,8], w: bf16[40,8,16], s: s32[40], i: s32[]) -> bf16[4,16]
 def test_a_captured_stack_counts_the_experts_that_are_read():
     """``a`` lies beside the processor and counts nothing; ``take`` reads one matrix of the stack, the kernel three."""
     expert, sizes, result, index = 2 * 8 * 16, 4 * 40, 2 * 4 * 16, 4
-    found = Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=5)})
+    found = Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=3)})
     assert found.parts()["one"] == expert + index
     assert found.parts()["y"] == 3 * expert + sizes + result
     assert Program(TPU).parts()["y"] == 40 * expert + sizes + result
-    assert found.flops() == 2 * 5 * 8 * 16
+    assert found.flops() == 2 * 3 * 8 * 16
+    assert Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=9, room=2)}).flops() == 2 * (4 // 2) * 8 * 16
+
+
+ATTENTION = """HloModule kernel
+
+ENTRY %main (q: bf16[8,1024,128], k: bf16[1024,128], i: s32[1024,128], c: bf16[4096,128], s: s32[8,1024]) -> f32[8,1024,128] {
+  %q = bf16[8,1024,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[1024,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[1024,128]{1,0:T(8,128)S(1)} parameter(2)
+  %c = bf16[4096,128]{1,0:T(8,128)(2,1)} parameter(3)
+  %s = s32[8,1024]{1,0:T(8,128)S(1)} parameter(4)
+  %splash_mqa_fwd_residuals.1 = bf16[8,1024,128]{2,1,0:T(8,128)(2,1)} custom-call(%q, %k, %k, %i), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512}"
+}}, metadata={op_name="own"}
+  %splash_mqa_fwd_segmented_residuals.2 = f32[8,1024,128]{2,1,0:T(8,128)S(1)} custom-call(%q, %c, %c, %s), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512}"
+}}, metadata={op_name="past"}
+  ROOT %attend_spans.3 = bf16[8,1024,128]{2,1,0:T(8,128)S(1)} custom-call(%s, %q, %q, %q), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_what_kernels_of_attention_do():
+    """Eight heads share their keys: two blocks of queries of each read one and two blocks of new keys, or all of a cache."""
+    found = Program(ATTENTION, seen=100)
+    q, k, past, head = 2 * 8 * 1024 * 128, 2 * 1024 * 128, 2 * 4096 * 128, 4 * 1024 * 128
+    assert found.parts()["splash_mqa_fwd_residuals.1"] == q + 8 * 3 * k // 2 * 2 + q
+    assert found.parts()["splash_mqa_fwd_segmented_residuals.2"] == q + 8 * 2 * past * 2
+    assert found.parts()["attend_spans.3"] == 3 * q
+    assert found.flops() == 8 * head * (1024 * 3 // 4 + 4096 + 100)
+
+
+def test_keys_that_blocks_of_queries_visit():
+    """Whole blocks, of both frames where a block of queries lies in two."""
+    assert visited(4096, 784, 256) == 1216
+    assert visited(512, 100, 1) == (5 * 100 * 100 + 12 * 12) // 512
+    assert visited(300, 300, 256) == 512
 
 
 def test_operations_of_a_product_in_a_loop():
@@ -94,6 +134,19 @@ def test_operations_of_a_product_in_a_loop():
         return jax.lax.fori_loop(0, LAYERS, lambda _, x: x @ w, x)
 
     assert program(run, (3, WIDTH), (WIDTH, WIDTH)).flops() == LAYERS * 2 * 3 * WIDTH**2
+
+
+def test_a_branch_that_is_taken_rarely_does_not_count():
+    def run(x, w, *, scope):
+        def often(x):
+            with jax.named_scope(scope):
+                return x @ w @ w @ w
+
+        return jax.lax.cond(x[0, 0] > 0, often, lambda x: x @ w, x)
+
+    # Different sizes: a compilation cache knows no scopes.
+    assert program(partial(run, scope="often"), (3, WIDTH), (WIDTH, WIDTH)).flops() == 3 * 2 * 3 * WIDTH**2
+    assert program(partial(run, scope=RARE), (5, WIDTH), (WIDTH, WIDTH)).flops() == 2 * 5 * WIDTH**2
 
 
 def test_operations_of_a_product_taken_apart():

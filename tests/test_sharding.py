@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from omni_jax import Omni
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.nn import exchange
-from omni_jax.sharding import make_mesh, shardings, undivided, well_chosen
+from omni_jax.sharding import make_mesh, over, shardings, undivided, well_chosen
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
 
@@ -117,6 +117,7 @@ def test_meshes_by_name():
         ),
         ("heads=2", "mesh: expected a topology"),
         ("data=0", "mesh: expected a topology"),
+        ("v5p-1", "mesh: 'v5p-1' has no chip; of v5p the number counts cores"),
         ("", "mesh: expected a topology"),
     ],
 )
@@ -140,5 +141,9 @@ def test_what_does_not_divide_is_held_by_all():
         "audio_encoder: 20 heads over model=8", "talker: 2 kv_heads over model=8", "thinker: 4 kv_heads over model=8",
     ]  # fmt: skip
     assert eight["thinker.decoder.experts.gate_up"].spec[1] == "model"
+    # More devices than experts: the axes that leave the least to each.
+    pod = AbstractMesh((64, 1, 4), ("data", "expert", "model"))
+    assert over("expert", 128, pod) == ("data",)
+    assert over("expert", 256, pod) == ("model", "data")
     both = shardings(abstract, make_mesh("data=2,model=4"))
     assert both["thinker.decoder.experts.gate_up"].spec[1] == ("model", "data")

@@ -4,9 +4,13 @@ A sliding-window transformer over frames, then causal and transposed convolution
 whole pass are one function, a step of a few frames with all that it needs of its past carried.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.config import Code2WavConfig
@@ -15,6 +19,7 @@ from omni_jax.nn.cache import KVCache
 from omni_jax.nn.conv import Conv1d, ConvTranspose1d, Past, SnakeBeta
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp
 from omni_jax.nn.stack import stack
+from omni_jax.sharding import constrain, mesh_of, spec
 
 DILATIONS = (1, 3, 9)
 # Frames of a step, of all rows: enough for long matrix products, few enough for small memory.
@@ -34,6 +39,13 @@ class Code2WavState:
     cache: KVCache
     tails: tuple[Float[Array, "B reach C"], ...]
     frames: Int[Array, "B"]
+
+
+def axes(state: Code2WavState) -> Any:
+    """The logical axes of each array of a state. A device carries its own rows to their end, and no part of another's."""
+    heard = (None, "alone", None, None, None)
+    cache = replace(state.cache, k=heard, v=heard, length=("alone",))
+    return replace(state, cache=cache, tails=(("alone", None, None),) * len(state.tails), frames=("alone",))
 
 
 class Upsample(nnx.Module):
@@ -138,6 +150,27 @@ class Code2Wav(nnx.Module):
             codes: y new frames, a row's own ones first.
             lengths: how many of them each row has. With 0 it waits: its state stays as it is.
         """
+        mesh = mesh_of(self.embedding.table[...])
+        if mesh is None:
+            return self._step(state, codes, lengths)
+        # Every device has all weights and sounds rows of its own: nothing is sent, and none carries another's state.
+        own = spec(("alone",), lengths.shape, mesh)
+        lying = jax.tree.map(lambda leaf, names: spec(names, leaf.shape, mesh), state, axes(state))
+        step = jax.shard_map(
+            Code2Wav._step,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), lying, own, own),
+            out_specs=(lying, own),
+            check_vma=False,
+        )
+        return step(self, state, codes, lengths)
+
+    def placed(self, state: Code2WavState) -> Code2WavState:
+        """A state that a program makes, lying as ``step`` takes and leaves it."""
+        mesh = mesh_of(self.embedding.table[...])
+        return jax.tree.map(lambda leaf, names: constrain(leaf, names, mesh), state, axes(state))
+
+    def _step(self, state, codes, lengths) -> tuple[Code2WavState, Float32[Array, "B w"]]:
         cache, tails, samples = self._run(state.cache, state.tails, state.frames, codes, lengths)
         return Code2WavState(cache, tails, state.frames + lengths), samples
 

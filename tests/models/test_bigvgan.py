@@ -104,6 +104,14 @@ def test_the_waveform_is_cut_at_one(vocoder, mel, whole):
     assert np.abs(found).max() == 1
 
 
+def test_a_block_as_a_loop(vocoder):
+    """As a TPU runs it, whose compiler takes long for each convolution."""
+    block = vocoder.residuals[1]
+    x = np.random.default_rng(2).standard_normal((3, 40, 8), np.float32)
+    span = Span(np.array([0, 3, -5]), np.array([40, 21, 90]))
+    assert_same(*(jax.jit(form, static_argnums=2)(x, span, (1, 4)) for form in (block.looped, block.unrolled)))
+
+
 def test_nothing_and_mistakes(vocoder):
     assert vocoder.decode(jnp.zeros((2, 0, 6)), jnp.zeros(2, jnp.int32)).shape == (2, 0)
     with pytest.raises(ValueError, match=r"mel: expected \[batch, frames, 6\], got \[2, 6, 9\]"):

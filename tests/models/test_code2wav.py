@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from omni_jax import frame_voice
 from omni_jax.config import Code2WavConfig, DecoderConfig
 from omni_jax.frame_voice import decode
+from omni_jax.hlo import Program
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
+from omni_jax.sharding import make_mesh
 
 # Two stages instead of four, which compile in half the time: 24 samples a frame, of which the last 15 wait for the next one.
 SMALL = Code2WavConfig(
@@ -134,6 +138,27 @@ def test_padded_equals_alone(vocoder, whole):
         assert not whole[row, vocoder.samples(length) :].any()
     codes = np.where(np.arange(FRAMES) < LENGTHS[:, None, None], codes, 63 - codes)
     np.testing.assert_array_equal(decode(vocoder, codes, LENGTHS), whole)
+
+
+def test_rows_over_devices(vocoder, whole):
+    """Every row on a device of its own, and the state of a call beside the rows that it belongs to; nothing is sent."""
+    mesh = make_mesh("data=2,model=2", devices=jax.devices())
+    placed = jax.device_put(vocoder, NamedSharding(mesh, PartitionSpec()))
+    rows = [0, 1, 2, 4]
+    found = decode(placed, speech(len(LENGTHS), FRAMES)[rows], LENGTHS[rows])
+    assert_same(
+        vocoder,
+        [row[: vocoder.samples(n)] for row, n in zip(found, LENGTHS[rows], strict=True)],
+        whole[rows],
+        LENGTHS[rows],
+    )
+    state = frame_voice._quiet(placed, 4)
+    assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(state)} == {1}
+    numbers = np.zeros(4, np.int32)
+    call = frame_voice._sound.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()
+    assert not Program(call.as_text()).collectives()
+    kept = frame_voice._take(placed, state, np.array([0, 2]))
+    assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(kept)} == {1}
 
 
 def test_a_frame_is_heard_from_its_look_ahead_to_the_window(vocoder, whole):

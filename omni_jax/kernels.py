@@ -1,0 +1,52 @@
+"""What kernels of attention do, which are no HLO: read off their names and the shapes of their operands.
+
+Splash attention (``nn/flash.py``) takes q [.., G, T, H] and k, v [.., S, H]. A block of queries of a head walks over all keys,
+or, causal, over those up to its own; so keys are read anew for each block. The kernel of spans (``nn/spans.py``) takes q
+[N, H, T]; its spans are known at run time only, so the caller says how many keys a query is multiplied with (``visited``).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+BLOCK = re.compile(r"block_q\W+(\d+)")
+FLOATS = ("bf16", "f32")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Operations of a call, which operands are its keys and values, and how often it reads each of them."""
+
+    flops: int
+    keys: tuple[int, ...]
+    passes: float
+
+
+def attention(name: str, rest: str, operands: Sequence[Any], seen: int) -> Attention | None:
+    """What a custom call does, by its name, its attributes and its operands' types and shapes; None if it is another kernel."""
+    arrays = [at for at, array in enumerate(operands) if array.kind in FLOATS]
+    if name.startswith("attend_spans"):
+        query, *keys = arrays[:3]
+        return Attention(4 * operands[query].size * seen, tuple(keys), 1)
+    if not name.startswith("splash_mqa_fwd"):
+        return None
+    query, *keys = arrays[:3]
+    new, slots = operands[query].shape[-2], operands[keys[0]].shape[-2]
+    found = BLOCK.search(rest)
+    blocks = new // int(found[1]) if found else 1
+    # Over a cache rows have segments, which tell its slots in use from others; all are multiplied.
+    share = 1 if "segmented" in name else (blocks + 1) / (2 * blocks)
+    groups = operands[query].size * slots // (new * operands[keys[0]].size)
+    return Attention(round(4 * operands[query].size * slots * share), tuple(keys), groups * blocks * share)
+
+
+def visited(tokens: int, span: int, block: int) -> int:
+    """Keys that a query is multiplied with on average, where a packed sequence is cut into spans of one length: all in the blocks
+    of keys that one query of its block sees."""
+    total = 0
+    for start in range(0, tokens, block):
+        end = min(tokens, start + block)
+        first, last = start // span * span, min(tokens, -(-end // span) * span)
+        total += (end - start) * (-(-last // block) - first // block) * block
+    return total // tokens
