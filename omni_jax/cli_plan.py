@@ -18,11 +18,14 @@ def plan(
         typer.Argument(help="A model's folder, a hub id (owner/name) or a config.json.", metavar="MODEL_OR_CONFIG"),
     ],
     topology: Annotated[str, typer.Option(help="The slice: v5e-1, v5e-8, v6e-1, v6e-4, v6e-8, v5p-8, ...")],
-    batch: Annotated[int, typer.Option(help="Replies at once.")] = 1,
+    batch: Annotated[int, typer.Option(help="Replies at once; their prompts are prefilled one by one.")] = 1,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of the longest conversation, its reply included (default: 8192).")
+        int | None,
+        typer.Option(help="Tokens of the longest conversation, all of max_new_tokens included (default: 8192)."),
     ] = None,
-    speech: Annotated[bool, typer.Option("--speech", help="Replies are spoken.")] = False,
+    speech: Annotated[
+        bool, typer.Option("--speech", help="Replies are spoken, for 41 s beyond as many frames.")
+    ] = False,
     mesh: Annotated[
         str | None, typer.Option(help="How the chips are used, such as data=2,model=4 (default: as Omni.load does).")
     ] = None,
@@ -51,11 +54,11 @@ def plan(
         )
     if as_json:
         write(found, as_json)
-    show(found)
+    show(found, part=wanted is not None)
     return FITS if found.fits else DOES_NOT
 
 
-def show(found) -> None:
+def show(found, *, part: bool = False) -> None:
     """The table: programs, what they move and hold; then the sum of the fullest chip, and the answer."""
     from omni_jax.plan import summed
 
@@ -100,7 +103,7 @@ def show(found) -> None:
     parts = f"weights {_size(found.weights)} + caches {_size(found.cache)} + temporaries {_size(found.temporaries)}"
     out.print(f"Fullest chip of {found.topology.chips}: {parts} = {_size(found.held)} of {_size(limit)}")
     if found.fits:
-        out.print(f"It fits {found.topology.name}.")
+        out.print(f"{'As far as these programs go, it' if part else 'It'} fits {found.topology.name}.")
     else:
         out.print(f"It does not fit {found.topology.name}: {_size(found.held - limit)} too much a chip.")
 

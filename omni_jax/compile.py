@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax import flow_voice, frame_voice, least, perceive
-from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, bucket
+from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
 from omni_jax.config import AudioEncoderConfig, DualTrackTalkerConfig, Omni25Config, OmniConfig, TalkerConfig
 from omni_jax.decoding.generate import CALL_STEPS, DecodeState, advance, grow, start
 from omni_jax.decoding.sampling import Sampling, SamplingRows
@@ -50,8 +50,8 @@ class Workload:
     """What programs are wanted for.
 
     Attributes:
-        batch: replies at once. context: tokens of the longest conversation, its reply included. speech: whether they are
-            spoken. dtype: of weights and arithmetic.
+        batch: replies at once. context: tokens of the longest conversation, all that its reply may have included. speech:
+            whether they are spoken, for ROOM frames (41 s) beyond as many. dtype: of weights and arithmetic.
     """
 
     batch: int = 1
@@ -166,12 +166,13 @@ class Entries:
         self.weights = held(self.parts)
         self.slots = bucket(workload.context)
         self.cache = self._cache("thinker", workload.batch, self.slots)
-        self.speech_cache = self._cache("talker", workload.batch, self.slots) if workload.speech else None
+        self.speech_slots = bucket(workload.context + ROOM)
+        self.speech_cache = self._cache("talker", workload.batch, self.speech_slots) if workload.speech else None
         self.caches = held(self.cache) + held(self.speech_cache)
 
     def __iter__(self) -> Iterator[Entry]:
         yield from self._perceiving()
-        yield self.prefill(min(self.slots, self.workload.context))
+        yield self.prefill(self.slots)
         if self.slots > bucket(1):
             yield self._growth()
         yield self.decode()
@@ -240,7 +241,7 @@ class Entries:
         words = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
         rows = SpeechRows(options, options if predictor is not None else None)
         return Entry(
-            f"speech, a frame of {batch} x {self.slots:,}", speak,
+            f"speech, a frame of {batch} x {self.speech_slots:,}", speak,
             (talker, predictor, state, words, rows, self.array((), jnp.int32)),
             partial(self._least().frame, batch, self.speech_cache), held((talker, predictor)), held(self.speech_cache),
             {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
@@ -253,8 +254,9 @@ class Entries:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, where))
 
     def _growth(self) -> Entry:
-        """The cache doubles when it is full, and for that moment both are there."""
-        cache = self._cache("thinker", self.workload.batch, self.slots // 2)
+        """The cache grows when it is full, at the most from the next smaller bucket, and for that moment both are there."""
+        smaller = self.slots * 2 // 3 if self.slots % 3 == 0 else self.slots * 3 // 4
+        cache = self._cache("thinker", self.workload.batch, smaller)
         made = partial(Least, held(cache) + held(self.cache), 0)
         # What it makes is the cache that is counted as such.
         return Entry(
@@ -357,7 +359,10 @@ def programs(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[Compiled]:
     """Compiles all, or ``only`` some by name; ``progress`` is called with how many are done, how many there are, and a name."""
-    made = [entry for entry in entries if only is None or only(entry.name)]
+    known = list(entries)
+    made = [entry for entry in known if only is None or only(entry.name)]
+    if not made:
+        raise ValueError(f"only: no program has such a name; there are: {'; '.join(entry.name for entry in known)}")
     for number, entry in enumerate(made):
         if progress:
             progress(number, len(made), entry.name)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from omni_jax.buckets import bucket
+from omni_jax.buckets import ROOM, bucket
 from omni_jax.compile import Compiled, Entries, Workload, programs
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.hub import locate
@@ -66,9 +66,9 @@ class Plan:
 
     @property
     def buckets(self) -> dict[str, list[int]]:
-        """The sizes that programs of this workload can have: tokens of a prompt, and slots of a cache."""
+        """The sizes that programs of this workload can have: tokens of a prompt, and slots of a cache with room for ROOM more."""
         sizes = sorted({bucket(tokens) for tokens in range(1, self.workload.context + 1)})
-        return {"prefill": sizes, "decode": [size for size in sizes if size >= min(bucket(512), sizes[-1])]}
+        return {"prefill": sizes, "decode": [size for size in sizes if size >= min(bucket(1 + ROOM), sizes[-1])]}
 
     def json(self) -> dict[str, Any]:
         """Ready to be written; bytes and operations are of one step, and None of a program that is too large to compile."""
@@ -125,14 +125,15 @@ def plan(
     Args:
         model: a configuration, a model's folder or hub id, or a config.json.
         slice_name: such as v5e-1, v6e-8 or v5p-8.
-        batch: replies at once. context: tokens of the longest conversation with its reply; 8,192 where the model has room for
-            them. speech: whether it is spoken.
+        batch: replies at once; prompts are prefilled one by one, as a batch job does. context: tokens of the longest
+            conversation, all that its reply may have (max_new_tokens) included; 8,192 where the model has room for them.
+            speech: whether it is spoken, for 41 s beyond that.
         mesh: as ``Omni.load`` takes it, such as ``data=2,model=4``; None for what it chooses.
         only: of programs, by name; all by default.
         progress: called with programs done, programs in all and the next one's name.
 
     Raises:
-        ValueError: a name, a configuration or a mesh that cannot be; one line says which.
+        ValueError: a name, a configuration or a mesh that cannot be, or no program of that name; one line says which.
     """
     config = model if isinstance(model, OmniConfig) else read(model)
     where = topology(slice_name)

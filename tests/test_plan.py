@@ -80,13 +80,27 @@ def test_the_programs_of_both_families():
     """Each lowers; compiling them is another matter of time."""
     for config, sounding in ((tiny_config(), ["code2wav"]), (tiny_qwen2_5_config(), ["DiT", "BigVGAN"])):
         mesh = make_mesh("data=1", devices=topology("v6e-1").devices)
-        entries = Entries(from_hf(config), mesh, Workload(batch=2, context=256, speech=True))
+        entries = Entries(from_hf(config), mesh, Workload(batch=2, context=250, speech=True))
         made = list(entries)
+        # A prompt has its bucket, the cache grows from the one below, and speech has room beyond the conversation.
+        for part in ("prefill, 1 x 256 tokens", "grow the cache to 256", "a token of 2 x 256", "a frame of 2 x 768"):
+            assert any(part in entry.name for entry in made)
+        assert entries.cache.slots == 4 * made[3].arguments[0].slots // 3
         names = [entry.name.split(",")[0].split(" the ")[0] for entry in made]
         assert names == ["audio encoder", "vision encoder", "prefill", "grow", "decode", "speech", *sounding]
         for entry in made:
             assert entry.lower().in_tree
             assert entry.least.bytes > 0
+
+
+def test_the_programs_of_gpus_lower():
+    """Attention and experts in their forms for CUDA, on a mesh of all axes; nothing here compiles or runs them."""
+    mesh = make_mesh("data=2,expert=2,model=2", devices=jax.devices())
+    entries = Entries(from_hf(tiny_config()), mesh, Workload(batch=2, context=4096, speech=True))
+    for entry in (entries.prefill(4096), entries.decode(), entries.frame()):
+        text = entry.function.trace(*entry.arguments, **entry.options).lower(lowering_platforms=("cuda",)).as_text()
+        assert "tpu_custom_call" not in text
+        assert ("ragged_all_to_all" in text) == entry.name.startswith("prefill")
 
 
 def test_operations_of_traced_formulas():
@@ -123,7 +137,7 @@ def shell(*arguments, program=("-m", "omni_jax.cli", "plan")):
 def test_a_plan_in_the_shell(planned):
     ran, found = planned
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "It fits v6e-4." in ran.stdout
+    assert "As far as these programs go, it fits v6e-4." in ran.stdout
     assert "estimate" in ran.stdout
     assert (found["fits"], found["chips"]) == (True, 4)
     assert list(found["per_chip"]) == ["weights", "cache", "temporaries", "limit"]
@@ -159,6 +173,7 @@ def test_the_script_says_no_and_mistakes_are_said_in_one_line(tmp_path):
         ({"context": 10**6}, "context: expected 1 to"),
         ({"mesh": "data=2"}, "has 4 chips; use them all"),
         ({"mesh": "rows=4"}, "mesh: expected"),
+        ({"only": lambda name: name == "speak"}, "only: no program has such a name; there are: audio encoder, "),
     ],
 )
 def test_mistakes(options, said):
@@ -174,6 +189,6 @@ def test_a_model_without_a_talker_does_not_speak():
 def test_a_program_that_is_too_large_does_not_fit():
     """Weights and caches fit, a program's temporaries do not."""
     config = from_hf(tiny_config())
-    few = plan(config, "v6e-1", only=lambda name: False)
+    few = plan(config, "v6e-1", only=lambda name: name.startswith("grow"))
     assert few.fits
     assert Plan(**{**vars(few), "temporaries": CHIPS["v6e"].limit}).fits is False

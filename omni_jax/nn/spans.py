@@ -111,6 +111,12 @@ def _kernel(begin, end, ends, q, k, v, out, sums, most, total, *, each: int, sca
     """One block of queries of one head on one panel of keys; scores are [keys, queries]."""
     block, part = pl.program_id(1), pl.program_id(2)
     start = part * each
+    # Products of bfloat16 are exact, and the compiler knows no kernel that makes them in several passes.
+    dot = partial(
+        jnp.dot,
+        precision=None if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
 
     @pl.when(part == 0)
     def _():
@@ -121,14 +127,14 @@ def _kernel(begin, end, ends, q, k, v, out, sums, most, total, *, each: int, sca
     def step(number, _):
         at = pl.multiple_of(number * BLOCK, BLOCK)
         keys, values = k[0, pl.ds(at, BLOCK), :], v[0, :, pl.ds(at, BLOCK)]
-        scores = jnp.dot(keys, q[0], preferred_element_type=jnp.float32) * scale
+        scores = dot(keys, q[0]) * scale
         seen = start * BLOCK + at + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
         scores = jnp.where((seen >= ends[0:1]) & (seen < ends[1:2]), scores, MASKED)
         grown = jnp.maximum(most[...], jnp.max(scores, axis=0, keepdims=True))
         weights, kept = jnp.exp(scores - grown), jnp.exp(most[...] - grown)
         most[...] = grown
         total[...] = total[...] * kept + jnp.sum(weights, axis=0, keepdims=True)
-        sums[...] = sums[...] * kept + jnp.dot(values, weights.astype(values.dtype), preferred_element_type=jnp.float32)
+        sums[...] = sums[...] * kept + dot(values, weights.astype(values.dtype))
 
     jax.lax.fori_loop(jnp.maximum(begin[block] - start, 0), jnp.minimum(end[block] - start, each), step, None)
 
