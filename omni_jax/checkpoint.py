@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 import omni_jax
 from omni_jax import weights
 from omni_jax.config import OmniConfig, from_hf, read_json
+from omni_jax.layouts import declared
 from omni_jax.models import parts as model_parts
 from omni_jax.weights import manifest as manifests
 from omni_jax.weights import pieces, speakers
@@ -120,7 +121,8 @@ def save(
     In a job of several processes all call it, and each writes what its devices hold.
 
     Args:
-        parts: of a whole model, or of one without its speaking parts, which config.json then says.
+        parts: of a whole model, or of one without its speaking parts, which config.json then says; as declared, or as
+            ``layouts.arranged`` lays them.
         folder: made where it is not there; must not hold a checkpoint yet. Of several processes all must see it.
         files_from: the folder whose config.json, tokenizer, voices and other small files belong to the parts.
 
@@ -132,7 +134,7 @@ def save(
     folder, source, speech = Path(folder), weights.InMemory(parts), "talker" in parts
     config, dtype = from_hf(files_from), weights.float_dtype(source.dtype)
     found = pieces.leaves(model_parts.abstract(config, dtype, speech=speech))
-    pieces.agree(found, pieces.leaves(parts), "the parts")
+    pieces.agree(found, pieces.leaves(jax.eval_shape(declared, parts)), "the parts")
     _write(
         source,
         found,
@@ -188,10 +190,11 @@ def export(
     Raises:
         ValueError: as in ``load`` and ``weights.save``.
     """
-    config_json = read_json(_folder(source) / "config.json")
-    reader, abstract = converted(source, from_hf(config_json), dtype=dtype)
+    folder = _folder(source)
+    config_json = read_json(folder / "config.json")
+    reader, abstract = converted(folder, from_hf(config_json), dtype=dtype)
     speech = "talker" in abstract
-    options |= {"files_from": source, "progress": progress}
+    options |= {"files_from": folder, "progress": progress}
     return weights.save(reader, target, config_json, dtype=reader.dtype, speech=speech, **options)
 
 

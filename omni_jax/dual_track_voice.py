@@ -3,6 +3,7 @@ second; a flow makes mel frames of codes, and a vocoder samples of these."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from omni_jax.decoding.speech import SpeechState, listen
 from omni_jax.defaults import Defaults
 from omni_jax.hosts import fetch
 from omni_jax.processing import dual_track_prompt
+from omni_jax.processing.arrays import is_number, to_numpy
 from omni_jax.processing.prompt import SPOKEN_SYSTEM
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
@@ -192,11 +194,34 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
         ids, lengths = checked(codes, lengths, codebooks=1, codebook=dit.config.codes)
         voices = self.choose(speaker, len(ids))
-        seeds = np.broadcast_to(0 if seed is None else seed, len(ids))
-        draws = None if noise is not None else [noise_seed(int(each)) for each in seeds]
-        return flow_voice.decode(dit, bigvgan, ids[:, 0], lengths, voices, seeds=draws, noise=noise)
+        if noise is None:
+            draws, start = [noise_seed(each) for each in _seeds(seed, len(ids))], None
+        elif seed is not None:
+            raise ValueError("decode_codes: expected either seed or noise for the flow to begin at, got both; give one")
+        else:
+            draws, start = None, _noise(noise, alone=codes.ndim == 2)
+        return flow_voice.decode(dit, bigvgan, ids[:, 0], lengths, voices, seeds=draws, noise=start)
 
 
 def noise_seed(seed: int) -> int:
     """The seed of the flow's noise, of the seed of a request."""
     return part_seed(seed, 3)
+
+
+def _seeds(seed: Any, rows: int) -> list[int]:
+    """Of each row, where one is given for all or one a row."""
+    given = np.asarray(0 if seed is None else seed, object)
+    if given.shape not in ((), (rows,)) or not all(isinstance(each, Integral) for each in given.flat):
+        raise ValueError(f"seed: expected one whole number, or one for each of {rows} rows, got {seed!r}")
+    return [int(each) for each in np.broadcast_to(given, rows)]
+
+
+def _noise(noise: Any, *, alone: bool) -> Float32[np.ndarray, "B T Z"]:
+    """Given [B, T, Z], or [T, Z] for codes that are ``alone``."""
+    try:
+        given = to_numpy(noise)
+    except ValueError as error:  # a list of unequal rows
+        raise ValueError(f"noise: expected an array of numbers, got {type(noise).__name__} ({error})") from None
+    if not is_number(given):
+        raise ValueError(f"noise: expected an array of numbers, got {given.dtype} of shape {list(given.shape)}")
+    return np.asarray(given[None] if alone and given.ndim == 2 else given, np.float32)

@@ -110,11 +110,16 @@ def decode(
         noise: given in their place, T = Y * mel frames a code.
 
     Raises:
-        ValueError: a row has more codes than the flow's context.
+        ValueError: a row has more codes than the flow's context; seeds and noise, or neither; noise of another shape.
     """
     if (seeds is None) == (noise is None):
         raise ValueError(
             "decode: expected either seeds or noise for the flow to begin at, got both or neither; give one"
+        )
+    wanted = (len(codes), codes.shape[1] * dit.config.repeats, dit.config.mel_bins)
+    if noise is not None and noise.shape != wanted:
+        raise ValueError(
+            f"noise: expected shape {list(wanted)}, {dit.config.repeats} mel frames a code, got {list(noise.shape)}"
         )
     rows = Rows.of(speakers, [0] * len(codes) if seeds is None else seeds, noise)
     return _whole(dit, bigvgan, codes, lengths, rows)

@@ -21,7 +21,7 @@ from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.hosts import fetch
 from omni_jax.hub import locate
-from omni_jax.layouts import arranged, declared
+from omni_jax.layouts import arranged
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
@@ -96,7 +96,7 @@ class Omni:
 
     def save(self, folder: str | Path) -> None:
         """Writes a converted checkpoint that ``load`` reads back, onto any mesh."""
-        checkpoint.save(declared(self.parts), folder, files_from=self.folder)
+        checkpoint.save(self.parts, folder, files_from=self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -240,7 +240,7 @@ class Omni:
             codes: ids [B, Q, Y], or [Q, Y] for one waveform [W].
             lengths: frames of each row, a row's own ones first; None for all.
             speaker, seed: of Qwen2.5-Omni, whose vocoder makes the voice out of noise: one, or one a row, as of ``generate``.
-            noise: mel frames [B, 2 * Y, 80] of Gaussian noise to start from, in place of a seed.
+            noise: mel frames [B, 2 * Y, 80] of Gaussian noise to start from, in place of a seed; [2 * Y, 80] of one waveform.
 
         Returns: samples in [-1, 1]; a row is zero beyond its own end. Of Qwen3-Omni [B, 1920 * Y - 555], for the last 555
             samples of a frame would need the next one; of Qwen2.5-Omni [B, 480 * Y].

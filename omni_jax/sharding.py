@@ -27,6 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "expert": ("expert", "model", "data"),
     "heads": ("model",),
     "kv_heads": ("model",),
+    "group": ("data", "expert"),  # query heads of a key head, in long prompts
     "ffn": ("model",),
     "vocab": ("model",),
 }

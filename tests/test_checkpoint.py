@@ -18,6 +18,7 @@ from trees import same
 
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf, read_json
+from omni_jax.layouts import arranged
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, write_tiny
 
@@ -206,6 +207,28 @@ def test_export_is_the_inverse_of_convert(converted, tiny, loaded, tmp_path):
     same(weights.load(folder, from_hf(folder), dtype="float32"), loaded)
     assert not list(folder.glob("omni_jax*"))
     assert read_json(folder / "config.json") == read_json(tiny / "config.json")
+
+
+def test_export_of_an_address_has_the_small_files_too(converted, tmp_path):
+    folder = checkpoint.export(converted.as_uri(), tmp_path / "hf")
+    small = {path.name for path in converted.iterdir()} - {"omni_jax.json", "weights"}
+    assert small < {path.name for path in folder.iterdir()}
+    assert read_json(folder / "config.json") == read_json(converted / "config.json")
+
+
+def test_save_of_layers_that_lie_apart_stacks_none(converted, loaded, tmp_path):
+    """As ``Omni.load`` lays them on a CPU; no second copy of a decoder is made."""
+    apart = arranged(loaded, "cpu")
+    before, most = sum(array.nbytes for array in jax.live_arrays()), []
+
+    def watch(*_):
+        most.append(sum(array.nbytes for array in jax.live_arrays()))
+
+    same(
+        checkpoint.load(checkpoint.save(apart, tmp_path / "saved", files_from=converted, progress=watch), CONFIG),
+        loaded,
+    )
+    assert max(most) - before < max(leaf.nbytes for leaf in jax.tree.leaves(loaded["thinker"].decoder))
 
 
 def test_save(converted, loaded, tmp_path):

@@ -2,10 +2,13 @@
 
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
 from omni_jax import Omni
+from omni_jax.dual_track_voice import noise_seed
+from omni_jax.models.dit import frame_noise
 from omni_jax.processing.prompt import SPOKEN_SYSTEM
 from omni_jax.testing import write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
@@ -47,6 +50,33 @@ def test_a_reply(omni, whole):
     close(omni.decode_codes(whole.codes, speaker="Chelsie", seed=0), whole.audio, 1e-6)
     with pytest.raises(ValueError, match="codes: expected ids from 0 to 95, got 0 to 96"):
         omni.decode_codes(np.array([[0, 96]]))
+
+
+def test_noise_that_is_given(omni, whole):
+    """Of the seed it is the seed's sound, for codes alone and in a batch."""
+    seed, how = np.uint32(noise_seed(0)), {"speaker": "Chelsie"}
+    noise = np.asarray(frame_noise(jax.random.key(seed), 120, omni.parts["dit"].config.mel_bins))
+    close(omni.decode_codes(whole.codes, noise=noise.tolist(), **how), whole.audio, 1e-6)
+    close(omni.decode_codes(whole.codes[None], noise=noise[None], **how)[0], whole.audio, 1e-6)
+
+
+NO_NOISE = {
+    "too little": ({"noise": np.zeros((3, 6, 16))}, r"noise: expected shape \[3, 8, 16\], .*, got \[3, 6, 16\]"),
+    "too much": ({"noise": np.zeros((3, 500, 16))}, r"noise: expected shape \[3, 8, 16\], .*, got \[3, 500, 16\]"),
+    "of one row": ({"noise": np.zeros((8, 16))}, r"noise: expected shape \[3, 8, 16\], .*, got \[8, 16\]"),
+    "of words": ({"noise": [["a"]]}, "noise: expected an array of numbers, got <U1"),
+    "uneven": ({"noise": [[0.0], [0.0, 1.0]]}, "noise: expected an array of numbers, got list"),
+    "beside a seed": ({"noise": np.zeros((3, 8, 16)), "seed": 0}, "expected either seed or noise .* got both"),
+    "too few seeds": ({"seed": [1, 2]}, r"seed: expected one whole number, or one for each of 3 rows, got \[1, 2\]"),
+    "half a seed": ({"seed": 1.5}, "seed: expected one whole number, .* got 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", NO_NOISE)
+def test_noise_that_is_refused(omni, case):
+    options, message = NO_NOISE[case]
+    with pytest.raises(ValueError, match=message):
+        omni.decode_codes(np.zeros((3, 1, 4), int), **options)
 
 
 def test_a_stream_is_the_whole(omni, whole):

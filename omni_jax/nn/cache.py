@@ -62,7 +62,8 @@ class KVCache:
     ) -> "KVCache":
         """Writes T new entries at each row's length, of which the first ``lengths`` count.
 
-        The caller keeps ``length + T <= slots`` for every row: what is written beyond the end is lost.
+        The caller keeps ``length + T <= slots`` for every row whose new entries are to be read. Of another row the older
+        entries stay, and the new ones that would fit are written or not, as the platform has it (not on a TPU).
         """
         new = tuple(jnp.swapaxes(x, 2, 3).astype(self.k.dtype) for x in (k, v))
         forms = {"tpu": _write_row_by_row, "default": _write_at_once}

@@ -6,6 +6,7 @@ and the two are joined by the logarithms of their softmax's sums.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def attend(
     mesh: AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G H"]:
-    """As ``attention.attend_causal`` without a window. On a mesh, each device attends for its own rows and key heads.
+    """As ``attention.attend_causal`` without a window. On a mesh, each device attends for its own rows and heads.
 
     Args:
         interpret: runs the kernels on any platform, for tests.
@@ -51,15 +52,20 @@ def attend(
 
     if mesh is None:
         return run(q, k, v, past)
-    rows, heads = (over(name, size, mesh) or None for name, size in (("batch", q.shape[0]), ("kv_heads", q.shape[2])))
-    of_new, of_past = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
-    specs = (of_new, of_new, of_new, None if past is None else (of_past, of_past, PartitionSpec(rows)))
-    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=of_new, check_vma=False)(q, k, v, past)
+    rows, heads = over("batch", q.shape[0], mesh), over("kv_heads", q.shape[2], mesh)
+    # A lone row leaves the axis of rows to the query heads of each key head.
+    groups = over("group", q.shape[3], mesh, without=rows)
+    of_q, of_new, of_past = (PartitionSpec(rows, *axes) for axes in ((None, heads, groups), (None, heads), (heads,)))
+    specs = (of_q, of_new, of_new, None if past is None else (of_past, of_past, PartitionSpec(rows)))
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=of_q, check_vma=False)(q, k, v, past)
 
 
 def _attend(q, k, v, past, interpret):
     width = q.shape[-1]
-    q_BKGTH = jnp.transpose(q, (0, 2, 3, 1, 4)) * jnp.asarray(width**-0.5, q.dtype)
+    # The kernels take no scale, so of heads of 128, whose scale is no power of two, bfloat16 queries are rounded once more than
+    # in plain attention: of standard normal queries the error is no larger than there, of four times larger ones 1.6 times,
+    # or 1.08 with what rope rounds before. (Float32 queries would cost more, and a TPU's product rounds them by default.)
+    q_BKGTH = (jnp.transpose(q, (0, 2, 3, 1, 4)).astype(jnp.float32) * width**-0.5).astype(q.dtype)
     k_BKTH, v_BKTH = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if past is None:
         out = _kernel(q_BKGTH, k_BKTH, masks.CausalMask, interpret)(q_BKGTH, k_BKTH, v_BKTH, None)
@@ -96,5 +102,11 @@ def _kernel(q, k, mask, interpret: bool, *, sums: bool = False) -> Callable[...,
         masks.MultiHeadMask([mask((new, slots)) for _ in range(groups)]), block_sizes=sizes, save_residuals=sums,
         head_shards=1, q_seq_shards=1, interpret=interpret,
     )  # fmt: skip
-    heads = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids), in_axes=(0, 0, 0, None))
+    # Products of bfloat16 are exact, and the compiler knows no kernel that makes them in several passes.
+    exact = q.dtype == jnp.bfloat16
+
+    def heads(q, k, v, ids):
+        with jax.default_matmul_precision("default") if exact else nullcontext():
+            return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(q, k, v)
+
     return jax.vmap(heads)

@@ -114,7 +114,7 @@ def _kernel(begin, end, ends, q, k, v, out, sums, most, total, *, each: int, sca
     # Products of bfloat16 are exact, and the compiler knows no kernel that makes them in several passes.
     dot = partial(
         jnp.dot,
-        precision=None if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
+        precision=jax.lax.Precision.DEFAULT if q.dtype == jnp.bfloat16 else None,
         preferred_element_type=jnp.float32,
     )
 

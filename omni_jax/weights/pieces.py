@@ -187,6 +187,7 @@ class InMemory:
     """Source: parts as arrays, of JAX or NumPy.
 
     Of an array that lies on devices of several processes, the pieces are JAX's: none of the processes has them whole.
+    Layers of a decoder may be arrays of their own (``layouts.arranged``), which then are its pieces as they lie.
     """
 
     parts: Mapping[str, nnx.Module]
@@ -198,6 +199,10 @@ class InMemory:
     def read(self, group: Group) -> Iterator[tuple[str, Any]]:
         held = parts.leaves({group.part: self.parts[group.part]})
         for path in group.paths:
+            own = path.replace(".decoder.layers.", f".decoder.layers.{group.layer}.", 1)
+            if own != path and own in held:
+                yield path, np.asarray(held[own])
+                continue
             array = held[path]
             if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
                 yield path, array if group.layer is None else _layer(array, group.layer)

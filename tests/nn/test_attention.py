@@ -153,6 +153,14 @@ def test_a_tpus_way_to_write_a_cache_is_the_same(count):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("write", [cache_module._write_row_by_row, cache_module._write_at_once])
+def test_new_entries_that_do_not_fit_leave_the_older_ones(write):
+    old, new = (jnp.arange(12.0).reshape(1, 2, 1, 6, 1),), (jnp.full((1, 2, 1, 3, 1), -1.0),)
+    (found,) = write(old, new, jnp.array([4, 3]))
+    np.testing.assert_array_equal(found[0, 0, 0, :4], old[0][0, 0, 0, :4])
+    np.testing.assert_array_equal(found[0, 1, 0, :, 0], [6, 7, 8, -1, -1, -1])
+
+
 def test_a_tpus_way_to_multiply_one_row_is_the_same():
     x, kernel = jnp.ones((1, 1, 5)), jnp.arange(30.0).reshape(5, 2, 3)
     multiply = partial(jnp.tensordot, axes=1)

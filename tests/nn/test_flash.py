@@ -38,16 +38,30 @@ def test_kernels_equal_plain_attention(width, lengths):
     np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
-def test_each_device_attends_for_its_own_rows_and_heads():
+def test_bfloat16_rounds_scaled_queries_and_what_comes_out():
+    """And nothing between: it is float32's attention of those queries to half a unit in the last of bfloat16's 8 digits."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in arrays(128, kv_heads=1, batch=1)[:3])
+    found = flash.attend(q, k, v, interpret=True)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    scaled = (q * 128**-0.5).astype(jnp.bfloat16).astype(jnp.float32) * 128**0.5
+    expected = attention._in_blocks(scaled, k, v, None, window=None)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=2e-5)
+
+
+@pytest.mark.parametrize(("batch", "groups"), [(2, 1), (1, 2)])
+def test_each_device_attends_for_its_own_rows_and_heads(batch, groups):
+    """Of a lone row, for some of the query heads of a key head."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
-    q, k, v, past = arrays(64, groups=1)
-    past = (*past, jnp.asarray([7, 200]))
+    q, k, v, past = arrays(64, groups=groups, batch=batch)
+    past = (*past, jnp.asarray([7, 200][:batch]))
 
     def run(q, k, v, past):
         return flash.attend(q, k, v, past, mesh=mesh.abstract_mesh, interpret=True)
 
-    where = jax.NamedSharding(mesh, jax.P("data", None, "model"))
+    where = jax.NamedSharding(mesh, jax.P(None, None, "model"))
     found = jax.jit(run)(jax.device_put(q, where), k, v, past)
+    assert {shard.data.shape[:4] for shard in found.addressable_shards} == {(1, NEW, 1, 1)}
     np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
