@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jaxtyping import Array, Float
 
 from omni_jax import perceive
@@ -22,7 +23,7 @@ from omni_jax.buckets import bucket
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.slots import Slots, Written
 from omni_jax.defaults import Defaults
-from omni_jax.hosts import Hosts, digest, fetch
+from omni_jax.hosts import Hosts, as_said, digest, fetch, worded
 from omni_jax.omni import Omni
 from omni_jax.processing.request import Batch
 from omni_jax.reply import Draft, Reply
@@ -62,13 +63,14 @@ Outcome = tuple[Any, Reply | str]
 
 @dataclass(eq=False)
 class _Row:
-    """A reply in the making, and what its speech will need: the thinker's states at prompt and reply."""
+    """A reply in the making, and what its speech will need: its words, the thinker's states at prompt and reply."""
 
     item: Item
     request: Request
     draft: Draft
     most: int
     states: Array | np.ndarray | None
+    words: list[int] = field(default_factory=list)
     fed: list[np.ndarray] = field(default_factory=list)
 
     def take(self, written: Written) -> bool:
@@ -77,7 +79,9 @@ class _Row:
             self.states = fetch(self.states)[0, : self.item.length]
         if written.fed is not None:
             self.fed.append(written.fed)
-        return self.draft.take(written.tokens, written.logprobs, self.most)
+        ended = self.draft.take(written.tokens, written.logprobs, self.most)
+        self.words += self.draft.new_words()
+        return ended
 
 
 def answers(
@@ -91,18 +95,24 @@ def answers(
         window: items that are read ahead and sorted by the length of their prompts; by default twice the slots.
         hosts: that have the model together, each of which reads the same items.
     """
-    ahead = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts or Hosts())
+    hosts = hosts or Hosts()
+    ahead, alone = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts), hosts.alone
     desk, rows, silent = Slots(omni.parts["thinker"], slots), dict[int, _Row](), list[_Row]()
     try:
         while not ahead.exhausted or rows or silent:
             done: list[Outcome] = []
             for number in desk.free:
                 # While there is something to write, nobody waits for what is still being read.
-                while (item := ahead.take(wait=not rows)) is not None and item.request is None:
-                    done.append((item.key, item.fault))
-                if item is None:
+                while (
+                    number not in rows and (item := ahead.take(wait=not rows, more=bool(rows) or not done)) is not None
+                ):
+                    row = item.fault if item.request is None else _begin(omni, desk, number, item, alone)
+                    if isinstance(row, str):
+                        done.append((item.key, row))
+                    else:
+                        rows[number] = row
+                if number not in rows:
                     break
-                rows[number] = _begin(omni, desk, number, item)
             if rows:
                 follow = any(row.request.speech is not None and row.request.speech.follow for row in rows.values())
                 for written in desk.advance(follow=follow):
@@ -118,23 +128,32 @@ def answers(
                 # Those of one group have options in common; the rest waits for its turn.
                 group = [row for row in silent if _manner(row) == _manner(silent[0])][:slots]
                 silent = [row for row in silent if row not in group]
-                done += _spoken(omni, group)
+                done += _told(omni, group, alone)
             yield done
     finally:
         ahead.close()
 
 
-def _begin(omni: Omni, desk: Slots, number: int, item: Item) -> _Row:
+def _begin(omni: Omni, desk: Slots, number: int, item: Item, alone: bool) -> _Row | str:
+    """Prefills an item; or says that it is too much for the device, as far as no other host has to know."""
     request, padded, config = item.request, item.batch, omni.config.thinker
     assert request is not None
     assert padded.positions is not None  # place has counted them
     sampling = request.sampling
     most = min(sampling.max_new_tokens or DEFAULT_NEW_TOKENS, config.context - item.length)
-    states = desk.put(
-        number, perceive.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
-        sampling, request.seeds[0], most,
-        candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
-    )  # fmt: skip
+    try:
+        states = desk.put(
+            number, perceive.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
+            sampling, request.seeds[0], most,
+            candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
+        )  # fmt: skip
+    except JaxRuntimeError as error:
+        if not (alone and desk.whole and _too_much(error)):
+            raise
+        return (
+            f"too much for the device's memory: a prompt of {item.length:,} tokens, beside a cache for {len(desk.taken)} "
+            "slots; shorten it, or try it again with fewer slots"
+        )
     return _Row(item, request, Draft(request.transcript(0), sampling), most, states)
 
 
@@ -144,8 +163,26 @@ def _manner(row: _Row) -> tuple[Any, ...]:
     return row.request.speech.talker, row.request.speech.predictor, row.item.compat
 
 
+def _too_much(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _told(omni: Omni, rows: list[_Row], alone: bool) -> list[Outcome]:
+    """The replies of rows whose words are all there: spoken together, by halves where that is too much for the device."""
+    try:
+        return _spoken(omni, rows)
+    except JaxRuntimeError as error:
+        if not (alone and _too_much(error)):
+            raise
+    if len(rows) > 1:
+        half = len(rows) // 2
+        return _told(omni, rows[:half], alone) + _told(omni, rows[half:], alone)
+    fault = f"too much for the device's memory: the speech of {len(rows[0].draft.tokens):,} tokens"
+    return [(rows[0].item.key, f"{fault}; ask for a shorter reply, or try it again with fewer slots")]
+
+
 def _spoken(omni: Omni, rows: list[_Row]) -> list[Outcome]:
-    """The replies of rows whose words are all there."""
+    """As ``_told``; where it fails, the rows are as they were."""
     (talker, predictor, compat), requests = _manner(rows[0]), [row.request for row in rows]
     names = [row.item.speaker for row in rows]
     batch = joined([row.item.batch for row in rows]).padded()
@@ -165,10 +202,12 @@ def _spoken(omni: Omni, rows: list[_Row]) -> list[Outcome]:
             nothing = np.zeros((len(counts), 0))
             voices.follow(Made(nothing, nothing, counts, fed=jax.device_put(made)))
     for number, row in enumerate(rows):
-        voices.say(number, row.draft.new_words(), ended=True)
+        voices.say(number, row.words, ended=True)
+    heard = []
     while not voices.done:
-        for chunk in voices.advance():
-            rows[chunk.row].draft.hear(chunk.codes, chunk.samples)
+        heard += voices.advance()
+    for chunk in heard:
+        rows[chunk.row].draft.hear(chunk.codes, chunk.samples)
     return [
         (row.item.key, row.draft.reply(voices.codebooks, cut=number in voices.cut)) for number, row in enumerate(rows)
     ]
@@ -220,9 +259,9 @@ class _Ahead:
     def exhausted(self) -> bool:
         return not self.ready and self.coming is None
 
-    def take(self, *, wait: bool) -> Item | None:
-        """The next item; None where there is none, or none yet and nobody waits."""
-        if not self.ready and self.coming is not None and self._arrived(self.coming, wait):
+    def take(self, *, wait: bool, more: bool = True) -> Item | None:
+        """The next item; None where there is none, or none yet and nobody waits, or none of this window and not ``more``."""
+        if not self.ready and more and self.coming is not None and self._arrived(self.coming, wait):
             self.ready = sorted(self._agreed(self.coming), key=lambda item: item.length, reverse=self.upwards)
             self.upwards = not self.upwards
             self.coming = self.thread.submit(self._read, self.window) if self.ready else None
@@ -254,12 +293,12 @@ class _Ahead:
             return [item for item, _ in coming.result()]
         error = coming.exception()
         read = coming.result() if error is None else []
-        own = {"stopped": error and str(error), "items": [(item.fault, what) for item, what in read]}
+        own = {"stopped": error and worded(error), "items": [(item.fault, what) for item, what in read]}
         found = [json.loads(said) for said in self.hosts.gather(json.dumps(own).encode())]
         if error is not None:
             raise error
         if stopped := [each["stopped"] for each in found if each["stopped"] is not None]:
-            raise ValueError(f"on another host that has the model together with this one: {stopped[0]}")
+            raise as_said(*stopped[0], where="on another host that has the model together with this one: ")
         if len({len(each["items"]) for each in found}) > 1:
             raise ValueError(
                 "the hosts that have the model together read different inputs; give one that all of them find"

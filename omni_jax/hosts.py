@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from omni_jax.mistakes import UnreachedError, is_mistake
+
 # Bytes that hosts exchange in one go; more take a second one.
 BLOCK = 256
 
@@ -121,14 +123,14 @@ class Hosts:
         if self.first:
             try:
                 said = json.dumps({"made": action()}).encode()
-            except (ValueError, OSError) as raised:
+            except Exception as raised:  # whatever it is, the others would wait for it
                 error = raised
-                said = json.dumps({"mistake": isinstance(raised, ValueError), "said": str(raised)}).encode()
+                said = json.dumps({"error": worded(raised)}).encode()
         found = json.loads(self.gather(said)[0])
         if error is not None:
             raise error
-        if "said" in found:
-            raise (ValueError if found["mistake"] else OSError)(found["said"])
+        if "error" in found:
+            raise as_said(*found["error"])
         return found["made"]
 
     def _exchange(self, own: bytes, size: int) -> list[bytes]:
@@ -136,6 +138,19 @@ class Hosts:
         rows = np.frombuffer(own.ljust(size, b"\0"), np.uint8)[None]
         where, shape = NamedSharding(self.mesh, PartitionSpec("host")), (self.mesh.shape["host"], size)
         return [row.tobytes() for row in fetch(jax.make_array_from_process_local_data(where, rows, shape))]
+
+
+def worded(error: BaseException) -> tuple[str, str]:
+    """An error as another host is told of it."""
+    kind = "mistake" if is_mistake(error) else "trouble" if isinstance(error, OSError) else type(error).__name__
+    return kind, str(error)
+
+
+def as_said(kind: str, words: str, where: str = "") -> Exception:
+    """The error that another host told of, so that its exit code is the same on all."""
+    if kind == "mistake":
+        return ValueError(f"{where}{words}")
+    return UnreachedError(f"{where}{words}") if kind == "trouble" else RuntimeError(f"{where}{kind}: {words}")
 
 
 def digest(tree: Any) -> str:

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from omni_jax import checkpoint
+from omni_jax.mistakes import UnreachedError
 from omni_jax.weights.converted import is_url
 from omni_jax.weights.speakers import FILE as VOICES
 
@@ -39,7 +41,11 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=[*SMALL, *(WEIGHTS if weights else ())]))
     except Exception as error:  # The hub's client raises many kinds, from its own and from its network library.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        # A hub that knows no such name says so, and one that nobody is to ask never answers; all else may pass.
+        final = huggingface_hub.constants.HF_HUB_OFFLINE or isinstance(
+            error, HFValidationError | RepositoryNotFoundError
+        )
+        raise (ValueError if final else UnreachedError)(
             f"{path}: no such folder here, and the hub did not give it ({reason}); check the name and the network, or download "
             "it elsewhere and give the folder"
         ) from None

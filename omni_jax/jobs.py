@@ -32,6 +32,7 @@ from omni_jax.continuous import Item, Outcome, answers
 from omni_jax.hosts import Hosts, sharing
 from omni_jax.hub import locate
 from omni_jax.ledger import Ledger, lines_of
+from omni_jax.mistakes import UnreachedError, is_mistake
 from omni_jax.omni import Omni
 from omni_jax.processing.options import OF_A_PART
 from omni_jax.reply import Reply
@@ -120,6 +121,7 @@ def run(
 
     Raises:
         ValueError: files that cannot be read or written, an output of another input, or options that cannot be.
+        OSError: a disk that is full, a network that fails: the same call may succeed later.
     """
     check(source, sound=sound, slots=slots, window=window)
     if unknown := [name for name in options if name in ("given", "progress")]:
@@ -136,13 +138,14 @@ def run(
 
         left = hosts.by_first(begin)
         _together("opened")
+        stack.enter_context(_working())
         items = _items(omni, source, set(left), options)
         with _traced(profile) as call:
             for outcomes in answers(omni, items, slots=slots, window=window, hosts=hosts) if left else ():
                 call()
-                if share is not None and outcomes:
+                if share is not None:
                     share.write(outcomes, sound=sound, logprobs=logprobs)
-                    if progress is not None:
+                    if outcomes and progress is not None:
                         rate = share.written / (time.monotonic() - began)
                         progress(share.done, len(share.lines), f"{rate:.0f} tokens/s")
         hosts.by_first(lambda: share and share.ledger.flush())
@@ -161,7 +164,7 @@ class _Share:
     """
 
     def __init__(self, ledger: Ledger, source: str, hosts: Hosts, *, retry: bool):
-        self.ledger, known = ledger, dict(ledger.entries)
+        self.ledger, known = ledger, ledger.entries
         kept = {number for number, entry in known.items() if not (retry and entry.fault)}
         self.numbers = _checked(source, ledger.target, known)
         self.lines = [number for number in self.numbers if number % hosts.groups == hosts.number]
@@ -308,8 +311,8 @@ def _totals(ledger: Ledger, numbers: Iterable[int], resumed: set[int], seconds: 
         faults += entry.fault
         count = counts[number in resumed]
         count[0] += 1
-        count[1] += len(entry.content.get("tokens", ()))
-        count[2] += entry.content.get("speech", {}).get("seconds", 0.0)
+        count[1] += entry.tokens
+        count[2] += entry.seconds
     earlier, now = counts[True], counts[False]
     return Totals(
         lines=int(earlier[0] + now[0]), answered=int(earlier[0] + now[0]) - faults, faults=faults, resumed=int(earlier[0]),
@@ -326,6 +329,17 @@ def _together(name: str) -> None:
     """Waits for the other processes: at the coordinator, for a collective would time out where one has more to do."""
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=f"omni_jax_job_{name}", timeout_ms=WEEK * 1000)
+
+
+@contextmanager
+def _working() -> Iterator[None]:
+    """Once a job answers, a file that is gone or closed is no mistake in what it was given: started again, it may go on."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UnreachedError) or not is_mistake(error):
+            raise
+        raise UnreachedError(str(error)) from error
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """A job's output: answers in JSONL and sound files beside them, on a local disk or at any URL that fsspec knows.
 
-What ``write`` has returned from is there whatever happens next. On a local disk a line is appended and synchronized; a line that
-a kill tore is cut off by the next run. Where files cannot be appended to, lines go into parts, one object for each flush. A
-sound file is there, whole and under its name, before the line that names it.
+On a local disk a line is appended and synchronized: what ``write`` has returned from is there whatever happens next, and a line
+that a kill tore is cut off by the next run. Where files cannot be appended to, lines go into parts, one object for each flush, so
+that a kill costs the lines of some seconds. A sound file is there, whole and under its name, before the line that names it.
+
+A line's words stay on the disk; in memory there is an ``Entry`` of each, so that a job may have millions.
 
     answers.jsonl                         one process on a local disk writes here; in the end all lines stand here in order
     answers.jsonl.parts/00001-of-00004    lines of one process of several, or of one that cannot append
@@ -10,36 +12,55 @@ sound file is there, whole and under its name, before the line that names it.
 """
 
 import fcntl
+import gzip
+import io
 import json
+import lzma
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from omni_jax.mistakes import UnreachedError, is_mistake
+
 START = b'{"line": '
 # An object of lines is written when so many bytes wait for it, or so many seconds have passed.
 FLUSH_BYTES, FLUSH_SECONDS = 4 << 20, 15.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A line that is answered: its number, what it answers (a checksum), its JSON as it is written."""
+    """What is known of a line that is answered; a few hundred bytes, however long it is.
 
-    number: int
+    Attributes:
+        of: what it answers, a checksum.
+        fault: whether it says why there is no answer.
+        tokens, seconds: of the reply and its speech.
+        path, start, size: where its bytes were when the files were last read, line break included.
+    """
+
     of: str
-    text: bytes
-    content: Mapping[str, Any]
+    fault: bool
+    tokens: int
+    seconds: float
+    path: str = ""
+    start: int = 0
+    size: int = 0
 
-    @property
-    def fault(self) -> bool:
-        return "error" in self.content
+    @classmethod
+    def about(cls, of: str, content: Mapping[str, Any], *place: Any) -> "Entry":
+        """Of a line that says this."""
+        tokens, speech = content.get("tokens", ()), content.get("speech", {})
+        return cls(of, "error" in content, len(tokens), speech.get("seconds", 0.0), *place)
 
 
 class Ledger:
@@ -69,12 +90,26 @@ class Ledger:
             if not alone:
                 os.makedirs(self.parts, exist_ok=True)
             self.journal = _Journal(self.path if alone else f"{self.parts}/{self.name}.jsonl", target)
-        self.entries = self._read()
+        try:
+            self.entries = self._read()
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> "Ledger":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Whatever ended the work, lines that are waiting are whole."""
+        try:
+            self.flush()
+        except Exception:
+            if kind is None:  # else what ended the work says more
+                raise
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self.journal is not None:
             self.journal.close()
 
@@ -89,24 +124,28 @@ class Ledger:
         return f"{self.sounds.rsplit('/', 1)[-1]}/{name}"
 
     def write(self, lines: Iterable[tuple[int, str, Mapping[str, Any]]]) -> None:
-        """Writes answers: the line's number, its checksum, and what is said of it. On a local disk they are durable now, at a
-        URL with ``flush``, which this calls from time to time."""
+        """Writes answers: the line's number, its checksum, and what is said of it.
+
+        On a local disk they are durable now. At a URL they are with the next ``flush``: this calls it when FLUSH_BYTES wait or
+        FLUSH_SECONDS have passed since the last one, so it is to be called without lines too, as time goes by.
+        """
         for number, of, content in lines:
-            text = START + f"{number}, ".encode() + json.dumps({**content, "of": of}, ensure_ascii=False).encode()[1:]
-            self.waiting.append(text + b"\n")
-            self.entries[number] = Entry(number, of, text, content)
+            self.waiting.append(START + f"{number}, ".encode() + _encoded({**content, "of": of})[1:] + b"\n")
+            self.entries[number] = Entry.about(of, content)
         late = time.monotonic() - self.flushed > FLUSH_SECONDS or sum(map(len, self.waiting)) > FLUSH_BYTES
         if self.journal is not None or late:
             self.flush()
 
     def flush(self) -> None:
         """Makes all lines durable."""
-        if self.waiting and self.journal is not None:
-            self.journal.append(b"".join(self.waiting))
-        elif self.waiting:
-            self.files.pipe_file(f"{self.parts}/{self.name}-{self.serial:06d}.jsonl", b"".join(self.waiting))
+        lines, self.flushed = b"".join(self.waiting), time.monotonic()
+        if lines and self.journal is not None:
+            self.waiting = []  # tried once: a second try would go behind what the first one may have left
+            self.journal.append(lines)
+        elif lines:
+            self.files.pipe_file(f"{self.parts}/{self.name}-{self.serial:06d}.jsonl", lines)
             self.serial += 1
-        self.waiting, self.flushed = [], time.monotonic()
+        self.waiting = []
 
     def merge(self, numbers: Iterable[int]) -> None:
         """Puts all lines in order into one file, after all processes have flushed; the parts go then.
@@ -114,39 +153,61 @@ class Ledger:
         Raises:
             ValueError: lines that other processes have written are not to be seen from here.
         """
-        entries = self._read()
         wanted = list(numbers)
-        if missing := [number for number in wanted if number not in entries]:
-            raise ValueError(
-                f"{self.target}: {len(missing)} lines of other processes are not to be seen from here, the first is line "
-                f"{missing[0]}; give a place that all hosts share"
-            )
-        self.entries = entries
-        texts = [entries[number].text + b"\n" for number in wanted]
-        if self.local:
-            if not Path(self.path).exists() or Path(self.path).read_bytes() != b"".join(texts):
-                _replace(self.path, texts)
-        else:
-            self.files.pipe_file(self.path, b"".join(texts))
+        with ExitStack() as stack:
+            # Lines are read here and there, which a store would take ages for.
+            copy = None if self.local else stack.enter_context(NamedTemporaryFile(prefix="omni_jax."))
+            entries = self._read(copy)
+            if missing := [number for number in wanted if number not in entries]:
+                raise ValueError(
+                    f"{self.target}: {len(missing)} lines of other processes are not to be seen from here, the first is line "
+                    f"{missing[0]}; give a place that all hosts share"
+                )
+            self.entries = entries
+            ordered = [entries[number] for number in wanted]
+            if copy is not None:
+                whole = stack.enter_context(NamedTemporaryFile(prefix="omni_jax."))
+                whole.writelines(_texts(ordered))
+                whole.flush()
+                self.files.put_file(whole.name, self.path)
+            elif not _is_all(self.path, ordered):
+                _replace(self.path, _texts(ordered))
         if self.files.exists(self.parts):
             self.files.rm(self.parts, recursive=True)
 
-    def _read(self) -> dict[int, Entry]:
+    def _read(self, copy: Any = None) -> dict[int, Entry]:
         """All lines that are whole, of this run and those before it. An answer goes before a fault, a later line before an
-        earlier one."""
+        earlier one.
+
+        Args:
+            copy: a local file that the lines are written to; the entries say where they are there.
+        """
         self.files.invalidate_cache()
         parts = sorted(self.files.find(self.parts)) if self.files.exists(self.parts) else []
         if not self.local:
             own = [int(Path(part).stem.rsplit("-", 1)[-1]) for part in parts if Path(part).name.startswith(self.name)]
             self.serial = max(own, default=-1) + 1
         entries: dict[int, Entry] = {}
+        at = 0
         for path in [*([self.path] if self.files.exists(self.path) else []), *parts]:
-            for text in self.files.cat_file(path).split(b"\n")[:-1]:
-                entry = _entry(text, path)
-                before = entries.get(entry.number)
-                if before is None or before.fault or not entry.fault:
-                    entries[entry.number] = entry
+            at = 0 if copy is None else at
+            with self._open(path) as file:
+                for text in file:
+                    if not text.endswith(b"\n"):
+                        break  # torn, or another process is writing it
+                    number, entry = _entry(text, path, path if copy is None else copy.name, at)
+                    at += len(text)
+                    if copy is not None:
+                        copy.write(text)
+                    before = entries.get(number)
+                    if before is None or before.fault or not entry.fault:
+                        entries[number] = entry
+        if copy is not None:
+            copy.flush()
         return entries
+
+    def _open(self, path: str) -> Any:
+        return open(path, "rb") if self.local else io.BufferedReader(self.files.open(path, "rb"), 1 << 20)
 
 
 class _Journal:
@@ -156,7 +217,8 @@ class _Journal:
         try:
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise ValueError(f"{target}: cannot be written there ({error.strerror})") from None
+            kind = ValueError if is_mistake(error) else UnreachedError
+            raise kind(f"{target}: cannot be written there ({error.strerror})") from None
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,8 +226,12 @@ class _Journal:
             raise ValueError(f"{target}: another job is writing it; wait for its end, or give another name") from None
         except OSError:
             pass  # a file system without locks
-        _sync_folder(path)
-        self._cut(path)
+        try:
+            _sync_folder(path)
+            self._cut(path)
+        except BaseException:
+            self.close()  # or nobody else could open it while this process lives
+            raise
 
     def append(self, content: bytes) -> None:
         end = os.fstat(self.file).st_size
@@ -202,17 +268,44 @@ class _Journal:
             os.fsync(self.file)
 
 
-def _entry(text: bytes, path: str) -> Entry:
+def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:
+    """The number of a line, and what is known of it."""
     try:
         content = json.loads(text)
-        number, of = content["line"], content["of"]
+        number = content["line"]
         if not isinstance(number, int):
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+        return number, Entry.about(content["of"], content, path, start, len(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
-            f"{path}: expected the answers of a job, got a line {text[:60]!r}; give another name for the output"
+            f"{name}: expected the answers of a job, got a line {text[:60]!r}; give another name for the output"
         ) from None
-    return Entry(number, of, text, content)
+
+
+def _texts(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """The bytes of lines, from the files where they are."""
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(open(path, "rb")) for path in {entry.path for entry in entries}}
+        for entry in entries:
+            files[entry.path].seek(entry.start)
+            yield files[entry.path].read(entry.size)
+
+
+def _is_all(path: str, entries: Sequence[Entry]) -> bool:
+    """Whether a file has these lines in this order, and nothing else."""
+    at = 0
+    for entry in entries:
+        if (entry.path, entry.start) != (path, at):
+            return False
+        at += entry.size
+    return os.path.exists(path) and os.path.getsize(path) == at
+
+
+def _encoded(content: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and UTF-8 cannot
+        return json.dumps(content).encode()
 
 
 def _place(target: str) -> tuple[Any, str]:
@@ -235,8 +328,11 @@ def lines_of(source: str) -> Any:
                     yield number, content
     except FileNotFoundError:
         raise ValueError(f"{source}: no such file; expected conversations in JSONL, one a line") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{source}: is cut off or damaged ({' '.join(str(error).split())})") from None
     except (ImportError, OSError) as error:
-        raise ValueError(f"{source}: cannot be read ({' '.join(str(error).split())})") from None
+        kind = UnreachedError if isinstance(error, OSError) and not is_mistake(error) else ValueError
+        raise kind(f"{source}: cannot be read ({' '.join(str(error).split())})") from None
 
 
 def _replace(path: str, content: Iterable[bytes]) -> None:

@@ -11,6 +11,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from omni_jax.mistakes import is_mistake
+
 # Seconds between the lines that tell of progress where there is no terminal, as in a pod's log.
 LINE_EVERY = 60.0
 
@@ -56,7 +58,8 @@ def _lines(action: str, bytewise: bool) -> Callable[[int, int, str], None]:
 
 
 def run(main: Callable[[], int | None], name: str, *, usage: type[Exception] = ValueError) -> None:
-    """Runs ``main`` and exits with its code; a user's mistake is one line and exit code 2.
+    """Runs ``main`` and exits with its code; a user's mistake is one line and exit code 2. So is what another try may mend,
+    a network that fails or a full disk, but with exit code 1.
 
     OMNI_JAX_DEBUG=1 shows the traceback instead.
 
@@ -70,7 +73,7 @@ def run(main: Callable[[], int | None], name: str, *, usage: type[Exception] = V
             raise
         said = getattr(error, "format_message", lambda: str(error))()
         note.print(f"{name}: {' '.join(said.split())}", markup=False)
-        code = 2
+        code = 1 if isinstance(error, OSError) and not is_mistake(error) else 2
     except KeyboardInterrupt:
         note.print(f"{name}: stopped")
         code = 130

@@ -27,7 +27,7 @@ facts["first"] = hosts.by_first(lambda: {"of": own})
 def mistake(action):
     try:
         action()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -38,19 +38,13 @@ def wrong(error):
 def broken():
     yield Item(0, None, "a fault")
     if own:
-        raise RuntimeError("a torn file")
+        raise OSError("a torn file")
 
 
-facts["mistakes"] = [mistake(lambda: hosts.by_first(lambda: wrong(kind("no")))) for kind in (ValueError, OSError)]
+facts["mistakes"] = [mistake(lambda: hosts.by_first(lambda: wrong(kind("no")))) for kind in (ValueError, OSError, KeyError)]
 items = (Item(number, None, "a fault") for number in range(1 + own))
 facts["unlike"] = mistake(lambda: _Ahead(items, 4, 4, hosts).take(wait=True))
-if not own:
-    facts["stopped"] = mistake(lambda: _Ahead(broken(), 4, 4, hosts).take(wait=True))
-else:
-    try:
-        _Ahead(broken(), 4, 4, hosts).take(wait=True)
-    except RuntimeError as error:
-        facts["stopped"] = str(error)
+facts["stopped"] = mistake(lambda: _Ahead(broken(), 4, 4, hosts).take(wait=True))
 events = list(omni.stream([{"role": "user", "content": "Hi"}], thinker_max_new_tokens=6, thinker_do_sample=False))
 facts["text"], facts["tokens"] = "".join(event.text for event in events), events[-1].reply.tokens
 there = Mesh(np.array([device for device in jax.devices() if device.process_index != own]), ("model",))
@@ -64,14 +58,16 @@ def test_two_processes_agree(tiny, writer, tmp_path):
     first, second = two_processes(SCRIPT, tmp_path, tiny, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert (first.pop("group"), second.pop("group")) == ([0, 1, True, False], [0, 1, False, False])
     assert "read different inputs" in first["unlike"]
-    assert second.pop("stopped") == "a torn file"
-    assert first.pop("stopped").endswith("on another host that has the model together with this one: a torn file")
+    assert second.pop("stopped") == "OSError: a torn file"
+    told = "UnreachedError: on another host that has the model together with this one: a torn file"
+    assert first.pop("stopped") == told
+    assert first.pop("mistakes") == ["ValueError: no", "OSError: no", "KeyError: 'no'"]
+    assert second.pop("mistakes") == ["ValueError: no", "UnreachedError: no", "RuntimeError: KeyError: 'no'"]
     assert first == second
     assert not first["here"]
     assert first["near"] == [0, 1, 2]
     assert [first[f"of {length}"] for length in (1, 252, 253, 5000)] == [[1, 2], [252, 253], [253, 254], [5000, 5001]]
     assert first["first"] == {"of": 0}
-    assert first["mistakes"] == ["ValueError: no", "OSError: no"]
     assert first["elsewhere"].startswith("ValueError: mesh: none of its devices is of this host")
     expected = writer.generate([{"role": "user", "content": "Hi"}], thinker_max_new_tokens=6, thinker_do_sample=False)
     assert (first["text"], first["tokens"]) == (expected.text, expected.tokens)

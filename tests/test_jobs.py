@@ -2,19 +2,25 @@
 
 import json
 import os
-import threading
+import re
 from functools import partial
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
 import soundfile
+from jax.errors import JaxRuntimeError
 from shell_calls import call
 
-from omni_jax import Omni, jobs
-from omni_jax.continuous import Item, _Ahead
+from omni_jax import Omni, continuous, jobs, perceive
+from omni_jax.continuous import Item, _Ahead, answers
+from omni_jax.decoding import slots
 from omni_jax.hosts import Hosts
+from omni_jax.ledger import Ledger
+from omni_jax.mistakes import UnreachedError
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
+from omni_jax.voice import Voices
 
 HOW = {"thinker_max_new_tokens": 24, "thinker_eos_token_id": -1}
 GREEDY = {**HOW, "thinker_do_sample": False}
@@ -31,6 +37,11 @@ def write(path, *lines):
 
 def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def full(*_, **__):
+    """Stands for a call of a device without memory."""
+    raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
 
 
 @pytest.fixture
@@ -96,11 +107,73 @@ def test_a_bad_line_is_reported_in_its_place_and_stops_nothing(writer, tmp_path)
 
 
 def test_a_bad_lines_id_is_said_too(writer, tmp_path):
-    source = write(tmp_path / "in.jsonl", {"id": {"n": 1}, "messages": []})
+    """Also one that is half a surrogate pair, which UTF-8 cannot say."""
+    names = [{"n": 1}, "\ud800"]
+    source = write(tmp_path / "in.jsonl", *({"id": name, "messages": []} for name in names))
     jobs.run(writer, source, str(tmp_path / "out.jsonl"))
-    (line,) = read(tmp_path / "out.jsonl")
-    assert line["id"] == {"n": 1}
-    assert line["error"]
+    lines = read(tmp_path / "out.jsonl")
+    assert [line["id"] for line in lines] == names
+    assert all(line["error"] for line in lines)
+
+
+def test_what_the_device_cannot_hold_is_its_lines_fault(writer, tmp_path, monkeypatch):
+    """Whether memory ends in the prefill of a prompt or where the cache of all slots grows for it."""
+    embed, resized = perceive.embed, slots._resized
+
+    def unless(too_much, call):
+        def tried(*given, **how):
+            if too_much(*given, **how):
+                full()
+            return call(*given, **how)
+
+        return tried
+
+    monkeypatch.setattr(perceive, "embed", unless(lambda parts, placed, config: placed.batch.tokens[0, 0] == 7, embed))
+    monkeypatch.setattr(slots, "_resized", unless(lambda cache, slots: slots > 64, resized))
+    monkeypatch.setattr(jobs, "answers", lambda omni, items, **how: answers(omni, map(marked, items), **how))
+
+    def marked(item):
+        if item.key[0] == 2:
+            item.batch.tokens[0, 0] = 7
+        return item
+
+    long = {"messages": user("Ho"), "thinker_max_new_tokens": 100}
+    source = write(tmp_path / "in.jsonl", user("Hi"), user("Hey"), long, user("Hi!"))
+    totals = jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=2, **GREEDY)
+    found = read(tmp_path / "out.jsonl")
+    assert (totals.answered, totals.faults) == (2, 2)
+    for line in found[1:3]:
+        assert re.match(
+            r"too much for the device's memory: a prompt of \d+ tokens, beside a cache for 2 slots", line["error"]
+        )
+    for line, words in ((found[0], "Hi"), (found[3], "Hi!")):
+        assert line["tokens"] == writer.generate(user(words), **GREEDY).tokens
+
+
+def test_speech_that_the_device_cannot_hold_is_made_by_halves(monkeypatch):
+    rows = [SimpleNamespace(item=Item(key, None), draft=SimpleNamespace(tokens=[7] * key)) for key in (1, 2, 3, 4)]
+    tried = []
+
+    def spoken(omni, rows):
+        tried.append([row.item.key for row in rows])
+        return full() if len(rows) > 2 or tried[-1] == [4] else [(key, "a reply") for key in tried[-1]]
+
+    monkeypatch.setattr(continuous, "_spoken", spoken)
+    said = dict(continuous._told(None, rows, True))
+    assert tried == [[1, 2, 3, 4], [1, 2], [3, 4]]
+    assert set(said.values()) == {"a reply"}
+    ((_, fault),) = continuous._told(None, rows[3:], True)
+    assert fault.startswith("too much for the device's memory: the speech of 4 tokens")
+    with pytest.raises(JaxRuntimeError):  # other hosts have the model too, and know nothing of it
+        continuous._told(None, rows, False)
+
+
+def test_faults_are_said_window_by_window(writer):
+    """Where there is nothing to write either."""
+    items = (Item(number, None, "a fault") for number in range(30))
+    said = [len(done) for done in answers(writer, items, slots=2, window=4)]
+    assert sum(said) == 30
+    assert max(said) <= 4
 
 
 # --- going on
@@ -120,7 +193,17 @@ def test_a_stopped_job_goes_on(writer, source, tmp_path):
     assert (totals.lines, totals.resumed, totals.tokens, totals.tokens_per_second) == (3, 3, 72, 0)
 
 
-def test_what_is_done_stays_when_the_work_breaks_off(writer, source, tmp_path):
+def test_what_is_done_stays_when_the_work_breaks_off(writer, source, tmp_path, monkeypatch):
+    """And the thread that reads ahead ends, though somebody still holds it."""
+    kept = []
+
+    class Kept(_Ahead):
+        def __init__(self, *given):
+            super().__init__(*given)
+            kept.append(self)
+
+    monkeypatch.setattr(continuous, "_Ahead", Kept)
+
     def stop(done, total, name):
         raise KeyboardInterrupt
 
@@ -128,7 +211,11 @@ def test_what_is_done_stays_when_the_work_breaks_off(writer, source, tmp_path):
         jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=1, progress=stop, **GREEDY)
     assert len(read(tmp_path / "out.jsonl")) == 1
     assert jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=1, **GREEDY).resumed == 1
-    assert not [thread for thread in threading.enumerate() if "omni_jax_reads" in thread.name and thread.daemon]
+    for ahead in kept:
+        (thread,) = ahead.thread._threads
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(kept) == 2
 
 
 def test_faults_are_tried_again_if_somebody_says_so(writer, tmp_path):
@@ -169,11 +256,23 @@ def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_an_object_store_will_do(writer, source):
+def test_an_object_store_will_do(writer, source, monkeypatch):
+    """Once it has begun, rights that it loses are no mistake in what it was given; and it sees to its lines as time goes by."""
+    write, written = Ledger.write, []
     name = f"memory://{os.urandom(6).hex()}"
     files = fsspec.filesystem("memory")
     files.put_file(source, f"{name}/in.jsonl")
-    jobs.run(writer, f"{name}/in.jsonl", f"{name}/out.jsonl", slots=2, **GREEDY)
+    run = partial(jobs.run, writer, f"{name}/in.jsonl", f"{name}/out.jsonl", slots=2, **GREEDY)
+
+    def expired(ledger, lines):
+        raise PermissionError("the token has expired")
+
+    monkeypatch.setattr(Ledger, "write", expired)
+    with pytest.raises(UnreachedError, match="the token has expired"):
+        run()
+    monkeypatch.setattr(Ledger, "write", lambda ledger, lines: write(ledger, written.append(lines) or lines))
+    run()
+    assert [] in written
     found = [json.loads(line) for line in files.cat_file(f"{name}/out.jsonl").splitlines()]
     assert [line["line"] for line in found] == [1, 2, 3]
     assert found[0]["tokens"] == writer.generate(user("Hi"), **GREEDY).tokens
@@ -203,10 +302,19 @@ def elder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["omni", "elder"])
-def test_answers_are_spoken_as_those_of_generate_are(name, request, tmp_path):
+def test_answers_are_spoken_as_those_of_generate_are(name, request, tmp_path, monkeypatch):
     """A line that hears something and one that does not, with other voices and seeds; rows of a batch are what they are alone
-    (test_speaks.py, test_elder.py)."""
-    model = request.getfixturevalue(name)
+    (test_speaks.py, test_elder.py). That the device fails once takes nothing from them."""
+    model, told, advance = request.getfixturevalue(name), continuous._spoken, Voices.advance
+
+    def fail_once(omni, rows):
+        monkeypatch.setattr(Voices, "advance", full)
+        with pytest.raises(JaxRuntimeError):
+            told(omni, rows)
+        monkeypatch.setattr(Voices, "advance", advance)
+        return told(omni, rows)
+
+    monkeypatch.setattr(continuous, "_spoken", fail_once)
     recording = tmp_path / "noise.wav"
     soundfile.write(recording, np.random.default_rng(0).normal(size=3200) / 8, 16_000)
     system = [{"role": "system", "content": model.synthesizer.system}] if model.synthesizer.system else []

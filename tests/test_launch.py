@@ -15,6 +15,7 @@ import yaml
 
 from omni_jax import shell
 from omni_jax.cli_batch import batch
+from omni_jax.mistakes import UnreachedError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tpu" / "launch"
@@ -153,7 +154,7 @@ def test_the_manifest_asks_for_one_whole_slice():
     assert smaller["parallelism"] == smaller["completions"] == 1
 
 
-def test_a_lost_host_starts_all_again_and_a_mistake_does_not(monkeypatch):
+def test_a_lost_host_starts_all_again_and_a_mistake_does_not():
     found = manifest()
     job, inner = pod(found)
     assert (job["backoffLimit"], inner["restartPolicy"]) == (0, "Never")
@@ -166,12 +167,23 @@ def test_a_lost_host_starts_all_again_and_a_mistake_does_not(monkeypatch):
     assert rule["action"] == "FailJob"
     assert rule["onExitCodes"]["containerName"] == inner["containers"][0]["name"]
 
-    def mistake():
-        raise ValueError("a mistake")
+    def code(error):
+        def broken():
+            raise error
 
-    with pytest.raises(SystemExit) as stop:
-        shell.run(mistake, "pod_inference")
-    assert rule["onExitCodes"] | {"values": [stop.value.code], "operator": "In"} == rule["onExitCodes"]
+        with pytest.raises(SystemExit) as stop:
+            shell.run(broken, "pod_inference")
+        return stop.value.code
+
+    for error in (ValueError("a mistake"), PermissionError("not yours"), FileNotFoundError("gone")):
+        assert rule["onExitCodes"] | {"values": [code(error)], "operator": "In"} == rule["onExitCodes"]
+    for error in (
+        ConnectionResetError("reset"),
+        TimeoutError("late"),
+        OSError(28, "full"),
+        UnreachedError("no network"),
+    ):
+        assert code(error) == 1
 
 
 def parsed(arguments):

@@ -1,13 +1,17 @@
 """The output of a job: what is written stays, what is torn is cut off, and what is somebody else's is not touched."""
 
+import gzip
 import json
 import os
+import sys
+from contextlib import suppress
 
 import fsspec
 import pytest
 
 from omni_jax import ledger as module
 from omni_jax.ledger import Ledger, lines_of
+from omni_jax.mistakes import UnreachedError
 
 
 def answer(number, **content):
@@ -64,6 +68,8 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, content):
     with pytest.raises(ValueError, match="another name"):
         Ledger(str(path))
     assert path.read_text() == content
+    path.write_text("")
+    Ledger(str(path)).__exit__(None)  # the one that failed does not hold it any more
 
 
 def test_one_job_at_a_time(tmp_path):
@@ -139,19 +145,28 @@ def test_a_job_goes_on_with_another_number_of_processes(tmp_path):
 def test_an_object_store_has_an_object_for_each_flush(bucket, monkeypatch):
     target = f"{bucket}/out.jsonl"
     files = fsspec.filesystem("memory")
-    with Ledger(target) as ledger:
-        ledger.write([answer(3)])
-        ledger.flush()
-        ledger.write([answer(1)])  # lost, for nobody flushed
-        assert ledger.put("00000003.wav", b"RIFF") == "out.sound/00000003.wav"
-    with Ledger(target) as ledger:
+    parts = f"{bucket}/out.jsonl.parts"
+    ledger = Ledger(target)
+    ledger.write([answer(3)])
+    assert not files.exists(parts)
+    assert ledger.put("00000003.wav", b"RIFF") == "out.sound/00000003.wav"
+    monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
+    ledger.write([])  # as time goes by
+    monkeypatch.undo()
+    assert len(files.ls(parts)) == 1
+    ledger.write([answer(4)])  # lost, for the process was killed
+    with suppress(KeyboardInterrupt), Ledger(target) as ledger:
         assert list(ledger.entries) == [3]
+        ledger.write([answer(1)])
+        raise KeyboardInterrupt
+    with Ledger(target) as ledger:
+        assert sorted(ledger.entries) == [1, 3]
         monkeypatch.setattr(module, "FLUSH_BYTES", 10)
-        ledger.write([answer(1), answer(2)])
-        assert len(files.ls(f"{bucket}/out.jsonl.parts")) == 2
+        ledger.write([answer(2)])
+        assert len(files.ls(parts)) == 3
         ledger.merge([1, 2, 3])
     assert [json.loads(line)["line"] for line in files.cat_file(target).splitlines()] == [1, 2, 3]
-    assert not files.exists(f"{bucket}/out.jsonl.parts")
+    assert not files.exists(parts)
     assert files.cat_file(f"{bucket}/out.sound/00000003.wav") == b"RIFF"
     assert sorted(Ledger(target).entries) == [1, 2, 3]
 
@@ -163,10 +178,39 @@ def test_an_answer_goes_before_a_fault(tmp_path):
         ledger.write([answer(1), answer(2, error="still broken")])
     with Ledger(str(path)) as ledger:
         ledger.merge([1, 2])
-        assert [(entry.fault, entry.content.get("error")) for entry in ledger.entries.values()] == [
-            (False, None), (True, "still broken"),
+        assert {number: entry.fault for number, entry in ledger.entries.items()} == {1: False, 2: True}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["line"], line.get("error")) for line in lines] == [(1, None), (2, "still broken")]
+
+
+def test_a_long_answer_stays_on_the_disk(tmp_path):
+    """In memory there are words and numbers of a fixed size for each, whether it was written now or read."""
+    path, tokens = tmp_path / "out.jsonl", list(range(5000))
+    with Ledger(str(path)) as ledger:
+        ledger.write([answer(2, tokens=tokens, speech={"seconds": 1.5}), answer(1, error="no")])
+        written = dict(ledger.entries)
+        ledger.merge([1, 2])
+        read = ledger.entries
+    whole = path.read_bytes().splitlines(keepends=True)
+    assert json.loads(whole[1])["tokens"] == tokens
+    for found in (written, read):
+        assert [(entry.fault, entry.tokens, entry.seconds) for entry in (found[1], found[2])] == [
+            (True, 0, 0.0), (False, 5000, 1.5),
         ]  # fmt: skip
-    assert numbers(path) == [1, 2]
+        for entry in found.values():
+            held = [getattr(entry, name) for name in entry.__slots__]
+            assert not hasattr(entry, "__dict__")
+            assert {type(value) for value in held} <= {str, bool, int, float}
+            assert sum(map(sys.getsizeof, [entry, *held])) < 700
+
+
+def test_what_utf_8_cannot_say_is_escaped(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Ledger(str(path)) as ledger:
+        ledger.write([answer(1, text="schön"), answer(2, id="\ud800", text="schön")])
+    first, second = path.read_bytes().splitlines()
+    assert "schön".encode() in first
+    assert json.loads(second) == {"line": 2, "id": "\ud800", "text": "schön", "of": "sum2"}
 
 
 def test_lines_have_their_numbers_in_the_file(tmp_path, bucket):
@@ -180,3 +224,19 @@ def test_lines_have_their_numbers_in_the_file(tmp_path, bucket):
             list(lines_of(source))
     with pytest.raises(ValueError, match="cannot be read"):
         list(lines_of(str(tmp_path)))
+    packed = gzip.compress(b"[1]\n" * 1000)
+    for content in (packed[:-10], packed[:20], packed[:12] + b"\xff" * 9, b"no such thing"):
+        (tmp_path / "in.jsonl.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"in\.jsonl\.gz: is cut off or damaged"):
+            list(lines_of(str(tmp_path / "in.jsonl.gz")))
+
+
+def test_a_network_that_fails_is_no_mistake(bucket, monkeypatch):
+    def reset(*_, **__):
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "_open", reset)
+    with pytest.raises(UnreachedError, match=r"cannot be read \(reset by peer"):
+        list(lines_of(f"{bucket}/in.jsonl"))
+    monkeypatch.undo()
+    fsspec.filesystem("memory").pipe_file(f"{bucket}/in.jsonl", b"")

@@ -17,9 +17,10 @@ ARROWS = {
     "nn": ["sharding", "nn"],
     "models": ["config", "params", "sharding", "nn", "models"],
     "processing": ["config", "buckets", "processing"],
-    "hosts": [],
+    "mistakes": [],
+    "hosts": ["mistakes"],
     "decoding": ["config", "buckets", "hosts", "sharding", "nn.cache", "decoding"],
-    "weights": ["config", "models", "sharding", "weights"],
+    "weights": ["config", "mistakes", "models", "sharding", "weights"],
     "sound_out": [],
 }
 FORBIDDEN = {

@@ -7,10 +7,11 @@ Exit code 0: it fits; 3: it does not; 2: a mistake in what was asked.
 
 import typer
 
+from omni_jax.cli import UsageError
 from omni_jax.cli_plan import plan
 from omni_jax.shell import run
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(plan)
-    run(lambda: app(standalone_mode=False), "plan", usage=typer.BadParameter.__mro__[1])
+    run(lambda: app(standalone_mode=False), "plan", usage=UsageError)

@@ -6,6 +6,8 @@ A model that is too large for one host's chips is had by several together: --mes
 
 Start it on all hosts, with the same arguments. On Cloud TPU, GKE, Slurm and Open MPI the hosts find each other; elsewhere say
 --coordinator HOST:PORT --processes N --process I. All other arguments are those of omni-jax batch, which --help lists.
+
+Exit code 2 is a mistake in what was given, which another start would only say again; after any other, start it again: it goes on.
 """
 
 import os

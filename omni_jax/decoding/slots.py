@@ -158,9 +158,7 @@ class Slots:
         assert self.state is not None
         needed, slots = int(self.room[self.taken].max(initial=least)), self.state.cache.slots
         if needed > slots or 0 < 2 * needed <= slots:
-            self.state = replace(
-                self.state, cache=jax.block_until_ready(_resized(self.state.cache, slots=needed))
-            )
+            self.state = replace(self.state, cache=jax.block_until_ready(_resized(self.state.cache, slots=needed)))
 
 
 @partial(jax.jit, donate_argnames=("cache",))

@@ -17,12 +17,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from omni_jax.mistakes import UnreachedError, is_mistake
 from omni_jax.weights import blocks, pieces
 
 PIECES = "weights"  # the folder of the groups
 CHUNK_BYTES = 4 << 20
 # Axes along which devices may hold very little: each index of them is a chunk of its own.
 CHUNKED = ("expert", "heads", "kv_heads")
+# How TensorStore's errors begin where a store did not answer in time, or not in full; it has tried again itself by then.
+PASSING = ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 def is_url(folder: str | Path) -> bool:
@@ -43,9 +46,8 @@ def fetch(folder: str, target: Path) -> None:
         for name, found in reading.items():
             (target / name).write_bytes(found.result().value)
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{folder}: cannot be read ({_reason(error)}); check the address and its permissions"
-        ) from None
+        kind = UnreachedError if _passing(error) else ValueError
+        raise kind(f"{folder}: cannot be read ({_reason(error)}); check the address and its permissions") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class Converted:
                 yield path, [np.asarray(values.result()).astype(leaf.dtype, copy=False) for values in reading]
         except (ValueError, KeyError, OSError) as error:
             shown = f"{str(self.folder).rstrip('/')}/{PIECES}/{group.name}"
+            if _passing(error):
+                raise UnreachedError(f"{shown}: cannot be read now ({_reason(error)}); try again") from None
             raise ValueError(f"{shown}: damaged ({_reason(error)}); convert the checkpoint again") from None
 
 
@@ -141,6 +145,11 @@ def _begin(array: Any, leaf: pieces.Leaf, wanted: Sequence[blocks.Block], path: 
 
 def _spec(base: str, path: str) -> dict[str, Any]:
     return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{path}/"}}
+
+
+def _passing(error: Exception) -> bool:
+    """Whether another try may do. TensorStore has a ValueError for all, which begins with the status."""
+    return str(error).startswith(PASSING) or (isinstance(error, OSError) and not is_mistake(error))
 
 
 def _reason(error: Exception) -> str:

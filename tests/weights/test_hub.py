@@ -5,9 +5,12 @@ import shutil
 
 import huggingface_hub
 import pytest
+import tensorstore
+from huggingface_hub.errors import HFValidationError
 
 from omni_jax.describe import describe
 from omni_jax.hub import locate
+from omni_jax.mistakes import is_mistake
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
 
@@ -45,3 +48,24 @@ def test_describing_downloads_no_weights(hub):
     assert found["speakers"] == whole["speakers"] != []
     assert {part["stored"] for part in found["parts"]} == {"not here"}
     assert {part["stored"] for part in whole["parts"]} == {"float32"}
+
+
+def test_what_may_pass_is_no_mistake(monkeypatch):
+    """A hub and a store that do not answer, and ones that say that there is no such thing."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    def found(path, error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        monkeypatch.setattr(tensorstore.KvStore, "open", fail)
+        with pytest.raises(ValueError, match=r"no such folder here|cannot be read") as raised:
+            locate(path)
+        return is_mistake(raised.value)
+
+    assert not found("owner/name", ConnectionResetError("reset by peer"))
+    assert not found("gs://b/model", ValueError("ABORTED: All 32 retry attempts failed: CURL error Timeout"))
+    assert not found("gs://b/model", ConnectionResetError("reset by peer"))
+    assert found("owner/name", HFValidationError("no name"))
+    assert found("gs://b/model", ValueError("PERMISSION_DENIED: not yours"))
