@@ -7,12 +7,14 @@ is compiled here from the same jitted functions, so what is read off a program i
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax import flow_voice, frame_voice, least, perceive
@@ -121,7 +123,8 @@ def compiled(entry: Entry) -> Compiled:
     """Compiles an entry point for the devices that its weights lie on."""
     lowered, began = entry.lower(), time.perf_counter()
     try:
-        program = lowered.compile()
+        with _anew():
+            program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = EXHAUSTED.search(str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
@@ -138,6 +141,19 @@ def compiled(entry: Entry) -> Compiled:
         temporaries=memory.temp_size_in_bytes,
         program=Program(program.as_text(), entry.grouped, runs=entry.runs, seen=entry.seen),
     )
+
+
+@contextmanager
+def _anew() -> Iterator[None]:
+    """Passes JAX's cache of programs by: of chips that are not there it keeps them, too, but cannot read them again."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks for the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 class Entries:

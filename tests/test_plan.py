@@ -188,7 +188,11 @@ def test_a_model_without_a_talker_does_not_speak():
 
 def test_a_program_that_is_too_large_does_not_fit():
     """Weights and caches fit, a program's temporaries do not."""
-    config = from_hf(tiny_config())
+    config, keys = from_hf(tiny_config()), []
+    jax.monitoring.register_event_listener(lambda event, **_: keys.append(event))
     few = plan(config, "v6e-1", only=lambda name: name.startswith("grow"))
+    assert (
+        "/jax/compilation_cache/task_disabled_cache" in keys
+    )  # what it keeps of absent chips, it could not read again
     assert few.fits
     assert Plan(**{**vars(few), "temporaries": CHIPS["v6e"].limit}).fits is False
