@@ -9,6 +9,7 @@ import io
 import ipaddress
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)  # a URL's user and password; its query, often signed
 _IN_MEMORY = 64 << 20  # bytes of a download kept in memory; a longer one goes to disk
 _REDIRECTS = 5
+# Object stores, read as local paths are: with whatever rights this process has.
+_STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # what IPv6-only networks make of the world's IPv4 addresses
 
 
@@ -70,7 +73,8 @@ def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) 
     stands, and left open; one that can seek is not copied when it stands at its start, and is left where it stood.
 
     Args:
-        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object.
+        source: A path, a `file://`, `http(s)://`, `gs://`, `s3://`, `az://` or base64 `data:` URL, a file's bytes, or a binary
+            file object.
         name: What messages call the source.
         noun: "audio", "image" or "video".
         options: The bounds of a download: max_bytes, timeout, allow_private.
@@ -115,6 +119,8 @@ def _open(source: Any, name: str, noun: str, options: MediaOptions) -> BinaryIO:
     if isinstance(source, str) and (url := _URL.match(source)):
         if (scheme := url[1].lower()) in ("http", "https"):
             return _fetch(source, name, options)
+        if scheme in _STORES:
+            return _stored(source, scheme, name, options)
         if scheme != "file":
             raise ValueError(f"{name}: {scheme} URLs are not fetched; download it first and give the file's path")
         source = _local_path(source[url.end() :], name)
@@ -149,6 +155,34 @@ def _local_path(rest: str, name: str) -> str:
     if host not in ("", "localhost"):
         raise ValueError(f"{name}: a file URL with the host {host!r}; expected file:/// and an absolute path")
     return url2pathname(f"/{path}")
+
+
+def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO:
+    """Copies an object of a store, by the package that knows it."""
+    from fsspec.core import url_to_fs
+
+    file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+    try:
+        store, path = url_to_fs(url)
+        if (store.info(path)["size"] or 0) > options.max_bytes:
+            raise _RefusedError(f"is larger than {options.max_bytes} bytes; download it first, or raise max_bytes")
+        with store.open(path, "rb") as content:
+            shutil.copyfileobj(content, file)
+    except BaseException as error:
+        file.close()
+        match error:
+            case _RefusedError():
+                fault = str(error)
+            case ImportError():
+                fault = f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}"
+            case FileNotFoundError():
+                fault = "no such object; check the URL"
+            case Exception():  # packages of stores have kinds of errors of their own
+                fault = f"cannot be read ({reason(error)})"
+            case _:
+                raise
+        raise ValueError(f"{name}: {fault}") from None
+    return cast(BinaryIO, file)
 
 
 def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:

@@ -558,7 +558,7 @@ def test_a_clock_set_back_goes_on(tmp_path):
 SAMPLES = np.zeros(1_000, np.float32)
 BAD_SOURCES = {
     "private": ("http://127.0.0.1/a.wav?key=1", r"^http://127\.0\.0\.1/a\.wav: leads to a private address"),
-    "bucket": ("gs://bucket/a.wav", "gs URLs are not fetched"),
+    "sftp": ("sftp://host/a.wav", "sftp URLs are not fetched"),
     "relative file URL": ("file://a.wav", "host 'a.wav'; expected file:///"),
     "plain data URL": ("data:audio/wav,abc", "without base64"),
     "broken base64": ("data:audio/wav;base64,@@@@", "audio data URL: broken base64"),

@@ -311,6 +311,38 @@ def test_a_redirect_to_a_private_address_is_refused(web, as_public, host):
     assert len(web.seen) == 1
 
 
+@pytest.fixture
+def store(monkeypatch):
+    """An object store of this process, as gs:// is one of Google's."""
+    import fsspec
+
+    monkeypatch.setitem(source._STORES, "memory", "memoryfs")
+    files = fsspec.filesystem("memory")
+    files.pipe("/bucket/a.wav", CONTENT)
+    yield
+    files.rm("/bucket", recursive=True)
+
+
+def test_an_object_of_a_store(store, monkeypatch):
+    url = "memory://bucket/a.wav"
+    with source.opened(url, url, "audio") as file:
+        assert file.read() == CONTENT
+    with pytest.raises(ValueError, match=r"^memory://bucket/a.wav: is larger than 1000 bytes; download it first"):
+        read(url, options=MediaOptions(max_bytes=1000))
+    with pytest.raises(ValueError, match=r"^memory://bucket/b.wav: no such object; check the URL$"):
+        read("memory://bucket/b.wav")
+    monkeypatch.setitem(source._STORES, "nowhere", "nowherefs")
+    with pytest.raises(ValueError, match=r"^nowhere://a: cannot be read "):
+        read("nowhere://a")
+
+    def lacking(url):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", lacking)
+    with pytest.raises(ValueError, match=r"^gs://bucket/a.wav: gs URLs need gcsfs; pip install gcsfs$"):
+        read("gs://bucket/a.wav")
+
+
 @pytest.mark.parametrize(
     "target",
     ["file:///etc/passwd", "ftp://example.org/a", "data:text/plain,hello", "gopher://127.0.0.1", "javascript:0"],
@@ -492,9 +524,8 @@ BAD = {
     "nothing": (b"", "image", r"^image \(bytes\): is empty \(0 bytes\); expected an image file"),
     "data": ("data:image/png,abc", "image", "^image data URL: .* without base64; expected data:image/png;base64"),
     "base64": ("data:;base64,@@", "video", "^video data URL: broken base64"),
-    "bucket": ("gs://bucket/a.mp4", "video", "^gs://bucket/a.mp4: gs URLs are not fetched; download it first"),
-    "keys": ("s3://key:hidden@bucket/a?hidden", "video", "^s3://bucket/a: s3 URLs are not fetched"),
-    "ftp": ("FTP://example.org/a", "video", "ftp URLs are not fetched"),
+    "ftp": ("FTP://example.org/a", "video", "ftp URLs are not fetched; download it first"),
+    "keys": ("sftp://key:hidden@host/a?hidden", "video", "^sftp://host/a: sftp URLs are not fetched"),
     "host": ("file://host/a", "video", "host 'host'; expected file:///"),
     "text file": (io.StringIO("hello"), "video", "reads str; open it in binary mode, 'rb'"),
     "closed": (closed_file(), "video", "cannot be read .I/O operation on closed file"),
