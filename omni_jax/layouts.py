@@ -2,7 +2,8 @@
 
 A TPU's product reads a kernel with the contracted axis next to the last. One of shape [D, N, H], which gives two axes, lies
 otherwise, and each program that takes it as it is turns it around first: held beside the weights, and moved at every call. Heads
-narrower than a tile (64) lie next to the last instead, for innermost they would take twice their room.
+narrower than a tile (64), and a share of a feed-forward width that tiles do not divide (192 of a shared expert's 768), lie next to
+the last instead, for innermost they would take more than their room.
 Of a feed-forward width that its tiles do not divide (3,420, the elder's vision encoder) it puts other axes innermost than a
 product reads, with the same end: 0.84 GB beside the weights at every call.
 
@@ -77,9 +78,15 @@ def _together(layers):
 def _mapped(tree, place):
     def visit(param):
         named = param.get_metadata("axes") if isinstance(param, nnx.Variable) else ()
-        return jax.tree.map(lambda leaf: place(leaf, _order(named, leaf.shape)), param)
+        return jax.tree.map(lambda leaf: place(leaf, _order(named, _held(leaf))), param)
 
     return jax.tree.map(visit, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def _held(leaf: Any) -> tuple[int, ...]:
+    """The shape of a device's share."""
+    where = getattr(leaf, "sharding", None)
+    return leaf.shape if where is None else where.shard_shape(leaf.shape)
 
 
 def _order(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -90,7 +97,7 @@ def _order(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, .
         return (*(axis for axis in range(len(shape)) if axis != width), width)
     if len(axes) != 3 or axes[0] != "embed":
         return None
-    if axes[2] == "head" and shape[-1] % LANES:
+    if axes[2] in ("head", "ffn") and shape[-1] % LANES:
         return (*range(before), before + 1, before + 2, before)
     return (*range(before), before + 1, before, before + 2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.layouts import _order, arranged, declared
+from omni_jax.layouts import _held, _order, arranged, declared
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
 
@@ -23,7 +23,7 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
     before, after = parts.leaves(made), parts.leaves(moved)
     turned = {path for path, leaf in after.items() if leaf.format.layout.major_to_minor != tuple(range(leaf.ndim))}
     orders = {(path.rsplit(".", 2)[-2], after[path].format.layout.major_to_minor) for path in turned}
-    assert orders == {("gate_up", (0, 2, 1, 3)), *((name, (0, 2, 3, 1)) for name in "qkv")}  # of narrow heads
+    assert orders == {(name, (0, 2, 3, 1)) for name in ("gate_up", "q", "k", "v")}  # narrower than tiles, all of them
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf)
 
@@ -47,6 +47,17 @@ def test_a_width_that_tiles_do_not_divide_lies_next_to_the_last():
 def test_heads_narrower_than_a_tile_do_not_lie_innermost():
     assert _order(("embed", "heads", "head"), (32, 1280, 20, 64)) == (0, 2, 3, 1)
     assert _order(("embed", "heads", "head"), (36, 2048, 16, 128)) == (0, 2, 1, 3)
+
+
+def test_what_counts_is_a_devices_share():
+    """Of a shared expert's 768 columns over four devices, 192 are no whole tiles."""
+    four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
+    leaf = jax.ShapeDtypeStruct(
+        (20, 1024, 2, 768), jnp.float32, sharding=jax.NamedSharding(four, jax.P(None, None, None, "model"))
+    )
+    assert _held(leaf) == (20, 1024, 2, 192)
+    assert _order(("embed", None, "ffn"), _held(leaf)) == (0, 2, 3, 1)
+    assert _order(("embed", None, "ffn"), leaf.shape) == (0, 2, 1, 3)
 
 
 def test_on_a_cpu_layers_of_decoders_lie_one_by_one(made):
