@@ -6,22 +6,23 @@ Reads layer by layer, so neither side needs to fit into memory. Run again after 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from omni_jax import checkpoint
+from omni_jax.hub import locate
 from omni_jax.shell import Parser, bar, note, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("source", type=Path, help="a folder with config.json and safetensors")
-    parser.add_argument("target", type=Path, help="the folder to write")
+    parser.add_argument("source", help="a folder with config.json and safetensors, or a hub id")
+    parser.add_argument("target", help="the local folder to write")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the converted weights (default: as stored)"
     )
     given = parser.parse_args(arguments)
+    checkpoint.room_for(given.target, beside=given.source)  # before anything is downloaded
     with bar("converting") as progress:
-        checkpoint.convert(given.source, given.target, dtype=given.dtype, progress=progress)
+        checkpoint.convert(locate(given.source), given.target, dtype=given.dtype, progress=progress)
     note.print(f"wrote {given.target}", markup=False)
     return 0
 

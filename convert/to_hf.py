@@ -5,7 +5,6 @@ python convert/to_hf.py converted exported --dtype bfloat16 --shard-gb 5
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from omni_jax import checkpoint
 from omni_jax.shell import Parser, bar, note, run
@@ -13,8 +12,8 @@ from omni_jax.shell import Parser, bar, note, run
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("source", type=Path, help="a converted folder")
-    parser.add_argument("target", type=Path, help="the folder to write")
+    parser.add_argument("source", help="a converted folder, or its address")
+    parser.add_argument("target", help="the local folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the tensors (default: as stored)")
     parser.add_argument(
         "--shard-gb", type=float, default=5.0, help="largest size of a file, in GB (default: %(default)s)"

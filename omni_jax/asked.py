@@ -1,15 +1,19 @@
 """What a request asks for, checked before anything is read: its rows, their seeds, how text is chosen, whether it is spoken."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omni_jax.config import read_json
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
+from omni_jax.processing.prompt import speaks
 from omni_jax.processing.request import Batch
 from omni_jax.synthesizer import Synthesizer
 
@@ -74,7 +78,7 @@ def ask(
         raise ValueError(f"seed: expected one whole number, or one for each of the {count} conversations, got {seed!r}")
     can = synthesizer.loaded
     if return_audio and not can:
-        why = "was loaded with speech=False" if synthesizer.config.talker else "has no talker; use the Instruct release"
+        why = "was loaded with speech=False" if synthesizer.config.talker else silence(synthesizer.folder)
         raise ValueError(f"return_audio=True, but this checkpoint {why}")
     if return_audio not in (None, True, False):
         raise ValueError(f"return_audio: expected True, False or None, one for all conversations, got {return_audio!r}")
@@ -90,3 +94,24 @@ def ask(
         )
     voices = synthesizer.choose(speaker, count) if aloud or speaker is not None else ()
     return Asked(tuple(seeds), how, sampling, aloud, bool(spoken or return_audio), voices)
+
+
+def silence(folder: Path) -> str:
+    """Why a checkpoint without a talker has none, and what to do: it was saved so, or its release is."""
+    if "talker_config" in read_json(folder / "config.json"):
+        return "was saved without its talker (speech=False); use the one that it was made from"
+    return "has no talker; use the Instruct release"
+
+
+def advise(system: str | None, conversations: Iterable[Any], *, stacklevel: int = 2) -> None:
+    """Warns of conversations that are to be spoken without the system prompt that speech was trained with.
+
+    Args:
+        system: of a ``Synthesizer``; None where it does not matter.
+    """
+    if system and not all(map(speaks, conversations)):
+        warnings.warn(
+            "speech wants the system prompt that it was trained with, alone in the first message "
+            f"(omni_jax.processing.prompt.SPOKEN_SYSTEM): {system}",
+            stacklevel=stacklevel + 1,
+        )

@@ -80,12 +80,14 @@ def convert(
         The target.
 
     Raises:
-        ValueError: the source is not a whole checkpoint, voices included, or the target holds another one.
+        ValueError: the source is not a whole checkpoint, voices included, or the target holds another one, lies in the source
+            or is an address.
         OSError: the target cannot be written, the disk is full say; what is finished stays for the next run.
     """
     if jax.process_count() > 1:
         raise ValueError("convert: expected one process, and this job has several; convert before it starts")
-    source, target = _folder(source), Path(target)
+    target = room_for(target, beside=source)
+    source = _folder(source)
     if is_converted(source):
         raise ValueError(f"{source}: expected a Hugging Face folder, got a converted one; it needs no conversion")
     config = from_hf(source)
@@ -127,11 +129,11 @@ def save(
         files_from: the folder whose config.json, tokenizer, voices and other small files belong to the parts.
 
     Raises:
-        ValueError: the folder holds a checkpoint, the parts are not the model that config.json describes, or its voices
-            are absent or none.
+        ValueError: the folder is an address or holds a checkpoint, the parts are not the model that config.json describes, or
+            its voices are absent or none.
         OSError: the folder cannot be written.
     """
-    folder, source, speech = Path(folder), weights.InMemory(parts), "talker" in parts
+    folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts
     config, dtype = from_hf(files_from), weights.float_dtype(source.dtype)
     found = pieces.leaves(model_parts.abstract(config, dtype, speech=speech))
     pieces.agree(found, pieces.leaves(jax.eval_shape(declared, parts)), "the parts")
@@ -188,8 +190,9 @@ def export(
         **options: of ``weights.save``.
 
     Raises:
-        ValueError: as in ``load`` and ``weights.save``.
+        ValueError: as in ``load`` and ``weights.save``, or a target that lies in the source or is an address.
     """
+    target = room_for(target, beside=source)
     folder = _folder(source)
     config_json = read_json(folder / "config.json")
     reader, abstract = converted(folder, from_hf(config_json), dtype=dtype)
@@ -330,6 +333,28 @@ def _prepare(target: Path, plan: Mapping[str, Any]) -> set[str] | None:
         if TEMPORARY in path.name:
             shutil.rmtree(path)
     return {path.name for path in held.iterdir()}
+
+
+def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:
+    """Where a checkpoint is to be written, as far as that can be said before one is read.
+
+    Args:
+        beside: what it is made from, in which it must not lie.
+
+    Raises:
+        ValueError: an address, a file, or a folder in ``beside``.
+    """
+    if is_url(target):
+        raise ValueError(
+            f"{target}: expected a local folder to write, got an address; write to a local folder, then copy it: "
+            f"gcloud storage cp -r FOLDER {target}"
+        )
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target}: expected a folder to write, got a file; choose another name")
+    if beside is not None and not is_url(beside) and Path(beside).resolve() in target.resolve().parents:
+        raise ValueError(f"{target}: lies in {beside}, which it is made from; choose a folder outside of it")
+    return target
 
 
 def _folder(path: str | Path) -> Path:

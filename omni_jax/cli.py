@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from omni_jax import __version__
 from omni_jax.cli_batch import batch
 from omni_jax.cli_generate import InOrder, generate
 from omni_jax.cli_plan import plan
@@ -42,11 +43,17 @@ def main() -> None:
 
 
 @app.callback()
-def _start(context: typer.Context) -> None:
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     """Qwen's omni models in JAX: they hear, see, read, write and speak.
 
     Compiled programs are kept between runs: JAX_COMPILATION_CACHE_DIR chooses where, empty switches it off.
     """
+    if version:
+        print(f"omni-jax {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
     else:
@@ -65,8 +72,14 @@ def keep_programs() -> None:
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face folder (or, with --to-hf, a converted one).")],
-    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face folder or a hub id (or, with --to-hf, a converted folder or its address)."),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(help="The local folder to write. To a bucket: gcloud storage cp -r FOLDER gs://bucket/model"),
+    ],
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default as stored.")] = None,
     to_hf: Annotated[
         bool, typer.Option("--to-hf", help="Write published safetensors from a converted folder.")
@@ -74,10 +87,12 @@ def convert(
 ) -> None:
     """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped."""
     from omni_jax import checkpoint
+    from omni_jax.hub import locate
 
-    action = checkpoint.export if to_hf else checkpoint.convert
+    action, kind = checkpoint.export if to_hf else checkpoint.convert, named_dtype(dtype)
+    checkpoint.room_for(target, beside=source)  # before anything is downloaded
     with bar("converting") as progress:
-        action(source, target, dtype=named_dtype(dtype), progress=progress)
+        action(locate(source), target, dtype=kind, progress=progress)
     note.print(f"wrote {target}", markup=False)
 
 

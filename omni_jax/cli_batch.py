@@ -8,27 +8,47 @@ from typing import Annotated, Any
 import typer
 
 from omni_jax.cli_reply import (
+    AllowPrivate,
+    AudioInVideo,
     Dtype,
+    Fps,
+    Greedy,
+    MaxFrames,
+    MaxNewTokens,
+    MaxPixels,
     MaxSpeech,
+    MinNewTokens,
+    MinPixels,
+    RepetitionPenalty,
     Seed,
     Speaker,
+    Stop,
     TalkerGreedy,
     TalkerTemperature,
     TalkerTopK,
     TalkerTopP,
+    Temperature,
+    Thinking,
+    TopK,
+    TopP,
+    media_options,
     named_dtype,
+    note_warnings,
+    speech_given,
     speech_options,
+    writing,
 )
-from omni_jax.shell import bar, note
+from omni_jax.shell import bar, note, resumable
 
 
 def batch(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
             metavar="IN",
             help="Conversations in JSONL: a list of messages a line, or an object with messages, perhaps an id, and options "
-            "such as seed or thinker_max_new_tokens. A path, or a URL such as gs://bucket/in.jsonl.",
+            "such as seed or thinker_max_new_tokens (README.md, On a pod). A path, or a URL such as gs://bucket/in.jsonl.",
         ),
     ],
     target: Annotated[
@@ -54,11 +74,21 @@ def batch(
         bool | None, typer.Option("--speech/--no-speech", help="Speak the answers (default: where the model can).")
     ] = None,
     sound: Annotated[str, typer.Option(help="Sound files: wav or flac.")] = "wav",
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this total probability.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    greedy: Greedy = False,
+    stop: Stop = None,
+    thinking: Thinking = None,
+    load_audio_from_video: AudioInVideo = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    allow_private: AllowPrivate = False,
     seed: Seed = 0,
     speaker: Speaker = None,
     max_speech: MaxSpeech = None,
@@ -75,30 +105,29 @@ def batch(
 ) -> None:
     """Answers a file of conversations. Each answer is on the disk as soon as it is made: stopped, it goes on where it was.
 
-    A line that cannot be answered is reported in its place, as {"line": n, "error": "..."}, and stops nothing.
+    A line that cannot be answered is reported in its place, as {"line": n, "error": "..."}, and stops nothing. A line's own
+    options come before those given here; a system message is the first of a line's messages.
+
+    Exit code 0: every line has its answer or its error. 1: the same command may go on later, once the network or the disk
+    does. 2: a mistake in what was asked.
     """
     from omni_jax import jobs
-    from omni_jax.decoding.sampling import Sampling
 
-    thinker = Sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        do_sample=False if greedy else None,
-    )  # fmt: skip
-    options: dict[str, Any] = {"thinker": thinker, "seed": seed}
-    voice = {
-        "speaker": speaker, "max_speech": max_speech, "talker_temperature": talker_temperature,
-        "talker_top_k": talker_top_k, "talker_top_p": talker_top_p, "talker_greedy": talker_greedy,
+    note_warnings()
+    options: dict[str, Any] = {
+        "thinker": writing(context.params), "seed": seed, "media": media_options(context.params),
+        "template": {} if thinking is None else {"enable_thinking": thinking},
     }  # fmt: skip
-    given = [f"--{name.replace('_', '-')}" for name, value in voice.items() if value is not None]
+    given = speech_given(context.params)
     if speech is False and given:
         raise ValueError(f"{', '.join(given)}: nothing is spoken with --no-speech; leave one of them out")
     if speech or given:
-        options |= speech_options(model, **voice)
+        options |= speech_options(model, context.params)
     jobs.check(source, sound=sound, slots=slots, window=window)
     first = jobs.is_first()
     with bar("loading") if first else nullcontext(_silent) as progress:
         omni = jobs.load(model, mesh=mesh, dtype=named_dtype(dtype), speech=speech, progress=progress)
-    with bar("answering", bytewise=False) if first else nullcontext(_silent) as progress:
+    with resumable(), bar("answering", bytewise=False) if first else nullcontext(_silent) as progress:
         totals = jobs.run(
             omni, source, target, slots=slots, window=window, sound=sound, logprobs=logprobs, retry=retry, profile=profile,
             progress=progress, **options,
@@ -108,8 +137,9 @@ def batch(
     elif first:
         resumed = f" ({totals.resumed:,} by earlier runs)" if totals.resumed else ""
         spoken = f", {totals.speech_seconds:,.1f} s of speech" if totals.speech_seconds else ""
+        hint = " (--retry tries them again)" if totals.faults else ""
         note.print(
-            f"wrote {target}: {totals.answered:,} of {totals.lines:,} lines answered{resumed}, {totals.faults:,} errors; "
+            f"wrote {target}: {totals.answered:,} of {totals.lines:,} lines answered{resumed}, {totals.faults:,} errors{hint}; "
             f"{totals.tokens:,} tokens{spoken}; {totals.seconds:,.1f} s, {totals.tokens_per_second:,.1f} tokens/s",
             markup=False,
         )

@@ -10,20 +10,39 @@ import typer
 from typer.core import TyperCommand
 
 from omni_jax.cli_reply import (
+    AllowPrivate,
+    AudioInVideo,
     Dtype,
+    Fps,
+    Greedy,
+    MaxFrames,
+    MaxNewTokens,
+    MaxPixels,
     MaxSpeech,
+    MinNewTokens,
+    MinPixels,
     Model,
+    RepetitionPenalty,
     Seed,
     Speaker,
+    Stop,
     TalkerGreedy,
     TalkerTemperature,
     TalkerTopK,
     TalkerTopP,
+    Temperature,
+    Thinking,
+    TopK,
+    TopP,
     follow,
     load,
+    media_options,
+    note_warnings,
     show,
+    speech_given,
     speech_options,
     speech_to,
+    writing,
 )
 from omni_jax.shell import bar
 
@@ -57,28 +76,25 @@ def generate(
         Path | None,
         typer.Option(help="JSON file with a list of messages as in Qwen's examples; text and media follow it."),
     ] = None,
-    load_audio_from_video: Annotated[
-        bool | None,
-        typer.Option("--load-audio-from-video", "--use-audio-in-video", help="Hear the sound of videos too."),
-    ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second to take from videos (2).")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Most frames to take from a video (768).")] = None,
-    allow_private: Annotated[bool, typer.Option("--allow-private", help="Fetch from private addresses too.")] = False,
-    min_pixels: Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")] = None,
+    load_audio_from_video: AudioInVideo = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
+    allow_private: AllowPrivate = False,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
-    thinking: Annotated[bool | None, typer.Option(help="Ask a thinking model to think, or not to.")] = None,
+    thinking: Thinking = None,
     tools: Annotated[Path | None, typer.Option(help="JSON file with a list of function schemas.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    min_new_tokens: Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this total probability.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    greedy: Greedy = False,
+    stop: Stop = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     speak: Annotated[
@@ -97,10 +113,10 @@ def generate(
     talker_greedy: TalkerGreedy = None,
 ) -> None:
     """Answers a question about text, recordings, pictures and videos, in writing and, with --speak, in speech."""
-    from omni_jax.decoding.sampling import Sampling
+    from omni_jax.asked import advise
     from omni_jax.processing import prompt
-    from omni_jax.processing.options import MediaOptions
 
+    note_warnings()
     if stream and as_json:
         raise ValueError("--stream and --json: expected one of them, got both")
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -113,30 +129,19 @@ def generate(
         raise ValueError("nothing to answer: give a text, --audio, --image or --video FILE, or --conversation FILE")
     messages += [{"role": "user", "content": parts}] if parts else []
     prompt.check(messages)
-    media = MediaOptions.named(
-        {
-            "load_audio_from_video": load_audio_from_video, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
-            "max_pixels": max_pixels, "allow_private": allow_private,
-        }
-    )  # fmt: skip
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        repetition_penalty=repetition_penalty, do_sample=False if greedy else None, stop_strings=tuple(stop) if stop else None,
-    )  # fmt: skip
-    options: dict[str, Any] = {"thinker": sampling, "seed": seed}
-    voice = {
-        "speaker": speaker, "max_speech": max_speech, "talker_temperature": talker_temperature,
-        "talker_top_k": talker_top_k, "talker_top_p": talker_top_p, "talker_greedy": talker_greedy,
-    }  # fmt: skip
+    media = media_options(context.params)
+    options: dict[str, Any] = {"thinker": writing(context.params), "seed": seed}
     if speak is not None:
-        options |= speech_options(model, **voice)
-    elif given := [f"--{name.replace('_', '-')}" for name, value in voice.items() if value is not None]:
+        options |= speech_options(model, context.params)
+    elif given := speech_given(context.params):
         raise ValueError(f"{', '.join(given)}: nothing is spoken without --speak FILE; add it")
     schemas = _json(tools, list, "a JSON list of function schemas") if tools else None
     template = {} if thinking is None else {"enable_thinking": thinking}
     written = sys.stderr if speak == "-" else sys.stdout
     with speech_to(speak) as sound:
         omni = load(model, dtype, speech=sound is not None)
+        if sound is not None:
+            advise(omni.synthesizer.system, [messages])
         with bar("reading", bytewise=False) as progress:
             batch = omni.prepare(messages, media=media, tools=schemas, progress=progress, **template)
         if stream or sound is not None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from omni_jax.shell import bar
 
 FITS, DOES_NOT = 0, 3
+WIDEST = 1000  # columns; a table takes what it needs of them
 
 
 def plan(
@@ -40,6 +41,8 @@ def plan(
 
     Exit code 0: it fits. 3: it does not. 2: a mistake in what was asked.
     """
+    if as_json and (as_json.is_dir() or not as_json.parent.is_dir()):
+        raise ValueError(f"--json {as_json}: expected the name of a file in a folder that is there")
     import jax
 
     # Programs are compiled here, not run: a TPU of this machine stays free.
@@ -62,36 +65,36 @@ def show(found, *, part: bool = False) -> None:
     """The table: programs, what they move and hold; then the sum of the fullest chip, and the answer."""
     from omni_jax.plan import summed
 
-    out = Console(highlight=False, soft_wrap=True)
+    # As wide as the table: cells that are cut to fit could not be read, nor found by a script.
+    out = Console(highlight=False, soft_wrap=True, width=WIDEST)
     shape = ", ".join(f"{axis} {size}" for axis, size in found.mesh.shape.items())
     if found.compiled:
         columns = (
-            "program, a step",
-            "compiled",
-            "moves",
-            "of least",
-            "operations",
-            "of least",
-            "temporaries",
-            "collectives",
-        )
-        table = Table(*columns, "at least (estimate)", title=f"{found.topology.name}: {shape}")
+            "program, a step", "compiled", "moves", "x least", "operations", "x least", "temporaries", "estimate", "collectives",
+        )  # fmt: skip
+        table = Table(*columns, title=f"{found.topology.name}: {shape}")
         for each in found.compiled:
             if each.program is None:
                 table.add_row(
-                    each.entry.name, f"{each.seconds:.0f} s", *["-"] * 4, f"{_size(each.temporaries)}: too large"
+                    each.entry.name,
+                    f"{each.seconds:.0f} s",
+                    *["-"] * 4,
+                    f"{_size(each.temporaries)}: too large",
+                    "-",
+                    "-",
                 )
                 continue
             few, talk = each.entry.least, summed(each)
             table.add_row(
                 each.entry.name, f"{each.seconds:.0f} s", _size(each.bytes), _ratio(each.bytes, few.bytes),
                 f"{each.flops / 1e9:,.1f} G", _ratio(each.flops, few.flops), _size(each.temporaries),
-                ", ".join(f"{kind} {_size(size)}" for kind, size in talk.items()) or "none",
                 f"{1e3 * found.seconds(each):.3g} ms",
+                ", ".join(f"{kind} {_size(size)}" for kind, size in talk.items()) or "none",
             )  # fmt: skip
         out.print(table)
         out.print(
-            "Moves and operations are of one chip; the estimate is what they take at the chip's published rates, no measurement."
+            "Moves and operations are of one chip, and how many times the least possible; the estimate is what they take at the "
+            "least, at the chip's published rates, no measurement."
         )
         sizes = found.buckets
         out.print(
@@ -102,6 +105,11 @@ def show(found, *, part: bool = False) -> None:
     limit = found.topology.chip.limit
     parts = f"weights {_size(found.weights)} + caches {_size(found.cache)} + temporaries {_size(found.temporaries)}"
     out.print(f"Fullest chip of {found.topology.chips}: {parts} = {_size(found.held)} of {_size(limit)}")
+    if found.compiled:
+        out.print(
+            "Its temporaries are the most that a program adds to weights and caches: those of the table, and its arguments and "
+            "results that are neither."
+        )
     if found.fits:
         out.print(f"{'As far as these programs go, it' if part else 'It'} fits {found.topology.name}.")
     else:

@@ -1,8 +1,9 @@
-"""What the commands that answer share: the model, options of speech, and a reply brought to a screen and a sound file."""
+"""What the commands that answer share: the model, options, and a reply brought to a screen and a sound file."""
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, TextIO
 
@@ -17,7 +18,28 @@ Model = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(help="float32 or bfloat16; by default bfloat16 on TPU and GPU, float32 on CPU.")
 ]
+# How media are read.
+AudioInVideo = Annotated[
+    bool | None,
+    typer.Option("--load-audio-from-video", "--use-audio-in-video", help="Hear the sound of videos too."),
+]
+Fps = Annotated[float | None, typer.Option(help="Frames a second to take from videos (2).")]
+MaxFrames = Annotated[int | None, typer.Option(help="Most frames to take from a video (768).")]
+AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Fetch from private addresses too.")]
+MinPixels = Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")]
+# How the answer is written.
+Thinking = Annotated[bool | None, typer.Option(help="Ask a thinking model to think, or not to.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
+MinNewTokens = Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among so many tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest of this total probability.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+# How it is spoken.
 Speaker = Annotated[
     str | None, typer.Option(help="Whose voice; omni-jax inspect MODEL lists them (default: the family's first).")
 ]
@@ -31,6 +53,14 @@ TalkerTopP = Annotated[
     float | None, typer.Option(help="Sample the sound among the likeliest codes of this total probability.")
 ]
 TalkerGreedy = Annotated[bool | None, typer.Option("--talker-greedy", help="Always the likeliest code.")]
+OF_SPEECH = ("speaker", "max_speech", "talker_temperature", "talker_top_k", "talker_top_p", "talker_greedy")
+OF_MEDIA = ("load_audio_from_video", "fps", "max_frames", "min_pixels", "max_pixels", "allow_private")
+DRAWN = ("temperature", "top_k", "top_p")
+
+
+def note_warnings() -> None:
+    """Has what Python warns of said in one line each, without the place in the sources that it comes from."""
+    warnings.showwarning = lambda message, *_: note.print(f"note: {' '.join(str(message).split())}", markup=False)
 
 
 def load(model: str, dtype: str | None, *, speech: bool | None) -> Any:
@@ -49,39 +79,63 @@ def named_dtype(name: str | None) -> Any:
     return name and jnp.dtype(name)
 
 
-def speech_options(
-    model: str,
-    *,
-    speaker: str | None,
-    max_speech: float | None,
-    talker_temperature: float | None,
-    talker_top_k: int | None,
-    talker_top_p: float | None,
-    talker_greedy: bool | None,
-) -> dict[str, Any]:
-    """Options of speech as Omni takes them, checked against the model's configuration before any weights are read."""
-    from omni_jax.config import from_hf
+def media_options(given: Mapping[str, Any]) -> Any:
+    """How media are read, of a command's parameters by name."""
+    from omni_jax.processing.options import MediaOptions
+
+    return MediaOptions.named({name: given[name] for name in OF_MEDIA})
+
+
+def sampling(given: Mapping[str, Any], prefix: str = "", **others: Any) -> Any:
+    """How tokens are chosen, of a command's parameters by name; ``others`` are a Sampling's own."""
     from omni_jax.decoding.sampling import Sampling
+
+    drawn = {name: given[f"{prefix}{name}"] for name in DRAWN}
+    greedy = given[f"{prefix}greedy"]
+    if greedy and (unheard := [_flag(f"{prefix}{name}") for name, value in drawn.items() if value is not None]):
+        raise ValueError(
+            f"{_flag(f'{prefix}greedy')} and {', '.join(unheard)}: expected one of them; leave the other out"
+        )
+    return Sampling(**drawn, do_sample=False if greedy else None, **others)
+
+
+def writing(given: Mapping[str, Any]) -> Any:
+    """How the answer's tokens are chosen, of a command's parameters by name."""
+    names = ("max_new_tokens", "min_new_tokens", "repetition_penalty")
+    return sampling(given, **{name: given[name] for name in names}, stop_strings=tuple(given["stop"] or ()) or None)
+
+
+def speech_given(given: Mapping[str, Any]) -> list[str]:
+    """The options of speech that a command was given, as they are written."""
+    return [_flag(name) for name in OF_SPEECH if given[name] is not None]
+
+
+def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of speech as Omni takes them, of a command's parameters by name, checked against the model's configuration
+    before any weights are read."""
+    from omni_jax.asked import silence
+    from omni_jax.config import from_hf
     from omni_jax.hub import locate
     from omni_jax.speaking import synthesizer
 
+    max_speech = given["max_speech"]
     if max_speech is not None and not 0 < max_speech < math.inf:
         raise ValueError(f"--max-speech: expected seconds above 0, got {max_speech}")
     folder = locate(model, weights=False)
     config = from_hf(folder)
     if config.talker is None:
-        raise ValueError(f"{model}: this release answers in text only, it has no talker; use an Instruct release")
+        raise ValueError(f"{model}: it answers in text only: it {silence(folder)}")
     speech = synthesizer(config, folder)
-    speech.choose(speaker, 1)
+    speech.choose(given["speaker"], 1)
     try:
-        talker = Sampling(
-            max_new_tokens=None if max_speech is None else speech.tokens(max_speech),
-            temperature=talker_temperature, top_k=talker_top_k, top_p=talker_top_p,
-            do_sample=False if talker_greedy else None,
-        )  # fmt: skip
+        talker = sampling(given, "talker_", max_new_tokens=None if max_speech is None else speech.tokens(max_speech))
     except ValueError as error:
         raise ValueError(f"talker: {error}") from None
-    return {"speaker": speaker, "talker": talker}
+    return {"speaker": given["speaker"], "talker": talker}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @contextmanager

@@ -17,12 +17,14 @@ from omni_jax.cli_reply import (
     TalkerTopP,
     follow,
     load,
+    note_warnings,
     speech_options,
     speech_to,
 )
 
 
 def speak(
+    context: typer.Context,
     model: Model,
     text: Annotated[str, typer.Argument(help="What to say; - reads it from standard input.", metavar="TEXT")],
     output: Annotated[
@@ -47,10 +49,8 @@ def speak(
 
     To hear it at once: omni-jax speak MODEL TEXT -o - | ffplay -nodisp -autoexit -
     """
-    options = speech_options(
-        model, speaker=speaker, max_speech=max_speech, talker_temperature=talker_temperature, talker_top_k=talker_top_k,
-        talker_top_p=talker_top_p, talker_greedy=talker_greedy,
-    )  # fmt: skip
+    note_warnings()
+    options = speech_options(model, context.params)
     with speech_to(output) as sound:
         words = sys.stdin.read().strip() if text == "-" else text
         if not words.strip():

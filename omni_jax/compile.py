@@ -61,6 +61,15 @@ class Workload:
     speech: bool = False
     dtype: Any = jnp.bfloat16
 
+    def check(self, config: OmniConfig) -> None:
+        """Raises a ValueError of what a model cannot do, in one line."""
+        if self.speech and config.talker is None:
+            raise ValueError("speech: this checkpoint has no talker; leave speech out, or use the Instruct release")
+        if not 1 <= self.context <= config.thinker.context:
+            raise ValueError(f"context: expected 1 to {config.thinker.context} tokens, got {self.context}")
+        if self.batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {self.batch}")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -164,12 +173,7 @@ class Entries:
     """
 
     def __init__(self, config: OmniConfig, mesh: Mesh, workload: Workload):
-        if workload.speech and config.talker is None:
-            raise ValueError("speech: this checkpoint has no talker; leave speech out, or use the Instruct release")
-        if not 1 <= workload.context <= config.thinker.context:
-            raise ValueError(f"context: expected 1 to {config.thinker.context} tokens, got {workload.context}")
-        if workload.batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {workload.batch}")
+        workload.check(config)
         self.config, self.mesh, self.workload = config, mesh, workload
         made = parts.abstract(config, workload.dtype, speech=workload.speech)
         where = shardings(made, mesh)

@@ -1,6 +1,5 @@
 """The facade: a checkpoint as one object that takes conversations. The only file that knows every part."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Float32
 
 from omni_jax import checkpoint, perceive, weights
 from omni_jax.answer import Request, answer
-from omni_jax.asked import ask
+from omni_jax.asked import advise, ask, silence
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
@@ -29,7 +28,7 @@ from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
-from omni_jax.processing.prompt import check, load_tokenizer, speaks
+from omni_jax.processing.prompt import check, load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
@@ -78,7 +77,7 @@ class Omni:
         folder = locate(path)
         config = from_hf(folder)
         if speech and config.talker is None:
-            raise ValueError(f"{folder}: speech=True, but this checkpoint has no talker; use the Instruct release")
+            raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
         speech = config.talker is not None if speech is None else speech
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -334,9 +333,8 @@ class Omni:
             batch = conversations
         else:
             batch = self._prepare(conversations, asked.media, tools, template or {}, progress)
-            system = self.synthesizer.system
-            if asked.aloud and system and not all(map(speaks, conversations)):
-                warnings.warn(f"speech wants the system prompt that it was trained with: {system}", stacklevel=4)
+            if asked.aloud:
+                advise(self.synthesizer.system, conversations, stacklevel=4)
         if given is not None:
             batch = self.synthesizer.recited(batch, given)
         context = self.config.thinker.context

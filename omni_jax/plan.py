@@ -6,6 +6,7 @@ with their bytes; what a step takes is an estimate from these, never a measureme
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from omni_jax.buckets import ROOM, bucket
 from omni_jax.compile import Compiled, Entries, Workload, programs
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.hub import locate
-from omni_jax.sharding import make_mesh, undivided
+from omni_jax.sharding import axis_sizes, make_mesh, undivided
 from omni_jax.topology import Topology, topology
 
 Progress = Callable[[int, int, str], None]
@@ -135,16 +136,19 @@ def plan(
     Raises:
         ValueError: a name, a configuration or a mesh that cannot be, or no program of that name; one line says which.
     """
-    config = model if isinstance(model, OmniConfig) else read(model)
+    # What can be wrong is said before the compiler is asked for its chips.
     where = topology(slice_name)
-    shape = mesh or (slice_name if where.chips > 1 else "data=1")
-    made = make_mesh(shape, devices=where.devices, kv_heads=config.thinker.decoder.kv_heads)
-    if made.size != where.chips:
-        raise ValueError(
-            f"mesh: {mesh!r} has {made.size} devices, and {slice_name} has {where.chips} chips; use them all"
-        )
+    config = model if isinstance(model, OmniConfig) else read(model)
     context = min(8192, config.thinker.context) if context is None else context
-    entries = Entries(config, made, Workload(batch=batch, context=context, speech=speech))
+    workload = Workload(batch=batch, context=context, speech=speech)
+    workload.check(config)
+    shape = mesh or (slice_name if where.chips > 1 else "data=1")
+    kv_heads = config.thinker.decoder.kv_heads
+    count = math.prod(axis_sizes(shape, kv_heads=kv_heads).values())
+    if count != where.chips:
+        raise ValueError(f"mesh: {mesh!r} has {count} devices, and {slice_name} has {where.chips} chips; use them all")
+    made = make_mesh(shape, devices=where.devices, kv_heads=kv_heads)
+    entries = Entries(config, made, workload)
     found: list[Compiled] = []
     if entries.weights + entries.caches <= where.chip.limit:
         found += programs(entries, only=only, progress=progress)

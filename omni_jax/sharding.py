@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omni_jax import params
+from omni_jax.topology import numbers
 
 AXES = ("data", "expert", "model")
 # Which axes of a mesh a logical axis may be spread over: those of them, in this order, that divide its size the most.
@@ -51,8 +52,8 @@ def make_mesh(spec: str | Mesh, devices: Sequence[Any] | None = None, *, kv_head
     """
     if isinstance(spec, Mesh):
         return _checked(spec)
+    sizes = axis_sizes(spec, kv_heads=kv_heads)
     found = list(jax.devices() if devices is None else devices)
-    sizes = _sizes(spec, kv_heads)
     count = math.prod(sizes.values())
     if count > len(found):
         raise ValueError(f"mesh: {spec!r} needs {count} devices, got {len(found)}; name a smaller one")
@@ -67,7 +68,12 @@ def well_chosen(devices: Sequence[Any], *, kv_heads: int) -> Mesh | None:
     return Mesh(np.array(devices).reshape([sizes[axis] for axis in AXES]), AXES)
 
 
-def _sizes(spec: str, kv_heads: int) -> dict[str, int]:
+def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
+    """How many devices each axis has, of a mesh that is named; arguments and errors as of ``make_mesh``."""
+    if not isinstance(spec, str):
+        raise ValueError(
+            f"mesh: expected a shape such as 'data=2,expert=4', a topology such as 'v6e-8', or a jax.sharding.Mesh, got {spec!r}"
+        )
     if topology := TOPOLOGY.fullmatch(spec):
         kind, count = topology[1], int(topology[2])
         chips = count // 2 if kind in ("v4", "v5p") else count
@@ -75,16 +81,24 @@ def _sizes(spec: str, kv_heads: int) -> dict[str, int]:
             raise ValueError(
                 f"mesh: {spec!r} has no chip; of {kind} the number counts {'cores' if chips < count else 'chips'}"
             )
+        known = numbers(kind)
+        # Large slices of v5p are made of cubes of 64 chips, in more shapes than can be compiled for here.
+        if known and count not in known and not (kind == "v5p" and count % 128 == 0):
+            raise ValueError(
+                f"mesh: {spec!r}: no slice has this size, they are {', '.join(map(str, known))}; or name axes, such as data=2"
+            )
         return _divided(chips, kv_heads)
-    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = {}
     for part in spec.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+        if axis not in AXES or not size.isdecimal() or int(size) < 1:
             raise ValueError(
                 f"mesh: expected a topology such as v6e-8, or sizes of {', '.join(AXES)} such as data=2,expert=4, got {spec!r}"
             )
+        if axis in sizes:
+            raise ValueError(f"mesh: {spec!r} names {axis} twice; give each axis once")
         sizes[axis] = int(size)
-    return sizes
+    return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 def _divided(count: int, kv_heads: int) -> dict[str, int]:

@@ -60,21 +60,32 @@ def topology(name: str) -> Topology:
         ValueError: a name that is none of these, or a number of chips that no slice has.
     """
     if not (found := NAME.fullmatch(name)):
-        raise ValueError(f"topology: expected a name such as v5e-1, v6e-8 or v5p-8, got {name!r}")
+        raise ValueError(
+            f"topology: expected a name such as v5e-1, v6e-8 or v5p-8, got {name!r}; the kinds known are {', '.join(CHIPS)}"
+        )
     kind, number = found[1], int(found[2])
     shapes, cores = (CUBES, 2) if kind == "v5p" else (PLANES, 1)
-    if number % cores or number // cores not in shapes:
-        sizes = ", ".join(f"{kind}-{cores * size}" for size in shapes)
-        raise ValueError(f"topology: {name}: no slice has this size; expected one of {sizes}")
+    if number not in (sizes := numbers(kind)):
+        known = ", ".join(f"{kind}-{size}" for size in sizes)
+        raise ValueError(f"topology: {name}: no slice has this size; expected one of {known}")
     return Topology(name, number // cores, CHIPS[kind], shapes[number // cores])
+
+
+def numbers(kind: str) -> list[int]:
+    """The numbers that slices of a kind are named by, of v5p twice their chips; none of a kind that is not known."""
+    if kind not in CHIPS:
+        return []
+    return [2 * size for size in CUBES] if kind == "v5p" else list(PLANES)
 
 
 @cache
 def _devices(name: str, chips: int) -> list[Any]:
     # No TPU is looked for, and another process may be compiling.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for quiet in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):  # it speaks of the host that it does not find
-        os.environ.setdefault(quiet, "3")
+    # It complains of the host that it does not find, unless it is told of one; which one makes no difference to its programs.
+    host = {"TPU_ACCELERATOR_TYPE": "v6e-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for quiet, value in {**host, "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}.items():
+        os.environ.setdefault(quiet, value)
     from jax.experimental import topologies
 
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if chips == 1 else {}

@@ -129,6 +129,10 @@ def test_source_and_target_must_be_folders_of_their_kind(tiny, converted, tmp_pa
         checkpoint.convert(tiny, shutil.copytree(tiny, tmp_path / "hf"))
     with pytest.raises(ValueError, match="no such folder"):
         checkpoint.convert(tmp_path / "gone", tmp_path / "new")
+    with pytest.raises(ValueError, match="gcloud storage cp -r FOLDER gs://b/model"):
+        checkpoint.save({}, "gs://b/model", files_from=tiny)
+    with pytest.raises(ValueError, match="which it is made from"):
+        checkpoint.export(converted, converted / "new")
     (tmp_path / "mine" / "weights").mkdir(parents=True)
     with pytest.raises(ValueError, match="not of a conversion"):
         checkpoint.convert(tiny, tmp_path / "mine")

@@ -16,7 +16,8 @@ import soundfile
 from PIL import Image
 from shell_calls import call
 
-from omni_jax import Omni, Reply, cli, shell
+import omni_jax
+from omni_jax import Omni, Reply, Sampling, cli, jobs, shell
 from omni_jax.config import from_hf
 from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_config, write_tiny
@@ -140,6 +141,18 @@ def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_
     )
     assert asked["tools"] == [{"type": "function"}]
     assert asked["enable_thinking"] is False
+    # A job takes the same, for all of its lines.
+    (tmp_path / "in.jsonl").write_text("[]\n")
+    job, totals = {}, jobs.Totals(3, 2, 1, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    monkeypatch.setattr(jobs, "load", lambda path, **options: None)
+    monkeypatch.setattr(jobs, "run", lambda omni, source, target, **options: job.update(options) or totals)
+    flags += ("--no-thinking", "--stop", "END", "--stop", ".", "--min-new-tokens", 2, "--repetition-penalty", 1.5)
+    code, out, err = run("batch", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--model", tiny, *flags)
+    assert (code, out) == (0, "")
+    assert "2 of 3 lines answered, 1 errors (--retry tries them again); " in err
+    assert job["media"] == asked["media"]
+    assert job["template"] == {"enable_thinking": False}
+    assert job["thinker"] == Sampling(min_new_tokens=2, repetition_penalty=1.5, stop_strings=("END", "."))
 
 
 def test_thinking_and_calls(run, tiny, monkeypatch):
@@ -202,6 +215,7 @@ def test_help_names_every_command(run):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     assert all(command in out for command in ("generate", "speak", "convert", "inspect", "demo"))
+    assert run("--version") == (0, f"omni-jax {omni_jax.__version__}\n", "")
 
 
 def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
@@ -247,8 +261,10 @@ def here(tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "bare").mkdir()
     # Releases without their weights: what is wrong with a request for speech is said before any are read.
-    for name in ("speaking", "silent"):
+    for name in ("speaking", "silent", "mute"):
         config = tiny_config() | ({} if name == "speaking" else {"enable_audio_output": False})
+        if name == "mute":
+            del config["talker_config"]
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     return tmp_path
@@ -284,11 +300,16 @@ MISTAKES = {
     "generate TINY Hi --speak HERE/absent/a.wav": "absent/a.wav: there is no folder .*absent; make it first",
     "generate TINY Hi --speak HERE/bare": "bare: expected a name that ends in .wav or .flac",
     "generate HERE/speaking Hi --speak HERE/a.wav --speaker Bob": "expected one of chelsie, ethan, aiden, got 'Bob'",
-    "generate HERE/silent Hi --speak HERE/a.wav": "silent: this release answers in text only, it has no talker",
+    "generate HERE/silent Hi --speak HERE/a.wav": "silent: it answers in text only: it was saved without its talker",
     "generate HERE/speaking Hi --speak HERE/a.wav --max-speech 0": "--max-speech: expected seconds above 0, got 0.0",
     "generate HERE/speaking Hi --speak HERE/a.wav --talker-top-p 2": "talker: top_p: expected a number above 0 and at most 1",
     "speak HERE/speaking Hi -o HERE/a.wav --speaker Bob": "expected one of chelsie, ethan, aiden, got 'Bob'",
-    "speak HERE/silent Hi -o HERE/a.wav": "silent: this release answers in text only, it has no talker",
+    "speak HERE/silent Hi -o HERE/a.wav": "silent: it answers in text only: it was saved without its talker",
+    "speak HERE/mute Hi -o HERE/a.wav": "mute: it answers in text only: it has no talker; use the Instruct release",
+    "speak HERE/speaking Hi -o HERE/a.wav --talker-greedy --talker-top-k 2": "--talker-greedy and --talker-top-k: expected one",
+    "generate TINY Hi --greedy --temperature 1": "--greedy and --temperature: expected one of them; leave the other out",
+    "plan HERE/speaking --topology v4-8": "topology: expected .* got 'v4-8'; the kinds known are v5e, v6e, v5p",
+    "plan HERE/speaking --topology v6e-4 --json HERE/nodir/p.json": "--json .*nodir/p.json: expected the name of a file",
     "speak HERE/speaking Hi -o HERE/a.wav --max-speech nan": "--max-speech: expected seconds above 0, got nan",
     "speak HERE/speaking Hi -o HERE/a.ogg": "a.ogg: expected a name that ends in .wav or .flac, or - for standard output",
     "speak HERE/speaking - -o HERE/a.wav": "nothing to say: expected a text, or - and a text on standard input",
@@ -300,7 +321,11 @@ MISTAKES = {
     "convert HERE/other HERE/out": "expected model_type .* got 'llama'",
     "convert TINY HERE/out --dtype float16": "--dtype: expected float32 or bfloat16, got float16",
     "convert --to-hf TINY HERE/out": "expected a converted checkpoint",
-    "convert TINY HERE/empty.wav": "empty.wav",
+    "convert TINY HERE/empty.wav": "empty.wav: expected a folder to write, got a file; choose another name",
+    "convert TINY gs://b/model": "gs://b/model: expected a local folder .*: gcloud storage cp -r FOLDER gs://b/model",
+    "convert --to-hf TINY gs://b/model": "gs://b/model: expected a local folder to write, got an address",
+    "convert HERE/speaking HERE/speaking/sub": "speaking/sub: lies in .*speaking, which it is made from",
+    "convert owner/absent HERE/out": "owner/absent: no such folder here, and the hub did not give it",
 }
 
 

@@ -12,6 +12,8 @@ import soundfile
 from shell_calls import call
 
 from omni_jax import Omni, Reply, Sampling
+from omni_jax.frame_voice import FrameSynthesizer
+from omni_jax.processing.prompt import SPOKEN_SYSTEM
 from omni_jax.reply import Event
 
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
@@ -140,6 +142,7 @@ def test_a_player_that_stops_ends_it_quietly(tiny, monkeypatch, capsys):
     assert ended == (1, "", "")
 
 
+@pytest.mark.filterwarnings("default:speech wants")
 def test_options_of_speech_reach_the_talker(run, tiny, tmp_path, monkeypatch):
     asked = {}
 
@@ -166,6 +169,13 @@ def test_options_of_speech_reach_the_talker(run, tiny, tmp_path, monkeypatch):
     assert run("generate", tiny, "Hi", "--speak", path, *flags) == (0, "Well.\n", f"wrote {path}: 2.0 s\n")
     assert asked["talker"] == Sampling(max_new_tokens=26, temperature=0.5, top_k=3, top_p=0.9)
     assert asked["speaker"] == "Ethan"
+    # Of a family that speaks behind one system prompt alone, its absence is said in a line.
+    monkeypatch.setattr(FrameSynthesizer, "system", SPOKEN_SYSTEM)
+    _, _, err = run("generate", tiny, "Hi", "--speak", path)
+    assert [line.split(":")[0] for line in err.splitlines()] == ["note", f"wrote {path}"]
+    assert err.startswith("note: speech wants the system prompt")
+    assert err.splitlines()[0].endswith(SPOKEN_SYSTEM)
+    assert run("generate", tiny, "Hi", "--speak", path, "--system", SPOKEN_SYSTEM)[2] == f"wrote {path}: 2.0 s\n"
 
 
 def test_the_talker_is_loaded_for_speech_alone(run, tiny, tmp_path, monkeypatch):

@@ -119,6 +119,10 @@ def test_meshes_by_name():
         ("data=0", "mesh: expected a topology"),
         ("v5p-1", "mesh: 'v5p-1' has no chip; of v5p the number counts cores"),
         ("", "mesh: expected a topology"),
+        ("data=2,data=4", "mesh: 'data=2,data=4' names data twice"),
+        ("v6e-7", "mesh: 'v6e-7': no slice has this size, they are 1, 4, 8, 16"),
+        (8, "mesh: expected a shape .* got 8"),
+        ((2, 4), r"mesh: expected a shape .* got \(2, 4\)"),
     ],
 )
 def test_meshes_that_cannot_be(spec, said):

@@ -13,7 +13,7 @@ ARROWS = {
     "buckets": [],
     "config": ["config", "buckets"],
     "params": [],
-    "sharding": ["params"],
+    "sharding": ["params", "topology"],
     "nn": ["sharding", "nn"],
     "models": ["config", "params", "sharding", "nn", "models"],
     "processing": ["config", "buckets", "processing"],

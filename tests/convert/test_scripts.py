@@ -141,7 +141,10 @@ def test_a_mistake_is_one_line_and_code_2(script, tiny, converted, tmp_path, cap
 def test_a_script_of_its_own(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, ROOT / "convert" / "from_hf.py"]
-    run = subprocess.run([*command, tmp_path, tmp_path / "new"], env=environment, capture_output=True, text=True)
+    (tmp_path / "bare").mkdir()
+    run = subprocess.run(
+        [*command, tmp_path / "bare", tmp_path / "new"], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 2
     assert "config.json" in run.stderr
     assert "Traceback" not in run.stderr
