@@ -29,18 +29,20 @@ from orbax.checkpoint import multihost
 
 from omni_jax.config import from_hf
 from omni_jax.continuous import Item, Outcome, answers
-from omni_jax.hosts import Hosts, sharing
+from omni_jax.decoding.sampling import Sampling
+from omni_jax.hosts import Hosts, digest, fetch, sharing
 from omni_jax.hub import locate
+from omni_jax.job_lines import over, parsed
 from omni_jax.ledger import Ledger, lines_of
 from omni_jax.mistakes import UnreachedError, is_mistake
 from omni_jax.omni import Omni
-from omni_jax.processing.options import OF_A_PART
+from omni_jax.processing.options import MediaOptions
 from omni_jax.reply import Reply
 from omni_jax.sharding import make_mesh, well_chosen
 
 SOUNDS = ("wav", "flac")
-OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
-PREFIXES = ("thinker_", "talker_", "predictor_")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4")
+DOWNLOADS = ("max_bytes", "timeout", "allow_private")
 # Calls of the device that a trace covers: compilation, prefills, decoding, and a trace that one can still open.
 PROFILED_CALLS = 50
 WEEK = 7 * 24 * 3600
@@ -120,20 +122,26 @@ def run(
         options: for all lines, as of ``Omni.generate``; a line's own come before them.
 
     Raises:
-        ValueError: files that cannot be read or written, an output of another input, or options that cannot be.
+        ValueError: files that cannot be read or written, an output of another input, another model or other options, or options
+            that cannot be.
         OSError: a disk that is full, a network that fails: the same call may succeed later.
     """
     check(source, sound=sound, slots=slots, window=window)
+    if target.endswith(COMPRESSED):
+        raise ValueError(
+            f"{target}: answers are written as plain text, line by line; expected a name that ends in .jsonl"
+        )
     if unknown := [name for name in options if name in ("given", "progress")]:
         raise ValueError(f"{', '.join(unknown)}: not an option of a job")
     _try(omni, options)
-    hosts, began, share = Hosts.of(omni.parts), time.monotonic(), None
+    hosts, began, share, how = Hosts.of(omni.parts), time.monotonic(), None, _how(omni, options, sound)
     with ExitStack() as stack:
 
         def begin() -> list[int]:
             nonlocal share
             ledger = stack.enter_context(Ledger(target, process=hosts.number, processes=hosts.groups))
             share = _Share(ledger, source, hosts, retry=retry)
+            ledger.agree(how, write=is_first())
             return share.left
 
         left = hosts.by_first(begin)
@@ -147,7 +155,7 @@ def run(
                     share.write(outcomes, sound=sound, logprobs=logprobs)
                     if outcomes and progress is not None:
                         rate = share.written / (time.monotonic() - began)
-                        progress(share.done, len(share.lines), f"{rate:.0f} tokens/s")
+                        progress(share.done, len(share.lines), f"{rate:.1f} tokens/s")
         hosts.by_first(lambda: share and share.ledger.flush())
         _together("written")
         if share is not None and is_first():
@@ -210,6 +218,29 @@ def _try(omni: Omni, options: Mapping[str, Any]) -> None:
     omni._request([[*head, {"role": "user", "content": "?"}]], **options)
 
 
+def _how(omni: Omni, options: Mapping[str, Any], sound: str) -> dict[str, Any]:
+    """What decides answers beside the lines themselves, in words: a job that goes on must do so with the same.
+
+    Slots, window, mesh, log-probabilities and what may be downloaded are not among it. All hosts that have the model
+    together call it.
+    """
+    # A small weight that any training changes tells models of one shape from each other, wherever their files are.
+    norm = fetch(omni.parts["thinker"].decoder.norm.scale[...])
+    found: dict[str, Any] = {"model": digest([omni.config, omni.defaults, np.asarray(norm, np.float32)])}
+    found |= {"dtype": str(norm.dtype), "speech": omni.synthesizer.loaded, "sound": sound}
+    for name, value in options.items():
+        if isinstance(value, Sampling):
+            found |= {f"{name}_{part}": item for part, item in asdict(value).items()}
+        elif isinstance(value, MediaOptions):
+            found |= {part: item for part, item in asdict(value).items() if item != getattr(MediaOptions, part)}
+        else:
+            found[name] = value
+    found = {
+        name: value for name, value in found.items() if value is not None and value != {} and name not in DOWNLOADS
+    }
+    return json.loads(json.dumps(found, default=repr))
+
+
 def _checked(source: str, target: str, known: Mapping[int, Any]) -> list[int]:
     """The numbers of the input's lines, if the output answers none but these."""
     numbers = []
@@ -233,47 +264,14 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
             continue
         name = None
         try:
-            name, messages, own = _parsed(text)
-            given = _over(own, options)
+            name, messages, own = parsed(text)
+            given = over(own, options)
             request = omni._request([messages], **given)
             item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
         except Exception as error:  # whatever it is, the other lines do not suffer from it
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             item = Item((number, _checksum(text), name), None, f"{kind}{' '.join(str(error).split())}")
         yield item
-
-
-def _over(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A line's options over those of the job: a temperature, top_k or top_p of a line decides that it samples."""
-    drawn = [name for name in PREFIXES if any(f"{name}{how}" in own for how in ("temperature", "top_k", "top_p"))]
-    greedy = {f"{name}do_sample" for name in drawn}
-    return {**{name: value for name, value in options.items() if name not in greedy}, **own}
-
-
-def _parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
-    """The id of a line (None for none), its conversation, and options of its own."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"expected JSON ({error})") from None
-    if isinstance(found, list):
-        return None, found, {}
-    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
-        got = type(found).__name__
-        if isinstance(found, dict):
-            got = (
-                f"messages of type {type(found['messages']).__name__}"
-                if "messages" in found
-                else f"only {', '.join(found)}"
-            )
-        raise ValueError(f"expected a list of messages, or an object with such a list as messages, got {got}")
-    name, messages = found.pop("id", None), found.pop("messages")
-    if unknown := [option for option in found if option not in OWN and not option.startswith(PREFIXES)]:
-        raise ValueError(
-            f"unknown option {', '.join(unknown)}; expected messages, id, {', '.join(OWN[:6])}, thinker_..., talker_..., "
-            "predictor_... or how media are read"
-        )
-    return name, messages, found
 
 
 def _line(

@@ -9,6 +9,7 @@ A line's words stay on the disk; in memory there is an ``Entry`` of each, so tha
     answers.jsonl                         one process on a local disk writes here; in the end all lines stand here in order
     answers.jsonl.parts/00001-of-00004    lines of one process of several, or of one that cannot append
     answers.sound/00000007.wav            what is said in the reply to line 7
+    answers.how.json                      with what lines are answered: the model, its options
 """
 
 import fcntl
@@ -76,7 +77,8 @@ class Ledger:
         self.files, self.path = _place(target)
         self.local = isinstance(self.files, LocalFileSystem)
         stem, _, suffix = self.path.rpartition(".")
-        self.sounds = f"{stem if suffix == 'jsonl' else self.path}.sound"
+        stem = stem if suffix == "jsonl" else self.path
+        self.sounds, self.how = f"{stem}.sound", f"{stem}.how.json"
         self.parts = f"{self.path}.parts"
         self.name = f"{process:05d}-of-{processes:05d}"
         self.waiting: list[bytes] = []
@@ -112,6 +114,41 @@ class Ledger:
     def _close(self) -> None:
         if self.journal is not None:
             self.journal.close()
+
+    def agree(self, how: Mapping[str, Any], *, write: bool) -> None:
+        """Sees to it that all lines are answered with the same: notes with what, beside them, or compares it with the note.
+
+        Lines without a note, of earlier releases, may go on with anything.
+
+        Args:
+            how: names and values, as JSON has them.
+            write: whether this process is the one that notes it.
+
+        Raises:
+            ValueError: there are lines that were answered with something else.
+        """
+        if not self.entries:
+            if write:
+                text = json.dumps(how, ensure_ascii=True, indent=1).encode() + b"\n"
+                _replace(self.how, [text]) if self.local else self.files.pipe_file(self.how, text)
+            return
+        try:
+            before = json.loads(self.files.cat_file(self.how))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise ValueError(
+                f"{self.how}: expected a job's note of what it answers with; give another name for the output"
+            )
+        unlike = [name for name in [*before, *(how.keys() - before.keys())] if before.get(name) != how.get(name)]
+        if unlike:
+            said = (
+                "another model" if name == "model" else f"{name} {_shown(before, name)} (now {_shown(how, name)})"
+                for name in sorted(unlike)
+            )
+            raise ValueError(f"{self.target}: was answered with {', '.join(said)}; give another name for the output")
 
     def put(self, name: str, content: bytes) -> str:
         """Writes a sound file. Returns its path, from the folder of the answers."""
@@ -266,6 +303,10 @@ class _Journal:
         if tail:
             os.ftruncate(self.file, size - len(tail))
             os.fsync(self.file)
+
+
+def _shown(how: Mapping[str, Any], name: str) -> str:
+    return json.dumps(how[name]) if name in how else "not given"
 
 
 def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:

@@ -16,7 +16,22 @@ from omni_jax.mistakes import is_mistake
 # Seconds between the lines that tell of progress where there is no terminal, as in a pod's log.
 LINE_EVERY = 60.0
 
+STOPPED = 130  # exit code after Ctrl-C
+
 note = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class StoppedError(Exception):
+    """Work that somebody stopped with Ctrl-C, and what is to be said of it."""
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that goes on when the same command is given again: after Ctrl-C, that is said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("the same command goes on where it was") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,13 +83,16 @@ def run(main: Callable[[], int | None], name: str, *, usage: type[Exception] = V
     """
     try:
         code = main() or 0
+        if code == STOPPED:  # typer's own way to say that somebody pressed Ctrl-C
+            raise KeyboardInterrupt
     except (ValueError, OSError, usage) as error:
         if os.environ.get("OMNI_JAX_DEBUG"):
             raise
         said = getattr(error, "format_message", lambda: str(error))()
         note.print(f"{name}: {' '.join(said.split())}", markup=False)
         code = 1 if isinstance(error, OSError) and not is_mistake(error) else 2
-    except KeyboardInterrupt:
-        note.print(f"{name}: stopped")
-        code = 130
+    except (KeyboardInterrupt, StoppedError) as error:
+        said = f"; {error}" if str(error) else ""
+        note.print(f"{name}: stopped{said}", markup=False)
+        code = STOPPED
     sys.exit(code)

@@ -51,6 +51,6 @@ def play(omni, items, *, slots, window, hosts):
 
 def live(source, target, begun):
     """One life of a job, to its end if nobody kills it."""
-    jobs.answers = play
+    jobs.answers, jobs._how = play, lambda *_: {"model": "played"}
     begun.set()
     jobs.run(Played(), source, target, slots=4)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 from jax.errors import JaxRuntimeError
-from shell_calls import call
 
 from omni_jax import Omni, continuous, jobs, perceive
 from omni_jax.continuous import Item, _Ahead, answers
 from omni_jax.decoding import slots
+from omni_jax.decoding.sampling import Sampling
 from omni_jax.hosts import Hosts
 from omni_jax.ledger import Ledger
 from omni_jax.mistakes import UnreachedError
+from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 from omni_jax.voice import Voices
 
@@ -55,6 +57,7 @@ def source(tmp_path):
 def test_lines_are_answered_as_they_would_be_alone(writer, tmp_path):
     """Bare conversations and objects, greedy and sampled, more of them than slots."""
     own = [{"seed": n, "thinker_temperature": 1.5, "thinker_top_k": 50} if n % 2 else {"seed": n} for n in range(5)]
+    own[4]["seed"] = None  # as if it were not there
     lines = [{"id": f"n{n}", "messages": user("Hi" + "!" * n), **how} for n, how in enumerate(own)]
     source = write(tmp_path / "in.jsonl", user("Hello"), *lines)
     totals = jobs.run(writer, source, str(tmp_path / "out.jsonl"), slots=2, **GREEDY)
@@ -63,6 +66,7 @@ def test_lines_are_answered_as_they_would_be_alone(writer, tmp_path):
     assert "id" not in found[0]
     for line, answer, how in zip([{"messages": user("Hello")}, *lines], found, [{}, *own], strict=True):
         drawn = {} if "thinker_temperature" in how else {"thinker_do_sample": False}
+        how = {name: value for name, value in how.items() if value is not None}
         expected = writer.generate(line["messages"], **HOW, **drawn, **how)
         assert (answer["text"], answer["tokens"]) == (expected.text, expected.tokens)
         assert (answer.get("id"), answer["finish_reason"]) == (line.get("id"), "length")
@@ -80,6 +84,13 @@ BROKEN = {
     "unknown option thinker": {"messages": user("Hi"), "thinker": {"temperature": 1}},
     "unknown option allow_private": {"messages": user("Hi"), "allow_private": True},
     "unknown option given": {"messages": user("Hi"), "given": [1]},
+    "got an empty object": {},
+    "did you mean thinker_max_new_tokens? expected messages": {"messages": user("Hi"), "max_new_tokens": 3},
+    "did you mean max_pixels? expected": {"messages": user("Hi"), "max_pixel": 3},
+    "template: expected an object": {"messages": user("Hi"), "template": 3},
+    "speaker: expected the name of one voice": {"messages": user("Hi"), "speaker": ["Ethan"]},
+    "seed: expected a whole number from 0": {"messages": user("Hi"), "seed": -1},
+    "seed: expected a whole number from 0 to": {"messages": user("Hi"), "seed": 2**70},
     "thinker_temperature: expected": {"messages": user("Hi"), "thinker_temperature": -1},
     "no such file": user([{"type": "audio", "audio": "nowhere.wav"}]),
     "return_audio=True, but": {"messages": user("Hi"), "return_audio": True},
@@ -103,7 +114,7 @@ def test_a_bad_line_is_reported_in_its_place_and_stops_nothing(writer, tmp_path)
     assert found[-1]["text"]
     assert (totals.answered, totals.faults) == (2, len(BROKEN))
     assert said[-1][:2] == (len(BROKEN) + 2,) * 2
-    assert said[-1][2].endswith("tokens/s")
+    assert re.fullmatch(r"\d+\.\d tokens/s", said[-1][2])
 
 
 def test_a_bad_lines_id_is_said_too(writer, tmp_path):
@@ -241,6 +252,24 @@ def test_another_input_is_not_mistaken_for_this_one(writer, source, tmp_path):
         jobs.run(writer, source, target)
 
 
+def test_a_job_goes_on_with_what_it_began_with(writer, source, tmp_path, monkeypatch):
+    target = str(tmp_path / "out.jsonl")
+    run = partial(jobs.run, writer, source, target)
+    run(slots=2, seed=3, thinker=Sampling(max_new_tokens=2, do_sample=False))
+    how = {"thinker_max_new_tokens": 2, "thinker_do_sample": False, "seed": 3}
+    run(slots=1, window=3, logprobs=True, media=MediaOptions(allow_private=True), **how)  # the same in other words
+    with pytest.raises(
+        ValueError, match=r'with seed 3 \(now not given\), sound "wav" \(now "flac"\), thinker_.* 2 \(now 9\)'
+    ):
+        run(sound="flac", thinker_max_new_tokens=9, thinker_do_sample=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "config", replace(writer.config, im_end=7))
+        with pytest.raises(ValueError, match="was answered with another model; give another name for the output"):
+            run(**how)
+    (tmp_path / "out.how.json").unlink()
+    assert run(thinker_max_new_tokens=9).resumed == 3  # an older one has no note
+
+
 def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
     run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"))
     for words, how in {
@@ -253,6 +282,8 @@ def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=words):
             run(**how)
+    with pytest.raises(ValueError, match="plain text"):
+        jobs.run(writer, source, str(tmp_path / "out.jsonl.gz"))
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -277,7 +308,7 @@ def test_an_object_store_will_do(writer, source, monkeypatch):
     assert [line["line"] for line in found] == [1, 2, 3]
     assert found[0]["tokens"] == writer.generate(user("Hi"), **GREEDY).tokens
     assert files.ls(name, detail=False) == [
-        f"/{name.removeprefix('memory://')}/{file}" for file in ("in.jsonl", "out.jsonl")
+        f"/{name.removeprefix('memory://')}/{file}" for file in ("in.jsonl", "out.how.json", "out.jsonl")
     ]
 
 
@@ -341,50 +372,3 @@ def test_answers_are_spoken_as_those_of_generate_are(name, request, tmp_path, mo
         assert speech["seconds"] == round(len(expected.audio) / 24_000, 3)
         np.testing.assert_allclose(samples, expected.audio, atol=1e-4)
         assert np.abs(expected.audio).max() > 1e-2
-
-
-# --- in a shell
-
-
-def test_the_command(tiny, writer, source, tmp_path, monkeypatch, capsys):
-    run = partial(call, monkeypatch, capsys, "batch", source, tmp_path / "out.jsonl", "--model", tiny)
-    arguments = ("--no-speech", "--slots", 2, "--max-new-tokens", 24, "--greedy", "--logprobs")
-    code, out, err = run(*arguments, "--profile", tmp_path / "trace", "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(out)["answered"] == 3
-    expected = [
-        writer.generate(user(words), thinker_max_new_tokens=24, thinker_do_sample=False)
-        for words in ("Hi", "Hey", "Ho")
-    ]
-    found = read(tmp_path / "out.jsonl")
-    assert [line["text"] for line in found] == [reply.text for reply in expected]
-    np.testing.assert_allclose(found[0]["logprobs"], expected[0].logprobs, atol=1e-4)
-    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
-    code, out, err = run(*arguments)
-    assert (code, out) == (0, "")
-    assert "3 of 3 lines answered (3 by earlier runs), 0 errors" in err
-
-
-def test_the_commands_mistakes_are_one_line(tiny, source, tmp_path, monkeypatch, capsys):
-    run = partial(call, monkeypatch, capsys, "batch")
-    target = tmp_path / "out.jsonl"
-    for words, arguments in {
-        "no such file": (tmp_path / "none.jsonl", target, "--model", tiny),
-        "Missing option '--model'": (source, target),
-        "--speaker: nothing is spoken with --no-speech": (
-            source,
-            target,
-            "--model",
-            tiny,
-            "--no-speech",
-            "--speaker",
-            "Ethan",
-        ),
-        "sound: expected one of wav, flac": (source, target, "--model", tiny, "--sound", "mp3"),
-        "speaker: expected one of": (source, target, "--model", tiny, "--speaker", "Nobody"),
-    }.items():
-        code, out, err = run(*arguments)
-        assert (code, out) == (2, "")
-        assert words in err
-        assert err.count("\n") == 1
-    assert not target.exists()

@@ -32,7 +32,10 @@ with open(here / "calls", "a") as calls:
 GCLOUD = """
 answers = (here / "answers").read_text().splitlines()
 verb = next(word for word in sys.argv if word in ("list", "create", "describe", "delete", "scp", "ssh"))
-if verb == "list":
+if verb == "list" and answers[0] == "blip":
+    (here / "answers").write_text("\\n".join(answers[1:]))
+    sys.exit("gcloud: the network is unreachable")
+elif verb == "list":
     print(answers.pop(0))
 elif verb == "ssh" and "pod_inference.py" in " ".join(sys.argv):
     code = int(answers.pop(0))
@@ -213,8 +216,24 @@ def test_kubectl_gets_the_manifest(stand_in):
     subprocess.run(["bash", FOLDER / "jobset.sh"], env=environment, check=True)
     assert stand_in.calls("kubectl") == [["apply", "-f", "-"]]
     assert yaml.safe_load((stand_in.folder / "applied").read_text()) == manifest()
-    done = subprocess.run(["bash", FOLDER / "jobset.sh", "--show"], env=environment, capture_output=True)
-    assert (done.returncode, len(stand_in.calls("kubectl"))) == (2, 1)
+    for given, words, arguments in (
+        ({}, "expected nothing, --print or --help, got --show", ["--show"]),
+        ({"NAME": "My_job"}, "NAME: expected at most 50 small letters", []),
+        ({"HOSTS": "four"}, "HOSTS: expected a whole number of at least 1, got four", []),
+        ({"RESTARTS": "-1"}, "RESTARTS: expected a whole number of at least 0, got -1", []),
+    ):
+        run = ["bash", FOLDER / "jobset.sh", *arguments]
+        done = subprocess.run(run, env=environment | given, capture_output=True, text=True)
+        assert (done.returncode, len(stand_in.calls("kubectl"))) == (2, 1)
+        assert words in done.stderr
+    run = ["bash", FOLDER / "jobset.sh"]
+    subprocess.run(run, env=environment | {"HF_TOKEN": "hf_x"}, check=True)
+    assert sorted(call[0] for call in stand_in.calls("kubectl")[1:]) == ["apply", "apply", "create"]
+    assert "hf_x" not in str(stand_in.calls("kubectl"))
+    help = subprocess.run(
+        [*run, "--help"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+    )
+    assert help.stdout.startswith("Puts values into jobset.yaml")
 
 
 def test_the_image_has_what_the_container_starts():
@@ -272,16 +291,19 @@ def test_vms_are_asked_for_used_and_given_back(queue):
 
 
 def test_the_hosts_start_the_job_with_its_options(queue, tmp_path):
-    _, calls = queue("ACTIVE", "0", "ACTIVE", OPTIONS="--no-speech --sound flac", SLOTS="8")
+    _, calls = queue("ACTIVE", "0", "ACTIVE", OPTIONS="--no-speech --sound flac", SLOTS="8", HF_TOKEN="hf_x")
+    assert not [part for call in calls for part in call if "hf_x" in part]
+    assert any(part.endswith("/hf_token") for call in calls for part in call if call[1] == "scp")
+    (tmp_path / "hf_token").write_text("hf_x")
     (command,) = [part for call in calls for part in call if part.startswith("--command=") and "pod_inference" in part]
     python = tmp_path / "job" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$$" "$@"\n')
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$$" "$HF_TOKEN" "$@"\n')
     python.chmod(0o755)
     ran = ["bash", "-c", command.removeprefix("--command=")]
-    process, script, *arguments = subprocess.check_output(ran, cwd=tmp_path, text=True).splitlines()
+    process, token, script, *arguments = subprocess.check_output(ran, cwd=tmp_path, text=True).splitlines()
     assert (tmp_path / "job.pid").read_text().strip() == process
-    assert script == "pod_inference.py"
+    assert (token, script) == ("hf_x", "pod_inference.py")
     found = parsed(arguments)
     assert {name: found[name] for name in ("source", "target", "model", "slots", "speech", "sound")} == {
         "source": JOB["INPUT"], "target": JOB["OUTPUT"], "model": JOB["MODEL"], "slots": 8, "speech": False,
@@ -292,8 +314,15 @@ def test_the_hosts_start_the_job_with_its_options(queue, tmp_path):
 def test_the_installer_has_the_wheel_with_its_extra(queue):
     _, calls = queue("ACTIVE", "0", "ACTIVE")
     (install,) = [part for call in calls for part in call if part.startswith("--command=") and "uv venv" in part]
-    lint(install.removeprefix("--command="), "--shell=bash", "--exclude=SC2046")  # the number of a process is one word
+    lint(install.removeprefix("--command="), "--shell=bash")
     assert "'./omni_jax-1-py3-none-any.whl[tpu]' gcsfs" in install
+
+
+def test_a_look_that_fails_gives_nothing_away(queue):
+    done, calls = queue("", "WAITING_FOR_RESOURCES", "blip", "blip", "ACTIVE", "0", "blip", "ACTIVE")
+    assert done.returncode == 0, done.stderr
+    assert verbs(calls) == ["create", "scp", "ssh", "run", "delete"]
+    assert "could not look at the queue (2 of 10 times)" in done.stderr
 
 
 def test_vms_that_are_taken_away_are_asked_for_again(queue):
@@ -333,3 +362,4 @@ def test_vms_that_cannot_be_given_back_are_said(queue):
     assert done.returncode == 0
     assert verbs(calls)[-1] == "delete"
     assert "could not give omni-jax back, and it costs money" in done.stderr
+    assert "delete omni-jax --force --project=mine --zone=us-east5-b" in done.stderr

@@ -1,4 +1,4 @@
-"""A job on two hosts: two real processes of four devices each, killed in the middle, answer what one process answers."""
+"""A job on two hosts: two real processes of four devices each, stopped in the middle, answer what one process answers."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from jax._src import distributed
 
 from omni_jax import hosts, jobs
 
@@ -68,22 +69,21 @@ def start(tiny, tmp_path):
         process.communicate()
 
 
-def kill(life, there):
-    """Kills both processes as soon as what is waited for is there."""
+def stop(life, there):
+    """Has the second process stop as soon as what is waited for is there, as where a machine is taken away: both end."""
     until = time.monotonic() + 300
     while not there():
         assert all(process.poll() is None for process in life), [process.communicate() for process in life]
         assert time.monotonic() < until
         time.sleep(0.02)
-    for process in life:
-        process.kill()
-    for process in life:
-        process.wait()
+    life[1].terminate()
+    said = [process.communicate(timeout=100) for process in life]
+    assert [process.returncode for process in life] == [143, 143], said
 
 
 @pytest.mark.usefixtures("quickly_compiled")
 def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
-    """First they have one model together, over the eight devices of both, and are killed in the middle; they go on with one
+    """First they have one model together, over the eight devices of both, and are stopped in the middle; they go on with one
     each, over its own four. Of two sounds, one host lacks one and has another one: said in place."""
     source, target = tmp_path / "in.jsonl", tmp_path / "two" / "answers.jsonl"
     sound = np.random.default_rng(0).normal(size=3200) / 8
@@ -97,7 +97,7 @@ def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
     how = ("--slots", "2", "--max-new-tokens", "12", "--greedy", "--max-speech", "0.5", "--json", "--mesh")
 
     together = start(source, target, *how, "data=2,expert=2,model=2")
-    kill(together, lambda: target.exists() and target.read_bytes().count(b"\n") >= 5)
+    stop(together, lambda: target.exists() and target.read_bytes().count(b"\n") >= 5)
     known = target.read_bytes().split(b"\n")[:-1]
     assert {json.loads(line)["line"] for line in known} >= {1, 2, 3, 4, 5}
 
@@ -163,3 +163,31 @@ def test_hosts_are_told_wholly_or_not_at_all():
     pod = runpy.run_path(str(SCRIPT))
     with pytest.raises(ValueError, match="expected --coordinator, --processes and --process together"):
         pod["meet"](None, 2, None)
+
+
+def test_all_end_with_the_code_of_the_first_one(monkeypatch):
+    class Store(dict):
+        """Stands for the coordinator's."""
+
+        key_value_try_get = dict.__getitem__
+
+        def key_value_set(self, key, value):
+            if key in self:
+                raise RuntimeError("ALREADY_EXISTS")
+            self[key] = value
+
+    def gone(code):
+        raise EOFError(code)
+
+    pod, store = runpy.run_path(str(SCRIPT)), Store()
+    monkeypatch.setattr(os, "_exit", gone)
+    monkeypatch.setattr(distributed.global_state, "client", store)
+    monkeypatch.setattr(distributed.global_state, "process_id", 1)
+    with pytest.raises(EOFError, match=r"^1$"):
+        pod["leave"](1)
+    assert not store  # which cannot be asked before all have met
+    pod["joined"].set()
+    for code in (2, 143):
+        with pytest.raises(EOFError, match=r"^2$"):
+            pod["leave"](code)
+    assert (store[pod["ENDED"]], pod["first_code"]()) == ("2", 2)

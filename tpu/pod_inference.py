@@ -8,21 +8,40 @@ Start it on all hosts, with the same arguments. On Cloud TPU, GKE, Slurm and Ope
 --coordinator HOST:PORT --processes N --process I. All other arguments are those of omni-jax batch, which --help lists.
 
 Exit code 2 is a mistake in what was given, which another start would only say again; after any other, start it again: it goes on.
+SIGTERM ends it soon, with exit code 143 and all finished lines durable. Where one process ends so, or by a mistake, all do.
 """
 
 import os
+import select
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import jax
 import typer
+from jax._src import distributed  # its public part has no word for the coordinator's store of keys and values
 
 from omni_jax.cli import UsageError, keep_programs
 from omni_jax.cli_batch import batch
-from omni_jax.shell import Parser, run
+from omni_jax.shell import Parser, note, run
+
+NAME = "pod_inference"
+# The coordinator's keys: the exit code of the first process that ended before the work did, and who has followed.
+ENDED, LEFT = "omni_jax_ended", "omni_jax_left"
+# Seconds between two looks at what the others do; until a stopped process must have heard of it; for it to save its lines.
+LOOK, HEAR, SAVE = 0.5, 3.0, 20.0
+TERMINATED = 128 + signal.SIGTERM
+# Set when this process has joined the others (before, JAX takes a question to the coordinator for a fatal error), and when it
+# leaves them.
+joined, leaving = threading.Event(), threading.Event()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser(__doc__)
     parser.add_argument("--coordinator", help="host and port of the first process", metavar="HOST:PORT")
     parser.add_argument("--processes", type=int, help="how many there are", metavar="N")
@@ -32,15 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     command.command(help=__doc__)(batch)
     if set(wanted) & {"-h", "--help"}:
-        command(["--help"], standalone_mode=False)
-        return
+        return command(["--help"], standalone_mode=False)
     meet(given.coordinator, given.processes, given.process)
     keep_programs()
-    command(rest, standalone_mode=False)
+    return command(rest, standalone_mode=False)
 
 
 def meet(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins the processes of all hosts, where there are several."""
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, and go on
     told = (coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), processes, process)
     if told == (None, None, None):
         try:
@@ -48,13 +67,106 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
         except ValueError as error:
             if "coordinator_address" not in str(error):
                 raise
-            # Nothing around tells of other hosts: this one is alone.
+            return  # nothing around tells of other hosts: this one is alone
     elif None in told:
         raise ValueError("expected --coordinator, --processes and --process together, got a part of them")
     else:
         jax.distributed.initialize(*told)
+    joined.set()
+
+
+class Watch:
+    """Ends this process soon after SIGTERM, or after another one of the job has ended: this one would wait for it in vain.
+
+    The main thread is asked to, which saves what it has; where it does not hear, for it waits for a device or for other hosts,
+    it is not asked again.
+    """
+
+    def __init__(self) -> None:
+        self.code, self.heard = TERMINATED, threading.Event()
+        self.told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell)  # tells at once, whatever the main thread does
+        signal.signal(signal.SIGTERM, self._stop)
+        self.tell, self.thread = tell, threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Ends the watch; from now on SIGTERM ends the process by itself."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(self.tell, b"\0")
+        self.thread.join()
+
+    def _stop(self, *_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and what is being saved is not to be disturbed
+        self.heard.set()
+        raise SystemExit(self.code)
+
+    def _watch(self) -> None:
+        while True:
+            said = os.read(self.told, 64) if select.select([self.told], [], [], LOOK)[0] else b""
+            if b"\0" in said:
+                return
+            if signal.SIGTERM in said:
+                break
+            if not leaving.is_set() and (code := first_code()) is not None:
+                self.code = code
+                note.print(f"{NAME}: another process has ended with exit code {code}; so does this one")
+                os.kill(os.getpid(), signal.SIGTERM)
+                break
+        if self.heard.wait(HEAR):
+            time.sleep(SAVE)
+        leave(self.code)
+
+
+def first_code() -> int | None:
+    """The exit code of the first process that ended before the work did."""
+    client = distributed.global_state.client
+    if client is not None and joined.is_set():
+        with suppress(Exception):  # nobody has ended; or the coordinator has, which JAX sees to
+            return int(client.key_value_try_get(ENDED))
+    return None
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process now, with the code of the first one that ended; the others are told, and not waited for, but by the
+    one that has the coordinator: it stays some seconds for them to hear of it."""
+    leaving.set()
+    client, own = distributed.global_state.client, distributed.global_state.process_id
+    if client is not None and joined.is_set():
+        with suppress(Exception):  # the first one has said it
+            client.key_value_set(ENDED, str(code))
+        code = first_code() or code
+        with suppress(Exception):
+            client.key_value_set(f"{LEFT}/{own}", "")
+            until = time.monotonic() + (HEAR + 2 * LOOK if own == 0 else 0)
+            while (
+                time.monotonic() < until
+                and len(client.key_value_dir_get(LEFT)) < distributed.global_state.num_processes
+            ):
+                time.sleep(LOOK / 5)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def live(action: Callable[[], None]) -> NoReturn:
+    """Runs what ends with SystemExit; JAX's own way out, which waits for all other processes, is taken only after success."""
+    watch, code = Watch(), 1
+    try:
+        action()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    if code:
+        leave(code)
+    watch.close()
+    sys.exit(0)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing here, it is not needed
-    run(main, "pod_inference", usage=UsageError)
+    live(lambda: run(main, NAME, usage=UsageError))

@@ -26,8 +26,16 @@ hosts() { # hosts COMMAND: on all of them at once; the exit code is the first th
 
 say() { printf 'queued_resources: %s\n' "$1" >&2; }
 
+# So many looks at the queue may fail one after another: to give up at the first would give the place in it away.
+looks=10
+
 state() { # empty where nothing of that name is asked for
-  queue list --filter="name~/queuedResources/$NAME\$" --format='value(state.state)'
+  local failed=0
+  until queue list --filter="name~/queuedResources/$NAME\$" --format='value(state.state)'; do
+    ((++failed < looks)) || return 1
+    say "could not look at the queue ($failed of $looks times)"
+    sleep "$POLL"
+  done
 }
 
 give_back() { queue delete "$NAME" --force --quiet; }
@@ -56,15 +64,17 @@ wait_for_hosts() {
 
 install() {
   # The runtime's own Python is too old, so uv brings one. A run that lost its terminal would still hold the chips.
-  gcloud compute tpus tpu-vm scp "$wheel" tpu/pod_inference.py "$NAME:" --worker=all --project="$PROJECT" --zone="$ZONE" &&
-    hosts "if [ -f job.pid ]; then kill \$(cat job.pid) 2>/dev/null; sleep 5; fi; python3 -m pip install --quiet --user uv &&
+  gcloud compute tpus tpu-vm scp "$wheel" tpu/pod_inference.py ${HF_TOKEN:+"$scratch/hf_token"} "$NAME:" --worker=all --project="$PROJECT" --zone="$ZONE" &&
+    hosts "if [ -f job.pid ]; then p=\$(cat job.pid); kill \"\$p\" 2>/dev/null
+        for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 \"\$p\" 2>/dev/null || break; sleep 3; done
+        kill -9 \"\$p\" 2>/dev/null; rm job.pid; fi; python3 -m pip install --quiet --user uv &&
       ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 job &&
       ~/.local/bin/uv pip install --quiet --python job/bin/python './${wheel##*/}[tpu]' gcsfs"
 }
 
 answer() {
   local command
-  command="echo \$\$ > job.pid; exec job/bin/python pod_inference.py $(printf '%q ' "$INPUT" "$OUTPUT" --model "$MODEL" --slots "$SLOTS")"
+  command="echo \$\$ > job.pid; [ ! -f hf_token ] || export HF_TOKEN=\$(cat hf_token); exec job/bin/python pod_inference.py $(printf '%q ' "$INPUT" "$OUTPUT" --model "$MODEL" --slots "$SLOTS")"
   hosts "$command$OPTIONS"
 }
 
@@ -75,10 +85,12 @@ finish() {
   local left
   rm -rf "$scratch"
   [[ -z $KEEP ]] || return 0
+  looks=3
   { left=$(state) && { [[ -z $left ]] || give_back; }; } ||
-    say "could not give $NAME back, and it costs money: gcloud compute tpus queued-resources delete $NAME --force"
+    say "could not give $NAME back, and it costs money: gcloud compute tpus queued-resources delete $NAME --force --project=$PROJECT --zone=$ZONE"
 }
 trap finish EXIT
+[[ -z ${HF_TOKEN:-} ]] || (umask 077 && printf '%s' "$HF_TOKEN" >"$scratch/hf_token") # no process list shows it
 python3 -m pip wheel --quiet --no-deps --wheel-dir "$scratch" .
 wheel=$(echo "$scratch"/*.whl)
 
