@@ -155,7 +155,7 @@ def compiled(entry: Entry) -> Compiled:
 @contextmanager
 def _anew() -> Iterator[None]:
     """Passes JAX's cache of programs by: of chips that are not there it keeps them, too, but cannot read them again."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it asks for the setting once
     try:
