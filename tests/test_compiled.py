@@ -44,7 +44,7 @@ def found(slice_name, names, **workload):
 config = read(sys.argv[1])
 programs = [
     *found("v6e-1", ["vision", "speech"], batch=8, context=1024, speech=True),
-    *found("v6e-8", ["decode"], batch=64, context=8192, speech=True),
+    *found("v6e-8", ["prefill", "decode"], batch=64, context=8192, speech=True),
 ]
 print(json.dumps(programs))
 """
@@ -67,6 +67,17 @@ def test_a_call_of_the_vision_encoder_holds_no_square_of_the_patches(programs):
     assert len(found["arrays"]) > 20
     for array in found["arrays"]:
         assert array.split("[")[1].rstrip("]").split(",").count(str(CALL)) <= 1, array
+
+
+def test_a_prompt_of_8192_tokens_holds_no_square_of_them(programs):
+    """It goes in two pieces of 4,096, each sent to its experts, and attention is the kernels'."""
+    found = programs["prefill"]
+    assert found["temporaries"] < 400e6
+    assert sum(name.startswith("splash") for name in found["kernels"]) >= 2
+    assert "ragged-all-to-all" in {kind for kind, _ in found["collectives"]}
+    for array in found["arrays"]:
+        sides = [int(side) for side in array.split("[")[1].rstrip("]").split(",") if side]
+        assert sum(side in (CALL, 2 * CALL) for side in sides) <= 1, array
 
 
 def test_a_frame_of_speech_is_one_program_that_moves_little_more_than_it_must(programs):
