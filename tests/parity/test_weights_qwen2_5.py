@@ -73,15 +73,16 @@ def test_the_voices_load_in_transformers(folder):
 
 
 def test_what_transformers_saves_loads_here(theirs, ours, folder, tmp_path):
-    theirs.save_pretrained(tmp_path, max_shard_size="1MB")
-    assert len(list(tmp_path.glob("*.safetensors"))) >= 5
-    assert from_hf(tmp_path) == from_hf(folder)
-    same(weights.load(tmp_path, from_hf(tmp_path), dtype="float32"), ours)
+    source = tmp_path / "theirs"
+    theirs.save_pretrained(source, max_shard_size="1MB")
+    assert len(list(source.glob("*.safetensors"))) >= 5
+    assert from_hf(source) == from_hf(folder)
+    same(weights.load(source, from_hf(source), dtype="float32"), ours)
     # Their folder has no voices: a conversion says so, and goes on when they are there.
     with pytest.raises(ValueError, match=f"{FILE}: expected the voices of a Qwen2.5-Omni, found no such file"):
-        checkpoint.convert(tmp_path, tmp_path / "converted")
-    (tmp_path / FILE).write_bytes((folder / FILE).read_bytes())
-    converted = checkpoint.convert(tmp_path, tmp_path / "converted")
+        checkpoint.convert(source, tmp_path / "converted")
+    (source / FILE).write_bytes((folder / FILE).read_bytes())
+    converted = checkpoint.convert(source, tmp_path / "converted")
     same(checkpoint.load(converted, from_hf(converted)), ours)
 
 
