@@ -14,8 +14,8 @@ CONFIG = from_hf(tiny_config())
 
 
 @pytest.fixture(scope="module")
-def made():
-    return jax.jit(lambda: parts.random(CONFIG, jnp.float32, jax.random.key(0)))()
+def made(loaded):
+    return loaded
 
 
 def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last(made):
