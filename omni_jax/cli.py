@@ -38,7 +38,6 @@ app.command()(plan)
 
 def main() -> None:
     """Runs a command; a user's mistake is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing here, it is not needed
     run(lambda: app(standalone_mode=False), "omni-jax", usage=UsageError)
 
 

@@ -168,5 +168,4 @@ def live(action: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missing here, it is not needed
     live(lambda: run(main, NAME, usage=UsageError))
