@@ -11,15 +11,15 @@ PACKAGE = ROOT / "omni_jax"
 # Which of our own modules a folder or file may import; of libraries, all but those in FORBIDDEN.
 ARROWS = {
     "buckets": [],
-    "config": ["config", "buckets"],
+    "config": ["config", "buckets", "mistakes"],
     "params": [],
     "sharding": ["params", "topology"],
     "nn": ["sharding", "nn"],
     "models": ["config", "params", "sharding", "nn", "models"],
-    "processing": ["config", "buckets", "processing"],
+    "processing": ["config", "buckets", "mistakes", "processing"],
     "mistakes": [],
     "hosts": ["mistakes"],
-    "decoding": ["config", "buckets", "hosts", "sharding", "nn.cache", "decoding"],
+    "decoding": ["config", "buckets", "hosts", "mistakes", "sharding", "nn.cache", "decoding"],
     "weights": ["config", "mistakes", "models", "sharding", "weights"],
     "sound_out": [],
 }

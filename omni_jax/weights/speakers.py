@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config import Omni25Config, OmniConfig
-from omni_jax.weights.torch_file import MAX_BYTES, read_torch, shown, write_torch
+from omni_jax.mistakes import shown
+from omni_jax.weights.torch_file import MAX_BYTES, read_torch, write_torch
 
 FILE = "spk_dict.pt"
 
@@ -47,7 +48,7 @@ def read_speakers(path: str | Path, config: Omni25Config | None = None) -> dict[
         raise ValueError(f"{path}: expected the voices of a Qwen2.5-Omni, found no such file; copy it there") from None
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: expected voices, saved by torch.save, and nothing else; refused, for {shown(error)}"
+            f"{path}: expected voices, saved by torch.save, and nothing else; refused, for {shown(error, 200)}"
         ) from None
     faults = _faults(speakers, config) if config else []
     if faults:

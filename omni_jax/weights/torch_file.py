@@ -19,6 +19,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from omni_jax.mistakes import shown
+
 MAX_BYTES, MAX_PICKLE_BYTES = 64 << 20, 1 << 20
 
 # What torch calls the storages that may be read.
@@ -48,17 +50,8 @@ def read_torch(path: Path) -> Any:
     try:
         program, storages = _records(path.read_bytes())
     except (EOFError, OverflowError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"it is a damaged zip archive ({shown(error)}); copy it anew") from None
+        raise ValueError(f"it is a damaged zip archive ({shown(error, 200)}); copy it anew") from None
     return _run(program, storages)
-
-
-def shown(value: Any) -> str:
-    """A value in a message, in one line and never whole: it may be large, or hold itself."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype.name} {list(value.shape)}"
-    if isinstance(value, Exception):
-        return " ".join(str(value).split())[:200] or type(value).__name__
-    return repr(value)[:60] if type(value) in (str, int, float, bool, type(None)) else f"a {type(value).__name__}"
 
 
 def _records(content: bytes) -> tuple[bytes, dict[str, bytes]]:
@@ -142,7 +135,7 @@ def _instructions(program: bytes) -> Iterator[tuple[str, Any]]:
         for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
             yield opcode.name, argument
     except ValueError as error:
-        raise ValueError(f"its data.pkl is damaged ({shown(error)})") from None
+        raise ValueError(f"its data.pkl is damaged ({shown(error, 200)})") from None
 
 
 def _run(program: bytes, storages: Mapping[str, bytes]) -> Any:

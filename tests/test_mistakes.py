@@ -1,0 +1,92 @@
+"""What a message repeats of a value: one line, and short, whatever came."""
+
+import numpy as np
+import pytest
+
+from omni_jax.mistakes import cut, listed, shown
+
+ITSELF = []
+ITSELF.append(ITSELF)
+DEEP = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+class Loud:
+    """Whose own words never come."""
+
+    def __repr__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("x", "'x'"),
+        (3, "3"),
+        (True, "True"),
+        (None, "None"),
+        (1.5, "1.5"),
+        (float("nan"), "nan"),
+        ([1, 2], "[1, 2]"),
+        ({"a": 1}, "{'a': 1}"),
+        ("a\nb", "'a\\nb'"),
+        (b"abc", "b'abc'"),
+        (b"x" * 1000, "b'xxxxxxxxxxxxxxxx'... of 1,000 bytes"),
+        (10**5000, "a number of 16,610 bits"),
+        (np.zeros((2, 3), np.float32), "float32 [2, 3]"),
+        (np.float32(2), "float32 2.0"),
+        (int, "int"),
+        (Loud(), "a Loud"),
+        ([Loud()], "[a Loud]"),
+        (ValueError("two\nlines"), "two lines"),
+        (ValueError(), "ValueError"),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+def test_a_small_value_is_shown_whole_and_an_unknown_one_by_its_kind(value, said):
+    assert shown(value) == said
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 100_000,
+        "\n" * 100_000,
+        "é\u2028" * 1000,
+        10**400,
+        [1] * 100_000,
+        [["x" * 1000] * 1000] * 1000,
+        {str(i): "y" * 1000 for i in range(1000)},
+        DEEP,
+        ITSELF,
+        np.str_("z" * 10_000),
+        ValueError("w" * 10_000),
+        b"\0" * 10_000,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("most", [40, 80, 200])
+def test_a_large_value_is_one_short_line(value, most):
+    said = shown(value, most)
+    assert said
+    assert len(said) <= most
+    assert len(said.splitlines()) == 1
+
+
+def test_a_long_text_keeps_both_ends():
+    assert cut("model.layers." + "x" * 10_000 + ".weight", 30).startswith("model.layers.")
+    assert cut("model.layers." + "x" * 10_000 + ".weight", 30).endswith(".weight")
+    assert cut("short") == "short"
+
+
+def test_many_faults_are_as_many_as_a_line_has_room_for():
+    assert listed([]) == ""
+    assert listed(["one", "two"]) == "one; two"
+    said = listed([f"field_{i}: missing" for i in range(100)])
+    assert len(said) < 430
+    assert said.startswith("field_0: missing; field_1: missing; ")
+    assert said.endswith(" more")
+    kept = said.count("missing")
+    assert said.endswith(f"; and {100 - kept} more")
+    assert len(listed(["x" * 10_000])) <= 400
