@@ -137,8 +137,7 @@ def decode(file: BinaryIO, consume: Callable[[Blocks], T]) -> T:
         try:
             with contextlib.closing(read(file)) as blocks:
                 return consume(blocks)
-        # TypeError: soundfile on a file named .raw, which has no header
-        except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        except (soundfile.SoundFileError, ValueError) as error:
             reasons.append(f"{library}: {reason(error)}")
     raise ValueError(f"not audio, or damaged ({'; '.join(reasons)})")
 
@@ -216,7 +215,11 @@ def _and_none(items: Iterable[T]) -> Iterator[T | None]:
 def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
     stated, length = _stated_share(file), file.seek(0, os.SEEK_END)
     file.seek(0)
-    with soundfile.SoundFile(file) as sound:
+    try:
+        sound = soundfile.SoundFile(file)
+    except TypeError as error:  # of a file named .raw, which has no header
+        raise ValueError(reason(error)) from None
+    with sound:
         seen = 0
         while len(block := sound.read(_READ_FRAMES, dtype="float32", always_2d=True)):
             yield Block(downmix(block, axis=1), sound.samplerate)

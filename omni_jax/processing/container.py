@@ -11,6 +11,8 @@ from omni_jax.processing.source import reason
 
 # Whose headers state the length; of other containers, FFmpeg estimates it.
 _STATE_LENGTH = ("mov", "matroska", "flv", "flac", "aiff", "au")
+# A title that is not UTF-8 stops no reading: since PyAV 19 that is so, and the option is gone.
+_ANY_TITLE = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 HOLE = 1.0  # seconds without pictures or sound that are damage: less is a dropped frame, or a length rounded
 
 
@@ -30,7 +32,7 @@ def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
     # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
     options = {"protocol_whitelist": "none", **options}
     try:
-        container = av.open(file, "r", metadata_errors="ignore", options=options)
+        container = av.open(file, "r", options=options, **_ANY_TITLE)
     except (FFmpegError, OSError) as error:  # OSError: of the file itself
         raise ValueError(f"not {noun}, or damaged ({reason(error)})") from None
     with container:

@@ -44,9 +44,10 @@ def as_int16(samples):
     return np.round(samples * 32767).astype(np.int16)
 
 
-def write_av(path, samples, rate, codec):
-    """Encodes [W, channels] by PyAV, in the container that the path names."""
+def write_av(path, samples, rate, codec, **names):
+    """Encodes [W, channels] by PyAV, in the container that the path names, with a title and the like."""
     with av.open(str(path), "w") as container:
+        container.metadata.update(names)
         layout = "mono" if samples.shape[1] == 1 else "stereo"
         stream = container.add_stream(codec, rate=rate, layout=layout)
         frame = av.AudioFrame.from_ndarray(as_int16(samples).reshape(1, -1), format="s16", layout=layout)
@@ -131,6 +132,28 @@ def test_opus(tmp_path):
     samples = audio.load(path)
     assert samples.size == round(SECONDS * audio.SAMPLE_RATE)
     assert peak(samples)[0] == pytest.approx(PITCH, abs=audio.SAMPLE_RATE / samples.size)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("mp4", "aac"), ("webm", "libopus")])
+def test_a_title_that_is_not_utf_8_stops_no_reading(tmp_path, suffix, codec):
+    path = tmp_path / f"tone.{suffix}"
+    write_av(path, tone(48_000, 1), 48_000, codec, title="Gr\u00fc\u00dfe")
+    content = path.read_bytes()
+    latin = content.replace("Gr\u00fc\u00dfe".encode(), b"Gr\xfc\xdfe!!")  # as long, in Latin-1
+    assert latin != content
+    assert peak(audio.load(latin)[:8_000])[0] == pytest.approx(PITCH, abs=2)
+
+
+@pytest.mark.parametrize("reader", ["_by_soundfile", "track"])
+def test_a_mistake_in_our_call_of_a_library_is_not_called_a_damaged_file(monkeypatch, reader):
+    def changed(file):
+        raise TypeError("open() got an unexpected keyword argument")
+        yield
+
+    monkeypatch.setattr(audio_file, reader, changed)
+    content = b"ftyp" * 1000 if reader == "track" else HELLO.read_bytes()  # the first reader refuses it: the second is asked
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        audio.load(content)
 
 
 def test_a_path_is_read_in_every_way_alike():
