@@ -151,7 +151,7 @@ def test_a_mistake_in_our_call_of_a_library_is_not_called_a_damaged_file(monkeyp
         yield
 
     monkeypatch.setattr(audio_file, reader, changed)
-    content = b"ftyp" * 1000 if reader == "track" else HELLO.read_bytes()  # the first reader refuses it: the second is asked
+    content = HELLO.read_bytes() if reader == "_by_soundfile" else b"ftyp" * 1000  # which soundfile refuses
     with pytest.raises(TypeError, match="unexpected keyword"):
         audio.load(content)
 
