@@ -12,7 +12,7 @@ from omni_jax.processing.source import reason
 # Whose headers state the length; of other containers, FFmpeg estimates it.
 _STATE_LENGTH = ("mov", "matroska", "flv", "flac", "aiff", "au")
 # A title that is not UTF-8 stops no reading: since PyAV 19 that is so, and the option is gone.
-_ANY_TITLE = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+_ANY_TITLE: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 HOLE = 1.0  # seconds without pictures or sound that are damage: less is a dropped frame, or a length rounded
 
 
