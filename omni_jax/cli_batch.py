@@ -89,6 +89,13 @@ def batch(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     allow_private: AllowPrivate = False,
+    allow_local: Annotated[
+        bool,
+        typer.Option(
+            "--allow-local/--no-local",
+            help="Whether lines may name media by paths and gs:// or s3:// URLs; --no-local is for lines that others wrote.",
+        ),
+    ] = True,
     seed: Seed = 0,
     speaker: Speaker = None,
     max_speech: MaxSpeech = None,
@@ -115,7 +122,7 @@ def batch(
 
     note_warnings()
     options: dict[str, Any] = {
-        "thinker": writing(context.params), "seed": seed, "media": media_options(context.params),
+        "thinker": writing(context.params), "seed": seed, "media": media_options(context.params, allow_local=allow_local),
         "template": {} if thinking is None else {"enable_thinking": thinking},
     }  # fmt: skip
     given = speech_given(context.params)

@@ -79,11 +79,11 @@ def named_dtype(name: str | None) -> Any:
     return name and jnp.dtype(name)
 
 
-def media_options(given: Mapping[str, Any]) -> Any:
-    """How media are read, of a command's parameters by name."""
+def media_options(given: Mapping[str, Any], **others: Any) -> Any:
+    """How media are read, of a command's parameters by name; ``others`` are MediaOptions' own."""
     from omni_jax.processing.options import MediaOptions
 
-    return MediaOptions.named({name: given[name] for name in OF_MEDIA})
+    return MediaOptions.named({**{name: given[name] for name in OF_MEDIA}, **others})
 
 
 def sampling(given: Mapping[str, Any], prefix: str = "", **others: Any) -> Any:

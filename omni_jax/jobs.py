@@ -42,7 +42,7 @@ from omni_jax.sharding import make_mesh, well_chosen
 
 SOUNDS = ("wav", "flac")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4")
-DOWNLOADS = ("max_bytes", "timeout", "allow_private")
+DOWNLOADS = ("max_bytes", "timeout", "allow_private", "allow_local")
 # Calls of the device that a trace covers: compilation, prefills, decoding, and a trace that one can still open.
 PROFILED_CALLS = 50
 WEEK = 7 * 24 * 3600

@@ -25,6 +25,7 @@ from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.clip_packing import split_clips
+from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
@@ -46,8 +47,8 @@ _logits = jax.jit(lambda thinker, *prompt: thinker.logits(*prompt))
 class Omni:
     """A Qwen omni model. Make one with ``Omni.load``."""
 
-    def __init__(self, parts: Mapping[str, Any], config: OmniConfig, folder: str | Path):
-        self.parts, self.config, self.folder = dict(parts), config, Path(folder)
+    def __init__(self, parts: Mapping[str, Any], config: OmniConfig, folder: str | Path, limits: Limits = UNLIMITED):
+        self.parts, self.config, self.folder, self.limits = dict(parts), config, Path(folder), limits
 
     @classmethod
     def load(
@@ -58,6 +59,10 @@ class Omni:
         dtype: Any = None,
         speech: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
+        allow_local: bool = True,
+        allow_control_tokens: bool = True,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
     ) -> "Omni":
         """Loads a checkpoint.
 
@@ -70,10 +75,17 @@ class Omni:
             dtype: of the weights and of the arithmetic; None for bfloat16 on TPU and GPU, float32 on CPU.
             speech: False leaves the weights that only speaking needs on the disk; None loads them where they exist.
             progress: called with bytes done, bytes in all and the name of what was read.
+            allow_local, allow_control_tokens, max_bytes, timeout: limits that no option of a request widens, for a service that
+                answers conversations of strangers (docs/untrusted-input.md). ``allow_local=False`` refuses media named by
+                paths, ``file://`` URLs, URLs of object stores and of private addresses; ``allow_control_tokens=False`` text
+                that writes tokens such as ``<|im_end|>``; the others bound each download, in bytes and seconds.
 
         Raises:
             ValueError: a folder that is absent, of another model, incomplete or damaged; one line says which.
         """
+        limits = Limits(
+            allow_local=allow_local, allow_control_tokens=allow_control_tokens, max_bytes=max_bytes, timeout=timeout
+        )
         folder = locate(path)
         config = from_hf(folder)
         if speech and config.talker is None:
@@ -91,7 +103,7 @@ class Omni:
         platform = jax.default_backend()
         if mesh is None or platform == "tpu":
             parts = arranged(parts, platform)
-        return cls(parts, config, folder)
+        return cls(parts, config, folder, limits)
 
     def save(self, folder: str | Path) -> None:
         """Writes a converted checkpoint that ``load`` reads back, onto any mesh."""
@@ -157,7 +169,8 @@ class Omni:
     ) -> Batch:
         return request.prepare(
             conversations,
-            tokenizer=self.tokenizer, reader=self.reader, options=how, tools=tools, progress=progress, **template,
+            tokenizer=self.tokenizer, reader=self.reader, options=how, limits=self.limits, tools=tools, progress=progress,
+            **template,
         )  # fmt: skip
 
     def generate(self, conversation: Any, *, seed: int = 0, **options: Any) -> Reply:

@@ -9,6 +9,7 @@ from shell_calls import call
 from test_jobs import read, user, write
 
 from omni_jax import jobs
+from omni_jax.jobs import Totals
 
 
 @pytest.fixture
@@ -70,3 +71,14 @@ def test_a_stopped_command_says_that_it_goes_on(tiny, source, tmp_path, monkeypa
     assert run() == (130, "", "omni-jax: stopped; the same command goes on where it was\n")
     monkeypatch.setattr(jobs, "load", stopped)
     assert run() == (130, "", "omni-jax: stopped\n")
+
+
+def test_no_local_refuses_what_lines_name(monkeypatch, capsys):
+    """A line's own options cannot: they are those of its conversation (test_untrusted_input.py)."""
+    asked = []
+    monkeypatch.setattr(jobs, "check", lambda *_, **__: None)
+    monkeypatch.setattr(jobs, "load", lambda *_, **__: None)
+    monkeypatch.setattr(jobs, "run", lambda *_, media, **__: asked.append(media.allow_local) or Totals(*[0] * 9))
+    for flags in ((), ("--no-local",)):
+        call(monkeypatch, capsys, "batch", "in.jsonl", "out.jsonl", "--model", "m", *flags)
+    assert asked == [True, False]

@@ -44,6 +44,7 @@ class MediaOptions:
         load_audio_from_video: whether a video's sound is heard with it (Transformers' older name is use_audio_in_video).
         max_bytes, timeout: bounds of a download, in bytes and seconds.
         allow_private: whether URLs may lead to private, loopback and link-local addresses.
+        allow_local: whether media may be named by paths, file:// URLs and URLs of object stores such as gs://.
 
     Raises:
         ValueError: with every impossible value in one line.
@@ -66,6 +67,7 @@ class MediaOptions:
     max_bytes: int = FETCH_BYTES
     timeout: float = FETCH_SECONDS
     allow_private: bool = False
+    allow_local: bool = True
 
     def __post_init__(self) -> None:
         faults = []

@@ -12,6 +12,7 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.processing import prompt
 from omni_jax.processing.arrays import is_number, to_numpy
 from omni_jax.processing.clip_packing import split_clips
+from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media import Reader, Visual, read
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.patch_packing import split_patches
@@ -198,6 +199,7 @@ def prepare(
     tokenizer: Any,
     reader: Reader,
     options: Sequence[MediaOptions],
+    limits: Limits = UNLIMITED,
     tools: Sequence[Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
     **template: Any,
@@ -206,6 +208,7 @@ def prepare(
 
     Args:
         options: how the media of each conversation are read.
+        limits: which no options widen.
 
     Raises:
         ValueError: one clear line for a conversation, a media file or a length that cannot be used.
@@ -218,7 +221,9 @@ def prepare(
     for number, (conversation, own) in enumerate(zip(conversations, options, strict=True)):
         at = f"conversation {number}: " if len(conversations) > 1 else ""
         try:
-            features = read(prompt.media(conversation), reader, own, progress)
+            media = prompt.media(conversation)
+            limits.check(conversation, tools, tokenizer)
+            features = read(media, reader, limits.over(own), progress)
             tokens = prompt.encode(tokenizer, prompt.render(tokenizer, conversation, tools=tools, **template))
             tokens = prompt.expand(tokens, features.runs)
             if len(tokens) >= config.context:

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
+from omni_jax.mistakes import shown
+from omni_jax.processing.local_file import RefusedError, open_path, read_all, require_bytes
 from omni_jax.processing.options import MediaOptions
 
 DEFAULTS = MediaOptions()
@@ -33,6 +35,7 @@ _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)  # a URL's user and password; its query, often signed
 _IN_MEMORY = 64 << 20  # bytes of a download kept in memory; a longer one goes to disk
 _REDIRECTS = 5
+_REMOTE = "an http(s) URL of a public address, a data: URL or the file's content"
 # Object stores, read as local paths are: with whatever rights this process has.
 _STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # what IPv6-only networks make of the world's IPv4 addresses
@@ -77,33 +80,34 @@ def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) 
             file object.
         name: What messages call the source.
         noun: "audio", "image" or "video".
-        options: The bounds of a download: max_bytes, timeout, allow_private.
+        options: The bounds of a download or a pipe, max_bytes and timeout; what may be read, allow_private and allow_local.
 
     Raises:
         ValueError: in one line, when the source cannot be found, fetched or read, or is empty.
     """
-    own = _borrowed(source, name) if hasattr(source, "read") else _open(source, name, noun, options)
+    own = _borrowed(source, name, options) if hasattr(source, "read") else _open(source, name, noun, options)
     with own as file:
-        file.seek(0, os.SEEK_END)
-        if not file.tell():
+        if not file.seek(0, os.SEEK_END):
             raise ValueError(f"{name}: is empty (0 bytes); expected {_EXPECTED[noun][0]}")
         file.seek(0)
         yield file
 
 
 @contextlib.contextmanager
-def _borrowed(source: Any, name: str) -> Iterator[BinaryIO]:
+def _borrowed(source: Any, name: str, options: MediaOptions) -> Iterator[BinaryIO]:
     """A user's file object itself where that is a seekable file at its start, else a copy of what it still holds."""
     try:
         start = source.tell() if hasattr(source, "seekable") and source.seekable() else None
-        content = source.read(0) if start == 0 else source.read()
+        if not isinstance(nothing := source.read(0), bytes):
+            kind = type(nothing).__name__
+            raise RefusedError(f"a file object that reads {kind}; open it in binary mode, 'rb'")
+        file = source if start == 0 else io.BytesIO(read_all(source.read, options))
+    except RefusedError as error:
+        raise ValueError(f"{name}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: closed
         raise ValueError(f"{name}: cannot be read ({reason(error)})") from None
-    if not isinstance(content, bytes):
-        kind = type(content).__name__
-        raise ValueError(f"{name}: a file object that reads {kind}; open it in binary mode, 'rb'")
     try:
-        yield source if start == 0 else io.BytesIO(content)
+        yield file
     finally:
         if start is not None:
             source.seek(start)
@@ -119,6 +123,8 @@ def _open(source: Any, name: str, noun: str, options: MediaOptions) -> BinaryIO:
     if isinstance(source, str) and (url := _URL.match(source)):
         if (scheme := url[1].lower()) in ("http", "https"):
             return _fetch(source, name, options)
+        if not options.allow_local:
+            raise ValueError(f"{name}: a {scheme} URL, which is not read where allow_local is False; give {_REMOTE}")
         if scheme in _STORES:
             return _stored(source, scheme, name, options)
         if scheme != "file":
@@ -126,18 +132,12 @@ def _open(source: Any, name: str, noun: str, options: MediaOptions) -> BinaryIO:
         source = _local_path(source[url.end() :], name)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"{name}: expected a path, URL, bytes, binary file, {others}, got {type(source).__name__}")
-    if os.path.isdir(source):
-        raise ValueError(f"{name}: is a folder; expected {wanted}")
+    if not options.allow_local:
+        raise ValueError(f"{name}: a path, which is not read where allow_local is False; give {_REMOTE}")
     try:
-        file = open(source, "rb")  # noqa: SIM115 - the caller closes it
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such file; expected the path of {wanted}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ValueError(f"{name}: cannot be opened ({reason(error)})") from None
-    if file.seekable():
-        return file
-    with file:  # a pipe: decoders go back and forth
-        return io.BytesIO(file.read())
+        return open_path(source, wanted, options)
+    except RefusedError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _decode_data_url(url: str, name: str, media_type: str) -> bytes:
@@ -153,7 +153,7 @@ def _local_path(rest: str, name: str) -> str:
     """The path of a file URL, of which `rest` is what follows file://."""
     host, _, path = rest.partition("/")
     if host not in ("", "localhost"):
-        raise ValueError(f"{name}: a file URL with the host {host!r}; expected file:/// and an absolute path")
+        raise ValueError(f"{name}: a file URL with the host {shown(host)}; expected file:/// and an absolute path")
     return url2pathname(f"/{path}")
 
 
@@ -164,14 +164,13 @@ def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO
     file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
     try:
         store, path = url_to_fs(url)
-        if (store.info(path)["size"] or 0) > options.max_bytes:
-            raise _RefusedError(f"is larger than {options.max_bytes} bytes; download it first, or raise max_bytes")
+        require_bytes(store.info(path)["size"] or 0, options)
         with store.open(path, "rb") as content:
             shutil.copyfileobj(content, file)
     except BaseException as error:
         file.close()
         match error:
-            case _RefusedError():
+            case RefusedError():
                 fault = str(error)
             case ImportError():
                 fault = f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}"
@@ -199,10 +198,6 @@ def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:
     return cast(BinaryIO, file)
 
 
-class _RefusedError(Exception):
-    """What a download would do but may not, in words for the user."""
-
-
 class _PrivateError(OSError):
     """A refused address; an OSError so that a host's other addresses are tried, as one that cannot be reached."""
 
@@ -218,7 +213,7 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
     async def stay_secure(request, handler):
         nonlocal secure
         if secure and request.url.scheme != "https":
-            raise _RefusedError("is redirected from https to http, which anyone on the way can read; refused")
+            raise RefusedError("is redirected from https to http, which anyone on the way can read; refused")
         secure = request.url.scheme == "https"
         return await handler(request)
 
@@ -226,11 +221,10 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
         if response.status // 100 != 2:
             response.close()
             phrase = http.client.responses.get(response.status, "unknown")
-            raise _RefusedError(f"the server answers {response.status} ({phrase}); check the URL")
+            raise RefusedError(f"the server answers {response.status} ({phrase}); check the URL")
 
     def bound(size, value):
-        if max(size or 0, value) > options.max_bytes:
-            raise _RefusedError(f"is larger than {options.max_bytes} bytes; download it first, or raise max_bytes")
+        require_bytes(max(size or 0, value), options)
 
     def connect(address_info):
         family, kind, protocol, _, address = address_info
@@ -259,7 +253,7 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
             callback = cast(Any, Callback(hooks={"bound": bound}))  # annotated as NoOpCallback there
             # aiohttp counts the redirect that it no longer follows.
             await files._get_file(url, file, callback=callback, max_redirects=_REDIRECTS + 1)
-    except (_RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
+    except (RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
         raise ValueError(f"{name}: {_fault(error, options)}") from None
 
 
@@ -268,7 +262,7 @@ def _fault(error: Exception, options: MediaOptions) -> str:
     import aiohttp
 
     match error:
-        case _RefusedError():
+        case RefusedError():
             return str(error)
         case TimeoutError():
             return f"could not be fetched in {options.timeout:g} s; download it first, or raise timeout"

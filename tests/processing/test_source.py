@@ -13,15 +13,17 @@ import re
 import socket
 import ssl
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import numpy as np
 import pytest
 
-from omni_jax.processing import source
+from omni_jax.processing import local_file, source
 from omni_jax.processing.options import MediaOptions
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -584,3 +586,111 @@ DrkmSTAKBggqhkjOPQQDAgNIADBFAiB6uztOY269MQVm4F8y125ZRNRIbAKheFKo
 da58UZP7HAIhAJvZ2R4zcgz4GdtY25N5vjh7CJw4R042tGHanAB/ui7P
 -----END CERTIFICATE-----
 """
+
+
+# --- what is no regular file
+
+
+def test_what_never_ends_is_no_medium(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path, expected in {
+            "/dev/zero": "^/dev/zero: is a device; expected a video file",
+            "file:///dev/urandom": "is a device",
+            tmp_path / "link": "link: is a device",
+            tmp_path / "socket": "socket: is a socket",
+            "/proc/self/mem": "mem: is empty",
+            "/proc/self/pagemap": "pagemap: is empty",
+            tmp_path: "is a folder",
+        }.items():
+            refused(path, expected)
+
+
+def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(local_file, "_NO_WRITER", 0.05)
+    refused(tmp_path / "pipe", "pipe: is a pipe that nobody writes to; start its writer first")
+    refused((tmp_path / "pipe").as_uri(), "is a pipe that nobody writes to")
+
+
+@contextlib.contextmanager
+def written_to(path, *pieces, wait=0.0):
+    """A pipe with a writer of its own, who waits before each piece and before he leaves."""
+    os.mkfifo(path)
+
+    def write():
+        with open(path, "wb", 0) as file, contextlib.suppress(BrokenPipeError):
+            for piece in pieces:
+                time.sleep(wait)
+                file.write(piece)
+            time.sleep(wait)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    yield path
+    writer.join()
+
+
+def test_a_pipe_is_read_whole(tmp_path):
+    with written_to(tmp_path / "pipe", CONTENT[:1000], CONTENT[1000:], wait=0.02) as path:
+        assert read(path) == CONTENT
+    with written_to(tmp_path / "empty") as path:
+        refused(path, "is empty")
+    reading, writing = os.pipe()  # as a shell's <(command) gives one
+    os.write(writing, CONTENT[:1000])
+    os.close(writing)
+    assert read(f"/dev/fd/{reading}") == CONTENT[:1000]
+    os.close(reading)
+
+
+def test_a_pipe_has_the_bounds_of_a_download(tmp_path):
+    with written_to(tmp_path / "large", CONTENT) as path:
+        refused(path, "is larger than 1000 bytes", MediaOptions(max_bytes=1000))
+    with written_to(tmp_path / "slow", b"RIFF", wait=0.3) as path:
+        refused(
+            path, "is a pipe that was not closed in 0.1 s; give a file, or raise timeout", MediaOptions(timeout=0.1)
+        )
+    refused(Pipe(CONTENT), "is larger than 1000 bytes", MediaOptions(max_bytes=1000))
+
+
+# --- media that others name
+
+
+def test_nothing_of_this_machine_is_read_where_local_is_not_allowed(tmp_path, web, store):
+    (tmp_path / "a.mp4").write_bytes(CONTENT)
+    strangers = MediaOptions(allow_local=False)
+    path = tmp_path / "a.mp4"
+    for found in (
+        path,
+        str(path),
+        tmp_path / "none.mp4",
+        tmp_path,
+        "/dev/stdin",
+        "C:\\\\a.mp4",
+        "simplecache::s3://b/a",
+    ):
+        refused(found, "a path, which is not read where allow_local is False; give an http", strangers)
+    for url in (
+        path.as_uri(),
+        "FILE:///etc/passwd",
+        "memory://bucket/a.wav",
+        "gs://b/a",
+        "s3://b/a",
+        "az://b/a",
+        "ftp://b/a",
+    ):
+        refused(url, "URL, which is not read where allow_local is False; give an http", strangers)
+    refused(web.url("good"), "leads to a private address", strangers)
+    assert read(CONTENT, strangers) == read(io.BytesIO(CONTENT), strangers) == CONTENT
+    assert read(f"data:;base64,{base64.b64encode(CONTENT).decode()}", strangers) == CONTENT
+
+
+def test_a_public_url_is_read_where_local_is_not_allowed_but_leads_to_nothing_private(web, as_public):
+    strangers = replace(as_public, allow_local=False)
+    assert read(web.url("good"), strangers) == CONTENT
+    for host, expected in (("127.0.0.2", "private address"), ("[::1]", "private address")):
+        target = base64.urlsafe_b64encode(web.url("good", host).encode()).decode()
+        refused(web.url(f"to/{target}"), expected, strangers)
+    target = base64.urlsafe_b64encode(b"file:///etc/passwd").decode()
+    refused(web.url(f"to/{target}"), "neither http nor https", strangers)

@@ -1,0 +1,87 @@
+"""What the conversations of others may ask for: limits that a model is loaded with, and that no option of a request widens."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omni_jax.processing.options import MediaOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of every request, whatever its own options say.
+
+    Attributes:
+        allow_local: whether media may be named by paths, `file://` URLs, URLs of object stores (which are read with this
+            process' rights) and URLs of private addresses. False leaves what is handed over (bytes, arrays, pictures, file
+            objects), `data:` URLs, and `http(s)://` URLs of public addresses.
+        allow_control_tokens: whether text may write tokens of the chat template, such as `<|im_end|>`, as with Transformers.
+        max_bytes, timeout: most bytes of a download, and most seconds; None for what a request says.
+
+    Raises:
+        ValueError: with every impossible value in one line.
+    """
+
+    allow_local: bool = True
+    allow_control_tokens: bool = True
+    max_bytes: int | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        MediaOptions.named({"allow_local": self.allow_local, "max_bytes": self.max_bytes, "timeout": self.timeout})
+        if not isinstance(self.allow_control_tokens, bool):
+            raise ValueError(
+                f"allow_control_tokens: expected True or False, got {type(self.allow_control_tokens).__name__}"
+            )
+
+    def over(self, options: MediaOptions) -> MediaOptions:
+        """Options of a request, within these limits."""
+        return replace(
+            options,
+            allow_local=options.allow_local and self.allow_local,
+            allow_private=options.allow_private and self.allow_local,
+            max_bytes=min(options.max_bytes, self.max_bytes or options.max_bytes),
+            timeout=min(options.timeout, self.timeout or options.timeout),
+        )
+
+    def check(self, conversation: Any, tools: Any, tokenizer: Any) -> None:
+        """Raises where text of a conversation writes control tokens that are not allowed.
+
+        Args:
+            conversation: as ``prompt.check`` has found it right.
+            tools: JSON schemas of functions, or None.
+        """
+        if self.allow_control_tokens:
+            return
+        marks = tokenizer.get_added_vocab()
+        texts = [
+            (f"message {number}", text) for number, message in enumerate(conversation) for text in _written(message)
+        ]
+        texts += [("tools", text) for text in _strings(tools)]
+        for where, text in texts:
+            if mark := next((mark for mark in marks if mark in text), None):
+                raise ValueError(
+                    f"{where}: its text writes the control token {mark}, which this model was loaded to refuse; leave it out, "
+                    "or put a space into it"
+                )
+
+
+UNLIMITED = Limits()
+
+
+def _written(message: Mapping[str, Any]) -> Iterator[str]:
+    """The strings of a message that a chat template writes: its text parts as one, for nothing stands between them."""
+    content = message.get("content") or ""
+    yield content if isinstance(content, str) else "".join(str(part.get("text") or "") for part in content)
+    yield from _strings([value for key, value in message.items() if key != "content"])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a value of nested lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
