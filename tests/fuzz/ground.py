@@ -1,0 +1,57 @@
+"""What cases of several kinds stand on: tiny checkpoints, written once a run, and the models loaded from them."""
+
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from omni_jax import Omni
+from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
+
+FAMILIES = {"qwen3": tiny_config, "qwen2_5": tiny_qwen2_5_config}
+
+
+def checkpoint(folder: Path, family: str = "qwen3", *, context: int | None = None) -> Path:
+    """A tiny checkpoint of a family.
+
+    Args:
+        context: tokens that the thinker and the talker hold, where those of the tiny configuration are too many: a reply
+            that runs to its end takes no longer than that.
+    """
+    target = folder / f"{family}_{context or 'whole'}"
+    if not (target / "done").exists():
+        config = deepcopy(FAMILIES[family]())
+        if context is not None:
+            _bound(config, context)
+        write_tiny(target, config=config)
+        (target / "done").touch()
+    return target
+
+
+def model(folder: Path, family: str = "qwen3", **options: Any) -> Omni:
+    return Omni.load(checkpoint(folder, family, context=options.pop("context", None)), **options)
+
+
+def _bound(config: Any, context: int) -> None:
+    for name, value in config.items():
+        if name == "max_position_embeddings":
+            config[name] = min(value, context)
+        elif isinstance(value, dict):
+            _bound(value, context)
+
+
+def linked(source: Path, target: Path) -> Path:
+    """A folder with the same files; one is replaced by ``replace``, never written in place."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            linked(path, target / path.name)
+        else:
+            os.link(path, target / path.name)
+    return target
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Gives a file of a linked folder content of its own."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)

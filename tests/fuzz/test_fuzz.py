@@ -1,0 +1,31 @@
+"""What watches over fuzzing finds what it is there to find; ``python -m tests.fuzz`` tries cases (tests/fuzz/README.md)."""
+
+from fuzz.cases import Bounds
+from fuzz.harness import try_all
+from fuzz.planted import number_of
+
+FAULTS = {
+    "wrong kind": "TypeError: object of type 'int' has no len()",
+    "long": "a message of 500 characters",
+    "two lines": "a message of 2 lines",
+    "wordless": "ValueError without a word",
+    "traceback": "printed a traceback",
+    "exit": "SystemExit: 1",
+    "death": "the process died (3)",
+    "waits": "no end after",
+    "works": "no end after",
+    "memory": "GB and went on",
+    "moment": " GB",
+}
+
+
+def test_the_harness_finds_every_planted_fault_and_goes_on_behind_it():
+    names = ["answered", *FAULTS, "refused"]
+    cases = [("planted", number_of(name, "planted")) for name in names]
+    outcomes = list(try_all(cases, seed="planted", bounds=Bounds(seconds=3, growth=100_000_000)))
+    assert [outcome.what for outcome in outcomes] == names
+    for outcome in outcomes[1:-1]:
+        assert outcome.fault is not None, outcome.what
+        assert FAULTS[outcome.what] in outcome.fault
+    assert [outcomes[0].fault, outcomes[-1].fault] == [None, None]
+    assert [outcomes[0].refused, outcomes[-1].refused] == [False, True]
