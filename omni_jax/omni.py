@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
@@ -34,6 +33,7 @@ from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
 from omni_jax.reply import Event, Reply
+from omni_jax.room import ensure_memory, weights_dtype
 from omni_jax.sharding import make_mesh, shardings, well_chosen
 from omni_jax.speaking import synthesizer
 from omni_jax.synthesizer import Synthesizer
@@ -81,23 +81,27 @@ class Omni:
                 that writes tokens such as ``<|im_end|>``; the others bound each download, in bytes and seconds.
 
         Raises:
-            ValueError: a folder that is absent, of another model, incomplete or damaged; one line says which.
+            ValueError: a folder that is absent, of another model, incomplete or damaged, or weights that are more than the
+                devices hold; one line says which.
+            OSError: the disk has no room for the download.
         """
         limits = Limits(
             allow_local=allow_local, allow_control_tokens=allow_control_tokens, max_bytes=max_bytes, timeout=timeout
         )
-        folder = locate(path)
+        folder = locate(path, weights=False)
         config = from_hf(folder)
         if speech and config.talker is None:
             raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
         speech = config.talker is not None if speech is None else speech
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = weights_dtype(dtype)
         heads = config.thinker.decoder.kv_heads
         mesh = well_chosen(jax.local_devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
         if mesh is not None and not mesh.local_devices:
             raise ValueError("mesh: none of its devices is of this host; load it on the hosts whose devices it has")
-        placed = shardings(model_parts.abstract(config, dtype, speech=speech), mesh) if mesh is not None else None
+        abstract = model_parts.abstract(config, dtype, speech=speech)
+        placed = shardings(abstract, mesh) if mesh is not None else None
+        ensure_memory(path, abstract, jax.local_devices()[:1] if mesh is None else mesh.local_devices, placed)
+        folder = locate(path)  # what has no room was not downloaded
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
         platform = jax.default_backend()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from omni_jax.config import (
@@ -61,8 +62,9 @@ def builders(config: OmniConfig, *, speech: bool = True) -> dict[str, Callable[[
 
 
 def abstract(config: OmniConfig, dtype: Any, *, speech: bool = True) -> dict[str, nnx.Module]:
-    """The parts with ShapeDtypeStructs in place of arrays."""
-    return jax.eval_shape(lambda: random(config, dtype, jax.random.key(0), speech=speech))
+    """The parts with ShapeDtypeStructs in place of arrays; seconds for a large model, the same ones again cost nothing."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return _random.eval_shape(config, jnp.dtype(dtype), key, speech=speech)
 
 
 def random(config: OmniConfig, dtype: Any, key: jax.Array, *, speech: bool = True) -> dict[str, nnx.Module]:
@@ -70,3 +72,6 @@ def random(config: OmniConfig, dtype: Any, key: jax.Array, *, speech: bool = Tru
     made = builders(config, speech=speech)
     keys = jax.random.split(key, len(made))
     return {name: build(Init(part_key, dtype)) for (name, build), part_key in zip(made.items(), keys, strict=True)}
+
+
+_random = jax.jit(random, static_argnames=("config", "dtype", "speech"))  # for abstract, which it remembers

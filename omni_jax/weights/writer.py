@@ -68,15 +68,16 @@ def write(
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
 
 
-def ensure_room(folder: Path, needed: int) -> None:
+def ensure_room(folder: Path, needed: int, *, advice: str = "make room or choose another disk") -> None:
     """Refuses to begin what the disk has no room for (OSError)."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        sizes = f"{_size(needed)} are needed, {_size(free)} are free"
-        raise OSError(errno.ENOSPC, f"{folder}: {sizes}; make room or choose another disk")
+        sizes = f"{size(needed)} are needed, {size(free)} are free"
+        raise OSError(errno.ENOSPC, f"{folder}: {sizes}; {advice}")
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes as people say them."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 

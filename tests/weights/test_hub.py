@@ -2,14 +2,16 @@
 
 import fnmatch
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import tensorstore
 from huggingface_hub.errors import HFValidationError
 
+from omni_jax import Omni, room
 from omni_jax.describe import describe
-from omni_jax.hub import locate
+from omni_jax.hub import locate, to_download
 from omni_jax.mistakes import is_mistake
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
@@ -19,15 +21,21 @@ def hub(request, tmp_path, monkeypatch):
     """A hub that holds one sharded checkpoint and gives the files asked for."""
     held, cache = write_tiny(tmp_path / "held", config=request.param(), shards=2), tmp_path / "cache"
 
-    def snapshot_download(name, *, allow_patterns):
+    def snapshot_download(name, *, allow_patterns, dry_run=False, tqdm_class=None):
         assert name == "owner/name"
+        asked = [path for path in held.iterdir() if any(fnmatch.fnmatch(path.name, one) for one in allow_patterns)]
+        if dry_run:
+            return [
+                SimpleNamespace(file_size=path.stat().st_size, will_download=not (cache / path.name).exists())
+                for path in asked
+            ]
         cache.mkdir(exist_ok=True)
-        for path in held.iterdir():
-            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
-                shutil.copy(path, cache)
+        for path in asked:
+            shutil.copy(path, cache)
         return str(cache)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache / "hub"))  # not there yet
     return held
 
 
@@ -48,6 +56,59 @@ def test_describing_downloads_no_weights(hub):
     assert found["speakers"] == whole["speakers"] != []
     assert {part["stored"] for part in found["parts"]} == {"not here"}
     assert {part["stored"] for part in whole["parts"]} == {"float32"}
+
+
+@pytest.fixture
+def free(tmp_path, monkeypatch):
+    """Says how many bytes of the disk are free."""
+    usage = shutil.disk_usage(tmp_path)
+    return lambda count: monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=count))
+
+
+def test_a_download_that_the_disk_has_no_room_for_is_not_begun(hub, free, tmp_path):
+    total = sum(path.stat().st_size for path in hub.iterdir())
+    assert to_download("owner/name") == total
+    free(total - 1)
+    with pytest.raises(OSError, match=rf"{tmp_path}: .* are needed, .* free; make room for owner/name, or set HF_HOME"):
+        locate("owner/name")
+    assert not (tmp_path / "cache").exists()
+    # Of what is here already no room is asked.
+    small = locate("owner/name", weights=False)
+    rest = total - sum(path.stat().st_size for path in small.iterdir())
+    free(rest - 1)
+    with pytest.raises(OSError, match="make room"):
+        Omni.load("owner/name")
+    free(rest)
+    assert names(locate("owner/name")) == names(hub)
+    free(0)
+    assert Omni.load("owner/name", speech=False).config.family
+
+
+def test_a_model_that_no_device_holds_is_not_downloaded(hub, tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 9 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n")
+    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
+    with pytest.raises(
+        ValueError, match=r"owner/name: .* of weights, and this host has 1.02 MB of memory; take a small"
+    ):
+        Omni.load("owner/name")
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".safetensors"]
+
+
+def test_a_line_says_what_a_hub_id_takes(hub, free):
+    free(30_000_000_000)
+    total = sum(path.stat().st_size for path in hub.iterdir())
+    small = sum(path.stat().st_size for path in locate("owner/name", weights=False).iterdir())
+    said = room.look("owner/name")
+    assert said.startswith(f"owner/name: {(total - small) / 1e6:.2f} MB to download, 30.00 GB of disk free, ")
+    assert "to download" not in room.look(hub)
+
+
+def test_a_hub_that_does_not_answer_is_asked_for_no_sizes(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert to_download("owner/name") == to_download("gs://b/model") == 0
 
 
 def test_what_may_pass_is_no_mistake(monkeypatch):
