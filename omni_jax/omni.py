@@ -81,8 +81,7 @@ class Omni:
                 that writes tokens such as ``<|im_end|>``; the others bound each download, in bytes and seconds.
 
         Raises:
-            ValueError: a folder that is absent, of another model, incomplete or damaged, or weights that are more than the
-                devices hold; one line says which.
+            ValueError: a folder that is absent, of another model, incomplete, damaged or more than the devices hold, in one line.
             OSError: the disk has no room for the download.
         """
         limits = Limits(
@@ -100,13 +99,12 @@ class Omni:
             raise ValueError("mesh: none of its devices is of this host; load it on the hosts whose devices it has")
         abstract = model_parts.abstract(config, dtype, speech=speech)
         placed = shardings(abstract, mesh) if mesh is not None else None
-        ensure_memory(path, abstract, jax.local_devices()[:1] if mesh is None else mesh.local_devices, placed)
+        ensure_memory(path, abstract, mesh.local_devices if mesh is not None else jax.local_devices()[:1], placed)
         folder = locate(path)  # what has no room was not downloaded
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
-        platform = jax.default_backend()
-        if mesh is None or platform == "tpu":
-            parts = arranged(parts, platform)
+        if mesh is None or jax.default_backend() == "tpu":
+            parts = arranged(parts, jax.default_backend())
         return cls(parts, config, folder, limits)
 
     def save(self, folder: str | Path) -> None:

@@ -92,11 +92,11 @@ def test_the_first_of_two_models_leaves_nothing_behind(tiny, monkeypatch):
     """Its arrays go, though its programs were compiled and the session keeps the traceback of a call that failed."""
     omni = Omni.load(tiny)
     omni.generate([{"role": "user", "content": "x"}], thinker_max_new_tokens=2, talker_max_new_tokens=2)
-    try:
+    with pytest.raises(ValueError, match="expected a list of messages") as failed:
         omni.generate(5)
-    except ValueError as error:
-        monkeypatch.setattr(sys, "last_traceback", error.__traceback__, raising=False)
-        assert any(frame.f_locals.get("self") is omni for frame, _ in traceback.walk_tb(error.__traceback__))  # a look
+    failed = failed.value.__traceback__
+    assert any(frame.f_locals.get("conversation") == 5 for frame, _ in traceback.walk_tb(failed))  # as a debugger looks
+    monkeypatch.setattr(sys, "last_traceback", failed, raising=False)
     arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(omni.parts)]
     assert len(arrays) > 100
     del omni
