@@ -1,6 +1,8 @@
 """Strict numerics for every test, eight devices for the sharded ones, and one tiny checkpoint for all."""
 
 import atexit
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -21,6 +23,33 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+TORCH = importlib.util.find_spec("torch") is not None
+LEFT_OUT = "tests/parity is left out: it needs torch (pip install -e '.[test,parity]')"
+collect_ignore = [] if TORCH else ["parity"]
+
+
+def pytest_configure(config):
+    if not TORCH and any("parity" in Path(name.partition("::")[0]).parts for name in config.args):
+        raise pytest.UsageError(LEFT_OUT)  # what is asked for by name would not be left out
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TORCH:
+        transformers, torch = map(importlib.metadata.version, ("transformers", "torch"))
+        line = f"the reference of tests/parity: Transformers {transformers}, torch {torch}"
+    else:
+        line = LEFT_OUT
+    terminalreporter.write_line(line)
+
+
+# Two processes share the files: one that takes minutes and comes last leaves a core idle.
+LONGEST = ("test_compiled.py", "test_pod.py", "test_full_size.py", "test_sharding.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 COMPILED: list[int] = []  # programs since the memory maps were last counted
