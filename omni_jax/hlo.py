@@ -196,10 +196,6 @@ class Program:
         lines = (line for computation in self.computations.values() for line in computation.lines.values())
         return sum(bool(HOST.match(line.opcode) or HOST_CALL.search(line.rest)) for line in lines)
 
-    def loops(self, name: str = "") -> list[Instruction]:
-        """The loops of a computation itself."""
-        return [line for line in self.computations[name or self.entry].lines.values() if line.opcode == "while"]
-
     def trips(self, loop: Instruction) -> int:
         """How often a loop runs: the constant that its counter, from zero, is compared with; ``runs`` where there is none."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
