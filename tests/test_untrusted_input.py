@@ -35,7 +35,9 @@ def test_a_conversation_names_no_file_of_this_machine(guarded, recording):
     for source in (str(recording), recording.as_uri(), f"{recording.parent}/none.wav"):
         for conversation in (heard(source), heard(source, **WIDER), user([{"type": "video", "video": [source]}])):
             for options in ({}, WIDER, {"media": MediaOptions(**WIDER)}):
-                with pytest.raises(ValueError, match=r"a (path|file URL), which is not read where allow_local is False"):
+                with pytest.raises(
+                    ValueError, match=r"a (path|file URL), which is not read where allow_local is False"
+                ):
                     guarded.prepare(conversation, **options)
     with pytest.raises(ValueError, match="which is not read where allow_local is False"):
         guarded.generate(heard(str(recording)), **WIDER)

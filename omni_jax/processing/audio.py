@@ -4,19 +4,27 @@ import contextlib
 import functools
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from omni_jax.mistakes import listed, shown
 from omni_jax.processing import audio_file
 from omni_jax.processing.arrays import to_numpy
-from omni_jax.processing.audio_file import SAMPLE_RATE, Block, Part, all_finite, downmix, take
+from omni_jax.processing.audio_file import (
+    BLOCK_FRAMES,
+    MAX_CHANNELS,
+    SAMPLE_RATE,
+    Block,
+    Part,
+    all_finite,
+    downmix,
+    take,
+)
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened
-
-MAX_CHANNELS = 64  # more is a spectrogram or a batch handed over as sound
 
 AudioSource = MediaSource | np.ndarray | tuple[np.ndarray, float]
 _MEL_FRAMES = 1024  # mel frames at a time: under 5 MB an array, which stays in cache, however long the clip
@@ -94,15 +102,15 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
         "chunk_length": ("a whole number of seconds up to 3600", range(3601)),
     }
     faults = [
-        f"{key} is {published[key]!r} (expected {expected})" if key in published else f"{key} is missing"
+        f"{key} is {shown(published[key])} (expected {expected})" if key in published else f"{key} is missing"
         for key, (expected, allowed) in rules.items()
         if type(published.get(key)) is not int or published[key] not in allowed
     ]
     # Dither adds noise before the transform: the features of a clip would change from call to call.
     if (dither := published.get("dither", 0)) != 0:
-        faults.append(f"dither is {dither!r} (expected 0)")
+        faults.append(f"dither is {shown(dither)} (expected 0)")
     if faults:
-        raise ValueError(f"{where}: {'; '.join(faults)}")
+        raise ValueError(f"{where}: {listed(faults)}")
 
 
 def load(
@@ -135,8 +143,7 @@ def load(
     name = name or describe(source, "audio")
     if isinstance(source, tuple) or hasattr(source, "__array__"):
         samples, rate = _split_pair(source, name) if isinstance(source, tuple) else (source, SAMPLE_RATE)
-        blocks = [Block(_mix_array(samples, name), rate)]
-        part = take(blocks, options.audio_start, options.audio_end, limit, "audio")
+        part = take(_mixed(samples, rate, name), options.audio_start, options.audio_end, limit, "audio")
     else:
         with opened(source, name, "audio", options) as file:
             part = _decode(file, name, options, limit)
@@ -269,8 +276,8 @@ def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
         )
 
 
-def _mix_array(source: Any, name: str) -> np.ndarray:
-    """Samples in an array of one or two axes, as mono float32 [W] at the same rate."""
+def _mixed(source: Any, rate: float, name: str) -> Iterator[Block]:
+    """Samples in an array of one or two axes, as mono: piece by piece, so that no more is copied than a context has room for."""
     samples = to_numpy(source)
     if samples.dtype.kind not in "fiu":
         raise ValueError(f"{name}: samples of dtype {samples.dtype}; expected floats or integers")
@@ -289,7 +296,9 @@ def _mix_array(source: Any, name: str) -> np.ndarray:
             f"{name}: samples of shape {list(samples.shape)} would have {samples.shape[axis]} channels; "
             f"expected at most {MAX_CHANNELS} (one clip's waveform, not a spectrogram or a batch)"
         )
-    return downmix(samples, axis) if samples.size else np.empty(0, np.float32)
+    for start in range(0, samples.shape[1 - axis] if samples.size else 0, BLOCK_FRAMES):
+        piece = slice(start, start + BLOCK_FRAMES)
+        yield Block(downmix(samples[piece] if axis else samples[:, piece], axis), rate)
 
 
 def _split_pair(source: tuple, name: str) -> tuple[Any, float]:

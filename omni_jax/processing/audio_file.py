@@ -1,6 +1,7 @@
 """Files of sound, and the sound of videos, as blocks of mono samples; parts of them at 16 kHz; what is lost is told."""
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from omni_jax.processing.source import reason
 
 SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
 RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording
+MAX_CHANNELS = 64  # more is a spectrogram or a batch handed over as sound, or a file made to fill memory
 T = TypeVar("T")
 
 
@@ -40,13 +42,18 @@ class Block(NamedTuple):
 
 Blocks = Iterable[Block | None]  # None: here sound is lost, and none follows
 
-_READ_FRAMES = 1 << 18  # frames decoded at a time, so that many channels are never all in memory
+BLOCK_FRAMES = 1 << 18  # frames decoded at a time, so that many channels are never all in memory
+SILENCE_FRAMES = 1 << 40  # of silence at a time, which is no memory: a file's times may say that it lasts for years
 _MISPLACED = 0.05  # seconds that sound may be beside its time stamps: containers round them
 _NOUN = "audio"
 # Chunked files: the order of their numbers' bytes, and the chunk that holds the samples.
 _CHUNKED = {b"RIFF": ("<", b"data"), b"FORM": (">", b"SSND")}
 _READ_AHEAD = 1 << 14  # bytes of a file's end that are tags, or that a decoder need not read
 _UNKNOWN_SIZE = 0x7FFF_0000  # from here on, as programs state that write into a pipe
+
+
+class ChannelsError(ValueError):
+    """A file of more channels than any recording has."""
 
 
 class NoTrackError(Exception):
@@ -82,7 +89,7 @@ def take(blocks: Blocks, start: float | None, end: float | None, limit: float, n
     """Takes a part of a sound and resamples it, block by block and decoding no further; `noun` names its options."""
     kept, count, seen, rate = bytearray(), 0, 0, 0.0
     heard, fault, resampler = False, "", None
-    for block in blocks:
+    for block in _cut(blocks, start):
         if block is None:
             fault = _loss(seen / rate if rate else 0.0, noun)
             break
@@ -118,6 +125,21 @@ def take(blocks: Blocks, start: float | None, end: float | None, limit: float, n
     return Part(np.frombuffer(kept, np.float32), seen / rate if rate else 0.0, fault, heard)
 
 
+def _cut(blocks: Blocks, start: float | None) -> Iterator[Block | None]:
+    """Blocks in pieces of ordinary length, but what lies before a start is one."""
+    seen = 0
+    for block in blocks:
+        if block is None or block.samples.size <= BLOCK_FRAMES:
+            yield block
+        else:
+            size = block.samples.size
+            at = min(max(round((start or 0) * block.rate) - seen, 0), size)
+            for first, last in itertools.pairwise(itertools.chain((0,), range(at, size, BLOCK_FRAMES), (size,))):
+                if last > first:
+                    yield block._replace(samples=block.samples[first:last])
+        seen += block.samples.size if block else 0
+
+
 def _loss(seconds: float, noun: str) -> str:
     whole = math.floor(seconds * 100) / 100
     part = f", or {noun}_end={whole:g} for what there is" if whole else ""
@@ -137,6 +159,8 @@ def decode(file: BinaryIO, consume: Callable[[Blocks], T]) -> T:
         try:
             with contextlib.closing(read(file)) as blocks:
                 return consume(blocks)
+        except ChannelsError:
+            raise
         except (soundfile.SoundFileError, ValueError) as error:
             reasons.append(f"{library}: {reason(error)}")
     raise ValueError(f"not audio, or damaged ({'; '.join(reasons)})")
@@ -163,6 +187,7 @@ def track(file: BinaryIO, *, holes: bool = False) -> Generator[Block | None]:
             for frame in frames or []:
                 if rate not in (0, frame.sample_rate):
                     raise ValueError(f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
+                _require_channels(frame.layout.nb_channels)
                 begun, rate, time = rate > 0, frame.sample_rate, frame.time
                 late = time is not None and end is not None and time - end > HOLE
                 # What is lost before the first frame is what a broadcast was joined in.
@@ -202,8 +227,8 @@ def placed(blocks: Blocks, origin: float) -> Iterator[Block | None]:
             continue
         at, begun = at + max(gap, 0) + samples.size, True
         while gap > 0:
-            yield Block(np.zeros(min(gap, _READ_FRAMES), np.float32), rate, heard=False)
-            gap -= _READ_FRAMES
+            yield Block(np.broadcast_to(np.float32(0), (min(gap, SILENCE_FRAMES),)), rate, heard=False)
+            gap -= SILENCE_FRAMES
         yield Block(samples, rate)
 
 
@@ -220,8 +245,9 @@ def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
     except TypeError as error:  # of a file named .raw, which has no header
         raise ValueError(reason(error)) from None
     with sound:
+        _require_channels(sound.channels)
         seen = 0
-        while len(block := sound.read(_READ_FRAMES, dtype="float32", always_2d=True)):
+        while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
             yield Block(downmix(block, axis=1), sound.samplerate)
             seen += len(block)
         if sound.format == "MP3":
@@ -232,6 +258,11 @@ def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
                 raise ValueError("an MP3 that does not state its length, which libsndfile guesses too short")
         if (stated - 1) * seen > HOLE * sound.samplerate:
             yield None
+
+
+def _require_channels(count: int):
+    if count > MAX_CHANNELS:
+        raise ChannelsError(f"has {count} channels; expected at most {MAX_CHANNELS}")
 
 
 def _stated_share(file: BinaryIO) -> float:

@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened, reason
 
-MAX_PIXELS = 178_956_970  # of a picture, before it is decoded: where Pillow too refuses by default
+# Asked before anything is decoded, which takes up to 16 bytes a pixel: a picture in a file, or a frame, has 8K at most, and no
+# model sees half of that. A photo, which phones take of 200 million pixels, is decoded at a half, a quarter or an eighth.
+MAX_PIXELS = 7680 * 4320
+MAX_PHOTO_PIXELS = 1 << 28
+MAX_HELD_PIXELS = 178_956_970  # of a picture that is in memory already: where Pillow too refuses by default
+MAX_RATIO = 200  # of the longer side to the shorter
+LINE_PIXELS = (
+    1 << 20
+)  # of a file from which its sides are asked before it is decoded: a row of one pixel takes 30 bytes
 # Pictures alone: Pillow's other formats are documents, are run by other programs, or have no mark to know them by.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
@@ -47,10 +56,12 @@ def load(source: ImageSource, *, name: str | None = None, options: MediaOptions 
 
     Args:
         source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object, of
-            a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF. Or a PIL image, which stays as it is. Or an array
-            [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels: uint8, uint16, bool, or floats from 0 to 1.
+            a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF of at most 33,177,600 pixels (8K). A JPEG in one scan, as
+            cameras write it, may have 268,435,456: it is decoded at the half, quarter or eighth that has no more. Or a
+            PIL image, which stays as it is. Or an array [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels: uint8,
+            uint16, bool, or floats from 0 to 1.
         name: What messages call the source; by default its path, or its kind.
-        options: The bounds of a download.
+        options: The bounds of a download, and what may be read.
 
     Returns:
         A new image in mode RGB.
@@ -68,27 +79,72 @@ def load(source: ImageSource, *, name: str | None = None, options: MediaOptions 
             raise ValueError(f"{name}: {error}") from None
 
 
-def require_area(height: int, width: int):
+def require_area(height: int, width: int, most: int = MAX_PIXELS):
     """Raises where a picture of a size would have no pixels, or so many that it is a mistake or an attack."""
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels (height x width); expected at most {MAX_PIXELS} in all")
+    if height * width > most:
+        raise ValueError(
+            f"{height} x {width} pixels (height x width); expected at most {most} in all; scale it down first"
+        )
     if not height * width:
         raise ValueError(f"{height} x {width} pixels (height x width); expected at least one")
+
+
+def require_ratio(height: int, width: int):
+    """Raises where one side is so much longer than the other that a model sees nothing."""
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise ValueError(
+            f"{height} x {width} pixels (height x width), one side more than {MAX_RATIO} times the other; "
+            f"expected at most {MAX_RATIO} times; crop or pad it first"
+        )
 
 
 def _read(source: Any) -> Image.Image:
     """Decodes a PIL image, an array or an open file, into a new image that is upright and RGB."""
     if hasattr(source, "__array__"):
         return to_rgb(_from_array(to_numpy(source)))
-    with _pillow():
-        image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
-    require_area(image.height, image.width)
+    if isinstance(source, Image.Image):
+        image = source
+        require_area(image.height, image.width, MAX_HELD_PIXELS)
+    else:
+        image = _opened(source)
     with _pillow():
         image.load()
         # After decoding: only then has a PNG read all its Exif, and a TIFF turned itself.
         orientation = _orientation(image)
     rgb = to_rgb(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _opened(file: Any) -> Image.Image:
+    """A file's picture, its size known and right, before it is decoded; of a large photo, one that is decoded smaller."""
+    photo = _is_jpeg_of_one_scan(file)
+    file.seek(0)
+    with _pillow():
+        # By its own class, because Image.open refuses what phones take.
+        image = JpegImageFile(file) if photo else Image.open(file, formats=FORMATS)
+    height, width = image.height, image.width
+    require_area(height, width, MAX_PHOTO_PIXELS if photo else MAX_PIXELS)
+    if height * width > LINE_PIXELS:
+        require_ratio(height, width)
+    share = next(share for share in (1, 2, 4, 8) if -(-height // share) * -(-width // share) <= MAX_PIXELS)
+    if share > 1:
+        with _pillow():
+            image.draft(None, (width // share, height // share))
+    return image
+
+
+def _is_jpeg_of_one_scan(file: Any) -> bool:
+    """Whether a file is a JPEG that is decoded row by row: of the others, all coefficients are held, 2 bytes each."""
+    components, progressive = 0, True
+    if file.read(2) != b"\xff\xd8":
+        return False
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+        marker, body = head[1], file.read(int.from_bytes(head[2:], "big") - 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 5:
+            components, progressive = body[5], marker % 4 == 2
+        if marker == 0xDA:
+            return not progressive and body[:1] == bytes([components])
+    return False
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -125,7 +181,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # which Pillow converts to LA alone
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(image, mask=image.getchannel("A"))
         return rgb
@@ -179,6 +235,6 @@ def _from_array(values: np.ndarray) -> Image.Image:
         raise ValueError(
             f"an array of shape {shape}; expected one picture: [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels"
         )
-    require_area(*values.shape[:2])
+    require_area(*values.shape[:2], most=MAX_HELD_PIXELS)
     pixels = _to_uint8(values)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

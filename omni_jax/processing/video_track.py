@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -25,6 +26,13 @@ _RANDOM_ACCESS = (
 )
 _TEXT_ART = ("ansi", "bintext", "xbin", "idf")  # as which FFmpeg would show a text file, by its name
 _NOUN = "a video"
+# What the decoding of a file may cost, asked before it begins: pixels of any file, and for each of its bytes. A frame that
+# repeats the one before is 20 bytes, so a file of 200 kB can hold a day's work. Videos of screens that stand still have 10,000.
+_MAX_DECODED = 1 << 32
+_DECODED_PER_BYTE = 1 << 15
+_DRAWN_PER_BYTE = 1 << 12  # of codecs that are not in _RANDOM_ACCESS: GIFs, which are small
+MAX_PACKETS = 1 << 22  # 19 hours at 60 frames a second
+_BAND = 256  # rows of a frame that are laid on white at a time
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
 
 
@@ -43,6 +51,7 @@ class Index:
         keyframes: At which packets decoding can start: bool [packets]. It can at the first, whatever is stated.
         origin: When the first frame is shown, in seconds of the clock that the file's tracks share.
         counted: Whether frames tell no times, and are known by their number instead.
+        pixels_per_byte: How many pixels may be decoded for a byte of the file.
     """
 
     times: np.ndarray
@@ -55,6 +64,7 @@ class Index:
     keyframes: np.ndarray
     origin: float
     counted: bool = False
+    pixels_per_byte: int = _DECODED_PER_BYTE
 
 
 def read_index(file: BinaryIO, name: str) -> Index:
@@ -71,6 +81,8 @@ def read_index(file: BinaryIO, name: str) -> Index:
             if packet.stream_index == track.index:
                 if first is None:
                     first = next(iter(container.decoded(decoder, packet) or []), None)
+                if len(pts) == MAX_PACKETS:
+                    raise ValueError(f"holds more than {MAX_PACKETS} frames; cut it into several files")
                 pts.append(packet.pts)
                 keyframes.append(packet.is_keyframe)
                 whole.append(not (packet.is_discard or packet.is_corrupt))
@@ -97,6 +109,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
             packets=of_frames,
             keyframes=np.array(keyframes) & (decoder.name in _RANDOM_ACCESS),
             origin=float(shown[0] if shown.size else first.pts or 0) * tick,
+            pixels_per_byte=_DECODED_PER_BYTE if decoder.name in _RANDOM_ACCESS else _DRAWN_PER_BYTE,
         )
 
 
@@ -117,6 +130,7 @@ def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | N
         ValueError: in one line, when neither frames nor the file tell times.
     """
     whole = [(0, len(index.keyframes) - 1)]
+    _require_decodable(file, name, index, whole)
     pts: list[Any] = [frame.pts for frame in _frames(file, name, whole, _Meter(whole, name, progress))]
     if index.packets is None and (None in pts or any(a >= b for a, b in itertools.pairwise(pts))):
         if not index.rate:
@@ -150,6 +164,7 @@ def decode(
     times = index.times[chosen]
     whole = [(0, len(index.keyframes) - 1)]
     parts = whole if index.packets is None else _parts(index.packets, index.keyframes, times)
+    _require_decodable(file, name, index, parts)
     wanted: dict[int | None, int] = dict(zip(times.tolist(), chosen.tolist(), strict=True))
     meter = _Meter(parts, name, progress)
     for order, frame in enumerate(_frames(file, name, parts, meter)):
@@ -173,6 +188,19 @@ def _parts(packets: np.ndarray, keyframes: np.ndarray, times: np.ndarray) -> lis
             stop = max(stop, previous)
         parts.append((int(start), int(stop)))
     return parts
+
+
+def _require_decodable(file: BinaryIO, name: str, index: Index, parts: list[tuple[int, int]]):
+    """Raises where stretches of packets are so many pixels for so few bytes that decoding them would take hours."""
+    frames = sum(stop - start + 1 for start, stop in parts)
+    size = file.seek(0, os.SEEK_END)
+    most = max(_MAX_DECODED, size * index.pixels_per_byte)
+    if frames * index.height * index.width > most:
+        raise ValueError(
+            f"{name}: {frames} frames of {index.height} x {index.width} pixels would have to be decoded, of {size} bytes; "
+            f"expected at most {most / 1e9:.1f} billion pixels; take a part by video_start and video_end, or convert it to a "
+            "smaller size"
+        )
 
 
 class _Meter:
@@ -249,7 +277,9 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     pixels = frame.to_ndarray(format="rgb24")
     if any(part.is_alpha for part in frame.format.components):
         alpha = frame.to_ndarray(format="gbrap")[..., 3]  # to rgba, FFmpeg loses the last columns of some widths
-        pixels = np.asarray(to_rgb(Image.fromarray(np.dstack([pixels, alpha]))))
+        for top in range(0, len(pixels), _BAND):
+            rows = slice(top, top + _BAND)
+            pixels[rows] = to_rgb(Image.fromarray(np.dstack([pixels[rows], alpha[rows]])))
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return pixels
     # A point (x, y) is shown at (a x + c y, b x + d y); of any angle, the nearest multiple of a right one is taken.

@@ -8,11 +8,10 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from omni_jax.processing.image import ImageSource, load, require_area
+from omni_jax.mistakes import listed, shown
+from omni_jax.processing.image import ImageSource, load, require_area, require_ratio
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.source import DEFAULTS, describe
-
-MAX_RATIO = 200  # of the longer side to the shorter
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,15 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
         "max_pixels": ("a whole number above 0", lambda value: _is_whole(value, 1, math.inf)),
     }
     faults = [
-        f"{key} is {published[key]!r} (expected {expected})" if key in published else f"{key} is missing"
+        f"{key} is {shown(published[key])} (expected {expected})" if key in published else f"{key} is missing"
         for key, (expected, is_right) in rules.items()
         if key not in published or not is_right(published[key])
     ]
     for key, expected in _FIXED.items():
         if published.get(key) not in (None, expected):
-            faults.append(f"{key} is {published[key]!r} (expected {expected!r})")
+            faults.append(f"{key} is {shown(published[key])} (expected {expected!r})")
     if faults:
-        raise ValueError(f"{where}: {'; '.join(faults)}")
+        raise ValueError(f"{where}: {listed(faults)}")
 
 
 def _is_whole(value: Any, least: int, most: Any) -> bool:
@@ -134,11 +133,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     Raises:
         ValueError: in one line, when a side is more than 200 times the other.
     """
-    if max(height, width) / min(height, width) > MAX_RATIO:
-        raise ValueError(
-            f"{height} x {width} pixels (height x width), one side more than {MAX_RATIO} times the other; "
-            f"expected at most {MAX_RATIO} times; crop or pad it first"
-        )
+    require_ratio(height, width)
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)

@@ -222,7 +222,7 @@ def part_sources(folder):
 
 @pytest.mark.parametrize("block", [1 << 18, 1_000])
 def test_a_part_is_cut_out(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(audio_file, "_READ_FRAMES", block)
+    monkeypatch.setattr(audio_file, "BLOCK_FRAMES", block)
     expected = tone(16_000, 1)[1_600:5_600, 0] / 2
     for source in part_sources(tmp_path):
         samples = audio.load(source, options=PART)
@@ -241,7 +241,7 @@ def test_a_part_beyond_the_end(tmp_path):
 
 
 def test_only_the_part_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio_file, "_READ_FRAMES", 1_000)
+    monkeypatch.setattr(audio_file, "BLOCK_FRAMES", 1_000)
     bad_files(tmp_path)
     middle = np.where(np.arange(16_000) == 8_000, np.nan, 0)
     for source in (middle, tmp_path / "nan.wav"):
@@ -760,3 +760,29 @@ def test_config_faults_come_in_one_line():
         audio.FeatureConfig(hop=160.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="feature_size is 201"):
         audio.FeatureConfig(mel_bins=201)
+
+
+# --- sound made to fill memory
+
+
+@pytest.mark.parametrize("shape", [(10**10,), (10**10, 2), (2, 10**10)])
+def test_an_array_is_copied_no_further_than_the_context_has_room(shape):
+    endless = np.broadcast_to(np.int16(0), shape)
+    with pytest.raises(ValueError, match=r"at least .* s of sound, but the model's context has room for 20.0 s"):
+        audio.load(endless, limit=20)
+    assert audio.load(endless, limit=20, options=MediaOptions(audio_start=9, audio_end=10)).shape == (16_000,)
+
+
+def test_a_file_of_very_many_channels_is_refused_before_they_are_decoded():
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((400, 65), np.float32), 16_000, format="WAV")
+    with pytest.raises(ValueError, match=r"^audio \(bytes\): has 65 channels; expected at most 64$"):
+        audio.load(file.getvalue())
+
+
+def test_silence_that_a_files_times_make_years_long_is_no_work():
+    sound = [audio_file.Block(np.ones(100, np.float32), 16_000, time=1e9)]
+    part = audio_file.take(audio_file.placed(sound, 0.0), 1e9 - 1, None, 60, "video")
+    assert (part.samples.size, part.samples.sum(), part.fault, part.heard) == (16_100, 100, "", True)
+    part = audio_file.take(audio_file.placed(sound, 0.0), None, None, 60, "video")
+    assert "but the model's context has room for 60.0 s" in part.fault

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from omni_jax.processing import image
 
@@ -388,8 +388,9 @@ def test_bad_files_are_named_with_their_fault(tmp_path):
         "cut.png": (cut[: len(cut) // 2], r"cannot be decoded \(image file is truncated.*\); expected an undamaged"),
         "cut.jpg": (encode(picture(400, 400), "jpeg")[:2000], r"cannot be decoded \(image file is truncated"),
         "cut.webp": (encode(picture(), "webp")[:100], "cannot be decoded|not an image"),
-        "bomb.png": (png_header(20_000, 20_000), r"400000000 pixels\) exceeds limit of .*; scale it down first"),
-        "large.png": (png_header(10_000, 9_500), r"cannot be decoded \(image file is truncated"),
+        "bomb.png": (png_header(20_000, 20_000), "20000 x 20000 pixels|exceeds limit of .*; scale it down first"),
+        "large.png": (png_header(10_000, 9_500), "9500 x 10000 pixels .*; expected at most 33177600 in all; scale it"),
+        "8k.png": (png_header(7680, 4320), r"cannot be decoded \(image file is truncated"),
         "none.ppm": (b"P6 0 5 255\n", "not an image|cannot be decoded|at least one"),
     }
     for name, (content, pattern) in files.items():
@@ -417,7 +418,7 @@ def test_pillows_own_limits_and_warnings_are_left_alone(monkeypatch):
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(png_header(10_000, 9_500)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert_refused(png_header(20_000, 20_000), "20000 x 20000 pixels .*; expected at most 178956970 in all")
+    assert_refused(png_header(20_000, 20_000), "20000 x 20000 pixels .*; expected at most 33177600 in all")
     with Image.open(io.BytesIO(png_header(20_000, 20_000))) as own:
         assert_refused(own, "20000 x 20000 pixels")
 
@@ -474,3 +475,71 @@ def test_damaged_bytes_are_read_or_refused_in_one_line(format, length, places):
         return
     assert message.startswith("ValueError: image (bytes): ")
     assert "\n" not in message
+
+
+# --- pictures made to fill memory
+
+
+def jpeg_of(height, width, **how):
+    """A small JPEG whose header states another size."""
+    content = bytearray(encode(picture(64, 64), "jpeg", **how))
+    at = content.index(b"\xff\xc2" if how.get("progressive") else b"\xff\xc0")
+    content[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def decoding(monkeypatch):
+    """Has a test fail where pixels of a file are decoded."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decodes"))
+
+
+def test_a_file_too_large_or_too_narrow_is_refused_before_it_is_decoded(monkeypatch):
+    decoding(monkeypatch)
+    for content, expected in {
+        png_header(1, 178_000_000): "178000000 x 1 pixels",  # 67 bytes; decoded, 3.4 GB
+        png_header(
+            1, 30_000_000
+        ): "30000000 x 1 pixels .*, one side more than 200 times the other; expected at most 200",
+        png_header(30_000_000, 1): "1 x 30000000 pixels .*, one side more than 200 times",
+        png_header(7681, 4320): "4320 x 7681 pixels .*; expected at most 33177600 in all; scale it down first",
+        jpeg_of(5000, 7000, progressive=True): "5000 x 7000 pixels .*; expected at most 33177600 in all",
+        jpeg_of(17_000, 16_000): "17000 x 16000 pixels .*; expected at most 268435456 in all",
+    }.items():
+        assert_refused(content, expected)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_an_animations_frames_are_bounded_as_pictures_are(monkeypatch, kind):
+    frames = [Image.fromarray(picture(48, 64)), Image.fromarray(255 - picture(48, 64))]
+    content = io.BytesIO()
+    frames[0].save(content, kind, save_all=True, append_images=frames[1:])
+    assert image.load(content.getvalue()).size == (64, 48)
+    monkeypatch.setattr(image, "MAX_PIXELS", 3071)
+    decoding(monkeypatch)
+    assert_refused(content.getvalue(), "48 x 64 pixels .*; expected at most 3071 in all")
+
+
+def test_a_large_photo_is_decoded_smaller(monkeypatch):
+    whole = Image.fromarray(picture()).resize((1600, 960), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for exif in (Image.Exif(), turned):
+        content = encode(whole, "jpeg", quality=95, exif=exif)
+        original = image.load(content)
+        for most, share in ((1600 * 960, 1), (1600 * 960 - 1, 2), (400 * 240, 4), (200 * 120, 8)):
+            monkeypatch.setattr(image, "MAX_PIXELS", most)
+            found = image.load(content)
+            assert found.size == (original.width // share, original.height // share)
+            expected = np.asarray(original.reduce(share), float)
+            assert np.abs(np.asarray(found, float) - expected).mean() < 2
+        monkeypatch.undo()
+
+
+def test_a_photo_of_several_scans_is_not_taken_for_one_of_one_scan():
+    assert image._is_jpeg_of_one_scan(io.BytesIO(jpeg_of(64, 64)))
+    assert not image._is_jpeg_of_one_scan(io.BytesIO(jpeg_of(64, 64, progressive=True)))
+    scattered = bytearray(jpeg_of(64, 64))
+    scattered[scattered.index(b"\xff\xda") + 4] = 1  # of three components, its first scan has one
+    assert not image._is_jpeg_of_one_scan(io.BytesIO(scattered))
+    for other in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\0\0", b"\xff\xd8\xff\xda\0\0", png_header(1, 1)):
+        assert not image._is_jpeg_of_one_scan(io.BytesIO(other))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omni_jax.processing import video, vision
+from omni_jax.processing import video, video_track, vision
 from omni_jax.processing.options import MediaOptions
 
 CONFIG = vision.PatchConfig()
@@ -701,7 +701,7 @@ def test_what_is_no_video_is_said_in_a_line(tmp_path, capfd):
 def test_huge_pictures_are_not_decoded(side):
     header = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
     image = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\x00;"
-    expected = "x: no frame decodes; expected a video file, of at most 178956970 pixels a frame"
+    expected = "x: no frame decodes; expected a video file, of at most 33177600 pixels a frame"
     assert fault(header + image, name="x") == expected
 
 
@@ -820,3 +820,32 @@ def test_a_long_file_does_not_fill_memory(tmp_path):
         run = subprocess.run([sys.executable, "-c", MEASURE, short, long], capture_output=True, text=True, check=True)
         assert run.stderr == ""
         assert int(run.stdout) < 1500 * still.nbytes / 10
+
+
+# --- videos made to take hours
+
+
+def gif(side, frames):
+    """A GIF of so many white frames, 23 bytes each."""
+    head = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"!\xf9\x04\0\x0a\0\0\0," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\0"
+    return head + frame * frames + b";"
+
+
+def test_a_small_file_of_hours_of_work_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(video_track, "_frames", lambda *_: pytest.fail("decodes"))
+    said = fault(gif(1000, 5000), name="x")
+    assert said.startswith("x: 5000 frames of 1000 x 1000 pixels would have to be decoded, of 115020 bytes;")
+    assert "expected at most 4.3 billion pixels; take a part by video_start and video_end" in said
+
+
+def test_a_part_of_such_a_file_can_be_taken(monkeypatch):
+    monkeypatch.setattr(video_track, "_MAX_DECODED", 10 * 64 * 64)
+    monkeypatch.setattr(video_track, "_DRAWN_PER_BYTE", 1)
+    assert "20 frames of 64 x 64 pixels" in fault(gif(64, 20), name="x")
+    assert len(load(gif(64, 20), video_end=0.75).frames) >= 4
+
+
+def test_a_file_of_more_frames_than_any_video_has_is_refused(monkeypatch):
+    monkeypatch.setattr(video_track, "MAX_PACKETS", 7)
+    assert fault(gif(64, 8), name="x") == "x: holds more than 7 frames; cut it into several files"
