@@ -1,12 +1,14 @@
 """Conversations of strangers: what a model is loaded to refuse, no request opens again."""
 
 import wave
+from pathlib import Path
 
 import pytest
 from test_jobs import read, user, write
 
 from omni_jax import Omni, jobs
-from omni_jax.processing.options import MediaOptions
+from omni_jax.processing import audio_file, image, local_file, video, video_track
+from omni_jax.processing.options import FETCH_BYTES, FETCH_SECONDS, MediaOptions
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,17 @@ def test_local_files_can_be_refused_for_one_request_or_job(writer, recording, tm
     first, second = read(tmp_path / "out.jsonl")
     assert "which is not read where allow_local is False" in first["error"]
     assert "unknown option allow_local" in second["error"]
+
+
+def test_the_page_states_the_bounds_that_hold():
+    page = (Path(__file__).parents[1] / "docs" / "untrusted-input.md").read_text(encoding="utf-8")
+    numbers = (
+        image.MAX_PIXELS, image.MAX_PHOTO_PIXELS, image.MAX_HELD_PIXELS, image.MAX_RATIO, video_track.MAX_PACKETS,
+        video_track._DECODED_PER_BYTE, video_track._DRAWN_PER_BYTE, video.MAX_FRAMES, audio_file.MAX_CHANNELS,
+    )  # fmt: skip
+    for number in numbers:
+        assert f" {number:,}" in page
+    assert f"{video_track._MAX_DECODED / 1e9:.1f} billion pixels" in page
+    assert f"given up after {local_file._NO_WRITER:g} seconds" in page
+    assert (FETCH_BYTES, FETCH_SECONDS) == (2 << 30, 300)
+    assert audio_file.RATES == (1_000, 1_000_000)
