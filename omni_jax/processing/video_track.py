@@ -276,7 +276,8 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     """A frame's pixels, uint8 [h, w, 3], on white, turned and mirrored as its file states."""
     pixels = frame.to_ndarray(format="rgb24")
     if any(part.is_alpha for part in frame.format.components):
-        alpha = frame.to_ndarray(format="gbrap")[..., 3]  # to rgba, FFmpeg loses the last columns of some widths
+        # To rgba, FFmpeg loses the last columns of some widths; a GIF's frames are bgra, of which no copy is made.
+        alpha = frame.to_ndarray(format="bgra" if frame.format.name == "bgra" else "gbrap")[..., 3]
         for top in range(0, len(pixels), _BAND):
             rows = slice(top, top + _BAND)
             pixels[rows] = to_rgb(Image.fromarray(np.dstack([pixels[rows], alpha[rows]])))
