@@ -74,7 +74,7 @@ def to_download(path: str | Path) -> int:
         )
     except Exception:  # What is wrong is said by the download itself.
         return 0
-    return sum(file.file_size for file in files if file.will_download)
+    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 class _Silent(huggingface_hub.utils.tqdm):

@@ -90,15 +90,15 @@ def test_the_published_models_are_told_before_a_download(monkeypatch):
 
 def test_the_first_of_two_models_leaves_nothing_behind(tiny, monkeypatch):
     """Its arrays go, though its programs were compiled and the session keeps the traceback of a call that failed."""
-    omni = Omni.load(tiny)
-    omni.generate([{"role": "user", "content": "x"}], thinker_max_new_tokens=2, talker_max_new_tokens=2)
+    omni = Omni.load(tiny, speech=False)
+    omni.logits(np.zeros((1, 4), int))
     with pytest.raises(ValueError, match="expected a list of messages") as failed:
         omni.generate(5)
     failed = failed.value.__traceback__
     assert any(frame.f_locals.get("conversation") == 5 for frame, _ in traceback.walk_tb(failed))  # as a debugger looks
     monkeypatch.setattr(sys, "last_traceback", failed, raising=False)
     arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(omni.parts)]
-    assert len(arrays) > 100
+    assert len(arrays) > 50
     del omni
     room.forget()
     assert not [array for array in arrays if array() is not None]
