@@ -34,8 +34,8 @@ from omni_jax.models import parts
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
 from omni_jax.processing import media, prompt
+from omni_jax.processing.conversation import Media
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.prompt import Media
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.reply import Event
@@ -168,13 +168,13 @@ class Load:
 
     def request(self, omni: Omni, batch: Batch, *, seed: int, aloud: bool = True) -> Request:
         """Replies of just this length, for random weights come to no end; all else as the checkpoint says."""
-        request = omni._request(
-            batch, seed=[seed + row for row in range(len(batch.tokens))], return_audio=aloud, speaker=self.speaker,
+        options = dict(
+            seed=[seed + row for row in range(len(batch.tokens))], return_audio=aloud, speaker=self.speaker,
             thinker_max_new_tokens=self.tokens, thinker_min_new_tokens=self.tokens,
             # The token that ends speech is counted, and gives no frame.
             talker_max_new_tokens=self.frames + 1, talker_min_new_tokens=self.frames + 1,
         )  # fmt: skip
-        return replace(request, transcript=lambda row: Transcript(LETTERS))
+        return replace(omni._request(batch, options), transcript=lambda row: Transcript(LETTERS))
 
 
 def whole(omni: Omni, asked: Sequence[Question], load: Load, seed: int, *, aloud: bool = True) -> Figures:

@@ -1,9 +1,8 @@
 """What a request asks for, checked before anything is read: its rows, their seeds, how text is chosen, whether it is spoken."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,13 @@ import numpy as np
 from omni_jax.config import read_json
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
-from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
-from omni_jax.processing.prompt import speaks
-from omni_jax.processing.request import Batch
+from omni_jax.mistakes import cut, listed, shown
+from omni_jax.processing.conversation import speaks
+from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
+from omni_jax.processing.request import PROCESSED, Batch
+from omni_jax.processing.video_track import Progress
 from omni_jax.synthesizer import Synthesizer
+from omni_jax.transformers_keywords import translated
 
 KNOWN = "speaker, return_audio, compat, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."
 
@@ -28,6 +30,7 @@ class Asked:
         media: how the media of each row are read.
         aloud: whether replies are spoken; ``insisted``: also where that is no natural thing to do.
         voices: of the rows; none where nothing is spoken.
+        compat, tools, template, progress: as they were given.
     """
 
     seeds: tuple[int, ...]
@@ -36,53 +39,56 @@ class Asked:
     aloud: bool
     insisted: bool
     voices: tuple[Any, ...]
+    compat: str | None
+    tools: Sequence[Mapping[str, Any]] | None
+    template: Mapping[str, Any] | None
+    progress: Progress | None
 
 
 def ask(
     conversations: Any,
-    defaults: Defaults,
+    base: Defaults,
     synthesizer: Synthesizer[Any],
+    /,
     *,
-    seed: Any,
-    thinker: Sampling | None,
-    talker: Sampling | None,
-    predictor: Sampling | None,
-    speaker: str | Sequence[str] | None,
-    return_audio: bool | None,
-    compat: str | None,
-    media: MediaOptions | None,
+    seed: int | Sequence[int] = 0,
+    thinker: Sampling | None = None,
+    talker: Sampling | None = None,
+    predictor: Sampling | None = None,
+    speaker: str | Sequence[str] | None = None,
+    return_audio: bool | None = None,
+    compat: str | None = None,
+    media: MediaOptions | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Asked:
-    """Checks what ``Omni.generate_batch`` takes beside its prompts.
+    """Checks what ``Omni.generate_batch`` takes beside its prompts, whose documentation explains it.
 
     Raises:
         ValueError: in one line.
     """
-    if not isinstance(conversations, Batch | list | tuple) or (
-        isinstance(conversations, list | tuple) and not conversations
-    ):
-        got = "an empty list" if conversations == [] else type(conversations).__name__
-        raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
-    count = len(conversations.tokens) if isinstance(conversations, Batch) else len(conversations)
+    count = _count(conversations)
     own, options = sampling_options(options)
     how, options = per_conversation(media, options, count)
     if faults := misspelt(options):
-        raise ValueError("; ".join(faults))
+        raise ValueError(listed(faults))
     if options:
         name = next(iter(options))
         meant = f"did you mean thinker_{name}? " * (name in Sampling.__dataclass_fields__)
-        raise ValueError(f"unknown option {name}; {meant}Expected {KNOWN} or an option of media")
-    sampling = defaults.over(own, thinker=thinker, talker=talker, predictor=predictor)
-    seeds: list[Any] = [seed] * count if np.ndim(seed) == 0 else list(np.asarray(seed, object))
-    if len(seeds) != count or not all(isinstance(item, Integral) for item in seeds):
-        raise ValueError(f"seed: expected one whole number, or one for each of the {count} conversations, got {seed!r}")
-    can = synthesizer.loaded
+        raise ValueError(f"unknown option {cut(name)}; {meant}Expected {KNOWN} or an option of media")
+    sampling = base.over(own, thinker=thinker, talker=talker, predictor=predictor)
+    can, seeds = synthesizer.loaded, _seeds(seed, count)
+    check_progress(progress)
+    if return_audio is not None and not isinstance(return_audio, bool | np.bool_):
+        raise ValueError(
+            f"return_audio: expected True, False or None, one for all conversations, got {shown(return_audio)}"
+        )
     if return_audio and not can:
         why = "was loaded with speech=False" if synthesizer.config.talker else silence(synthesizer.folder)
         raise ValueError(f"return_audio=True, but this checkpoint {why}")
-    if return_audio not in (None, True, False):
-        raise ValueError(f"return_audio: expected True, False or None, one for all conversations, got {return_audio!r}")
-    aloud = can if return_audio is None else return_audio
+    aloud = can if return_audio is None else bool(return_audio)
     given = {"speaker": speaker, "talker": talker, "predictor": predictor, "compat": compat}
     given |= {**own["talker"], **own["predictor"]}
     spoken = ", ".join(name for name, value in given.items() if value is not None)
@@ -93,7 +99,66 @@ def ask(
             "predictor: a frame of this family is one code, which the talker writes; use talker_... options"
         )
     voices = synthesizer.choose(speaker, count) if aloud or speaker is not None else ()
-    return Asked(tuple(seeds), how, sampling, aloud, bool(spoken or return_audio), voices)
+    insisted = bool(spoken or return_audio)
+    return Asked(seeds, how, sampling, aloud, insisted, voices, compat, tools, template, progress)
+
+
+def prompts(given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any, dict[str, Any]]:
+    """What is to be answered, as the batched functions take it, and the options by our names.
+
+    Args:
+        given: a conversation or several, a Batch, or what a Transformers processor gives, which may also stand among the
+            options: ``generate(**inputs)``.
+        alone: whether one prompt is meant.
+
+    Raises:
+        ValueError: one where several are meant, or several where one is; options that are not supported.
+    """
+    options = translated(options)
+    if hasattr(given, "__array__") or (given is None and "input_ids" in options):
+        inputs = {name: options.pop(name) for name in PROCESSED & options.keys() - NAMES}
+        given = inputs if given is None else {"input_ids": given, **inputs}
+    if isinstance(given, Mapping) and "input_ids" in given:
+        given = Batch.from_hf(given)
+    if isinstance(given, Batch):
+        if alone and len(given.tokens) != 1:
+            raise ValueError(f"a Batch of {len(given.tokens)} rows: expected one; use generate_batch or stream_batch")
+        return given, options
+    first = given[0] if isinstance(given, list | tuple) and given else None
+    if alone and isinstance(first, list | tuple):
+        raise ValueError(
+            "conversation: expected one, a list of messages (dicts), got several; use generate_batch or stream_batch"
+        )
+    if not alone and isinstance(first, dict):
+        raise ValueError(
+            "conversations: expected a list of conversations, got the messages of one; use generate or stream, or give "
+            "[conversation]"
+        )
+    return [given] if alone else given, options
+
+
+def check_progress(progress: object) -> None:
+    """Raises for what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress: expected a function of (done, total, name), got {shown(progress)}")
+
+
+def _count(conversations: Any) -> int:
+    if isinstance(conversations, Batch):
+        return len(conversations.tokens)
+    if not isinstance(conversations, list | tuple) or not conversations:
+        got = "an empty list" if conversations == [] else type(conversations).__name__
+        raise ValueError(f"conversations: expected a list of at least one, or a Batch, got {got}")
+    return len(conversations)
+
+
+def _seeds(seed: Any, count: int) -> tuple[int, ...]:
+    several = isinstance(seed, list | tuple | np.ndarray) and np.ndim(seed)
+    seeds = tuple(seed) if several else (seed,) * count
+    if len(seeds) != count or not all(is_number(item, whole=True) for item in seeds):
+        expected = f"one whole number, or one for each of the {count} conversations"
+        raise ValueError(f"seed: expected {expected}, got {shown(seed)}")
+    return tuple(map(int, seeds))
 
 
 def silence(folder: Path) -> str:
@@ -112,6 +177,6 @@ def advise(system: str | None, conversations: Iterable[Any], *, stacklevel: int 
     if system and not all(map(speaks, conversations)):
         warnings.warn(
             "speech wants the system prompt that it was trained with, alone in the first message "
-            f"(omni_jax.processing.prompt.SPOKEN_SYSTEM): {system}",
+            f"(omni_jax.processing.conversation.SPOKEN_SYSTEM): {system}",
             stacklevel=stacklevel + 1,
         )

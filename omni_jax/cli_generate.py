@@ -114,7 +114,7 @@ def generate(
 ) -> None:
     """Answers a question about text, recordings, pictures and videos, in writing and, with --speak, in speech."""
     from omni_jax.asked import advise
-    from omni_jax.processing import prompt
+    from omni_jax.processing.conversation import check
 
     note_warnings()
     if stream and as_json:
@@ -128,7 +128,7 @@ def generate(
     if not parts and not conversation:
         raise ValueError("nothing to answer: give a text, --audio, --image or --video FILE, or --conversation FILE")
     messages += [{"role": "user", "content": parts}] if parts else []
-    prompt.check(messages)
+    check(messages)
     media = media_options(context.params)
     options: dict[str, Any] = {"thinker": writing(context.params), "seed": seed}
     if speak is not None:

@@ -18,9 +18,10 @@ from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import SpeechState, listen
 from omni_jax.defaults import Defaults
 from omni_jax.hosts import fetch
+from omni_jax.mistakes import shown
 from omni_jax.processing import dual_track_prompt
 from omni_jax.processing.arrays import is_number, to_numpy
-from omni_jax.processing.prompt import SPOKEN_SYSTEM
+from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
 from omni_jax.synthesizer import Synthesizer, checked
@@ -172,8 +173,8 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
         words: Sequence[int] | None = None,
         compat: str | None = None,
     ) -> Speech:
-        if compat not in (None, dual_track_prompt.COMPAT):
-            raise ValueError(f"compat: expected None or {dual_track_prompt.COMPAT!r}, got {compat!r}")
+        if compat is not None and not (isinstance(compat, str) and compat == dual_track_prompt.COMPAT):
+            raise ValueError(f"compat: expected None or {dual_track_prompt.COMPAT!r}, got {shown(compat)}")
         marks = [voice.bos_token for voice in voices] + [0] * (len(batch.tokens) - len(voices))
         prompt = dual_track_prompt.prepare(
             batch, marks, self.config, words=words or (), compat=compat == dual_track_prompt.COMPAT

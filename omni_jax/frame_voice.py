@@ -15,6 +15,7 @@ from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
 from omni_jax.defaults import Defaults
 from omni_jax.hosts import fetch
+from omni_jax.mistakes import shown
 from omni_jax.models.code2wav import BATCH_FRAMES, Code2WavState, axes
 from omni_jax.processing import speech_prompt
 from omni_jax.processing.request import Batch
@@ -127,7 +128,7 @@ class FrameSynthesizer(Synthesizer[Omni3Config]):
         compat: str | None = None,
     ) -> Speech:
         if compat is not None:
-            raise ValueError(f"compat: this family has nothing that {compat!r} would change; leave it out")
+            raise ValueError(f"compat: this family has nothing that {shown(compat)} would change; leave it out")
         prompt = speech_prompt.prepare(batch, voices, self.config)
         if words is not None:
             prompt = replace(prompt, words=(tuple(words),))

@@ -39,6 +39,7 @@ from omni_jax.omni import Omni
 from omni_jax.processing.options import MediaOptions
 from omni_jax.reply import Reply
 from omni_jax.sharding import make_mesh, well_chosen
+from omni_jax.transformers_keywords import translated
 
 SOUNDS = ("wav", "flac")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4")
@@ -131,8 +132,7 @@ def run(
         raise ValueError(
             f"{target}: answers are written as plain text, line by line; expected a name that ends in .jsonl"
         )
-    if unknown := [name for name in options if name in ("given", "progress")]:
-        raise ValueError(f"{', '.join(unknown)}: not an option of a job")
+    options = translated(options)
     _try(omni, options)
     hosts, began, share, how = Hosts.of(omni.parts), time.monotonic(), None, _how(omni, options, sound)
     with ExitStack() as stack:
@@ -215,7 +215,7 @@ def _try(omni: Omni, options: Mapping[str, Any]) -> None:
     """Says what is wrong with options before the first line is read."""
     system = omni.synthesizer.system
     head = [{"role": "system", "content": system}] if system else []
-    omni._request([[*head, {"role": "user", "content": "?"}]], **options)
+    omni._request([[*head, {"role": "user", "content": "?"}]], options)
 
 
 def _how(omni: Omni, options: Mapping[str, Any], sound: str) -> dict[str, Any]:
@@ -265,8 +265,8 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
         name = None
         try:
             name, messages, own = parsed(text)
-            given = over(own, options)
-            request = omni._request([messages], **given)
+            given = over(translated(own), options)
+            request = omni._request([messages], given)
             item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
         except Exception as error:  # whatever it is, the other lines do not suffer from it
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

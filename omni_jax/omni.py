@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32
 
 from omni_jax import checkpoint, perceive, weights
 from omni_jax.answer import Request, answer
-from omni_jax.asked import advise, ask, silence
+from omni_jax.asked import advise, ask, check_progress, prompts, silence
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
@@ -20,15 +20,17 @@ from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.hosts import fetch
 from omni_jax.hub import locate
 from omni_jax.layouts import arranged
+from omni_jax.mistakes import cut, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.clip_packing import split_clips
+from omni_jax.processing.conversation import check
 from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media import Reader
-from omni_jax.processing.options import MediaOptions, misspelt, per_conversation
+from omni_jax.processing.options import MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
-from omni_jax.processing.prompt import check, load_tokenizer
+from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
@@ -37,6 +39,7 @@ from omni_jax.room import ensure_memory, weights_dtype
 from omni_jax.sharding import make_mesh, shardings, well_chosen
 from omni_jax.speaking import synthesizer
 from omni_jax.synthesizer import Synthesizer
+from omni_jax.transformers_keywords import translated
 
 # What the user of a text that is only to be spoken has asked for.
 READ_ALOUD = "Please read the following text aloud.\n\n"
@@ -163,28 +166,33 @@ class Omni:
         faults = misspelt(rest)
         faults += [f"{name} is an option of generate" for part in sampling_options(rest)[0].values() for name in part]
         if faults:
-            raise ValueError("; ".join(faults))
-        return self._prepare(conversations, how, tools, {**(template or {}), **rest}, progress)
+            raise ValueError(listed(faults))
+        check_progress(progress)
+        template = {**template, **rest} if isinstance(template, Mapping) else template or rest
+        return self._prepare(conversations, how, tools, template, progress)
 
     def _prepare(
-        self, conversations: Sequence[Any], how: Sequence[MediaOptions], tools: Any, template: Any, progress: Any = None
+        self, conversations: Sequence[Any], how: Sequence[MediaOptions], tools: Any, template: Any, progress: Any
     ) -> Batch:
         return request.prepare(
             conversations,
-            tokenizer=self.tokenizer, reader=self.reader, options=how, limits=self.limits, tools=tools, progress=progress,
-            **template,
+            tokenizer=self.tokenizer, reader=self.reader, options=how, limits=self.limits, tools=tools, template=template,
+            progress=progress,
         )  # fmt: skip
 
-    def generate(self, conversation: Any, *, seed: int = 0, **options: Any) -> Reply:
-        """Answers one conversation, or a Batch of one row. Options: see ``generate_batch``."""
-        return self.generate_batch(_one(conversation), seed=seed, **options)[0]
+    def generate(self, conversation: Any = None, **options: Any) -> Reply:
+        """Answers one conversation, a Batch of one row, or what a Transformers processor gives, also as ``**inputs``.
 
-    def generate_batch(self, conversations: Sequence[Any] | Batch, **options: Any) -> list[Reply]:
+        Options: see ``generate_batch``.
+        """
+        return self._replies(self._request(*prompts(conversation, options, alone=True)))[0]
+
+    def generate_batch(self, conversations: Any = None, **options: Any) -> list[Reply]:
         """Answers several conversations, in writing and, where the checkpoint can, aloud; each row is what it would be alone.
 
         Args:
-            conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, or a Batch.
-                A Batch needs no tokenizer: without one, replies have tokens and no text.
+            conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, a Batch, or what a
+                Transformers processor gives. A Batch needs no tokenizer: without one, replies have tokens and no text.
             seed: one for all, or one a conversation, modulo 2**32; a sampled reply depends on its own seed and prompt alone.
             thinker, talker, predictor: sampling options (``Sampling``) of the text, of speech's first codes and of its
                 other codes, over the checkpoint's; or single ones such as ``thinker_temperature=0.7`` or
@@ -203,9 +211,9 @@ class Omni:
         Raises:
             ValueError: input that cannot be used, said in one line.
         """
-        return self._replies(self._request(conversations, **options))
+        return self._replies(self._request(*prompts(conversations, options, alone=False)))
 
-    def stream(self, conversation: Any, *, steps: int = 4, **options: Any) -> Iterator[Event]:
+    def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
 
         Args:
@@ -216,20 +224,15 @@ class Omni:
         chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms, each as soon as its words are there. Closing the iterator
         stops the work.
         """
-        rows = self.stream_batch(_one(conversation), steps=steps, **options)
-        return (event for _, event in rows)
+        # Mistakes are said by this call, not by the first event.
+        return (event for _, event in self._events(*prompts(conversation, options, alone=True), steps))
 
-    def stream_batch(
-        self, conversations: Sequence[Any] | Batch, *, steps: int = 4, **options: Any
-    ) -> Iterator[tuple[int, Event]]:
+    def stream_batch(self, conversations: Any = None, *, steps: int = 4, **options: Any) -> Iterator[tuple[int, Event]]:
         """Answers several conversations piece by piece: the number of a row, and what has become known of it.
 
         Rows go in step: a chunk of sound is made for all that still speak, when all have its words.
         """
-        if not 1 <= steps <= CALL_STEPS:
-            raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {steps}")
-        # Mistakes are said by this call, not by the first event.
-        return answer(self.parts, self.config, self._request(conversations, **options), steps=steps, streamed=True)
+        return self._events(*prompts(conversations, options, alone=False), steps)
 
     def speak(self, text: str, **options: Any) -> Reply:
         """Speaks a given text, as the assistant's answer to a user.
@@ -293,6 +296,7 @@ class Omni:
 
         What stands at padding has no meaning.
         """
+        tokens = Batch.from_hf(tokens) if isinstance(tokens, Mapping) else tokens
         if isinstance(tokens, Batch) and mask is not None:
             raise ValueError("mask: a Batch has its own; give mask= with an array of tokens only")
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
@@ -303,6 +307,11 @@ class Omni:
         # On the host, for indexing on the device would compile a program for each new length.
         return jax.device_put(fetch(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
+    def _events(self, conversations: Any, options: Mapping[str, Any], steps: int) -> Iterator[tuple[int, Event]]:
+        if not is_number(steps, whole=True) or not 1 <= steps <= CALL_STEPS:
+            raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {shown(steps)}")
+        return answer(self.parts, self.config, self._request(conversations, options), steps=steps, streamed=True)
+
     def _replies(self, asked: Request) -> list[Reply]:
         replies: dict[int, Reply] = {}
         for row, event in answer(self.parts, self.config, asked):
@@ -311,43 +320,26 @@ class Omni:
         return [replies[row] for row in sorted(replies)]
 
     def _request(
-        self,
-        conversations: Any,
-        *,
-        seed: int | Sequence[int] = 0,
-        thinker: Sampling | None = None,
-        talker: Sampling | None = None,
-        predictor: Sampling | None = None,
-        speaker: str | Sequence[str] | None = None,
-        return_audio: bool | None = None,
-        compat: str | None = None,
-        media: MediaOptions | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
-        given: Sequence[int] | None = None,
-        **options: Any,
+        self, conversations: Any, options: Mapping[str, Any], *, given: Sequence[int] | None = None
     ) -> Request:
         """A request checked and made ready: all that can be wrong with it is said here.
 
         Args:
+            options: as of ``generate_batch``, by these names.
             given: the reply's tokens, where they are given.
         """
-        asked = ask(
-            conversations, self.defaults, self.synthesizer, seed=seed, thinker=thinker, talker=talker, predictor=predictor,
-            speaker=speaker, return_audio=return_audio, compat=compat, media=media, **options,
-        )  # fmt: skip
+        asked = ask(conversations, self.defaults, self.synthesizer, **options)
         if isinstance(conversations, Batch):
             # Whether a video has sound is read off the tokens, so saying it again (as with Transformers) does no harm.
             shaping = [replace(item, load_audio_from_video=False) != MediaOptions() for item in asked.media]
-            if tools or template or any(shaping):
+            if asked.tools or asked.template or any(shaping):
                 raise ValueError(
                     "tools, template and the options of media shape the prompt; a Batch has its prompts already: give them to "
                     "prepare"
                 )
             batch = conversations
         else:
-            batch = self._prepare(conversations, asked.media, tools, template or {}, progress)
+            batch = self._prepare(conversations, asked.media, asked.tools, asked.template, asked.progress)
             if asked.aloud:
                 advise(self.synthesizer.system, conversations, stacklevel=4)
         if given is not None:
@@ -361,7 +353,7 @@ class Omni:
         # What cannot be spoken is text alone, as long as nobody asks for its sound.
         if asked.aloud and (asked.insisted or self.synthesizer.speakable(batch)):
             speech = self.synthesizer.speech(
-                prompts.batch, asked.voices, asked.seeds, asked.sampling, words=given, compat=compat
+                prompts.batch, asked.voices, asked.seeds, asked.sampling, words=given, compat=asked.compat
             )
         transcript = partial(self._transcript, batch, sampling=asked.sampling.thinker)
         return Request(prompts, asked.sampling.thinker, asked.seeds, transcript, speech, given is not None)
@@ -369,9 +361,10 @@ class Omni:
     def _recital(self, text: str, *, conversation: Sequence[Any] | None = None, **options: Any) -> Request:
         """A request whose reply is given."""
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"text: expected something to say, got {text!r}")
+            raise ValueError(f"text: expected something to say, got {shown(text)}")
+        options = translated(options)
         if wrong := sorted(name for name in options if name.startswith("thinker") or name == "return_audio"):
-            raise ValueError(f"{', '.join(wrong)}: nothing is written here, the text is given; leave it out")
+            raise ValueError(f"{cut(', '.join(wrong))}: nothing is written here, the text is given; leave it out")
         if marks := [mark for mark in self.tokenizer.get_added_vocab() if mark in text]:
             raise ValueError(f"text: expected words to say, got {', '.join(marks)}, which is a mark; leave it out")
         system = [{"role": "system", "content": self.synthesizer.system}] if self.synthesizer.system else []
@@ -381,7 +374,7 @@ class Omni:
             raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
         # Not by way of the chat template, which may change what an assistant said.
         words = self.tokenizer.encode(text, add_special_tokens=False)
-        return self._request([asked], return_audio=True, given=words, **options)
+        return self._request([asked], {**options, "return_audio": True}, given=words)
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """Reads the reply to one row; some templates open the thinking block in the prompt already."""
@@ -391,10 +384,3 @@ class Omni:
         turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
         opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
         return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)
-
-
-def _one(conversation: Any) -> Batch | list[Any]:
-    """What the batched functions take, of one conversation."""
-    if isinstance(conversation, Batch) and len(conversation.tokens) != 1:
-        raise ValueError(f"a Batch of {len(conversation.tokens)} rows: expected one; use generate_batch")
-    return conversation if isinstance(conversation, Batch) else [conversation]

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int
 
 from omni_jax.config import OmniConfig
 from omni_jax.defaults import Defaults
+from omni_jax.mistakes import cut, shown
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.request import Batch
 from omni_jax.voice import Speech
@@ -60,7 +61,9 @@ class Synthesizer(ABC, Generic[Whole]):
         known = {name.lower(): voice for name, voice in self.voices.items()}
         if speaker is None:
             return (known.get(self.first, next(iter(known.values()), None)),) * count
-        names = [speaker] * count if isinstance(speaker, str) else list(speaker)
+        names: list[Any] = (
+            list(speaker) if isinstance(speaker, list | tuple | np.ndarray) and np.ndim(speaker) else [speaker] * count
+        )
         if len(names) != count:
             raise ValueError(
                 f"speaker: expected one name, or one for each of the {count} conversations, got {len(names)}"
@@ -68,7 +71,7 @@ class Synthesizer(ABC, Generic[Whole]):
         for name in names:
             if not isinstance(name, str) or name.lower() not in known:
                 choices = f"one of {', '.join(self.voices)}" if known else "none, for this checkpoint has no voices"
-                raise ValueError(f"speaker: expected {choices}, got {name!r}")
+                raise ValueError(f"speaker: expected {cut(choices, 200)}, got {shown(name)}")
         return tuple(known[name.lower()] for name in names)
 
     def tokens(self, seconds: float) -> int:

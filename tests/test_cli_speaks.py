@@ -13,7 +13,7 @@ from shell_calls import call
 
 from omni_jax import Omni, Reply, Sampling
 from omni_jax.frame_voice import FrameSynthesizer
-from omni_jax.processing.prompt import SPOKEN_SYSTEM
+from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.reply import Event
 
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too

@@ -9,7 +9,7 @@ import pytest
 from omni_jax import Omni
 from omni_jax.dual_track_voice import noise_seed
 from omni_jax.models.dit import frame_noise
-from omni_jax.processing.prompt import SPOKEN_SYSTEM
+from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.testing import write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
 

@@ -11,8 +11,10 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from omni_jax.mistakes import cut, shown
+
 STOPS = 8
-INT32 = 2**31 - 1
+INT32, FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +42,34 @@ class Sampling:
 
     def __post_init__(self) -> None:
         limits = {
-            "max_new_tokens": (1, INT32), "min_new_tokens": (0, INT32), "temperature": (0, None), "top_k": (0, INT32),
-            "top_p": (0, 1), "repetition_penalty": (0, None),
+            "max_new_tokens": (1, INT32), "min_new_tokens": (0, INT32), "temperature": (0, FLOAT32), "top_k": (0, INT32),
+            "top_p": (0, 1), "repetition_penalty": (0, FLOAT32),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             whole = name.endswith("tokens") or name == "top_k"
-            if value is None or (name == "temperature" and value == 0 and self.do_sample is False):
+            if value is None:
                 continue
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, Integral if whole else Real)
-                or not np.isfinite(float(value))
-            ):
-                raise ValueError(f"{name}: expected a{' whole' if whole else ''} number, got {value!r}")
-            if value < low or (high is not None and value > high) or (not whole and value == 0):
-                bounds = (f"at least {low}" if whole else f"above {low}") + (f" and at most {high}" if high else "")
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or value != value:
+                raise ValueError(f"{name}: expected a{' whole' if whole else ''} number, got {shown(value)}")
+            if name == "temperature" and value == 0 and self.do_sample is False:
+                continue
+            if value < low or value > high or (not whole and value == 0):
+                bounds = (f"at least {low}" if whole else f"above {low}") + f" and at most {high:g}" * (high < FLOAT32)
                 hint = (
                     "; for the likeliest token use do_sample=False (in the shell --greedy)"
                     if name == "temperature"
                     else ""
                 )
-                raise ValueError(f"{name}: expected a number {bounds}, got {value!r}{hint}")
-        if self.do_sample not in (None, True, False):
-            raise ValueError(f"do_sample: expected True or False, got {self.do_sample!r}")
+                raise ValueError(f"{name}: expected a number {bounds}, got {shown(value)}{hint}")
+        if not (self.do_sample is None or (isinstance(self.do_sample, int | np.bool_) and self.do_sample in (0, 1))):
+            raise ValueError(f"do_sample: expected True or False, got {shown(self.do_sample)}")
         if not all(isinstance(text, str) and text for text in self.stops):
-            raise ValueError(f"stop_strings: expected non-empty strings, got {self.stop_strings!r}")
-        if not all(isinstance(token, Integral) and abs(token) <= INT32 for token in self.eos):
-            raise ValueError(f"eos_token_id: expected token ids, got {self.eos_token_id!r}")
+            raise ValueError(f"stop_strings: expected non-empty strings, got {shown(self.stop_strings)}")
+        if not all(
+            isinstance(token, Integral) and not isinstance(token, bool) and abs(token) <= INT32 for token in self.eos
+        ):
+            raise ValueError(f"eos_token_id: expected token ids, got {shown(self.eos_token_id)}")
         if len(self.eos) > STOPS:
             raise ValueError(f"eos_token_id: expected at most {STOPS} ids, got {len(self.eos)}")
 
@@ -77,7 +79,7 @@ class Sampling:
         known = {prefix + field.name for field in fields(cls)}
         for name in options:
             if name not in known:
-                raise ValueError(f"unknown option {name}; expected one of {', '.join(sorted(known))}")
+                raise ValueError(f"unknown option {cut(name)}; expected one of {', '.join(sorted(known))}")
         try:
             return cls(**{name.removeprefix(prefix): value for name, value in options.items()})
         except ValueError as error:
@@ -94,8 +96,10 @@ class Sampling:
 
     @property
     def eos(self) -> tuple[int, ...]:
-        value = self.eos_token_id
-        return () if value is None else tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,)
+        value: Any = self.eos_token_id
+        if isinstance(value, np.ndarray):
+            value = value.reshape(-1).tolist()
+        return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from omni_jax.processing.conversation import Content, read
 from omni_jax.processing.options import MediaOptions
 
 
@@ -48,14 +49,15 @@ class Limits:
         """Raises where text of a conversation writes control tokens that are not allowed.
 
         Args:
-            conversation: as ``prompt.check`` has found it right.
             tools: JSON schemas of functions, or None.
         """
         if self.allow_control_tokens:
             return
         marks = tokenizer.get_added_vocab()
         texts = [
-            (f"message {number}", text) for number, message in enumerate(conversation) for text in _written(message)
+            (f"message {number}", text)
+            for number, (message, content) in enumerate(read(conversation))
+            for text in _written(message, content)
         ]
         texts += [("tools", text) for text in _strings(tools)]
         for where, text in texts:
@@ -69,10 +71,9 @@ class Limits:
 UNLIMITED = Limits()
 
 
-def _written(message: Mapping[str, Any]) -> Iterator[str]:
+def _written(message: Mapping[str, Any], content: Content) -> Iterator[str]:
     """The strings of a message that a chat template writes: its text parts as one, for nothing stands between them."""
-    content = message.get("content") or ""
-    yield content if isinstance(content, str) else "".join(str(part.get("text") or "") for part in content)
+    yield content if isinstance(content, str) else "".join(text for kind, text, _ in content if kind == "text")
     yield from _strings([value for key, value in message.items() if key != "content"])
 
 

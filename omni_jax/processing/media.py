@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from omni_jax.config import PooledAudioEncoderConfig, ThinkerConfig
 from omni_jax.processing import audio, image, source, video, vision
+from omni_jax.processing.conversation import Media
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.prompt import Media
 from omni_jax.processing.video_track import Progress
 
 

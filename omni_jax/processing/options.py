@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from omni_jax.mistakes import cut, listed, shown
+
 FETCH_BYTES, FETCH_SECONDS = 2 << 30, 300.0
 
 # What a part of a message may state for itself; who may be asked and how long is the caller's to say, not the message's.
@@ -28,6 +30,8 @@ RANGES = (
 # Of two that exclude each other, the one given nearer to the medium counts.
 EXCLUDING = (("fps", "nframes"),)
 MAY_BE_ZERO = ("min_pixels", "video_start", "audio_start")
+ALWAYS = ("max_bytes", "timeout")  # bounds that cannot be None
+MOST = 2**63 - 1  # of any number; beyond it nothing can be meant, and arithmetic fails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +74,9 @@ class MediaOptions:
     allow_local: bool = True
 
     def __post_init__(self) -> None:
-        faults = []
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.type is bool:
-                if not isinstance(value, bool | np.bool_):
-                    faults.append(f"{item.name} is {value!r} (expected True or False)")
-            elif value is not None and not _is_number(value, whole="int" in str(item.type)):
-                kind = "whole number" if "int" in str(item.type) else "number"
-                faults.append(f"{item.name} is {value!r} (expected a {kind})")
-            elif value is not None and (value < 0 or (value == 0 and item.name not in MAY_BE_ZERO)):
-                least = "at least 0" if item.name in MAY_BE_ZERO else "more than 0"
-                faults.append(f"{item.name} is {value!r} (expected {least})")
-        if not faults:
-            faults = self._contradictions()
-        if faults:
-            raise ValueError(f"media options: {'; '.join(faults)}")
+        faults = [fault for name in KINDS if (fault := _fault(name, name, getattr(self, name)))]
+        if faults := faults or self._contradictions():
+            raise ValueError(f"media options: {listed(faults)}")
 
     def _contradictions(self) -> list[str]:
         faults = []
@@ -106,7 +97,12 @@ class MediaOptions:
 
     def over(self, options: Mapping[str, Any]) -> Self:
         """These options with some replaced; what is None stays, and what contradicts a replaced one goes."""
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: _number(name, value) for name, value in options.items() if value is not None}
+        # A fault has the name that its option was given by.
+        if faults := [
+            fault for name, value in given.items() if (fault := _fault(name, SYNONYMS.get(name, name), value))
+        ]:
+            raise ValueError(f"media options: {listed(faults)}")
         for other, name in SYNONYMS.items():
             if other in given and given.setdefault(name, given[other]) != given.pop(other):
                 raise ValueError(f"media options: {other} and {name} are one option, but differ")
@@ -115,7 +111,7 @@ class MediaOptions:
         }
         for low, high in RANGES:
             for one, other in ((low, high), (high, low)):
-                if one in given and other not in given and getattr(self, other) is not None and _is_number(given[one]):
+                if one in given and other not in given and getattr(self, other) is not None:
                     least, most = (
                         (given[one], getattr(self, other)) if one == low else (getattr(self, other), given[one])
                     )
@@ -123,7 +119,11 @@ class MediaOptions:
         return replace(self, **gone, **given)
 
 
-NAMES = frozenset((*(item.name for item in fields(MediaOptions)), *SYNONYMS))
+# What each must be: True or False, a whole number, or any.
+KINDS = {
+    item.name: bool if item.type is bool else int if "int" in str(item.type) else float for item in fields(MediaOptions)
+}
+NAMES = frozenset((*KINDS, *SYNONYMS))
 
 
 def per_conversation(
@@ -146,7 +146,8 @@ def per_conversation(
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for name in NAMES & options.keys():
         value = rest.pop(name)
-        values = value if isinstance(value, list | tuple | np.ndarray) else [value] * count
+        several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        values = value if several else [value] * count
         if len(values) != count:
             raise ValueError(
                 f"{name}: expected one, or one for each of the {count} conversations, got {len(values)}; what holds for one "
@@ -160,11 +161,39 @@ def per_conversation(
 def misspelt(names: Iterable[str]) -> list[str]:
     """What is said of names that are none of an option, but nearly one; others may belong to somebody else."""
     found = [(name, difflib.get_close_matches(name, NAMES, 1, 0.85)) for name in names if name not in NAMES]
-    return [f"unknown option {name}; did you mean {near[0]}?" for name, near in found if near]
+    return [f"unknown option {cut(name)}; did you mean {near[0]}?" for name, near in found if near]
 
 
-def _is_number(value: Any, *, whole: bool = False) -> bool:
-    if isinstance(value, bool):
+def _number(name: str, value: Any) -> Any:
+    """A number that stands in a string, as in Qwen's own examples ("sample_fps": "1"), or the value as it is."""
+    kind = KINDS.get(SYNONYMS.get(name, name))
+    if not isinstance(value, str) or kind in (None, bool):
+        return value
+    try:
+        return int(value) if value.strip().isdecimal() else float(value)
+    except ValueError:
+        return value
+
+
+def _fault(called: str, name: str, value: Any) -> str:
+    """What is wrong with the value of an option; nothing where it is none."""
+    kind, zero = KINDS[name], name in MAY_BE_ZERO
+    if kind is bool:
+        right, expected = isinstance(value, bool | np.bool_), "True or False"
+    elif value is None and name not in ALWAYS:
+        return ""
+    elif not is_number(value, whole=kind is int):
+        right, expected = False, "a whole number" if kind is int else "a number"
+    else:
+        number: Any = value
+        right = 0 <= number <= MOST and (zero or number != 0)
+        expected = ("at least 0" if zero else "more than 0") + (f" and at most {MOST}" if number > 0 else "")
+    return "" if right else f"{called} is {shown(value)} (expected {expected})"
+
+
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether it is a finite number, or a whole one; True and False are none."""
+    if isinstance(value, bool | np.bool_):
         return False
     return isinstance(value, numbers.Integral) or (
         not whole and isinstance(value, numbers.Real) and math.isfinite(value)

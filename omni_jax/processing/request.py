@@ -9,9 +9,11 @@ from jaxtyping import Bool, Float, Int
 
 from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
+from omni_jax.mistakes import cut
 from omni_jax.processing import prompt
 from omni_jax.processing.arrays import is_number, to_numpy
 from omni_jax.processing.clip_packing import split_clips
+from omni_jax.processing.conversation import media as media_of
 from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media import Reader, Visual, read
 from omni_jax.processing.options import MediaOptions
@@ -78,9 +80,10 @@ class Batch:
         if not isinstance(inputs, Mapping):
             raise ValueError(f"expected a processor's output (a mapping with input_ids), got {type(inputs).__name__}")
         given = {name: value for name, value in inputs.items() if value is not None}
-        if "input_ids" not in given or not given.keys() <= _PROCESSED:
+        if "input_ids" not in given or not given.keys() <= PROCESSED:
             raise ValueError(
-                f"expected a processor's output with input_ids and at most {sorted(_PROCESSED)}, got {sorted(given)}"
+                f"expected a processor's output with input_ids and at most {', '.join(sorted(PROCESSED))}, got "
+                f"[{cut(', '.join(sorted(map(str, given))))}]"
             )
         mel: list[np.ndarray] = []
         if "input_features" in given:
@@ -146,8 +149,8 @@ class Batch:
             ValueError: placeholders and features differ in number, or patches are of another model's width.
         """
         width = config.vision_encoder.patch_width
-        for kind, media in (("image", self.images), ("video", self.videos)):
-            for number, item in enumerate(media):
+        for kind, items in (("image", self.images), ("video", self.videos)):
+            for number, item in enumerate(items):
                 expected, found = [int(np.prod(item.grid)), width], list(np.shape(item.patches))
                 if found != expected or not np.isfinite(item.patches).all():
                     got = "NaN or infinite values" if found == expected else f"shape {found}"
@@ -170,7 +173,8 @@ class Batch:
         return np.where(at, np.cumsum(at.reshape(-1)).reshape(at.shape) - 1, -1).astype(np.int32)
 
 
-_PROCESSED = {
+PROCESSED = {
+    "mm_token_type_ids",  # which the tokens say
     "input_ids", "attention_mask", "input_features", "feature_attention_mask", "pixel_values", "image_grid_thw",
     "pixel_values_videos", "video_grid_thw", "video_second_per_grid", "use_audio_in_video",
 }  # fmt: skip
@@ -201,14 +205,15 @@ def prepare(
     options: Sequence[MediaOptions],
     limits: Limits = UNLIMITED,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    template: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    **template: Any,
 ) -> Batch:
     """Conversations to a batch: media decoded, template rendered, placeholders expanded, positions counted.
 
     Args:
         options: how the media of each conversation are read.
         limits: which no options widen.
+        tools, template: see ``prompt.render``.
 
     Raises:
         ValueError: one clear line for a conversation, a media file or a length that cannot be used.
@@ -221,10 +226,10 @@ def prepare(
     for number, (conversation, own) in enumerate(zip(conversations, options, strict=True)):
         at = f"conversation {number}: " if len(conversations) > 1 else ""
         try:
-            media = prompt.media(conversation)
+            media = media_of(conversation)
             limits.check(conversation, tools, tokenizer)
             features = read(media, reader, limits.over(own), progress)
-            tokens = prompt.encode(tokenizer, prompt.render(tokenizer, conversation, tools=tools, **template))
+            tokens = prompt.encode(tokenizer, prompt.render(tokenizer, conversation, tools=tools, template=template))
             tokens = prompt.expand(tokens, features.runs)
             if len(tokens) >= config.context:
                 of_media = {config.audio_token: "audio", config.image_token: "images", config.video_token: "video"}

@@ -8,10 +8,10 @@ import pytest
 
 from omni_jax.config import from_hf
 from omni_jax.processing import audio, media, video, vision
+from omni_jax.processing.conversation import media as list_media
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import NAMES, OF_A_PART, SYNONYMS, MediaOptions, per_conversation
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.prompt import media as list_media
 
 SILENT, HEARD = MediaOptions(), MediaOptions(load_audio_from_video=True)
 

@@ -1,4 +1,4 @@
-"""The prompt: what a conversation may hold, how it is written, and its placeholders."""
+"""The prompt: how a conversation is written, and its placeholders."""
 
 import json
 
@@ -7,15 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_jax.processing.prompt import (
-    Media,
-    check,
-    encode,
-    expand,
-    load_tokenizer,
-    media,
-    render,
-)
+from omni_jax.processing.prompt import encode, expand, load_tokenizer, render
 
 from .tiny_tokenizer import CHAT_TEMPLATE, write_tiny_tokenizer
 
@@ -36,91 +28,6 @@ def tokenizer(folder):
 
 def user(*parts):
     return [{"role": "user", "content": list(parts)}]
-
-
-# --- what a conversation may hold
-
-
-def test_media_in_prompt_order_in_every_spelling():
-    samples = np.zeros(3, np.float32)
-    conversation = [
-        {"role": "system", "content": "Be brief."},
-        {
-            "role": "user",
-            "content": [
-                {"type": "audio", "audio": "a.wav"},
-                {"type": "text", "text": "and"},
-                {"type": "audio_url", "audio_url": {"url": "b.wav"}},
-                {"audio_url": "c.wav"},
-                {"type": "audio", "audio_url": "d.wav"},
-                {"type": "image", "image": b"png", "text": None},
-            ],
-        },
-        {"role": "assistant", "content": "Yes."},
-        {
-            "role": "user",
-            "content": [{"video": "v.mp4"}, {"image_url": {"url": "i.png"}}, {"audio": (samples, 16000)}],
-        },
-    ]
-    found = media(conversation)
-    assert found[:-1] == [
-        Media("audio", "a.wav", "message 1, part 0"),
-        Media("audio", "b.wav", "message 1, part 2"),
-        Media("audio", "c.wav", "message 1, part 3"),
-        Media("audio", "d.wav", "message 1, part 4"),
-        Media("image", b"png", "message 1, part 5"),
-        Media("video", "v.mp4", "message 3, part 0"),
-        Media("image", "i.png", "message 3, part 1"),
-    ]
-    assert found[-1].kind == "audio"
-    assert isinstance(found[-1].source, tuple)
-    assert found[-1].source[0] is samples
-
-
-@pytest.mark.parametrize(
-    ("conversation", "said"),
-    [
-        ([], "no messages"),
-        ("hello", "expected a list of messages"),
-        ({"role": "user", "content": "hello"}, "expected a list of messages"),
-        (["hello"], "message 0: expected a dict"),
-        ([{"role": "robot", "content": "hi"}], "unknown role 'robot'"),
-        ([{"content": "hi"}], "unknown role None"),
-        ([{"role": "user"}], "message 0: no content"),
-        ([{"role": "assistant", "content": None}], "message 0: no content"),
-        ([{"role": "user", "content": []}], "got an empty one"),
-        ([{"role": "user", "content": np.zeros(2)}], "got ndarray"),
-        (user("hi"), "message 0, part 0: expected a dict"),
-        (user({"type": "smell", "smell": "rose"}), "unknown content type 'smell'"),
-        (user({"type": ["text"], "text": "hi"}), "unknown content type"),
-        (user({"type": "audio"}), "no payload under audio or audio_url"),
-        (user({"type": "audio", "audio": ""}), "no payload under audio or audio_url"),
-        (user({"type": "image_url", "image_url": {"url": ""}}), "no payload under image or image_url"),
-        (user({"type": "video", "audio": "a.wav"}), "no payload under video or video_url"),
-        (user({"type": "text"}), "no payload under text"),
-        (user({}), "no payload under text or audio"),
-        (user({"type": "text", "text": "a", "audio": "a.wav"}), "holds text and audio"),
-        (user({"type": "text", "text": 3}), "expected text as a string, got int"),
-        ([{"role": "assistant", "content": "", "reasoning_content": 3}], "expected reasoning_content"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "expected tool_calls"),
-    ],
-)
-def test_a_faulty_conversation_is_one_clear_line(tokenizer, conversation, said):
-    for use in (check, media, lambda c: render(tokenizer, c)):
-        with pytest.raises(ValueError, match=r"^conversation: ") as error:
-            use(conversation)
-        assert said in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-def test_all_faults_are_told_at_once():
-    conversation = [
-        {"role": "robot", "content": "hi"},
-        *user({"type": "text", "text": "ok"}, {"type": "smell"}),
-        7,
-    ]
-    with pytest.raises(ValueError, match=r"message 0: .*message 1, part 1: .*message 2: "):
-        check(conversation)
 
 
 # --- how it is written
@@ -158,7 +65,7 @@ def test_tools_and_options_reach_the_template(tokenizer):
     hello = [{"role": "user", "content": "hi"}]
     assert json.dumps(tool) in render(tokenizer, hello, tools=[tool])
     assert "Tools" not in render(tokenizer, hello, tools=[])
-    assert render(tokenizer, hello, enable_thinking=False).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert render(tokenizer, hello, template={"enable_thinking": False}).endswith("assistant\n<think>\n\n</think>\n\n")
     with pytest.raises(ValueError, match="tools: expected a list"):
         render(tokenizer, hello, tools=["weather"])
 
@@ -184,8 +91,11 @@ def test_a_last_assistant_message_is_left_open(tokenizer, content):
     said = content if isinstance(content, str) else content[0]["text"]
     turn = f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{said}"
     assert render(tokenizer, conversation) == turn
-    assert render(tokenizer, conversation, add_generation_prompt=False) == turn + "<|im_end|>\n"
-    assert render(tokenizer, conversation, add_generation_prompt=True) == turn + "<|im_end|>\n<|im_start|>assistant\n"
+    assert render(tokenizer, conversation, template={"add_generation_prompt": False}) == turn + "<|im_end|>\n"
+    assert (
+        render(tokenizer, conversation, template={"add_generation_prompt": True})
+        == turn + "<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tokenizer.apply_chat_template(conversation, tokenize=False, continue_final_message=True) == turn
 
 
@@ -202,6 +112,54 @@ def test_a_template_that_refuses_or_leaves_no_end_is_a_clear_error(tokenizer):
 
 
 # --- tokens and placeholders
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template", "documents", "tokenize", "return_dict", "messages", "conversations", "self"]
+)
+def test_an_argument_of_transformers_is_no_variable_of_the_template(tokenizer, name):
+    with pytest.raises(ValueError, match=f"{name}: an argument of Transformers' apply_chat_template"):
+        render(tokenizer, [{"role": "user", "content": "hi"}], template={name: "{% for a in range(9) %}{% endfor %}"})
+
+
+@pytest.mark.parametrize("template", [[1], "x", 3, {1: 2}, b"x", np.zeros(3)])
+def test_variables_of_the_wrong_kind_are_one_line(tokenizer, template):
+    with pytest.raises(ValueError, match="template: expected variables of the chat template by name"):
+        render(tokenizer, [{"role": "user", "content": "hi"}], template=template)
+
+
+def test_a_variable_may_have_any_other_name(tokenizer):
+    hello = [{"role": "user", "content": "hi"}]
+    assert render(tokenizer, hello, template={"tokenizer": 1, "reader": 2}) == render(tokenizer, hello)
+
+
+@pytest.mark.parametrize("text", ["{{ 1 + 'a' }}", "{{ messages[0].x.y }}", "{% if %}", "{{ '%d' % 'a' }}"])
+def test_a_template_that_fails_is_one_line(tokenizer, text):
+    tokenizer = load_tokenizer(tokenizer.name_or_path)
+    tokenizer.chat_template = text
+    with pytest.raises(ValueError, match=r"the chat template (fails|refuses)") as error:
+        render(tokenizer, [{"role": "user", "content": "hi"}])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tool_calls", [{"name": "f", "arguments": {}}]), ("reasoning_content", "First the roof.")]
+)
+def test_what_a_template_would_drop_in_silence_is_refused(tokenizer, name, value):
+    tokenizer = load_tokenizer(tokenizer.name_or_path)
+    conversation = [{"role": "user", "content": "warm"}, {"role": "assistant", "content": "", name: value}]
+    render(tokenizer, conversation)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    with pytest.raises(ValueError, match=f"message 1: {name}: this checkpoint's chat template writes none"):
+        render(tokenizer, conversation)
+    assert render(tokenizer, [conversation[0], {**conversation[1], name: None}]) == "user: warm<|im_end|>assistant: "
+
+
+def test_half_a_character_in_a_call_is_one_line(tokenizer):
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": "\ud800"}}]}
+    with pytest.raises(ValueError, match="expected text in Unicode"):
+        encode(tokenizer, render(tokenizer, [{"role": "user", "content": "hi"}, call]))
 
 
 def test_tokens_of_a_prompt(tokenizer):
@@ -289,6 +247,35 @@ def test_missing_files_are_named(tmp_path, gone, said):
 def test_a_folder_that_is_none_names_all_files(tmp_path):
     with pytest.raises(ValueError, match=r"missing tokenizer_config.json, vocab.json, merges.txt"):
         load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [5, True, {}, {"a": "b"}, [1], [{}], [{"name": "default"}], [{"name": 1, "template": "x"}], "[" * 100_000],
+)
+@pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
+def test_a_template_of_the_wrong_kind_is_one_line(tmp_path, name, template):
+    folder = write_tiny_tokenizer(tmp_path)
+    (folder / "chat_template.json").unlink()
+    whole = json.loads((folder / "tokenizer_config.json").read_text()) if name == "tokenizer_config.json" else {}
+    deep = isinstance(template, str)
+    (folder / name).write_text(template if deep else json.dumps(whole | {"chat_template": template}))
+    with pytest.raises(ValueError, match="not a JSON object" if deep else "chat_template: expected a text") as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_named_templates_are_texts_by_name(tmp_path):
+    folder = write_tiny_tokenizer(tmp_path)
+    named = [{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}{{ tools }}"}]
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": named}))
+    tokenizer = load_tokenizer(folder)
+    assert render(tokenizer, [{"role": "user", "content": "hi"}]) == "1"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": named[1:]}))
+    with pytest.raises(ValueError, match="the chat template fails") as error:
+        render(load_tokenizer(folder), [{"role": "user", "content": "hi"}])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"])

@@ -32,10 +32,11 @@ def config(tiny):
 def make(tokenizer, config):
     """prepare() with the tiny checkpoint's tokenizer and configuration."""
 
-    def call(conversations, *, config=config, **options):
-        how, template = per_conversation(None, options, len(conversations))
+    def call(conversations, *, config=config, tools=None, template=None, **options):
+        how, rest = per_conversation(None, options, len(conversations))
         reader = Reader(FeatureConfig(), PatchConfig(), config)
-        return prepare(conversations, tokenizer=tokenizer, reader=reader, options=how, **template)
+        assert not rest
+        return prepare(conversations, tokenizer=tokenizer, reader=reader, options=how, tools=tools, template=template)
 
     return call
 
@@ -109,7 +110,7 @@ def test_rows_of_unequal_prompts_are_each_as_alone(make):
 
 def test_tools_and_template_options_reach_the_prompt(make, tokenizer):
     tool = {"type": "function", "function": {"name": "clock", "parameters": {}}}
-    text = tokenizer.decode(make([user("Time?")], tools=[tool], enable_thinking=False).tokens[0])
+    text = tokenizer.decode(make([user("Time?")], tools=[tool], template={"enable_thinking": False}).tokens[0])
     assert '"name": "clock"' in text
     assert text.endswith("<think>\n\n</think>\n\n")
 

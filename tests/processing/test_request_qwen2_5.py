@@ -7,11 +7,12 @@ import pytest
 
 from omni_jax.config import from_hf
 from omni_jax.processing import audio, media, vision
+from omni_jax.processing.conversation import SPOKEN_SYSTEM, speaks
+from omni_jax.processing.conversation import media as list_media
 from omni_jax.processing.media import Reader
 from omni_jax.processing.options import per_conversation
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.prompt import SPOKEN_SYSTEM, load_tokenizer, render, speaks
-from omni_jax.processing.prompt import media as list_media
+from omni_jax.processing.prompt import load_tokenizer, render
 from omni_jax.processing.request import Batch, prepare
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tokenizer
 from omni_jax.testing.config_qwen2_5 import preprocessor_qwen2_5
@@ -38,7 +39,7 @@ def tokenizer(tmp_path_factory):
 def make(tokenizer):
     def call(*conversations, reader=READER, **options):
         how, template = per_conversation(None, options, len(conversations))
-        return prepare(conversations, tokenizer=tokenizer, reader=reader, options=how, **template)
+        return prepare(conversations, tokenizer=tokenizer, reader=reader, options=how, template=template)
 
     return call
 
