@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omni_jax.decoding.sampling import Sampling
+from omni_jax.mistakes import cut, shown
 from omni_jax.processing.options import OF_A_PART, misspelt
 
 OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
@@ -27,8 +28,8 @@ def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
     """
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"expected JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected JSON ({shown(error, 200)})") from None
     if isinstance(found, list):
         return None, found, {}
     if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
@@ -37,7 +38,7 @@ def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
             got = (
                 f"messages of type {type(found['messages']).__name__}"
                 if "messages" in found
-                else f"only {', '.join(found)}"
+                else f"only {cut(', '.join(found))}"
                 if found
                 else "an empty object"
             )
@@ -47,16 +48,16 @@ def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
         meant = [f"did you mean thinker_{option}?" for option in unknown if option in Sampling.__dataclass_fields__]
         meant = meant or [fault.partition("; ")[2] for fault in misspelt(unknown)]
         raise ValueError(
-            f"unknown option {', '.join(unknown)}; {' '.join([*meant, ''])}expected messages, id, thinker_..., talker_..., "
+            f"unknown option {cut(', '.join(unknown))}; {cut(' '.join(meant))}{' ' * bool(meant)}expected messages, id, thinker_..., talker_..., "
             f"predictor_..., {', '.join(OWN)}"
         )
     own = {option: value for option, value in found.items() if value is not None}
     for option, (kind, words) in KINDS.items():
         if not isinstance(own.get(option, kind()), kind):
-            raise ValueError(f"{option}: expected {words}, got {own[option]!r}")
+            raise ValueError(f"{option}: expected {words}, got {shown(own[option])}")
     seed = own.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
-        raise ValueError(f"seed: expected a whole number from 0 to {SEEDS - 1}, got {seed!r}")
+        raise ValueError(f"seed: expected a whole number from 0 to {SEEDS - 1}, got {shown(seed)}")
     return name, messages, own
 
 

@@ -34,9 +34,9 @@ from omni_jax.hosts import Hosts, digest, fetch, sharing
 from omni_jax.hub import locate
 from omni_jax.job_lines import over, parsed
 from omni_jax.ledger import Ledger, lines_of
-from omni_jax.mistakes import UnreachedError, is_mistake
+from omni_jax.mistakes import UnreachedError, is_mistake, shown
 from omni_jax.omni import Omni
-from omni_jax.processing.options import MediaOptions
+from omni_jax.processing.options import MediaOptions, is_number
 from omni_jax.reply import Reply
 from omni_jax.sharding import make_mesh, well_chosen
 from omni_jax.transformers_keywords import translated
@@ -204,10 +204,12 @@ def check(source: str, *, sound: str, slots: int, window: int | None) -> None:
     Raises:
         ValueError: in one line.
     """
-    if sound not in SOUNDS:
-        raise ValueError(f"sound: expected one of {', '.join(SOUNDS)}, got {sound!r}")
-    if slots < 1 or (window is not None and window < 1):
-        raise ValueError(f"slots, window: expected at least 1, got {slots} and {window}")
+    if not isinstance(sound, str) or sound not in SOUNDS:
+        raise ValueError(f"sound: expected one of {', '.join(SOUNDS)}, got {shown(sound)}")
+    if not all(
+        is_number(number, whole=True) and number >= 1 for number in (slots, slots if window is None else window)
+    ):
+        raise ValueError(f"slots, window: expected at least 1, got {shown(slots)} and {shown(window)}")
     next(lines_of(source), None)
 
 

@@ -36,6 +36,7 @@ from omni_jax.mistakes import UnreachedError, is_mistake
 START = b'{"line": '
 # An object of lines is written when so many bytes wait for it, or so many seconds have passed.
 FLUSH_BYTES, FLUSH_SECONDS = 4 << 20, 15.0
+MOST_SECONDS = 1e9  # of speech in a reply; more is a damaged line
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,11 @@ class Entry:
     @classmethod
     def about(cls, of: str, content: Mapping[str, Any], *place: Any) -> "Entry":
         """Of a line that says this."""
-        tokens, speech = content.get("tokens", ()), content.get("speech", {})
-        return cls(of, "error" in content, len(tokens), speech.get("seconds", 0.0), *place)
+        tokens, seconds = content.get("tokens", []), content.get("speech", {}).get("seconds", 0.0)
+        sound = type(seconds) in (int, float) and 0 <= seconds < MOST_SECONDS
+        if not (isinstance(of, str) and isinstance(tokens, list) and sound):
+            raise ValueError("expected a checksum, a list of tokens and seconds of speech")
+        return cls(of, "error" in content, len(tokens), float(seconds), *place)
 
 
 class Ledger:
@@ -136,7 +140,7 @@ class Ledger:
             before = json.loads(self.files.cat_file(self.how))
         except FileNotFoundError:
             return
-        except ValueError:
+        except (ValueError, RecursionError):
             before = None
         if not isinstance(before, dict):
             raise ValueError(
@@ -314,10 +318,10 @@ def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:
     try:
         content = json.loads(text)
         number = content["line"]
-        if not isinstance(number, int):
+        if type(number) is not int:
             raise ValueError
         return number, Entry.about(content["of"], content, path, start, len(text))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{name}: expected the answers of a job, got a line {text[:60]!r}; give another name for the output"
         ) from None

@@ -61,7 +61,16 @@ def test_a_torn_line_is_cut_off(tmp_path, left):
     assert numbers(path) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("content", ["precious\n", "precious", '{"line": 1}\n', "[1]\n", '{"line": "x", "of": ""}\n'])
+FOREIGN = [
+    "precious\n", "precious", '{"line": 1}\n', "[1]\n", '{"line": "x", "of": ""}\n', '{"line": true, "of": "a"}\n',
+    '{"line": 1, "of": 3}\n', '{"line": 1, "of": "a", "tokens": 5}\n', '{"line": 1, "of": "a", "tokens": "abc"}\n',
+    '{"line": 1, "of": "a", "speech": 5}\n', '{"line": 1, "of": "a", "speech": {"seconds": "x"}}\n',
+    '{"line": 1, "of": "a", "speech": {"seconds": NaN}}\n', '{"line": 1, "of": "a", "speech": {"seconds": -1}}\n',
+    '{"line": 1, "of": "a", "speech": {"seconds": 1' + "0" * 400 + "}}\n", '{"line": ' + "[" * 100_000 + "\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
 def test_a_file_of_something_else_is_left_alone(tmp_path, content):
     path = tmp_path / "out.jsonl"
     path.write_text(content)

@@ -150,7 +150,13 @@ def test_a_thinking_block_that_the_template_opened(omni, says):
     assert (reply.thinking, reply.text) == ("Hm.", "Yes.")
     earlier = omni.tokenizer.encode("<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n")
     (reply,) = omni.generate_batch(Batch.from_tokens(earlier))
-    assert (reply.thinking, reply.text) == ("", "Hm.\n</think>\n\nYes.")  # the user's tag opened nothing
+    assert (reply.thinking, reply.text) == (
+        "Hm.",
+        "Yes.",
+    )  # the user's tag opened nothing, and the reply closes it alone
+    events = list(omni.stream(batch))
+    assert joined(events) == ("Yes.", "Hm.")
+    assert events[-1].reply.thinking == "Hm."
 
 
 def test_no_thinking_when_told_so(omni, says):

@@ -29,7 +29,8 @@ class Transcript:
     """Reads generated tokens in order and keeps what they say.
 
     Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
-    the answer, special tokens left out. Text never ends within a character, and bytes that cannot become one are
+    the answer, special tokens left out. A first `</think>` that nothing opened, as thinking models write where the prompt has
+    not opened it for them, ends thinking that began with the reply: pieces had to give it out as text, the whole has it apart. Text never ends within a character, and bytes that cannot become one are
     U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
     of the answer wait until it is known what follows them.
 
@@ -73,6 +74,7 @@ class Transcript:
         self._bytes = {character: byte for byte, character in byte_alphabet().items()}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._mode = "thinking" if thinking else "answer"
+        self._lone = not thinking  # the next </think> would close what nothing has opened
         self._call: list[str] = []  # the open tool call, as far as it came
         self._answer = _Answer(self._stops)
         self._thoughts = _Thoughts()
@@ -143,15 +145,19 @@ class Transcript:
         match self._mode, tag:
             case "answer", "<think>":
                 self._flush()
-                self._mode = "thinking"
+                self._mode, self._lone = "thinking", False
                 self._thoughts.open()
             case "thinking", "</think>":
                 self._flush()
                 self._mode = "answer"
                 self._answer.skip_newlines = True
+            case "answer", "</think>" if self._lone:
+                self._flush()
+                self._lone = False
+                self._reopen()
             case "answer", "<tool_call>":
                 self._flush()
-                self._mode = "call"
+                self._mode, self._lone = "call", False
             case "call", "<tool_call>":  # the block before was never closed
                 self._flush()
                 self._return_call()
@@ -169,6 +175,17 @@ class Transcript:
             case _:
                 return False
         return True
+
+    def _reopen(self) -> None:
+        """All up to here was thinking; what pieces gave of it as text stays given."""
+        self._answer.finish()
+        given = self._taken[0]
+        self._thoughts.write("".join(self._answer.parts[:given]))
+        taken = len(self._thoughts.parts)
+        self._thoughts.write("".join(self._answer.parts[given:]))
+        self._taken = 0, taken
+        self._answer = _Answer(self._stops, self._answer.length)
+        self._answer.skip_newlines = True
 
     def _return_call(self, end: str = "") -> None:
         """Gives a block that is no tool call to the answer, as it was written."""
@@ -195,14 +212,14 @@ class Transcript:
 class _Answer:
     """The answer's text: cut at a stop string, its last newlines held back, dropped where a tool call touches them."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], length: int = 0) -> None:
         self.parts: list[str] = []
         self.stopped = False
         self.skip_newlines = False  # just after </think>
         self._stops = stops
         self._tail = ""  # may become a stop string
         self._newlines = 0  # certain, but not given out yet; a count, so that a long run stays cheap
-        self.length = 0  # characters of the answer up to here, _tail and _newlines included
+        self.length = length  # characters of the answer up to here, _tail and _newlines included
         self._last_call = -1  # the length at which the latest tool call stands
 
     @property
