@@ -48,8 +48,8 @@ def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
         meant = [f"did you mean thinker_{option}?" for option in unknown if option in Sampling.__dataclass_fields__]
         meant = meant or [fault.partition("; ")[2] for fault in misspelt(unknown)]
         raise ValueError(
-            f"unknown option {cut(', '.join(unknown))}; {cut(' '.join(meant))}{' ' * bool(meant)}expected messages, id, thinker_..., talker_..., "
-            f"predictor_..., {', '.join(OWN)}"
+            f"unknown option {cut(', '.join(unknown))}; {cut(' '.join(meant))}{' ' * bool(meant)}expected messages, id, "
+            f"thinker_..., talker_..., predictor_..., {', '.join(OWN)}"
         )
     own = {option: value for option, value in found.items() if value is not None}
     for option, (kind, words) in KINDS.items():

@@ -44,7 +44,8 @@ class Reply:
 class Event:
     """A piece of a streamed reply: new text, thinking or samples [w]. ``reply`` is the whole of it, on the last event only.
 
-    Where a reply has a ``</think>`` and neither it nor the prompt a ``<think>``, what came as text before it is ``reply.thinking``.
+    Where a reply has a ``</think>`` and neither it nor the prompt a ``<think>``, what came as text before it is
+    ``reply.thinking``.
     """
 
     text: str = ""

@@ -88,7 +88,7 @@ def test_what_would_change_the_reply_is_one_line(names, case):
 def test_one_conversation_and_several_are_told_apart(names):
     omni = names["omni"]
     for call in (omni.generate, omni.stream):
-        with pytest.raises(ValueError, match="expected one, .* got several; use generate_batch or stream_batch"):
+        with pytest.raises(ValueError, match=r"expected one, .* got several; use generate_batch or stream_batch"):
             call([U, U])
         with pytest.raises(ValueError, match="conversation: expected a list of messages"):
             call()

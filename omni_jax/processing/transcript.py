@@ -30,7 +30,8 @@ class Transcript:
 
     Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
     the answer, special tokens left out. A first `</think>` that nothing opened, as thinking models write where the prompt has
-    not opened it for them, ends thinking that began with the reply: pieces had to give it out as text, the whole has it apart. Text never ends within a character, and bytes that cannot become one are
+    not opened it for them, ends thinking that began with the reply: pieces had to give it out as text, the whole has it apart.
+    Text never ends within a character, and bytes that cannot become one are
     U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
     of the answer wait until it is known what follows them.
 

@@ -1,0 +1,80 @@
+"""Options of every wrong kind: one short line, or a right answer; never another error, and nothing internal among them."""
+
+import numpy as np
+import pytest
+
+U = [{"role": "user", "content": "Hi"}]
+WRONG = [
+    1.5,
+    -1,
+    "4",
+    [1],
+    np.array(3),
+    np.zeros(2),
+    b"x",
+    {},
+    {"tokenizer": 1},
+    10**400,
+    float("nan"),
+    True,
+    object(),
+    "x" * 10_000,
+]
+WRITING = (
+    "speaker", "seed", "return_audio", "compat", "media", "tools", "template", "progress", "thinker", "talker", "predictor",
+    "thinker_max_new_tokens", "thinker_min_new_tokens", "thinker_do_sample", "thinker_temperature", "thinker_top_k",
+    "thinker_top_p", "thinker_repetition_penalty", "thinker_eos_token_id", "thinker_stop_strings", "talker_temperature",
+    "predictor_top_k", "steps", "num_beams", "use_cache", "spk", "generation_mode", "temperature", "max_new_tokens",
+)  # fmt: skip
+READING = (
+    "fps", "nframes", "min_pixels", "max_frames", "video_start", "audio_end", "use_audio_in_video", "max_bytes", "timeout",
+    "allow_private", "tools", "template", "media", "progress", "enable_thinking", "x" * 600,
+)  # fmt: skip
+INTERNAL = ("given", "conversations", "base", "options", "batch", "defaults", "synthesizer", "asked", "self_", "alone")
+
+
+def tried(call):
+    """Runs a call that may raise a ValueError, of one short line, and nothing else."""
+    try:
+        return call()
+    except ValueError as caught:
+        error = caught
+    assert "\n" not in str(error)
+    assert 10 < len(str(error)) < 500
+    return error
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_an_option_of_writing_may_be_anything(omni, name):
+    for value in WRONG:
+        tried(lambda value=value: omni.stream(U, **{name: value}))  # checked by the call, before the first event
+
+
+@pytest.mark.parametrize("name", READING)
+def test_an_option_of_reading_may_be_anything(omni, name):
+    for value in WRONG:
+        tried(lambda value=value: omni.prepare(U, **{name: value}))
+        tried(lambda value=value: omni.stream(U, **{name: value}))
+
+
+@pytest.mark.parametrize("name", INTERNAL)
+def test_nothing_internal_is_an_option(omni, name):
+    for call in (omni.stream, omni.generate, lambda given, **options: omni.generate_batch([given], **options)):
+        with pytest.raises(ValueError, match=f"unknown option {name}"):
+            call(U, **{name: 2**31})
+    with pytest.raises(ValueError, match=f"unknown option {name}"):
+        omni.stream_speech("Hi", **{name: 2**31})
+
+
+def test_other_arguments_may_be_anything(omni):
+    codes = np.zeros((1, 4, 1), np.int64)
+    for value in [*WRONG, None]:
+        if not isinstance(value, str):
+            assert isinstance(tried(lambda value=value: omni.speak(value)), ValueError)
+        for name in ("conversation", "speaker", "seed", "media"):
+            tried(lambda value=value, name=name: omni.stream_speech("Hi", **{name: value}))
+        for name in ("speaker", "seed", "noise"):
+            if value is not None:
+                assert isinstance(
+                    tried(lambda value=value, name=name: omni.decode_codes(codes, **{name: value})), ValueError
+                )
