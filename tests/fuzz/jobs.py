@@ -29,7 +29,7 @@ class Played:
 
     synthesizer, parts = SimpleNamespace(system=None), {}
 
-    def _request(self, conversations: Any, **options: Any) -> Any:
+    def _request(self, conversations: Any, options: Any) -> Any:
         return SimpleNamespace(words=conversations)
 
 
