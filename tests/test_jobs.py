@@ -276,9 +276,9 @@ def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
         "sound: expected one of wav, flac": {"sound": "mp3"},
         "slots, window": {"slots": 0},
         "slots, window: expected at least 1": {"window": 0},
-        "unknown option temperature; did you mean thinker_temperature": {"temperature": 1.0},
+        "unknown option max_new_tokens; did you mean thinker_max_new_tokens": {"max_new_tokens": 1},
         "speaker: nothing is spoken": {"speaker": "Ethan"},
-        "not an option of a job": {"given": [1]},
+        "unknown option given": {"given": [1]},
     }.items():
         with pytest.raises(ValueError, match=words):
             run(**how)

@@ -353,7 +353,7 @@ REQUESTS = {
     "a speaker": ({"speaker": "Ethan"}, "speaker: nothing is spoken without a talker; leave it out"),
     "a talker's option": ({"talker_top_k": 3}, "talker_top_k: nothing is spoken without a talker; leave it out"),
     "an unknown option": ({"thinker_heat": 1}, "unknown option thinker_heat; expected one of"),
-    "an option without its prefix": ({"temperature": 1}, "unknown option temperature; did you mean thinker_temperature"),
+    "an option without its prefix": ({"min_new_tokens": 1}, "unknown option min_new_tokens; did you mean thinker_min_new_tokens"),
     "a length without its part": ({"max_new_tokens": 3}, "unknown option max_new_tokens; did you mean thinker_max_new_tokens"),
     "an impossible option": ({"thinker_top_p": 3}, "top_p: expected a number above 0 and at most 1, got 3"),
     "too many seeds": ({"seed": [1, 2]}, "seed: expected one whole number, or one for each of the 1 conversations"),

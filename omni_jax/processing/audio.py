@@ -125,8 +125,8 @@ def load(
         source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object
             (read from where it stands), of whatever soundfile or PyAV decodes; of a video, the first audio track.
             Or samples at 16 kHz, [W], [W, channels] or [channels, W] (the smaller axis is channels), or
-            `(samples, rate)`. Integers are scaled to [-1, 1] by their type's range; unsigned ones are offset
-            binary (uint8 silence is 128).
+            `(samples, rate)`, or a decoder of torchcodec. Integers are scaled to [-1, 1] by their type's range; unsigned
+            ones are offset binary (uint8 silence is 128).
         name: What messages call the source; by default its path, or its kind.
         options: audio_start and audio_end, the part to take, in seconds (what lies beyond the end is not missed);
             and the bounds of a download, max_bytes, timeout and allow_private.
@@ -141,6 +141,9 @@ def load(
             part of them is lost, or they are more than the limit.
     """
     name = name or describe(source, "audio")
+    if hasattr(source, "get_all_samples"):  # torchcodec's decoder, which rows of `datasets` hold
+        decoded = source.get_all_samples()
+        source = (to_numpy(decoded.data), decoded.sample_rate)
     if isinstance(source, tuple) or hasattr(source, "__array__"):
         samples, rate = _split_pair(source, name) if isinstance(source, tuple) else (source, SAMPLE_RATE)
         part = take(_mixed(samples, rate, name), options.audio_start, options.audio_end, limit, "audio")

@@ -76,8 +76,8 @@ def read(conversation: object) -> list[tuple[dict[str, Any], Content]]:
     """Each message with its content: a string, or a list of (kind, payload, options). Raises for all faults at once."""
     if not isinstance(conversation, list | tuple):
         raise ValueError(
-            'conversation: expected a list of messages (dicts), such as [{"role": "user", "content": "..."}], got '
-            f"{_name(conversation)}"
+            f"conversation: expected a list of messages (dicts), got {_name(conversation)}; give "
+            '[{"role": "user", "content": "..."}]'
         )
     if not conversation:
         raise ValueError('conversation: no messages; give at least {"role": "user", "content": "..."}')

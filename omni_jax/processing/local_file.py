@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import selectors
 import stat
 import time
@@ -42,9 +43,9 @@ def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
         flags = getattr(os, "O_NONBLOCK", 0)
         file: Any = open(path, "rb", 0, opener=lambda at, how: os.open(at, how | flags))  # noqa: SIM115
     except FileNotFoundError:
-        raise RefusedError(f"no such file; expected the path of {wanted}") from None
+        raise RefusedError(f"no such file; expected the path of {wanted}{_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise RefusedError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+        raise RefusedError(f"cannot be opened ({getattr(error, 'strerror', None) or error}){_hint(path)}") from None
     try:
         found = os.fstat(file.fileno())  # of what is open now: a path may have come to lead elsewhere
         _require_readable(found, wanted)
@@ -105,3 +106,9 @@ def _piped(file: Any, options: MediaOptions) -> bytes:
                 raise RefusedError("is a pipe that nobody writes to; start its writer first, or give a file")
             alone = chunk is not None
             came = bool(ready.select(min(left, _NO_WRITER) if alone else left))
+
+
+def _hint(path: object) -> str:
+    """What to do with a string that is no path but base64, as it seems."""
+    encoded = isinstance(path, str) and len(path) >= 100 and re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", path)
+    return '; base64 stands in a data: URL, or under "base64" in its part' if encoded else ""

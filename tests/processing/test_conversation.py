@@ -1,8 +1,11 @@
 """What a conversation may hold, in which spellings, and what is said of other things."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from omni_jax.processing import audio
 from omni_jax.processing.conversation import SPOKEN_SYSTEM, Media, check, media, read, speaks
 
 
@@ -178,3 +181,21 @@ def test_many_faults_are_still_one_short_line():
     with pytest.raises(ValueError, match=r"message 0: .*and [0-9]+ more") as error:
         check([{"role": "robot" * 100, "content": "hi"}] * 1000)
     assert len(str(error.value)) < 500
+
+
+def test_raw_base64_is_told_from_a_path():
+    for length in (100, 5000):  # a name that is none, and one that no system can open
+        with pytest.raises(ValueError, match='base64 stands in a data: URL, or under "base64" in its part') as error:
+            audio.load("UklG" * (length // 4))
+        assert len(str(error.value)) < 500
+    with pytest.raises(ValueError, match=r"no such file; expected the path of a sound file$"):
+        audio.load("nowhere/" * 20 + "a.wav")
+
+
+def test_a_decoder_of_a_data_set_is_asked_for_its_samples():
+    class AudioDecoder:
+        def get_all_samples(self):
+            return SimpleNamespace(data=np.ones((2, 800), np.float32), sample_rate=8_000)
+
+    (found,) = media(user({"type": "audio", "audio": AudioDecoder()}))
+    np.testing.assert_allclose(audio.load(found.source)[500:1000], 1, atol=1e-2)
