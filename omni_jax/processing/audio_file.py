@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from omni_jax.processing import container
-from omni_jax.processing.container import HOLE, Packets
+from omni_jax.processing.container import HOLE, Packets, Steady
 from omni_jax.processing.source import reason
 
 SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
@@ -241,7 +241,7 @@ def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
     stated, length = _stated_share(file), file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
-        sound = soundfile.SoundFile(file)
+        sound = soundfile.SoundFile(Steady(file))
     except TypeError as error:  # of a file named .raw, which has no header
         raise ValueError(reason(error)) from None
     with sound:

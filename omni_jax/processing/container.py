@@ -16,6 +16,25 @@ _ANY_TITLE: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__
 HOLE = 1.0  # seconds without pictures or sound that are damage: less is a dropped frame, or a length rounded
 
 
+class Steady:
+    """A file as libraries in C take it: where damaged bytes have them seek out of it, it stays where it is.
+
+    They print the traceback of what a seek raises, for they cannot raise it.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
+
+
 @contextlib.contextmanager
 def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
     """Opens a file by FFmpeg.
@@ -32,7 +51,7 @@ def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
     # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
     options = {"protocol_whitelist": "none", **options}
     try:
-        container = av.open(file, "r", options=options, **_ANY_TITLE)
+        container = av.open(Steady(file), "r", options=options, **_ANY_TITLE)
     except (FFmpegError, OSError) as error:  # OSError: of the file itself
         raise ValueError(f"not {noun}, or damaged ({reason(error)})") from None
     with container:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
-from omni_jax.mistakes import shown
+from omni_jax.mistakes import cut, shown
 from omni_jax.processing.local_file import RefusedError, open_path, read_all, require_bytes
 from omni_jax.processing.options import MediaOptions
 
@@ -57,7 +57,9 @@ def describe(source: Any, noun: str) -> str:
     if not isinstance(path, (str, os.PathLike)) or not path:
         return f"{noun} ({type(source).__name__})"
     text = " ".join(os.fsdecode(path).split())
-    if (url := _URL.match(text)) and url[1].lower() != "file":
+    if (url := _URL.search(text)) and url[
+        1
+    ].lower() != "file":  # also behind what is none of ours, simplecache::https://
         text = _SECRETS.sub("", text)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
 
@@ -124,11 +126,13 @@ def _open(source: Any, name: str, noun: str, options: MediaOptions) -> BinaryIO:
         if (scheme := url[1].lower()) in ("http", "https"):
             return _fetch(source, name, options)
         if not options.allow_local:
-            raise ValueError(f"{name}: a {scheme} URL, which is not read where allow_local is False; give {_REMOTE}")
+            raise ValueError(
+                f"{name}: a {cut(scheme)} URL, which is not read where allow_local is False; give {_REMOTE}"
+            )
         if scheme in _STORES:
             return _stored(source, scheme, name, options)
         if scheme != "file":
-            raise ValueError(f"{name}: {scheme} URLs are not fetched; download it first and give the file's path")
+            raise ValueError(f"{name}: {cut(scheme)} URLs are not fetched; download it first and give the file's path")
         source = _local_path(source[url.end() :], name)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"{name}: expected a path, URL, bytes, binary file, {others}, got {type(source).__name__}")

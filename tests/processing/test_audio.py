@@ -1,6 +1,7 @@
 """Sound of any format, rate, channels and type in; the right samples and features out; faults named."""
 
 import base64
+import contextlib
 import functools
 import http.server
 import io
@@ -786,3 +787,18 @@ def test_silence_that_a_files_times_make_years_long_is_no_work():
     assert (part.samples.size, part.samples.sum(), part.fault, part.heard) == (16_100, 100, "", True)
     part = audio_file.take(audio_file.placed(sound, 0.0), None, None, 60, "video")
     assert "but the model's context has room for 60.0 s" in part.fault
+
+
+@pytest.mark.parametrize("name", ["a.aiff", "a.w64", "a.caf", "a.wav"])
+def test_a_chunk_that_says_it_is_huge_prints_no_traceback(tmp_path, capfd, name):
+    """Libraries in C seek where it sends them, and print what a file of Python's raises."""
+    path = tmp_path / name
+    soundfile.write(path, np.zeros(4000, np.float32), 16_000, format=name[2:].upper())
+    content = path.read_bytes()
+    for at in range(0, 100, 4):
+        for huge in (b"\x7f" + b"\xff" * 7, b"\xff" * 7 + b"\x7f", b"\xff" * 8):
+            path.write_bytes(content[:at] + huge + content[at + 8 :])
+            for source in (path, path.read_bytes()):
+                with contextlib.suppress(ValueError):
+                    audio.load(source)
+    assert capfd.readouterr().err == ""

@@ -560,6 +560,7 @@ def test_a_folder_and_a_file_for_writing(tmp_path):
         ("data:video/mp4;base64,AAAA", "video data URL"),
         ("https://user:word@host:8/a/b@c.mp4?sign=1#t=2", "https://host:8/a/b@c.mp4"),
         ("https://host?key=a/b", "https://host"),
+        ("simplecache::https://user:word@host/a.mp4?sign=1", "simplecache::https://host/a.mp4"),
         ("file:///a?b.mp4", "file:///a?b.mp4"),
         ("a?b.mp4", "a?b.mp4"),
     ],
