@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import socket
 import sys
 from ipaddress import ip_address
@@ -50,6 +51,7 @@ class _Wire:
     def __init__(self):
         self.answers: list[str] = []
         self.reached: list[str] = []
+        self.opened: list[str] = []
 
     def look_up(self, host: Any, port: Any, *_: Any, **__: Any) -> list[Any]:
         try:
@@ -62,6 +64,8 @@ class _Wire:
         return [(families[v], socket.SOCK_STREAM, 6, "", place[v](ip)) for ip, v in versions]
 
     def watch(self, event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[0], str | bytes):
+            self.opened.append(os.fsdecode(arguments[0]))
         if event == "socket.connect" and isinstance(arguments[1], tuple):
             self.reached.append(str(arguments[1][0]))
             raise ConnectionRefusedError(111, "no network here")
@@ -80,14 +84,15 @@ def prepare(folder: Path) -> Any:
 def case(draw: random.Random, held: Any) -> Case:
     wire, secret = held
     address, noun = _address(draw, secret), draw.choice(["audio", "image", "video"])
-    private = draw.random() < 0.3
-    options = MediaOptions(timeout=5, max_bytes=draw.choice([1, 10**6]), allow_private=private)
+    private, local = draw.choice([(False, False), (False, True), (True, True)])
+    options = MediaOptions(timeout=5, max_bytes=draw.choice([1, 10**6]), allow_private=private, allow_local=local)
     answers = draw.sample(ANSWERS, draw.choice([1, 1, 2]))
 
     def run() -> None:
-        wire.answers, wire.reached = answers, []
+        wire.answers, wire.reached, wire.opened = answers, [], []
         name = describe(address, noun)
-        if len(name.splitlines()) > 1 or "pass" in name:
+        url = re.search(r"[a-z]{2,}://", address, re.IGNORECASE)
+        if len(name.splitlines()) > 1 or (url and url[0].lower() != "file://" and "pass" in name):
             raise BrokenPromiseError(f"a source is called {name!r}")
         try:
             with opened(address, name, noun, options) as file:
@@ -95,8 +100,11 @@ def case(draw: random.Random, held: Any) -> Case:
         finally:
             if not private and (inside := [ip for ip in wire.reached if not is_public(ip)]):
                 raise BrokenPromiseError(f"reaches {', '.join(inside)}, which is private")
+            if not local and (opened_here := [path for path in wire.opened if path in (address, str(secret), *PLACES)]):
+                raise BrokenPromiseError(f"opens {', '.join(opened_here)}, which is local")
 
-    return Case(f"{address[:200]!r}, looked up as {answers}{', private too' if private else ''}", run)
+    allowed = f"{', private too' if private else ''}{', local too' if local else ''}"
+    return Case(f"{address[:200]!r}, looked up as {answers}{allowed}", run)
 
 
 def _address(draw: random.Random, secret: Path) -> str:

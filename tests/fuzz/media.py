@@ -101,6 +101,7 @@ def _array(draw: random.Random) -> tuple[str, Any, str]:
         array = (
             np.random.default_rng(draw.getrandbits(32)).standard_normal(shape) * draw.choice([0.2, 1, 300])
         ).astype(dtype)
+    array = np.asarray(array)  # of no axes, it is a scalar
     if draw.random() < 0.2 and array.size and array.dtype.kind == "f":
         array.flat[0] = draw.choice([np.nan, np.inf])
     made = draw.choice(
@@ -111,7 +112,7 @@ def _array(draw: random.Random) -> tuple[str, Any, str]:
             lambda: (huge(draw), draw.choice([16_000, 8000])),
             lambda: [array] * draw.choice([0, 1, 3, 2000]),
             lambda: [huge(draw)] * 2,
-            lambda: [array, array[:1], wild(draw)],
+            lambda: [array, np.atleast_1d(array)[:1], wild(draw)],
             lambda: Image.new(draw.choice(["1", "L", "P", "RGBA", "CMYK", "I", "F", "LA", "I;16", "YCbCr"]), (30, 40)),
             lambda: Image.new("L", draw.choice([(0, 5), (1, 3000), (40_000, 3000)])),
             lambda: wild(draw),
