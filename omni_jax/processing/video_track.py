@@ -280,7 +280,7 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
         alpha = frame.to_ndarray(format="bgra" if frame.format.name == "bgra" else "gbrap")[..., 3]
         for top in range(0, len(pixels), _BAND):
             rows = slice(top, top + _BAND)
-            pixels[rows] = to_rgb(Image.fromarray(np.dstack([pixels[rows], alpha[rows]])))
+            pixels[rows] = np.asarray(to_rgb(Image.fromarray(np.dstack([pixels[rows], alpha[rows]]))))
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return pixels
     # A point (x, y) is shown at (a x + c y, b x + d y); of any angle, the nearest multiple of a right one is taken.
