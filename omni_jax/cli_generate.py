@@ -44,6 +44,7 @@ from omni_jax.cli_reply import (
     speech_to,
     writing,
 )
+from omni_jax.mistakes import shown
 from omni_jax.shell import bar
 
 MEDIA = ("audio", "image", "video")
@@ -168,8 +169,8 @@ def _plain(reply: Any, file: str | None) -> dict[str, Any]:
 def _json(path: Path, kind: type, expected: str) -> Any:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected {expected} ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected {expected} ({shown(error)})") from None
     if not isinstance(found, kind):
         raise ValueError(f"{path}: expected {expected}, got {type(found).__name__}")
     return found

@@ -16,10 +16,8 @@ import fcntl
 import gzip
 import io
 import json
-import lzma
 import os
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -373,11 +371,12 @@ def lines_of(source: str) -> Any:
                     yield number, content
     except FileNotFoundError:
         raise ValueError(f"{source}: no such file; expected conversations in JSONL, one a line") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{source}: is cut off or damaged ({' '.join(str(error).split())})") from None
-    except (ImportError, OSError) as error:
+    except Exception as error:  # of damaged bytes, each way to compress has its own
+        said, damaged = " ".join(str(error).split()), isinstance(error, gzip.BadGzipFile)
+        if damaged or not isinstance(error, ImportError | ValueError | OSError):
+            raise ValueError(f"{source}: is cut off or damaged ({said})") from None
         kind = UnreachedError if isinstance(error, OSError) and not is_mistake(error) else ValueError
-        raise kind(f"{source}: cannot be read ({' '.join(str(error).split())})") from None
+        raise kind(f"{source}: cannot be read ({said})") from None
 
 
 def _replace(path: str, content: Iterable[bytes]) -> None:

@@ -256,6 +256,7 @@ def here(tmp_path):
     (tmp_path / "tools.json").write_text("{")
     (tmp_path / "chat.json").write_text('[{"role": "robot", "content": "Hi"}]')
     (tmp_path / "turns.json").write_text('\ufeff[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "one.json").write_text('{"type": "function"}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
@@ -279,6 +280,7 @@ MISTAKES = {
     "generate TINY --image http://127.0.0.1:9/a.png": "message 0, part 0: http://127.0.0.1:9/a.png: .*private",
     "generate TINY --image HERE/noise.wav --max-pixels 0": "max_pixels is 0 .expected more than 0.",
     "generate TINY --conversation HERE/tools.json": "tools.json: expected a JSON list of messages",
+    "generate TINY --conversation HERE/deep.json": "deep.json: expected a JSON list of messages .maximum recursion depth",
     "generate TINY --conversation HERE/one.json": "one.json: expected a JSON list of messages, got dict",
     "generate TINY --conversation HERE/turns.json --system Hi": "--system: .*turns.json has a system message already",
     "generate TINY --conversation HERE/chat.json": "message 0: unknown role 'robot'",

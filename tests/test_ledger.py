@@ -240,6 +240,14 @@ def test_lines_have_their_numbers_in_the_file(tmp_path, bucket):
             list(lines_of(str(tmp_path / "in.jsonl.gz")))
 
 
+@pytest.mark.parametrize("name", ["in.jsonl.zip", "in.jsonl.xz", "in.jsonl.bz2"])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"[1]\n" * 100)
+    with pytest.raises(ValueError, match=rf"{name}: (is cut off or damaged|cannot be read) \(") as refused:
+        list(lines_of(str(tmp_path / name)))
+    assert len(str(refused.value)) < 500
+
+
 def test_a_network_that_fails_is_no_mistake(bucket, monkeypatch):
     def reset(*_, **__):
         raise ConnectionResetError("reset by peer")
