@@ -120,6 +120,15 @@ def at(tree: Any, path: Sequence) -> Any:
     return tree
 
 
+def _copied(tree: Any, depth: int = 0) -> Any:
+    """A copy of lists and objects, what is in them as it is: a tree in itself would have no end."""
+    if depth > 12 or not isinstance(tree, dict | list):
+        return tree
+    if isinstance(tree, list):
+        return [_copied(value, depth + 1) for value in tree]
+    return {key: _copied(value, depth + 1) for key, value in tree.items()}
+
+
 def mutate(tree: Any, draw: random.Random, value: Any = wild_json, names: Sequence[str] = ()) -> tuple[Any, str]:
     """Changes a tree of lists and objects in one place.
 
@@ -159,7 +168,7 @@ def mutate(tree: Any, draw: random.Random, value: Any = wild_json, names: Sequen
         return tree, f"{where} named {shown(new)}"
     elif how == "swap":
         other = at(tree, draw.choice(found))
-        held[key] = json.loads(json.dumps(other)) if isinstance(other, dict | list) else other
+        held[key] = _copied(other)
     elif how == "wrap":
         held[key] = draw.choice([[held[key]], {"a": held[key]}, [held[key]] * 3])
     elif how == "text" and isinstance(held[key], str):
