@@ -1,6 +1,7 @@
 """omni-jax generate: a conversation from the command line, answered in writing and in speech."""
 
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from omni_jax.cli_reply import (
     speech_to,
     writing,
 )
-from omni_jax.mistakes import shown
+from omni_jax.mistakes import cut, shown
 from omni_jax.shell import bar
 
 MEDIA = ("audio", "image", "video")
@@ -184,7 +185,7 @@ def _media_parts(given: dict[str, list[str]], order: list[str]) -> list[dict[str
     # An option's own value may look like a flag (--system --image): then the kinds' order has to do.
     for kind in order if sorted(order) == sorted(kinds) else kinds:
         path = next(left[kind])
-        if "://" not in path and not path.startswith("data:") and not Path(path).exists():
-            raise ValueError(f"{path}: no such {kind} file")
+        if "://" not in path and not path.startswith("data:") and not os.path.exists(path):  # of a name too long too
+            raise ValueError(f"{cut(path, 200)}: no such {kind} file")
         parts.append({"type": kind, kind: path})
     return parts

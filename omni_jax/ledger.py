@@ -29,7 +29,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from omni_jax.mistakes import UnreachedError, is_mistake
+from omni_jax.mistakes import UnreachedError, cut, is_mistake
 
 START = b'{"line": '
 # An object of lines is written when so many bytes wait for it, or so many seconds have passed.
@@ -308,7 +308,7 @@ class _Journal:
 
 
 def _shown(how: Mapping[str, Any], name: str) -> str:
-    return json.dumps(how[name]) if name in how else "not given"
+    return cut(json.dumps(how[name])) if name in how else "not given"
 
 
 def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:

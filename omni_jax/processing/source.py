@@ -57,9 +57,9 @@ def describe(source: Any, noun: str) -> str:
     if not isinstance(path, (str, os.PathLike)) or not path:
         return f"{noun} ({type(source).__name__})"
     text = " ".join(os.fsdecode(path).split())
-    if (url := _URL.search(text)) and url[
-        1
-    ].lower() != "file":  # also behind what is none of ours, simplecache::https://
+    before, mark, _ = text.partition("://")
+    scheme = re.split(r"[^a-z0-9+.-]", before.lower())[-1]  # also behind what is none of ours, simplecache::https://
+    if mark and len(scheme) > 1 and scheme != "file":
         text = _SECRETS.sub("", text)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
 

@@ -562,6 +562,8 @@ def test_a_folder_and_a_file_for_writing(tmp_path):
         ("https://host?key=a/b", "https://host"),
         ("simplecache::https://user:word@host/a.mp4?sign=1", "simplecache::https://host/a.mp4"),
         ("file:///a?b.mp4", "file:///a?b.mp4"),
+        ("C://a?b.mp4", "C://a?b.mp4"),
+        ("x" * 1_000_000, "x" * 100 + "..." + "x" * 100),
         ("a?b.mp4", "a?b.mp4"),
     ],
 )
