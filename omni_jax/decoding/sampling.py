@@ -55,7 +55,7 @@ class Sampling:
             if name == "temperature" and value == 0 and self.do_sample is False:
                 continue
             if value < low or value > high or (not whole and value == 0):
-                bounds = (f"at least {low}" if whole else f"above {low}") + f" and at most {high:g}" * (high < FLOAT32)
+                bounds = (f"at least {low}" if whole else f"above {low}") + f" and at most {high}" * (high < FLOAT32)
                 hint = (
                     "; for the likeliest token use do_sample=False (in the shell --greedy)"
                     if name == "temperature"
