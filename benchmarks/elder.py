@@ -5,14 +5,14 @@ speaking.py, torch counts with the better of one thread and all.
 """
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rates
 import torch
+from clock import spent
 from transformers import Qwen2_5OmniForConditionalGeneration
 
 from omni_jax import Omni
@@ -75,12 +75,6 @@ def write_voices(folder: Path) -> None:
     write_speakers(folder, voices)
 
 
-def spent(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 def compare(folder: Path, repeat: int) -> dict:
     """Times both sides in turn. The rows, whether tokens and codes are equal, and by how much features and samples differ."""
     omni = Omni.load(folder, dtype=jnp.float32)
@@ -141,7 +135,9 @@ def compare(folder: Path, repeat: int) -> dict:
     print(f"largest difference of the audio features: {errors[0]:.1e}, of the samples: {errors[1]:.1e}")
     threads = sorted({1, torch.get_num_threads()})
     times: dict[tuple[str, int], list[float]] = {}
+    measured = []
     for _ in range(repeat):
+        measured.append(rates.measure("elder"))
         for name, (ours, theirs) in tasks.items():
             times.setdefault((name, 0), []).append(spent(ours))
             for count in threads:
@@ -166,9 +162,11 @@ def compare(folder: Path, repeat: int) -> dict:
         their = {count: took(count) for count in threads}
         print(f"{label}: torch takes {', '.join(f'{t * 1e3:.1f} ms on {n}' for n, t in their.items())} threads")
         rows[label] = took(0), min(their.values())
+    products, reading = rates.best(measured)
+    rates.show("elder", products, reading)
     return {
         "elder_tokens_equal": equal[0], "elder_codes_equal": equal[1], "elder_audio_error": errors[0],
-        "elder_sound_error": errors[1], "rows": rows,
+        "elder_sound_error": errors[1], "rows": rows, "rates": {"elder": products},
     }  # fmt: skip
 
 

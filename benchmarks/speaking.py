@@ -5,13 +5,13 @@ small that threads wait for each other longer than they work, and on a shared ma
 """
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import rates
 import torch
+from clock import PINNED, spent_both
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from omni_jax import Omni
@@ -45,13 +45,6 @@ def speech_config() -> dict:
         "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8, "decoder_dim": 384, "sliding_window": 72,
     }  # fmt: skip
     return config
-
-
-def spent(action: Callable[[], object]) -> np.ndarray:
-    """Seconds by the clock, and of this process's processors, which company on a shared machine does not lengthen as much."""
-    start = np.array([time.perf_counter(), time.process_time()])
-    action()
-    return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 def compare(folder: Path, repeat: int) -> dict:
@@ -102,12 +95,14 @@ def compare(folder: Path, repeat: int) -> dict:
     print(f"codes of {CALL_FRAMES} frames equal: {equal}; largest difference of the samples: {error:.1e}")
     threads = sorted({1, torch.get_num_threads()})
     times: dict[tuple[str, int], list[np.ndarray]] = {}
+    measured = []
     for _ in range(repeat):
+        measured.append(rates.measure("speech"))
         for name, (mine, their) in tasks.items():
-            times.setdefault((name, 0), []).append(spent(mine))
+            times.setdefault((name, 0), []).append(spent_both(mine))
             for count in threads:
                 torch.set_num_threads(count)
-                times.setdefault((name, count), []).append(spent(their))
+                times.setdefault((name, count), []).append(spent_both(their))
     torch.set_num_threads(threads[-1])
     found = {}
     for side in (0, *threads):
@@ -116,12 +111,14 @@ def compare(folder: Path, repeat: int) -> dict:
         found[f"sound of {SOUND} frames", side] = _median(times["sound", side])
     rows = {}
     for name in dict.fromkeys(name for name, _ in found):
-        best = min(threads, key=lambda count, name=name: found[name, count][0])
-        said = ", ".join(f"{found[name, count][0] * 1e3:.1f} ms on {count}" for count in threads)
-        (mine, ours_cpu), (their, their_cpu) = found[name, 0], found[name, best]
-        print(f"{name}: torch takes {said} threads; by processor time {their_cpu / ours_cpu:.2f}x")
-        rows[name] = (mine, their)
-    return {"codes_equal": equal, "sound_error": error, "rows": rows}
+        best = min(threads, key=lambda count, name=name: found[name, count][PINNED])
+        said = ", ".join(f"{found[name, count][PINNED] * 1e3:.1f} ms on {count}" for count in threads)
+        mine, their = found[name, 0], found[name, best]
+        print(f"{name}: torch takes {said} threads; by processor time {their[1] / mine[1]:.2f}x")
+        rows[name] = (mine[PINNED], their[PINNED])
+    products, reading = rates.best(measured)
+    rates.show("speech", products, reading)
+    return {"codes_equal": equal, "sound_error": error, "rows": rows, "rates": {"speech": products}}
 
 
 def _median(times: list[np.ndarray]) -> list[float]:

@@ -1,27 +1,29 @@
 """Ours against Transformers: the same random model, the same inputs, one run, alternating; medians and ratios.
 
-    python benchmarks/vs_transformers.py [--repeat 7] [--json FILE] [--keep FOLDER] [--only thinker|speech|elder]
+    python benchmarks/vs_transformers.py [--pinned] [--repeat 7] [--json FILE] [--keep FOLDER] [--only thinker|speech|elder]
 
 The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary folder)
-and loaded by both from there. float32 on the CPU; both use all cores. Each row is also given as a share of the matrix rate or
-memory bandwidth that this machine showed in the same run (the better of what jax and torch reached). Speech has a model of its
-own (speaking.py), and so has Qwen2.5-Omni (elder.py).
+and loaded by both from there. float32 on the CPU; both use all cores or, with --pinned, one thread on one core, timed by
+processor time (clock.py). Each row is also given as a share of the matrix rate or memory bandwidth that this machine showed in
+the same run (the better of what jax and torch reached), and what each library reached is told by itself (rates.py). Speech has a
+model of its own (speaking.py), and so has Qwen2.5-Omni (elder.py).
 """
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
+import clock  # before jax and torch
 import elder
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rates
 import speaking
 import torch
+import transformers
 from PIL import Image
 from transformers import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -85,29 +87,10 @@ def vision_work(grid: tuple[int, int, int]) -> float:
     return frames * rows * columns * (patch + SIGHT_LAYERS * block + (1 + len(SIGHT_TAPS)) * merger)
 
 
-def timed(action) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 def smooth(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
     """Pictures without noise, as photographs are: a coarse random grid, blown up."""
     coarse = rng.integers(0, 256, (count, 9, 16, 3)).astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(item).resize((width, height))) for item in coarse])
-
-
-def machine(repeat: int) -> tuple[float, float]:
-    """Matrix rate in FLOP/s and read bandwidth in bytes/s: the best that either library shows."""
-    size, vector = 2048, 1 << 27
-    square, flat = np.ones((size, size), np.float32), np.ones((vector // 4096, 4096), np.float32)
-    ours, mine = jax.jit(lambda a: a @ a), jax.jit(lambda a, x: a @ x)
-    on_jax = [jnp.asarray(square), jnp.asarray(flat), jnp.ones(4096)]
-    on_torch = [torch.from_numpy(square), torch.from_numpy(flat), torch.ones(4096)]
-    matrix = [lambda: jax.block_until_ready(ours(on_jax[0])), lambda: on_torch[0] @ on_torch[0]]
-    stream = [lambda: jax.block_until_ready(mine(*on_jax[1:])), lambda: on_torch[1] @ on_torch[2]]
-    best = [min(timed(action) for action in actions for _ in range(repeat + 1)) for actions in (matrix, stream)]
-    return 2 * size**3 / best[0], flat.nbytes / best[1]
 
 
 def main() -> None:
@@ -115,8 +98,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=("thinker", "speech", "elder"), help="these rows alone")
+    clock.add_option(parser)
     parser.add_argument("--keep", type=Path, help="make the model in this folder and leave it there for the next run")
     arguments = parser.parse_args()
+    print(f"{rates.processor()}; {clock.threads()}; float32; jax {jax.__version__}", end=", ")
+    print(f"torch {torch.__version__}, Transformers {transformers.__version__}; medians of {arguments.repeat} runs")
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         result: dict = {"rows": {}}
@@ -139,6 +125,7 @@ def main() -> None:
             for name, (mine, their) in more.pop("rows").items():
                 print(f"{name:36}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x")
                 result["rows"][name] = {"ours_s": mine, "theirs_s": their, "ratio": their / mine, "least_s": None}
+            result["rates"] = result.get("rates", {}) | more.pop("rates")
             result |= more
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1))
@@ -216,13 +203,14 @@ def compare(folder: Path, repeat: int) -> dict:
         ),
     }
     times: dict[str, list[list[float]]] = {name: [[], []] for name in actions}
-    rates = []
+    measured = []
     for _ in range(repeat):
         for name, pair in actions.items():
             for side, action in enumerate(pair):
-                times[name][side].append(timed(action))
-        rates.append(machine(2))
-    matrix, bandwidth = (max(column) for column in zip(*rates, strict=True))
+                times[name][side].append(clock.spent(action))
+        measured.append(rates.measure("thinker"))
+    products, reading = rates.best(measured)
+    matrix, bandwidth = max(products[rates.LARGE]), max(reading)
     found = {name: [statistics.median(side) for side in sides] for name, sides in times.items()}
     decode = []
     for side in (0, 1):
@@ -238,9 +226,7 @@ def compare(folder: Path, repeat: int) -> dict:
         "patches of that image": (*found["patches of image"], None),
         "patches of those frames": (*found["patches of video"], None),
     }
-    cpu = platform.processor() or platform.machine()
-    print(f"{cpu}, {torch.get_num_threads()} threads, float32; medians of {repeat} runs")
-    print(f"matrix rate {matrix / 1e9:.0f} GFLOP/s, bandwidth {bandwidth / 1e9:.1f} GB/s")
+    rates.show("thinker", products, reading)
     print(f"{'':28}{'ours':>11}{'theirs':>11}{'ratio':>8}{'our share':>12}{'their share':>13}")
     for name, (mine, their, least) in rows.items():
         shares = "" if least is None else f"{least / mine:11.0%}{least / their:12.0%}"
@@ -250,8 +236,8 @@ def compare(folder: Path, repeat: int) -> dict:
         "audio_error": error,
         "vision_error": see_error,
         "patch_error": patch_error,
-        "matrix_rate": matrix,
-        "bandwidth": bandwidth,
+        "rates": {"thinker": products},
+        "bandwidth": reading,
         "rows": {
             name: {"ours_s": mine, "theirs_s": their, "ratio": their / mine, "least_s": least}
             for name, (mine, their, least) in rows.items()
