@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int
 
 # Rows of the largest tile: enough to reach the matrix rate of a CPU core.
 TILE = 256
+# Bytes of a kernel that a CPU multiplies at once. It copies what a product reads out of the stack of experts; a piece of this
+# size stays in its second cache, so that memory sees each kernel once and not three times.
+PIECE = 1 << 20
 # Tokens up to which a GPU multiplies all with all experts of a layer: about as long, it still waits for the kernels.
 STEP = 256
 
@@ -102,6 +105,29 @@ def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]):
     return expert, first, jnp.searchsorted(jnp.asarray(sizes[:-1]), loads[expert] - first)
 
 
+def pieces(kernel: Float[Array, "E D F"]) -> int:
+    """Into how many equal pieces of its contracted axis a kernel is cut: the fewest of at most PIECE bytes each."""
+    rows, columns = kernel.shape[1:]
+    least = max(1, -(-rows * columns * kernel.dtype.itemsize // PIECE))
+    return next((count for count in range(least, rows + 1) if not rows % count), 1)
+
+
+def _by_pieces(rows: Float[Array, "T D"], kernel: Float[Array, "E D F"], expert: Int[Array, ""]) -> Float[Array, "T F"]:
+    """rows @ kernel[expert], a piece of the contracted axis after the other."""
+    count = pieces(kernel)
+    if count == 1:
+        return rows @ jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False)
+    size, columns = kernel.shape[1] // count, kernel.shape[2]
+
+    def add(number, total):
+        at = number * size
+        piece = jax.lax.dynamic_slice(kernel, (expert, at, 0), (1, size, columns))[0]
+        part = jax.lax.dynamic_slice_in_dim(rows, at, size, axis=1)
+        return total + jnp.matmul(part, piece, preferred_element_type=jnp.float32)
+
+    return jax.lax.fori_loop(0, count, add, jnp.zeros((len(rows), columns), jnp.float32)).astype(rows.dtype)
+
+
 def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
     slots, per_token = chosen.size, chosen.shape[1]
     sizes = tile_sizes(slots, count, x.shape[0])
@@ -111,8 +137,8 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
 
     def multiply(size: int, expert, row):
         tokens = jax.lax.dynamic_slice(padded_order, (row,), (size,)) // per_token
-        hidden = _activate(x[tokens] @ jax.lax.dynamic_index_in_dim(gate_up, offset + expert, keepdims=False))
-        out = hidden @ jax.lax.dynamic_index_in_dim(down, offset + expert, keepdims=False)
+        hidden = _activate(_by_pieces(x[tokens], gate_up, offset + expert))
+        out = _by_pieces(hidden, down, offset + expert)
         return jnp.pad(out, [(0, sizes[-1] - size), (0, 0)])
 
     def tile(i, y):

@@ -53,6 +53,16 @@ def test_forms_equal_a_plain_loop(form, tokens, per_token):
     np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
 
 
+@pytest.mark.parametrize("rows_a_piece", [1, 2, 5])
+def test_a_kernel_in_pieces_multiplies_as_a_whole(monkeypatch, rows_a_piece):
+    gate_up, down = kernels()
+    monkeypatch.setattr(grouped, "PIECE", rows_a_piece * 4 * 2 * FFN)
+    assert [grouped.pieces(kernel) for kernel in (gate_up, down)] == {1: [12, 10], 2: [6, 5], 5: [3, 2]}[rows_a_piece]
+    x, chosen, weights = inputs(77, 3)
+    y = grouped._tiled(x, chosen, weights, gate_up, down, jnp.int32(OFFSET), count=COUNT)
+    np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_token_reaches_its_expert_when_all_choose_one(form):
     x, chosen, weights = inputs(200, 1, same=5)
