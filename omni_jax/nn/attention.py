@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.nn import flash, spans
+from omni_jax.nn import flash, spans, spans_cpu
 
 # Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
@@ -110,7 +110,7 @@ def attend_segments(
     def kernel(q, k, v, segments):
         return spans.attend(q, k, v, *spans.bounds(segments), mesh=mesh)
 
-    return _by_platform(partial(_segments_in_blocks, reach=reach), kernel, q, k, v, segments)
+    return _by_platform(partial(_segments_in_blocks, reach=reach), {"tpu": kernel}, q, k, v, segments)
 
 
 def attend_spans(
@@ -130,15 +130,16 @@ def attend_spans(
     Args:
         mesh: what the arrays lie on.
     """
-    return _by_platform(_spans_in_blocks, partial(spans.attend, mesh=mesh), q, k, v, first, last)
+    forms = {"tpu": partial(spans.attend, mesh=mesh), "cpu": spans_cpu.attend}
+    return _by_platform(_spans_in_blocks, forms, q, k, v, first, last)
 
 
-def _by_platform(form, kernel, *arrays):
-    """A TPU's kernel, elsewhere the form that XLA compiles; where gradients are asked for, that form and its own everywhere."""
+def _by_platform(form, forms, *arrays):
+    """Platforms' own forms, elsewhere the one of all; where gradients are asked for, that form and its own everywhere."""
 
     @jax.custom_vjp
     def attend(*arrays):
-        return jax.lax.platform_dependent(*arrays, default=form, tpu=kernel)
+        return jax.lax.platform_dependent(*arrays, default=form, **forms)
 
     attend.defvjp(lambda *arrays: jax.vjp(form, *arrays), lambda pullback, gradient: pullback(gradient))
     return attend(*arrays)

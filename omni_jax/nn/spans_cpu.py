@@ -1,0 +1,74 @@
+"""Attention inside spans as a CPU computes it: head by head, in blocks of scores that stay in a core's second cache.
+
+Scores lie with the keys first. Their maximum and sum over keys then run down whole vectors of queries; over an innermost axis a
+CPU's compiler adds number by number. The softmax is carried along (online softmax, arXiv:1805.02867).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Queries and keys of one block of scores: 256 KB in float32.
+ROWS, COLUMNS = 256, 256
+# Finite, so that the difference of two is no NaN.
+MASKED = -1e30
+
+
+def attend(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T N H"],
+    v: Float[Array, "T N H"],
+    first: Int[Array, "T"],
+    last: Int[Array, "T"],
+) -> Float[Array, "T N H"]:
+    """Token i sees the tokens first[i] .. last[i] - 1; a token whose span is empty gives zeros."""
+    length, heads, width = q.shape
+    rows, columns = min(ROWS, length), min(COLUMNS, length)
+    empty = first >= last
+    # Empty spans are moved out of the way of a block's bounds, which are the least first and the largest last.
+    first, last = jnp.where(empty, length, first), jnp.where(empty, 0, last)
+
+    def cut(x, fill=0):
+        x = jnp.pad(x, [(0, -length % rows)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+        return x.reshape(-1, rows, *x.shape[1:])
+
+    # One block of room behind, for a last block of keys may begin at any token.
+    k_NSH = jnp.pad(jnp.swapaxes(k, 0, 1), [(0, 0), (0, columns), (0, 0)])
+    v_NHS = jnp.pad(jnp.moveaxis(v, 0, 2), [(0, 0), (0, 0), (0, columns)])
+
+    def block(own):
+        low, high, q_NHT = own
+
+        def head(arrays):
+            return _attend_head(*arrays, low, high, columns)
+
+        return jnp.moveaxis(jax.lax.map(head, (q_NHT, k_NSH, v_NHS)), 2, 0).astype(v.dtype)
+
+    blocks = (cut(first, length), cut(last), jnp.moveaxis(cut(q), 1, 3))
+    return jax.lax.map(block, blocks).reshape(-1, heads, width)[:length]
+
+
+def _attend_head(q_HT, k_SH, v_HS, low, high, columns: int) -> Float[Array, "H T"]:
+    """One head's queries of a block over the keys that one of them sees, in float32."""
+    start = jnp.min(low)
+    count = jnp.maximum(jnp.max(high) - start + columns - 1, 0) // columns
+    scale = jnp.float32(q_HT.shape[0] ** -0.5)
+
+    def step(number, carry):
+        out, most, total = carry
+        at = start + number * columns
+        keys = jax.lax.dynamic_slice_in_dim(k_SH, at, columns, axis=0)
+        values = jax.lax.dynamic_slice_in_dim(v_HS, at, columns, axis=1)
+        seen = (at + jnp.arange(columns))[:, None]
+        mask = (seen >= low) & (seen < high)
+        scores_ST = jnp.where(mask, jnp.matmul(keys, q_HT, preferred_element_type=jnp.float32) * scale, MASKED)
+        grown = jnp.maximum(most, jnp.max(scores_ST, axis=0))
+        # A query that sees nothing in this block yet has MASKED for its maximum: its weights must not be exp(0).
+        weights_ST = jnp.where(mask, jnp.exp(scores_ST - grown), 0)
+        kept = jnp.exp(most - grown)
+        new = jnp.matmul(values, weights_ST.astype(v_HS.dtype), preferred_element_type=jnp.float32)
+        return out * kept + new, grown, total * kept + jnp.sum(weights_ST, axis=0)
+
+    nothing = jnp.zeros(q_HT.shape[1], jnp.float32)
+    out, _, total = jax.lax.fori_loop(0, count, step, (jnp.zeros(q_HT.shape, jnp.float32), nothing + MASKED, nothing))
+    return out / jnp.maximum(total, 1e-30)
