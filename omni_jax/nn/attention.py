@@ -47,6 +47,11 @@ def attend_causal(
     forms = {"default": partial(_in_blocks, window=window)}
     if window is None and flash.fits(new, past[0].shape[2] if past else 0, width):
         forms["tpu"] = partial(flash.attend, mesh=mesh)
+    if past is None and new >= spans_cpu.FEW:
+        own = partial(spans_cpu.attend_causal, window=window)
+        forms["cpu"] = lambda q, k, v, _: _differentiated_as(partial(_in_blocks, past=None, window=window), own)(
+            q, k, v
+        )
     return jax.lax.platform_dependent(q, k, v, past, **forms).reshape(batch, new, heads, width)
 
 
@@ -136,13 +141,14 @@ def attend_spans(
 
 def _by_platform(form, forms, *arrays):
     """Platforms' own forms, elsewhere the one of all; where gradients are asked for, that form and its own everywhere."""
+    return _differentiated_as(form, lambda *arrays: jax.lax.platform_dependent(*arrays, default=form, **forms))(*arrays)
 
-    @jax.custom_vjp
-    def attend(*arrays):
-        return jax.lax.platform_dependent(*arrays, default=form, **forms)
 
+def _differentiated_as(form, other):
+    """``other``, and where gradients are asked for ``form``, which gives the same."""
+    attend = jax.custom_vjp(other)
     attend.defvjp(lambda *arrays: jax.vjp(form, *arrays), lambda pullback, gradient: pullback(gradient))
-    return attend(*arrays)
+    return attend
 
 
 def _segments_in_blocks(q, k, v, segments, *, reach: int):
@@ -286,6 +292,10 @@ _spans_in_blocks.defvjp(_forward_spans, _backward_spans)
 def _dense(
     q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B T N H"]:
+    return jax.lax.platform_dependent(q, k, v, mask, cpu=spans_cpu.attend_dense, default=_queries_first)
+
+
+def _queries_first(q, k, v, mask):
     scores = jnp.where(mask[:, None, :, None], _scores(q[:, :, :, None], jnp.swapaxes(k, 1, 2)), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("BKTGS,BSKH->BTKGH", weights, v)[:, :, :, 0]

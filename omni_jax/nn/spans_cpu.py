@@ -1,4 +1,4 @@
-"""Attention inside spans as a CPU computes it: head by head, in blocks of scores that stay in a core's second cache.
+"""Attention of many tokens as a CPU computes it: head by head, in blocks of scores that stay in a core's second cache.
 
 Scores lie with the keys first. Their maximum and sum over keys then run down whole vectors of queries; over an innermost axis a
 CPU's compiler adds number by number. The softmax is carried along (online softmax, arXiv:1805.02867).
@@ -6,10 +6,12 @@ CPU's compiler adds number by number. The softmax is carried along (online softm
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # Queries and keys of one block of scores: 256 KB in float32.
 ROWS, COLUMNS = 256, 256
+# Queries below which a whole pass is not cut in blocks.
+FEW = 64
 # Finite, so that the difference of two is no NaN.
 MASKED = -1e30
 
@@ -46,6 +48,41 @@ def attend(
 
     blocks = (cut(first, length), cut(last), jnp.moveaxis(cut(q), 1, 3))
     return jax.lax.map(block, blocks).reshape(-1, heads, width)[:length]
+
+
+def attend_causal(
+    q: Float[Array, "B T K G H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *, window: int | None
+) -> Float[Array, "B T K G H"]:
+    """Token t sees the tokens up to itself, ``window`` of them at most; blocks of keys behind its own are not visited."""
+    tokens = jnp.arange(q.shape[1])
+    first = jnp.zeros_like(tokens) if window is None else jnp.maximum(tokens - window + 1, 0)
+
+    def row(arrays):
+        q, k, v = arrays
+        groups = q.shape[2]
+        heads = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+        return attend(q.reshape(len(q), -1, q.shape[-1]), *heads, first, tokens + 1).reshape(q.shape)
+
+    return jax.lax.map(row, (q, k, v))
+
+
+def attend_dense(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T N H"]:
+    """All scores of a head at once, for short rows."""
+
+    def head(arrays):
+        q_TH, k_SH, v_SH, mask_ST = arrays
+        scores_ST = jnp.matmul(k_SH, q_TH.T, preferred_element_type=jnp.float32) * jnp.float32(q_TH.shape[-1] ** -0.5)
+        weights_ST = jax.nn.softmax(jnp.where(mask_ST, scores_ST, MASKED), axis=0)
+        return jnp.matmul(v_SH.T, weights_ST.astype(v_SH.dtype))
+
+    def row(arrays):
+        *arrays, mask_TS = arrays
+        heads = tuple(jnp.swapaxes(x, 0, 1) for x in arrays)
+        return jnp.moveaxis(jax.lax.map(lambda own: head((*own, mask_TS.T)), heads), 2, 0)
+
+    return jax.lax.map(row, (q, k, v, mask))
 
 
 def _attend_head(q_HT, k_SH, v_HS, low, high, columns: int) -> Float[Array, "H T"]:
