@@ -19,6 +19,7 @@ from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.hosts import fetch
 from omni_jax.hub import locate
+from omni_jax.jitted import jitted
 from omni_jax.layouts import arranged
 from omni_jax.mistakes import cut, listed, shown
 from omni_jax.models import parts as model_parts
@@ -44,7 +45,7 @@ from omni_jax.transformers_keywords import translated
 # What the user of a text that is only to be spoken has asked for.
 READ_ALOUD = "Please read the following text aloud.\n\n"
 
-_logits = jax.jit(lambda thinker, *prompt: thinker.logits(*prompt))
+_logits = jitted(lambda thinker, *prompt: thinker.logits(*prompt))
 
 
 class Omni:

@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, Int
 from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
 from omni_jax.hosts import fetch
+from omni_jax.jitted import jitted
 from omni_jax.models.thinker import Embedded
 from omni_jax.processing import clip_packing, patch_packing
 from omni_jax.processing.request import Batch
 
 _embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
-_hear = jax.jit(lambda encoder, *arrays: encoder.encode(*arrays))
+_hear = jitted(lambda encoder, *arrays: encoder.encode(*arrays))
 _put_sound = jax.jit(
     lambda embedded, features, index: embedded.hear(features.reshape(-1, features.shape[-1]), index), donate_argnums=0
 )
@@ -29,7 +30,7 @@ def _put_sight(embedded, features, deep, index):
     return embedded.see(features, deep, index) if deep.shape[0] else embedded.hear(features, index)
 
 
-@jax.jit
+@jitted
 def _see(encoder, *arrays):
     """Features and deepstack features, in one size for all calls of up to CALL_PATCHES, so that placing them is one program
     for each size of the prompts."""

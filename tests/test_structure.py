@@ -18,8 +18,9 @@ ARROWS = {
     "models": ["config", "params", "sharding", "nn", "models"],
     "processing": ["config", "buckets", "mistakes", "processing"],
     "mistakes": [],
+    "jitted": [],
     "hosts": ["mistakes"],
-    "decoding": ["config", "buckets", "hosts", "mistakes", "sharding", "nn.cache", "decoding"],
+    "decoding": ["config", "buckets", "hosts", "jitted", "mistakes", "sharding", "nn.cache", "decoding"],
     "weights": ["config", "mistakes", "models", "sharding", "weights"],
     "sound_out": [],
 }

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import SamplingRows, sample
 from omni_jax.hosts import fetch
+from omni_jax.jitted import jitted
 from omni_jax.nn.cache import KVCache
 
 # Steps that one call can make; fewer on request, in the same program.
@@ -86,7 +87,7 @@ def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeStat
     )
 
 
-@partial(jax.jit, static_argnames=("candidates", "fresh", "keep"), donate_argnames=("cache",))
+@partial(jitted, static_argnames=("candidates", "fresh", "keep"), donate_argnames=("cache",))
 def start(
     model: LanguageModel,
     embedded: Any,
@@ -125,7 +126,7 @@ def start(
     return _accept(state, tokens, rows), logprobs, kept
 
 
-@partial(jax.jit, static_argnames=("candidates", "follow"), donate_argnames=("state",))
+@partial(jitted, static_argnames=("candidates", "follow"), donate_argnames=("state",))
 def advance(
     model: LanguageModel,
     state: DecodeState,
