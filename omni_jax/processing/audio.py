@@ -141,8 +141,9 @@ def load(
             part of them is lost, or they are more than the limit.
     """
     name = name or describe(source, "audio")
-    if hasattr(source, "get_all_samples"):  # torchcodec's decoder, which rows of `datasets` hold
-        decoded = source.get_all_samples()
+    decoder: Any = source
+    if hasattr(decoder, "get_all_samples"):  # of torchcodec, which rows of `datasets` hold
+        decoded = decoder.get_all_samples()
         source = (to_numpy(decoded.data), decoded.sample_rate)
     if isinstance(source, tuple) or hasattr(source, "__array__"):
         samples, rate = _split_pair(source, name) if isinstance(source, tuple) else (source, SAMPLE_RATE)
