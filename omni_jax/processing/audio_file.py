@@ -241,7 +241,7 @@ def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
     stated, length = _stated_share(file), file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
-        sound = soundfile.SoundFile(Steady(file))
+        sound = soundfile.SoundFile(Steady(file))  # pyright: ignore[reportArgumentType]  # any file object will do
     except TypeError as error:  # of a file named .raw, which has no header
         raise ValueError(reason(error)) from None
     with sound:

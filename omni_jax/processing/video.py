@@ -266,6 +266,7 @@ def _from_file(
         slots = chosen == number
         frames[slots] = vision.resize(Image.fromarray(pixels), frames.shape[1:3])
         found |= slots
+        del pixels  # or it would live while the next is decoded
     if not found.all():
         return None
     return Clip(frames, seconds / max(count - 1, 1) if steps else 1 / (options.fps or FPS), index.origin)

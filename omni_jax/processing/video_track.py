@@ -1,6 +1,7 @@
 """The picture track of a video file: when its frames are shown, and the decoding of chosen ones alone."""
 
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -30,6 +31,7 @@ _NOUN = "a video"
 # repeats the one before is 20 bytes, so a file of 200 kB can hold a day's work. Videos of screens that stand still have 10,000.
 _MAX_DECODED = 1 << 32
 _DECODED_PER_BYTE = 1 << 15
+_LARGE = 1 << 22  # pixels of a frame of which none is held for longer than it takes
 _DRAWN_PER_BYTE = 1 << 12  # of codecs that are not in _RANDOM_ACCESS: GIFs, which are small
 MAX_PACKETS = 1 << 22  # 19 hours at 60 frames a second
 _BAND = 256  # rows of a frame that are laid on white at a time
@@ -167,10 +169,15 @@ def decode(
     _require_decodable(file, name, index, parts)
     wanted: dict[int | None, int] = dict(zip(times.tolist(), chosen.tolist(), strict=True))
     meter = _Meter(parts, name, progress)
-    for order, frame in enumerate(_frames(file, name, parts, meter)):
+    if index.height * index.width > _LARGE:
+        gc.collect()  # a container of PyAV is a cycle, and that of the index holds a frame
+    orders = itertools.count()  # enumerate would hold each frame while the next is decoded
+    for frame in _frames(file, name, parts, meter):
+        order = next(orders)
         number = wanted.pop(order if index.counted else frame.pts, None)
         if number is not None:
             yield number, _upright(frame)
+        del frame
         if not wanted:
             break
     meter.advance(meter.total)
@@ -236,7 +243,8 @@ def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Met
                 decoder.flush_buffers()
                 start, stop = next(left, (math.inf, math.inf))
             meter.advance(meter.done + 1)
-            yield from frames
+            while frames:
+                yield frames.pop(0)  # kept by nobody while the next is decoded
             if start == math.inf:
                 return
 
@@ -272,15 +280,29 @@ def _picture_track(opened: Any) -> Any:
     return moving[0]
 
 
+def _on_white(pixels: np.ndarray, alpha: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Lays pixels [h, w, 3] by their alpha [h, w] on white, into ``out`` [h, w, 3].
+
+    In bands: Pillow's pictures of a whole frame would be several times its size.
+    """
+    for top in range(0, len(pixels), _BAND):
+        rows = slice(top, top + _BAND)
+        out[rows] = np.asarray(to_rgb(Image.fromarray(np.dstack([pixels[rows], alpha[rows]]))))
+    return out
+
+
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     """A frame's pixels, uint8 [h, w, 3], on white, turned and mirrored as its file states."""
-    pixels = frame.to_ndarray(format="rgb24")
-    if any(part.is_alpha for part in frame.format.components):
-        # To rgba, FFmpeg loses the last columns of some widths; a GIF's frames are bgra, of which no copy is made.
-        alpha = frame.to_ndarray(format="bgra" if frame.format.name == "bgra" else "gbrap")[..., 3]
-        for top in range(0, len(pixels), _BAND):
-            rows = slice(top, top + _BAND)
-            pixels[rows] = np.asarray(to_rgb(Image.fromarray(np.dstack([pixels[rows], alpha[rows]]))))
+    if frame.format.name == "bgra":  # a GIF's: its pixels are read where they lie, for a copy of 8K is 130 MB
+        plane = frame.planes[0]
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : 4 * frame.width]
+        held = lines.reshape(frame.height, frame.width, 4)
+        pixels = _on_white(held[..., 2::-1], held[..., 3], np.empty((*held.shape[:2], 3), np.uint8))
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+        if any(part.is_alpha for part in frame.format.components):
+            # To rgba, FFmpeg loses the last columns of some widths.
+            pixels = _on_white(pixels, frame.to_ndarray(format="gbrap")[..., 3], pixels)
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return pixels
     # A point (x, y) is shown at (a x + c y, b x + d y); of any angle, the nearest multiple of a right one is taken.
