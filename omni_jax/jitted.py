@@ -9,6 +9,7 @@ from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 # No kinds of operations are left to YNNPACK.
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -40,7 +41,7 @@ class Jitted:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         # jax takes options of outermost programs only.
-        inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, named)))
+        inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arguments, named)))
         return (self.plain if inside else self.tuned)(*arguments, **named)
 
     def lower(self, *arguments: Any, **named: Any) -> Any:

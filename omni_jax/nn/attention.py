@@ -1,6 +1,8 @@
 """Attention: causal over a row and its cache, and within segments of a packed sequence. Softmax in float32."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ def attend_causal(
     """
     batch, new, heads, width = q.shape
     q = q.reshape(batch, new, k.shape[2], heads // k.shape[2], width)
-    forms = {"default": partial(_in_blocks, window=window)}
+    forms: dict[str, Callable[..., Any]] = {"default": partial(_in_blocks, window=window)}
     if window is None and flash.fits(new, past[0].shape[2] if past else 0, width):
         forms["tpu"] = partial(flash.attend, mesh=mesh)
     if past is None and new >= spans_cpu.FEW:

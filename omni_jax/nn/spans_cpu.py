@@ -42,7 +42,8 @@ def attend(
         low, high, q_NHT = own
 
         def head(arrays):
-            return _attend_head(*arrays, low, high, columns)
+            q_HT, k_SH, v_HS = arrays
+            return _attend_head(q_HT, k_SH, v_HS, low, high, columns)
 
         return jnp.moveaxis(jax.lax.map(head, (q_NHT, k_NSH, v_NHS)), 2, 0).astype(v.dtype)
 
@@ -60,8 +61,8 @@ def attend_causal(
     def row(arrays):
         q, k, v = arrays
         groups = q.shape[2]
-        heads = (jnp.repeat(x, groups, axis=1) for x in (k, v))
-        return attend(q.reshape(len(q), -1, q.shape[-1]), *heads, first, tokens + 1).reshape(q.shape)
+        keys, values = jnp.repeat(k, groups, axis=1), jnp.repeat(v, groups, axis=1)
+        return attend(q.reshape(len(q), -1, q.shape[-1]), keys, values, first, tokens + 1).reshape(q.shape)
 
     return jax.lax.map(row, (q, k, v))
 
