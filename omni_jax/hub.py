@@ -8,6 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from omni_jax import checkpoint
+from omni_jax.config.foreign import refuse_file
 from omni_jax.mistakes import UnreachedError
 from omni_jax.weights.converted import is_url
 from omni_jax.weights.speakers import FILE as VOICES
@@ -35,7 +36,7 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise ValueError(f"{path}: expected a model folder, got a file; give the folder that holds config.json")
+        refuse_file(folder)
     if isinstance(path, Path) or not HUB_ID.fullmatch(path) or path.startswith("."):
         raise ValueError(
             f"{path}: no such folder; expected a Hugging Face folder, a converted folder or a hub id (owner/name)"

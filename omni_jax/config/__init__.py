@@ -1,7 +1,8 @@
 """Model configuration, read once from a published ``config.json``.
 
-The published files and the library that reads them disagree in defaults (head width, experts per token, rope base, ...), so
-nothing here has a default that a checkpoint should decide: a missing field is an error, and all faults come in one report.
+The published files and the library that reads them disagree in defaults (head width, experts per token, rope base, ...). A field
+that is there counts; one that is left out is what that library has (``defaults.py``), for its writers leave out what equals
+their default. All faults come in one report.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from omni_jax.config import qwen2_5_omni, qwen3_omni
 from omni_jax.config.fields import read_json
+from omni_jax.config.foreign import refuse_foreign, refuse_quantized
 from omni_jax.config.parts import (
     AudioEncoderConfig,
     Code2WavConfig,
@@ -28,8 +30,12 @@ from omni_jax.config.parts import (
     WindowedVisionEncoderConfig,
     halve,
 )
+from omni_jax.config.words import TokenizerFiles, no_words
+from omni_jax.mistakes import shown
 
 FAMILIES = {"qwen3_omni_moe": qwen3_omni.read, "qwen2_5_omni": qwen2_5_omni.read}
+# What a thinker saved without the rest calls itself, and its family.
+THINKERS = {f"{family}_thinker": family for family in FAMILIES}
 
 __all__ = [
     "AudioEncoderConfig",
@@ -54,18 +60,35 @@ __all__ = [
 
 
 def from_hf(config: Mapping[str, Any] | str | Path) -> OmniConfig:
-    """Reads a published configuration.
+    """Reads a published configuration, or that of a thinker saved alone.
+
+    A field that is left out is what Transformers' class of the object has; an id of a token is first asked of the tokenizer.
 
     Args:
-        config: the content of ``config.json``, or the path of the file or of its folder.
+        config: the content of ``config.json``, or the path of the file or of its folder, where the tokenizer's files may be too.
 
     Raises:
-        ValueError: an unknown ``model_type``, or one report of every missing, mistyped or contradictory field.
+        ValueError: a folder of something else, an unknown ``model_type``, or one report of the mistyped and contradictory
+            fields.
     """
+    words = no_words
     if not isinstance(config, Mapping):
         path = Path(config)
-        config = read_json(path / "config.json" if path.is_dir() else path)
-    family, known = config.get("model_type"), " or ".join(FAMILIES)
-    if family not in FAMILIES:
-        raise ValueError(f"config.json: expected model_type {known}, got {family!r}; this is another model's folder")
-    return FAMILIES[family](config)
+        if path.is_dir():
+            refuse_foreign(path)
+            path = path / "config.json"
+        config, words = read_json(path), TokenizerFiles(path.parent)
+    family = config.get("model_type")
+    alone = isinstance(family, str) and THINKERS.get(family)
+    if not isinstance(family, str) or (family not in FAMILIES and not alone):
+        known = " or ".join(FAMILIES)
+        raise ValueError(
+            f"config.json: expected model_type {known}, got {shown(family)}; this is another model's folder"
+        )
+    refuse_quantized(config)
+    if not alone:
+        return FAMILIES[family](config, words)
+    try:
+        return FAMILIES[alone]({**config, "thinker_config": config, "enable_audio_output": False}, words)
+    except ValueError as error:
+        raise ValueError(str(error).replace("thinker_config.", "")) from None

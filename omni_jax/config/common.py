@@ -1,18 +1,62 @@
 """What the readers of both families do alike: rope in every spelling, decoder blocks, encoders, ids in a vocabulary."""
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from omni_jax.config.fields import Fields
+from omni_jax.config.fields import LARGEST, MOST, Fields
 from omni_jax.config.parts import DecoderConfig, ExpertsConfig, MelEncoderConfig, PatchEncoderConfig
+from omni_jax.config.words import UNKNOWN, Words
+from omni_jax.mistakes import cut, shown
+
+# The most that is taken for a number of layers, of tokens in a context, and of coordinates a second.
+LAYERS, CONTEXT, PER_SECOND = 1 << 10, 1 << 24, 1e4
 
 
 def within(fields: Fields, ids: Mapping[str, int], vocabulary: int) -> None:
     """A fault for each id that the vocabulary does not have."""
     for name, token in ids.items():
         if not 0 <= token < vocabulary:
-            fields.fault(f"{fields.path}{name} {token} is outside the vocabulary of {vocabulary}")
+            fields.fault(f"{fields.path}{name} {shown(token)} is outside the vocabulary of {vocabulary}")
+
+
+@dataclass(frozen=True)
+class Id:
+    """Where an id stands.
+
+    Attributes:
+        names: the spellings of its field; the first one that is there counts.
+        text: of its token, which the tokenizer knows where the field is left out.
+        published: of all checkpoints, where neither tells it and Transformers' class has none.
+    """
+
+    names: tuple[str, ...]
+    text: str = ""
+    published: int = UNKNOWN
+
+
+def token_ids(fields: Fields, ids: Mapping[str, Id], vocabulary: Fields, size: int, words: Words) -> dict[str, int]:
+    """Ids in the thinker's vocabulary, by our names: as the file has them, else the tokenizer, else the class.
+
+    Args:
+        fields: the object that they stand in.
+        ids: by our names.
+        vocabulary: the object that states its size; what is wrong there is no second fault here.
+        size: of the vocabulary.
+        words: of the tokenizer.
+    """
+    found: dict[str, int] = {}
+    for ours, known in ids.items():
+        name = fields.same(*known.names)
+        if fields.values.get(name) is not None:
+            found[ours] = token = fields.get(name, int)
+            if vocabulary.sound and not any(fault.startswith(f"{fields.path}{name}") for fault in fields.faults):
+                within(fields, {name: token}, size)
+            continue
+        token = words(known.text) if known.text else None
+        token = fields.default(known.names[0], known.published) if token is None else token
+        found[ours] = token if token < size else UNKNOWN
+    return found
 
 
 def rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tuple[int, int, int] | None]:
@@ -23,29 +67,35 @@ def rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tup
         if isinstance(value, Mapping):
             for key, item in value.items():
                 if key in nested and nested[key] != item:
-                    both = f"rope_scaling.{key} = {nested[key]!r} and rope_parameters.{key} = {item!r}"
+                    both = (
+                        f"rope_scaling.{cut(key)} = {shown(nested[key])} and rope_parameters.{cut(key)} = {shown(item)}"
+                    )
                     fields.fault(f"{fields.path}{both} contradict each other")
                 nested[key] = item
+        elif value is not None:
+            fields.fault(f"{fields.path}{name}: expected an object, got {shown(value)}")
     kind = nested.get("rope_type", nested.get("type", "default"))
     if kind not in ("default", "mrope"):
-        fields.fault(f"{fields.path}rope_type: expected 'default', got {kind!r} (no scaled rope in this family)")
+        fields.fault(f"{fields.path}rope_type: expected 'default', got {shown(kind)} (no scaled rope in this family)")
     theta = fields.values.get("rope_theta", nested.get("rope_theta"))
+    theta = fields.default("rope_theta", None) if theta is None else theta
     if "rope_theta" in fields.values and "rope_theta" in nested and nested["rope_theta"] != theta:
-        fields.fault(
-            f"{fields.path}rope_theta = {theta!r} and rope_parameters.rope_theta = {nested['rope_theta']!r} contradict each other"
-        )
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
-        fields.fault(
-            f"{fields.path}rope_theta: expected a positive number, got {'nothing' if theta is None else repr(theta)}"
-        )
+        both = f"rope_theta = {shown(theta)} and rope_parameters.rope_theta = {shown(nested['rope_theta'])}"
+        fields.fault(f"{fields.path}{both} contradict each other")
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta <= LARGEST:
+        got = "nothing" if theta is None else shown(theta)
+        fields.fault(f"{fields.path}rope_theta: expected a positive number, got {got} (at most {LARGEST:g})")
         theta = 1.0
     if not sections:
         return float(theta), None
-    section = nested.get("mrope_section")
-    if not isinstance(section, list) or len(section) != 3 or not all(isinstance(item, int) for item in section):
-        fields.fault(
-            f"{fields.path}mrope_section: expected three integers, got {'nothing' if section is None else repr(section)}"
-        )
+    section = nested["mrope_section"] if "mrope_section" in nested else fields.default("mrope_section", None)
+    if (
+        not isinstance(section, list)
+        or len(section) != 3
+        or not all(type(item) is int and 0 <= item <= MOST for item in section)
+    ):
+        got = "nothing" if section is None else shown(section)
+        fields.fault(f"{fields.path}mrope_section: expected three integers, got {got}")
         return float(theta), (0, 0, 0)
     if sum(section) != head_width // 2 and fields.sound:
         fields.fault(
@@ -57,7 +107,6 @@ def rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tup
 def decoder(
     fields: Fields,
     *,
-    head_dim: bool = False,
     sections: bool = False,
     mixture: Callable[[Fields], ExpertsConfig] | None = None,
     **rest: Any,
@@ -65,12 +114,12 @@ def decoder(
     """A stack of decoder blocks.
 
     Args:
-        head_dim: the field must be there; else the width over the heads stands for it.
-        sections: of M-RoPE must be there.
+        sections: of M-RoPE are there.
         mixture: reads the experts; None for a dense feed-forward.
         rest: what is no field of the file but the family's own.
     """
-    head_width = fields.size("head_dim") if "head_dim" in fields.values or head_dim else 0
+    stated = fields.values["head_dim"] if "head_dim" in fields.values else fields.default("head_dim", None)
+    head_width = fields.size("head_dim") if stated is not None else 0
     width, heads, kv_heads = (
         fields.size("hidden_size"),
         fields.size("num_attention_heads"),
@@ -80,7 +129,7 @@ def decoder(
         head_width = width // heads
         if width % heads and fields.sound:
             fields.fault(
-                f"{fields.path}hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing"
+                f"{fields.path}hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is left out"
             )
     if heads % kv_heads and fields.sound:
         fields.fault(f"{fields.path}num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
@@ -88,13 +137,13 @@ def decoder(
     experts = mixture(fields) if mixture else None
     theta, section = rope(fields, head_width, sections=sections)
     return DecoderConfig(
-        layers=fields.size("num_hidden_layers"),
+        layers=fields.size("num_hidden_layers", LAYERS),
         width=width,
         heads=heads,
         kv_heads=kv_heads,
         head_width=head_width,
         ffn_width=0 if mixture else fields.size("intermediate_size"),
-        norm_eps=fields.positive("rms_norm_eps"),
+        norm_eps=fields.positive("rms_norm_eps", 1.0),
         rope_theta=theta,
         mrope_section=section,
         experts=experts,
@@ -107,10 +156,10 @@ def mel_encoder(audio: Fields) -> dict[str, int]:
     audio.must("activation_function", "gelu", "the published encoder uses the exact GELU")
     found = {
         "mel_bins": audio.size("num_mel_bins"),
-        "layers": audio.size("encoder_layers"),
-        "width": audio.size("d_model"),
-        "heads": audio.size("encoder_attention_heads"),
-        "ffn_width": audio.size("encoder_ffn_dim"),
+        "layers": audio.size(audio.same("encoder_layers", "num_hidden_layers"), LAYERS),
+        "width": audio.size(audio.same("d_model", "hidden_size")),
+        "heads": audio.size(audio.same("encoder_attention_heads", "num_attention_heads")),
+        "ffn_width": audio.size(audio.same("encoder_ffn_dim", "intermediate_size")),
         "chunk_frames": 2 * audio.size("n_window"),
         "out_width": audio.size("output_dim"),
     }
@@ -122,12 +171,12 @@ def mel_encoder(audio: Fields) -> dict[str, int]:
 def patch_encoder(vision: Fields) -> dict[str, int]:
     """The fields of PatchEncoderConfig."""
     found = {
-        "layers": vision.size("depth"),
-        "width": vision.size("hidden_size"),
-        "heads": vision.size("num_heads"),
+        "layers": vision.size(vision.same("depth", "num_hidden_layers"), LAYERS),
+        "width": vision.size(vision.same("hidden_size", "embed_dim")),
+        "heads": vision.size(vision.same("num_heads", "num_attention_heads")),
         "ffn_width": vision.size("intermediate_size"),
-        "channels": vision.get("in_channels", int, vision.values.get("in_chans", 3)),
-        "patch": vision.size("patch_size"),
+        "channels": vision.size(vision.same("in_channels", "in_chans")),
+        "patch": vision.size(vision.same("patch_size", "spatial_patch_size")),
         "temporal_patch": vision.size("temporal_patch_size"),
         "merge": vision.size("spatial_merge_size"),
         "out_width": vision.size("out_hidden_size"),
@@ -154,12 +203,3 @@ def equal_widths(
     for (part, encoder), name in ((audio, "output_dim"), (vision, "out_hidden_size")):
         if encoder.out_width != width and part.sound and text.sound:
             part.fault(f"{part.path}{name} {encoder.out_width} differs from the thinker's hidden_size {width}")
-
-
-def media_ids(fields: Fields, text: Fields, vocabulary: int, **spelt: tuple[str, ...]) -> dict[str, int]:
-    """Ids that mark media: by our name, from the first spelling that is there."""
-    names = {ours: fields.same(*spellings) for ours, spellings in spelt.items()}
-    ids = {ours: fields.get(theirs, int) for ours, theirs in names.items()}
-    if text.sound:
-        within(fields, {names[ours]: token for ours, token in ids.items()}, vocabulary)
-    return ids

@@ -8,8 +8,20 @@ Ids of the tokens that begin and end a turn are the thinker's bos and eos; voice
 from collections.abc import Mapping
 from typing import Any
 
-from omni_jax.config.common import decoder, equal_widths, media_ids, mel_encoder, patch_encoder, within
-from omni_jax.config.fields import Fields
+from omni_jax.config.common import (
+    CONTEXT,
+    LAYERS,
+    PER_SECOND,
+    Id,
+    decoder,
+    equal_widths,
+    mel_encoder,
+    patch_encoder,
+    token_ids,
+    within,
+)
+from omni_jax.config.defaults import QWEN2_5
+from omni_jax.config.fields import MOST, Fields
 from omni_jax.config.parts import (
     DecoderConfig,
     DualTrackTalkerConfig,
@@ -19,82 +31,89 @@ from omni_jax.config.parts import (
     WindowedVisionEncoderConfig,
 )
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig, Token2WavConfig
+from omni_jax.config.words import UNKNOWN, Words, no_words
+from omni_jax.mistakes import shown
 
 Thinker = ThinkerConfig[PooledAudioEncoderConfig, WindowedVisionEncoderConfig]
 
 
-def read(config: Mapping[str, Any]) -> Omni25Config:
-    """The whole configuration, or one ValueError with every missing, mistyped or contradictory field."""
-    root = Fields(config)
-    thinker_fields = root.sub("thinker_config")
-    thinker = _thinker(thinker_fields)
-    turns = {"im_start": "bos_token_id", "im_end": "eos_token_id", "user": "user_token_id"}
-    ids = _ids(thinker_fields, turns, thinker_fields, thinker.vocabulary)
+def read(config: Mapping[str, Any], words: Words = no_words) -> Omni25Config:
+    """The whole configuration, or one ValueError with the mistyped and contradictory fields.
+
+    Args:
+        config: the content of config.json; where the thinker was saved alone, its object stands under its name.
+        words: of the tokenizer beside it.
+    """
+    root = Fields(config, defaults=QWEN2_5)
+    fields = root.sub("thinker_config")
+    thinker = _thinker(fields, words)
+    ids = token_ids(fields, _TURNS, fields, thinker.vocabulary, words)
     talker = token2wav = None
-    if root.get("enable_audio_output", bool, True):
+    if root.get("enable_audio_output", bool):
         talker_fields = root.sub("talker_config")
         token2wav = _token2wav(root.sub("token2wav_config"))
         talker = _talker(talker_fields, token2wav.dit.codes)
-        words = {"pad": "pad", "bos": "start", "eos": "end"}
-        words = {f"tts_{ours}": f"tts_text_{theirs}_token_id" for ours, theirs in words.items()}
-        ids |= _ids(talker_fields, words, thinker_fields, thinker.vocabulary)
+        ids |= token_ids(talker_fields, _SPOKEN, fields, thinker.vocabulary, words)
         if not root.faults:
-            _agree(thinker_fields, thinker, talker_fields, talker)
-    if root.faults:
-        raise ValueError("config.json: " + "; ".join(root.faults))
+            _agree(thinker, talker_fields, talker)
+    root.report()
     return Omni25Config(family="qwen2_5_omni", thinker=thinker, talker=talker, token2wav=token2wav, **ids)
 
 
-def _ids(fields: Fields, names: Mapping[str, str], thinker: Fields, vocabulary: int) -> dict[str, int]:
-    """Ids in the thinker's vocabulary, wherever they stand."""
-    ids = {ours: fields.get(theirs, int) for ours, theirs in names.items()}
-    if fields.sound and thinker.sound:
-        within(fields, {names[ours]: token for ours, token in ids.items()}, vocabulary)
-    return ids
+_TURNS = {
+    "im_start": Id(("bos_token_id",), "<|im_start|>", 151644),
+    "im_end": Id(("eos_token_id",), "<|im_end|>", 151645),
+    "user": Id(("user_token_id",), "user"),
+}
+# Rows of the thinker's table that no tokenizer spells.
+_SPOKEN = {
+    "tts_pad": Id(("tts_text_pad_token_id",)),
+    "tts_bos": Id(("tts_text_start_token_id",)),
+    "tts_eos": Id(("tts_text_end_token_id",)),
+}
+_MEDIA = {
+    "audio_token": Id(("audio_token_index", "audio_token_id"), "<|AUDIO|>"),
+    "image_token": Id(("image_token_index", "image_token_id"), "<|IMAGE|>"),
+    "video_token": Id(("video_token_index", "video_token_id"), "<|VIDEO|>"),
+    "audio_start": Id(("audio_start_token_id",), "<|audio_bos|>"),
+    "audio_end": Id(("audio_end_token_id",), "<|audio_eos|>"),
+    "vision_start": Id(("vision_start_token_id",), "<|vision_bos|>", 151652),
+    "vision_end": Id(("vision_end_token_id",), "<|vision_eos|>", 151653),
+}
 
 
-def _decoder(fields: Fields, *, head_dim: bool) -> DecoderConfig:
+def _decoder(fields: Fields) -> DecoderConfig:
     whole = "this family attends to the whole context"
     fields.must("use_sliding_window", False, whole)
     kinds = fields.values.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
-        fields.fault(f"{fields.path}layer_types: expected 'full_attention' for each layer, got {kinds!r} ({whole})")
-    return decoder(fields, head_dim=head_dim, sections=True, qk_norm=False, bias=True, mrope_interleaved=False)
+        fields.fault(
+            f"{fields.path}layer_types: expected 'full_attention' for each layer, got {shown(kinds)} ({whole})"
+        )
+    return decoder(fields, sections=True, qk_norm=False, bias=True, mrope_interleaved=False)
 
 
-def _thinker(fields: Fields) -> Thinker:
+def _thinker(fields: Fields, words: Words) -> Thinker:
     text, audio, vision = fields.sub("text_config"), fields.sub("audio_config"), fields.sub("vision_config")
     # The text's own flag is true wherever the library wrote the file, and means nothing there: the head is a tensor.
     fields.must("tie_word_embeddings", False, "the published head is a tensor of its own")
-    written, heard, seen = _decoder(text, head_dim=False), _audio_encoder(audio), _vision_encoder(vision)
+    written, heard, seen = _decoder(text), _audio_encoder(audio), _vision_encoder(vision)
     equal_widths(text, written.width, (audio, heard), (vision, seen))
     vocabulary = text.size("vocab_size")
-    ids = media_ids(fields, text, vocabulary, **_IDS)
+    ids = token_ids(fields, _MEDIA, text, vocabulary, words)
     return ThinkerConfig(
         decoder=written,
         audio_encoder=heard,
         vision_encoder=seen,
         vocabulary=vocabulary,
-        context=text.size("max_position_embeddings"),
-        positions_per_second=fields.positive("position_id_per_seconds"),
-        chunk_seconds=fields.size("seconds_per_chunk"),
+        context=text.size("max_position_embeddings", CONTEXT),
+        positions_per_second=fields.positive("position_id_per_seconds", PER_SECOND),
+        chunk_seconds=fields.size("seconds_per_chunk", 1 << 12),
         **ids,
     )
 
 
-_IDS = {
-    "audio_token": ("audio_token_index", "audio_token_id"),
-    "image_token": ("image_token_index", "image_token_id"),
-    "video_token": ("video_token_index", "video_token_id"),
-    "audio_start": ("audio_start_token_id",),
-    "audio_end": ("audio_end_token_id",),
-    "vision_start": ("vision_start_token_id",),
-    "vision_end": ("vision_end_token_id",),
-}
-
-
 def _audio_encoder(audio: Fields) -> PooledAudioEncoderConfig:
-    audio.same("encoder_layers", "num_hidden_layers")
     found = PooledAudioEncoderConfig(**mel_encoder(audio))
     places, table = found.chunk_places, audio.size("max_source_positions")
     if places % 2 and audio.sound:
@@ -108,8 +127,6 @@ def _audio_encoder(audio: Fields) -> PooledAudioEncoderConfig:
 
 def _vision_encoder(vision: Fields) -> WindowedVisionEncoderConfig:
     vision.must("hidden_act", "silu", "the published encoder's feed-forward uses SiLU")
-    for names in (("hidden_size", "embed_dim"), ("patch_size", "spatial_patch_size"), ("in_channels", "in_chans")):
-        vision.same(*names)
     shared, size, whole = patch_encoder(vision), vision.size("window_size"), vision.ints("fullatt_block_indexes")
     cell = shared["patch"] * shared["merge"]
     if size % cell and vision.sound:
@@ -127,7 +144,7 @@ def _vision_encoder(vision: Fields) -> WindowedVisionEncoderConfig:
 def _talker(fields: Fields, codes: int) -> DualTrackTalkerConfig:
     fields.must("tie_word_embeddings", False, "the published head is a tensor of its own")
     found = DualTrackTalkerConfig(
-        decoder=_decoder(fields, head_dim=True),
+        decoder=_decoder(fields),
         vocabulary=fields.size("vocab_size"),
         codes=codes,
         embedding_width=fields.size("embedding_size"),
@@ -142,17 +159,21 @@ def _talker(fields: Fields, codes: int) -> DualTrackTalkerConfig:
     return found
 
 
-def _agree(thinker_fields: Fields, thinker: Thinker, fields: Fields, talker: DualTrackTalkerConfig) -> None:
+def _agree(thinker: Thinker, fields: Fields, talker: DualTrackTalkerConfig) -> None:
     """What the talker's object repeats of the thinker's, it must repeat as it is."""
     if talker.embedding_width != thinker.decoder.width:
         fields.fault(
             f"{fields.path}embedding_size / thinker hidden_size: expected equal sizes, got {talker.embedding_width} and "
             f"{thinker.decoder.width}"
         )
-    repeated = {ours: getattr(thinker, ours) for ours in _IDS}
-    spelt = {name: repeated[ours] for ours, names in _IDS.items() for name in names}
-    for name in ("position_id_per_seconds", "seconds_per_chunk"):
-        spelt[name] = thinker_fields.values[name]
+    spelt: dict[str, Any] = {
+        name: getattr(thinker, ours)
+        for ours, known in _MEDIA.items()
+        for name in known.names
+        if getattr(thinker, ours) != UNKNOWN
+    }
+    spelt["position_id_per_seconds"] = thinker.positions_per_second
+    spelt["seconds_per_chunk"] = thinker.chunk_seconds
     spelt["spatial_merge_size"] = thinker.vision_encoder.merge
     for name, wanted in spelt.items():
         fields.must(name, wanted, "the thinker's own")
@@ -170,25 +191,24 @@ def _token2wav(fields: Fields) -> Token2WavConfig:
 
 
 def _dit(dit: Fields) -> DiTConfig:
-    """The published file leaves out what the others give as defaults here: no checkpoint has anything else."""
     width, mel_bins = dit.size(dit.same("hidden_size", "dim")), dit.size("mel_dim")
     rope = dit.sub("rope_parameters") if dit.values.get("rope_parameters") else dit
     found = DiTConfig(
-        layers=dit.size(dit.same("num_hidden_layers", "depth")),
+        layers=dit.size(dit.same("num_hidden_layers", "depth"), LAYERS),
         width=width,
         heads=dit.size(dit.same("num_attention_heads", "heads")),
         head_width=dit.size("head_dim"),
         ffn_width=width * dit.size("ff_mult"),
-        rope_theta=rope.positive("rope_theta") if "rope_theta" in rope.values else 1e4,
-        context=dit.size("max_position_embeddings") if "max_position_embeddings" in dit.values else 32768,
+        rope_theta=(rope if "rope_theta" in rope.values else dit).positive("rope_theta"),
+        context=dit.size("max_position_embeddings"),
         codes=dit.size("num_embeds") + 1,
         code_width=dit.size("emb_dim"),
-        repeats=dit.size("repeats"),
+        repeats=dit.size("repeats", 1 << 6),
         mel_bins=mel_bins,
         speaker_width=dit.size("enc_emb_dim"),
-        block_frames=dit.size("block_size") if "block_size" in dit.values else 24,
-        look_ahead=dit.ints("look_ahead_layers") if "look_ahead_layers" in dit.values else (10,),
-        look_back=dit.ints("look_backward_layers") if "look_backward_layers" in dit.values else (0, 20),
+        block_frames=dit.size("block_size"),
+        look_ahead=dit.ints("look_ahead_layers"),
+        look_back=dit.ints("look_backward_layers"),
         speaker_encoder=_speaker_encoder(dit, mel_bins),
     )
     for name, layers in (("look_ahead_layers", found.look_ahead), ("look_backward_layers", found.look_back)):
@@ -227,17 +247,19 @@ def _speaker_encoder(dit: Fields, mel_bins: int) -> SpeakerEncoderConfig:
 
 
 def _bigvgan(fields: Fields) -> BigVGANConfig:
-    listed = fields.get("resblock_dilation_sizes", list)
-    whole = all(isinstance(row, list) and row and all(type(size) is int and size > 0 for size in row) for row in listed)
+    dilations = fields.get("resblock_dilation_sizes", list)
+    whole = len(dilations) <= 64 and all(map(_is_row, dilations))
     if not whole:
-        fields.fault(f"{fields.path}resblock_dilation_sizes: expected lists of integers of at least 1, got {listed!r}")
+        fields.fault(
+            f"{fields.path}resblock_dilation_sizes: expected lists of integers of at least 1, got {shown(dilations)}"
+        )
     found = BigVGANConfig(
         mel_bins=fields.size("mel_dim"),
         channels=fields.size("upsample_initial_channel"),
         rates=fields.ints("upsample_rates"),
         kernels=fields.ints("upsample_kernel_sizes"),
         block_kernels=fields.ints("resblock_kernel_sizes"),
-        dilations=tuple(tuple(row) for row in listed) if whole else (),
+        dilations=tuple(tuple(row) for row in dilations) if whole else (),
     )
     if not fields.sound:
         return found
@@ -258,3 +280,12 @@ def _bigvgan(fields: Fields) -> BigVGANConfig:
             f"{len(rates)} stages halves it"
         )
     return found
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is a list of some dilations."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= 64
+        and all(type(size) is int and 0 < size <= MOST for size in value)
+    )

@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from omni_jax.buckets import CHUNK_SLOTS
-from omni_jax.config.common import decoder, equal_widths, media_ids, mel_encoder, patch_encoder, within
+from omni_jax.config.common import (
+    CONTEXT,
+    PER_SECOND,
+    Id,
+    decoder,
+    equal_widths,
+    mel_encoder,
+    patch_encoder,
+    token_ids,
+    within,
+)
+from omni_jax.config.defaults import QWEN3
 from omni_jax.config.fields import Fields
 from omni_jax.config.parts import (
     AudioEncoderConfig,
@@ -16,32 +27,62 @@ from omni_jax.config.parts import (
     ThinkerConfig,
     VisionEncoderConfig,
 )
+from omni_jax.config.words import Words, no_words
+from omni_jax.mistakes import cut, shown
+
+EXPERTS = 1 << 12  # of a layer, at most
 
 
-def read(config: Mapping[str, Any]) -> Omni3Config:
-    """The whole configuration, or one ValueError with every missing, mistyped or contradictory field."""
-    root = Fields(config)
-    thinker = _thinker(root.sub("thinker_config"))
+def read(config: Mapping[str, Any], words: Words = no_words) -> Omni3Config:
+    """The whole configuration, or one ValueError with the mistyped and contradictory fields.
+
+    Args:
+        config: the content of config.json; where the thinker was saved alone, its object stands under its name.
+        words: of the tokenizer beside it.
+    """
+    root = Fields(config, defaults=QWEN3)
+    fields = root.sub("thinker_config")
+    thinker = _thinker(fields, words)
     talker = code2wav = None
-    names = ["im_start", "im_end", "system", "user", "assistant"]
-    if root.get("enable_audio_output", bool, True):
+    turns = _TURNS
+    if root.get("enable_audio_output", bool):
         talker = _talker(root.sub("talker_config"))
         code2wav = _code2wav(root.sub("code2wav_config"))
-        names += ["tts_pad", "tts_bos", "tts_eos"]
-    ids = {name: root.get(f"{name}_token_id", int) for name in names}
-    if not root.faults:
-        within(root, {f"{name}_token_id": token for name, token in ids.items()}, thinker.vocabulary)
+        turns = {**_TURNS, **_SPOKEN}
+    ids = token_ids(root, turns, fields, thinker.vocabulary, words)
     if talker and code2wav and not root.faults:
         _agree(root, thinker, talker, code2wav)
-    if root.faults:
-        raise ValueError("config.json: " + "; ".join(root.faults))
+    root.report()
     return Omni3Config(family="qwen3_omni_moe", thinker=thinker, talker=talker, code2wav=code2wav, **ids)
+
+
+_TURNS = {
+    "im_start": Id(("im_start_token_id",), "<|im_start|>"),
+    "im_end": Id(("im_end_token_id",), "<|im_end|>"),
+    "system": Id(("system_token_id",), "system"),
+    "user": Id(("user_token_id",), "user"),
+    "assistant": Id(("assistant_token_id",), "assistant"),
+}
+_SPOKEN = {
+    "tts_pad": Id(("tts_pad_token_id",), "<tts_pad>"),
+    "tts_bos": Id(("tts_bos_token_id",), "<tts_text_bos>"),
+    "tts_eos": Id(("tts_eos_token_id",), "<tts_text_eod>"),
+}
+_MEDIA = {
+    "audio_token": Id(("audio_token_id",), "<|audio_pad|>"),
+    "image_token": Id(("image_token_id",), "<|image_pad|>"),
+    "video_token": Id(("video_token_id",), "<|video_pad|>"),
+    "audio_start": Id(("audio_start_token_id",), "<|audio_start|>"),
+    "audio_end": Id(("audio_end_token_id",), "<|audio_end|>", 151670),
+    "vision_start": Id(("vision_start_token_id",), "<|vision_start|>", 151652),
+    "vision_end": Id(("vision_end_token_id",), "<|vision_end|>", 151653),
+}
 
 
 def _decoder(fields: Fields, *, moe: bool = False, sections: bool = False, **rest: Any) -> DecoderConfig:
     fields.must("attention_bias", False, "this family's attention has no bias")
     fields.must("tie_word_embeddings", False, "the published heads are tensors of their own")
-    return decoder(fields, head_dim=moe, sections=sections, mixture=_mixture if moe else None, **rest)
+    return decoder(fields, sections=sections, mixture=_mixture if moe else None, **rest)
 
 
 def _mixture(fields: Fields) -> ExpertsConfig:
@@ -49,44 +90,35 @@ def _mixture(fields: Fields) -> ExpertsConfig:
     fields.must("mlp_only_layers", [], "every layer of the published models is a mixture of experts")
     fields.must("decoder_sparse_step", 1, "every layer of the published models is a mixture of experts")
     experts = ExpertsConfig(
-        count=fields.size(fields.same("num_experts", "num_local_experts")),
+        count=fields.size(fields.same("num_experts", "num_local_experts"), EXPERTS),
         per_token=fields.size("num_experts_per_tok"),
         ffn_width=fields.size("moe_intermediate_size"),
         normalize=fields.get("norm_topk_prob", bool),
-        shared_ffn_width=fields.get("shared_expert_intermediate_size", int, 0),
+        shared_ffn_width=fields.size("shared_expert_intermediate_size")
+        if fields.values.get("shared_expert_intermediate_size")
+        else 0,
     )
     if experts.per_token > experts.count and fields.sound:
         fields.fault(f"{fields.path}num_experts_per_tok {experts.per_token} is more than the {experts.count} experts")
     return experts
 
 
-def _thinker(fields: Fields) -> ThinkerConfig[AudioEncoderConfig, VisionEncoderConfig]:
+def _thinker(fields: Fields, words: Words) -> ThinkerConfig[AudioEncoderConfig, VisionEncoderConfig]:
     text, audio, vision = fields.sub("text_config"), fields.sub("audio_config"), fields.sub("vision_config")
     written = _decoder(text, moe=True, sections=True, qk_norm=True)
     heard, seen = _audio_encoder(audio), _vision_encoder(vision, written.layers)
     equal_widths(text, written.width, (audio, heard), (vision, seen))
     vocabulary = text.size("vocab_size")
-    ids = media_ids(fields, text, vocabulary, **{name: (theirs,) for name, theirs in _IDS.items()})
+    ids = token_ids(fields, _MEDIA, text, vocabulary, words)
     return ThinkerConfig(
         decoder=written,
         audio_encoder=heard,
         vision_encoder=seen,
         vocabulary=vocabulary,
-        context=text.size("max_position_embeddings"),
-        positions_per_second=fields.positive("position_id_per_seconds"),
+        context=text.size("max_position_embeddings", CONTEXT),
+        positions_per_second=fields.positive("position_id_per_seconds", PER_SECOND),
         **ids,
     )
-
-
-_IDS = {
-    "audio_token": "audio_token_id",
-    "image_token": "image_token_id",
-    "video_token": "video_token_id",
-    "audio_start": "audio_start_token_id",
-    "audio_end": "audio_end_token_id",
-    "vision_start": "vision_start_token_id",
-    "vision_end": "vision_end_token_id",
-}
 
 
 def _audio_encoder(audio: Fields) -> AudioEncoderConfig:
@@ -129,9 +161,9 @@ def _talker(fields: Fields) -> TalkerConfig:
     text, predictor = fields.sub("text_config"), fields.sub("code_predictor_config")
     speakers = fields.get("speaker_id", dict)
     if not all(type(token) is int for token in speakers.values()):
-        fields.fault(f"{fields.path}speaker_id: expected an integer for each name, got {speakers!r}")
+        fields.fault(f"{fields.path}speaker_id: expected an integer for each name, got {shown(speakers)}")
         speakers = {}
-    return TalkerConfig(
+    found = TalkerConfig(
         decoder=_decoder(text, moe=True, sections=True, qk_norm=True),
         predictor=_decoder(predictor, qk_norm=True),
         vocabulary=text.size("vocab_size"),
@@ -148,11 +180,18 @@ def _talker(fields: Fields) -> TalkerConfig:
         codec_think_eos=fields.get("codec_think_eos_id", int),
         speakers=tuple(sorted(speakers.items(), key=lambda item: item[1])),
     )
+    if fields.sound:
+        ids = {f"codec_{name}_id": getattr(found, f"codec_{name}") for name in ("pad", "bos", "nothink")}
+        ids |= {f"codec_think_{name}_id": getattr(found, f"codec_think_{name}") for name in ("bos", "eos")}
+        ids |= {"codec_eos_token_id": found.codec_eos}
+        ids |= {f"speaker_id.{cut(name)}": token for name, token in found.speakers}
+        within(fields, ids, found.vocabulary)
+    return found
 
 
 def _code2wav(fields: Fields) -> Code2WavConfig:
     return Code2WavConfig(
-        decoder=_decoder(fields, qk_norm=False, layer_scale=True, window=fields.size("sliding_window")),
+        decoder=_decoder(fields, qk_norm=False, layer_scale=True, window=fields.size("sliding_window", 1 << 12)),
         codebook=fields.size("codebook_size"),
         codebooks=fields.size("num_quantizers"),
         width=fields.size("hidden_size"),

@@ -1,0 +1,52 @@
+"""Token ids that config.json may leave to the tokenizer beside it."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+# The id of a token by its text; None where nobody knows it.
+Words = Callable[[str], int | None]
+
+UNKNOWN = -1  # in place of an id that nothing tells; no token has it
+
+
+def no_words(text: str) -> int | None:
+    """Where there is no tokenizer."""
+    del text
+
+
+class TokenizerFiles:
+    """The tokens of a folder's tokenizer, from whichever of its files are there; they are read when one is asked for."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __call__(self, text: str) -> int | None:
+        token = self._tokens.get(text)
+        return token if type(token) is int and token >= 0 else None
+
+    @cached_property
+    def _tokens(self) -> Mapping[str, Any]:
+        """A file that is damaged tells nothing here: who loads the tokenizer says so."""
+        whole, about = self._read("tokenizer.json"), self._read("tokenizer_config.json")
+        words = dict(_object(_object(whole.get("model")).get("vocab"))) or self._read("vocab.json")
+        listed, decoder = whole.get("added_tokens"), _object(about.get("added_tokens_decoder"))
+        for added in listed if isinstance(listed, list) else ():
+            if isinstance(added, Mapping) and isinstance(added.get("content"), str):
+                words[added["content"]] = added.get("id")
+        for number, added in decoder.items():
+            if number.isdecimal() and len(number) < 10 and isinstance(_object(added).get("content"), str):
+                words[added["content"]] = int(number)
+        return {**words, **self._read("added_tokens.json")}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(_object(json.loads((self.folder / name).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, RecursionError):
+            return {}
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
