@@ -10,16 +10,19 @@
 What is converted loads onto any mesh, each process reading the blocks of its own devices, from a disk or from a URL that
 TensorStore reads: gs://bucket/folder, s3://bucket/folder.
 
-A folder counts only with its manifest, which is put there, atomically, when everything else is on the disk. Orbax
-renames each group into place when it is whole, so a conversion that was stopped goes on with the first group that is
-not there, if its plan is still the same.
+A folder counts only with its manifest, which is put there, atomically, when everything else is on the disk. The plan
+notes each group when it is whole, and its size, so a conversion that was stopped goes on with the first one that is not
+noted, if its plan is still the same. One process writes at a time (``locks.py``), and run again over a finished folder, a
+conversion writes anew what has no longer the size that was noted.
 """
 
 import atexit
+import errno
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +36,7 @@ import omni_jax
 from omni_jax import weights
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.layouts import declared
+from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
 from omni_jax.weights import manifest as manifests
 from omni_jax.weights import pieces, speakers
@@ -40,7 +44,6 @@ from omni_jax.weights.converted import PIECES, Converted, fetch, is_url, size_of
 from omni_jax.weights.manifest import ELSEWHERE, FORMAT, MANIFEST, UNFINISHED
 
 T = TypeVar("T")
-TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax has not finished
 
 
 def is_converted(folder: str | Path) -> bool:
@@ -90,7 +93,7 @@ def convert(
     source = _folder(source)
     if is_converted(source):
         raise ValueError(f"{source}: expected a Hugging Face folder, got a converted one; it needs no conversion")
-    config = from_hf(source)
+    config = weights.config_of(source)
     reader, abstract = weights.published(source, config, dtype=dtype)
     voices = weights.voices(source, config)
     origin: dict[str, Any] = {
@@ -106,6 +109,7 @@ def convert(
         origin=origin,
         files_from=source,
         voices=voices,
+        silent=config.talker is None and from_hf(source).talker is not None,
         progress=progress,
     )
     return target
@@ -134,7 +138,7 @@ def save(
         OSError: the folder cannot be written.
     """
     folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts
-    config, dtype = from_hf(files_from), weights.float_dtype(source.dtype)
+    config, dtype = weights.config_of(files_from), weights.float_dtype(source.dtype)
     found = pieces.leaves(model_parts.abstract(config, dtype, speech=speech))
     pieces.agree(found, pieces.leaves(jax.eval_shape(declared, parts)), "the parts")
     _write(
@@ -145,7 +149,7 @@ def save(
         origin=None,
         files_from=files_from,
         voices=weights.voices(files_from, config, speech=speech),
-        silent=config.talker is not None and not speech,
+        silent=not speech and from_hf(files_from).talker is not None,
         progress=progress,
     )
     return folder
@@ -257,39 +261,54 @@ def _write(
     }
     groups = pieces.groups(found)
     sizes = {group.name: sum(found[path].piece_size for path in group.paths) for group in groups}
+    whole: dict[str, int] = {}  # the groups that are on the disk, and their sizes there when they were written
 
-    def begin() -> set[str] | None:
-        done = _prepare(target, plan)
-        if done is None:
-            return None
-        weights.copy_files(files_from, target, voices)
+    def begin() -> list[str] | None:
+        lock.enter_context(only_writer(target))
+        kept = _prepare(target, plan, [group.name for group in groups])
+        if kept is not None:
+            whole.update(kept)
+            weights.write_json(target / UNFINISHED, {**plan, "bytes": whole})
+            weights.ensure_room(target, sum(size for name, size in sizes.items() if name not in whole))
+        weights.copy_files(files_from, target, voices, again=kept is not None)
         if silent:
             described = {**read_json(target / "config.json"), "enable_audio_output": False}
             weights.write_json(target / "config.json", described)
-        weights.ensure_room(target, sum(size for name, size in sizes.items() if name not in done))
-        return done
+        return None if kept is None else list(whole)
+
+    def note(name: str) -> None:
+        whole[name] = size_of(target / PIECES / name)
+        weights.write_json(target / UNFINISHED, {**plan, "bytes": whole})
 
     def end() -> None:
-        size = {group.name: size_of(target / PIECES / group.name) for group in groups}
-        weights.write_json(target / MANIFEST, {**plan, "bytes": size})
+        if changed := [name for name, size in whole.items() if size_of(target / PIECES / name) != size]:
+            raise OSError(
+                errno.EIO,
+                f"{target}: {PIECES}/{changed[0]} changed while the others were written; see that nobody else writes "
+                "there, and run the same command again",
+            )
+        weights.write_json(target / MANIFEST, {**plan, "bytes": whole})
         (target / UNFINISHED).unlink()
 
-    done = _by_one(begin, set())
-    if done is None:
-        return
-    total, written = sum(sizes.values()), 0
-    for group in groups:
-        if group.name not in done:
-            # Named nowhere, or it would stay beside the next group.
-            write_group(
-                {path: piece.astype(found[path].dtype, copy=False) for path, piece in source.read(group)},
-                target / PIECES / group.name,
-                found,
-            )
-        written += sizes[group.name]
-        if progress is not None:
-            progress(written, total, group.name)
-    _by_one(end, None)
+    with ExitStack() as lock:
+        done = _by_one(begin, [])
+        if done is None:
+            return
+        total, written = sum(sizes.values()), 0
+        for group in groups:
+            if group.name not in done:
+                # Named nowhere, or it would stay beside the next group.
+                write_group(
+                    {path: piece.astype(found[path].dtype, copy=False) for path, piece in source.read(group)},
+                    target / PIECES / group.name,
+                    found,
+                )
+                if jax.process_index() == 0:
+                    note(group.name)
+            written += sizes[group.name]
+            if progress is not None:
+                progress(written, total, group.name)
+        _by_one(end, None)
 
 
 def _by_one(action: Callable[[], T], others: T) -> T:
@@ -310,29 +329,33 @@ def _by_one(action: Callable[[], T], others: T) -> T:
     return result
 
 
-def _prepare(target: Path, plan: Mapping[str, Any]) -> set[str] | None:
-    """Makes the target ready: the groups that a stopped run of the same plan left, None where nothing is to do."""
-    if (target / MANIFEST).exists():
-        if manifests.matches(plan, target / MANIFEST):
-            return None
+def _prepare(target: Path, plan: Mapping[str, Any], names: Sequence[str]) -> dict[str, int] | None:
+    """Makes the target ready: the groups that a run of the same plan left whole and their sizes, None where nothing is to do.
+
+    A group counts that is as large as it was when it was written; another is written anew, also in a finished folder.
+    """
+    held, finished = target / PIECES, (target / MANIFEST).exists()
+    noted = target / MANIFEST if finished else target / UNFINISHED
+    known = manifests.sizes(noted)
+    kept = {name: known[name] for name in names if known.get(name) and size_of(held / name) == known[name]}
+    if finished and not manifests.matches(plan, noted):
         raise ValueError(f"{target}: already holds a converted checkpoint; choose another folder, or delete it first")
+    if finished and len(kept) == len(names):
+        (target / UNFINISHED).unlink(missing_ok=True)
+        return None
     if list(target.glob("*.safetensors")):
         raise ValueError(f"{target}: holds a checkpoint in safetensors; choose another folder for the converted one")
-    held, stale = target / PIECES, target / f"{PIECES}.stale"
-    if held.exists() and not manifests.matches(plan, target / UNFINISHED):
+    if held.exists() and not manifests.matches(plan, noted):
         if not (target / UNFINISHED).exists():
             raise ValueError(f"{held}: already there, and not of a conversion; choose another folder")
-        # Renamed first, or a stop while deleting would leave half a group to be taken for a whole one.
-        shutil.rmtree(stale, ignore_errors=True)
-        held.rename(stale)
-    shutil.rmtree(stale, ignore_errors=True)
-    target.mkdir(parents=True, exist_ok=True)
-    weights.write_json(target / UNFINISHED, plan)
+        kept = {}
+    weights.write_json(target / UNFINISHED, {**plan, "bytes": kept})
+    (target / MANIFEST).unlink(missing_ok=True)
     held.mkdir(exist_ok=True)
     for path in held.iterdir():
-        if TEMPORARY in path.name:
+        if path.name not in kept:
             shutil.rmtree(path)
-    return {path.name for path in held.iterdir()}
+    return kept
 
 
 def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:

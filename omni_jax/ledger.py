@@ -12,7 +12,6 @@ A line's words stay on the disk; in memory there is an ``Entry`` of each, so tha
     answers.how.json                      with what lines are answered: the model, its options
 """
 
-import fcntl
 import gzip
 import io
 import json
@@ -29,6 +28,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from omni_jax.locks import hold
 from omni_jax.mistakes import UnreachedError, cut, is_mistake
 
 START = b'{"line": '
@@ -259,12 +259,10 @@ class _Journal:
             kind = ValueError if is_mistake(error) else UnreachedError
             raise kind(f"{target}: cannot be written there ({error.strerror})") from None
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            hold(self.file, f"{target}: another job is writing it; wait for its end, or give another name")
+        except ValueError:
             os.close(self.file)
-            raise ValueError(f"{target}: another job is writing it; wait for its end, or give another name") from None
-        except OSError:
-            pass  # a file system without locks
+            raise
         try:
             _sync_folder(path)
             self._cut(path)

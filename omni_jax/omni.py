@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32
 from omni_jax import checkpoint, perceive, weights
 from omni_jax.answer import Request, answer
 from omni_jax.asked import advise, ask, check_progress, prompts, silence
-from omni_jax.config import OmniConfig, from_hf, read_json
+from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
@@ -92,7 +92,7 @@ class Omni:
             allow_local=allow_local, allow_control_tokens=allow_control_tokens, max_bytes=max_bytes, timeout=timeout
         )
         folder = locate(path, weights=False)
-        config = from_hf(folder)
+        config = weights.config_of(folder)
         if speech and config.talker is None:
             raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
         speech = config.talker is not None if speech is None else speech
@@ -123,7 +123,7 @@ class Omni:
     @cached_property
     def reader(self) -> Reader:
         """How sound becomes log-mel frames, and pictures patches."""
-        return Reader.from_hf(read_json(self.folder / "preprocessor_config.json"), self.config.thinker)
+        return Reader.of_folder(self.folder, self.config.thinker)
 
     @cached_property
     def defaults(self) -> Defaults:

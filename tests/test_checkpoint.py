@@ -1,5 +1,6 @@
 """Converted checkpoints: equal to their source, resumed after a stop, never half taken for whole."""
 
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from trees import same
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf, read_json
 from omni_jax.layouts import arranged
+from omni_jax.locks import only_writer
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, write_tiny
 
@@ -374,3 +376,74 @@ def test_killed_at_any_moment(tiny, loaded, tmp_path):
         refuses(tmp_path / moment, "was not finished; run it again")
         checkpoint.convert(tiny, tmp_path / moment)
         same(checkpoint.load(tmp_path / moment, CONFIG), loaded)
+
+
+def test_two_conversions_at_once_leave_a_whole_folder(tiny, loaded, tmp_path):
+    """Processes that begin together: one writes, another says so or finds it finished, and nothing broken counts as whole."""
+    command = [sys.executable, "-c", "import sys; from omni_jax import checkpoint; checkpoint.convert(*sys.argv[1:])"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    target = tmp_path / "target"
+    runs = [
+        subprocess.Popen([*command, tiny, target], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = [run.communicate()[1] for run in runs]
+    assert 0 in [run.returncode for run in runs]
+    for run, errors in zip(runs, said, strict=True):
+        assert run.returncode == 0 or "another process is writing there" in errors
+    same(checkpoint.load(target, CONFIG), loaded)
+    assert not list(target.glob(".*"))
+
+
+@pytest.mark.parametrize("write", [checkpoint.convert, weights.save])
+def test_a_folder_that_is_being_written_is_left_alone(tiny, loaded, converted, tmp_path, write):
+    target = tmp_path / "target"
+    with (
+        only_writer(target),
+        pytest.raises(ValueError, match=rf"^{re.escape(str(target))}: another process is writing there; [^\n]+$"),
+    ):
+        write(tiny, target) if write is checkpoint.convert else write(loaded, target, tiny_config())
+    assert list(target.iterdir()) == []
+    with only_writer(target):
+        pass
+
+
+def test_without_locks_that_is_said(tmp_path, monkeypatch):
+    def none(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.warns(UserWarning, match="no locks"), only_writer(tmp_path / "folder"):
+        pass
+
+
+def test_a_group_that_another_process_changes_is_no_whole_checkpoint(tiny, loaded, tmp_path, monkeypatch):
+    """Where a file system has no locks: the manifest has the sizes that were written, not those that were found."""
+    target, write = tmp_path / "target", checkpoint.write_group
+
+    def meddled(held, where, leaves):
+        write(held, where, leaves)
+        if where.name == "thinker.002":
+            shutil.rmtree(where.with_name("thinker.001"))
+
+    monkeypatch.setattr(checkpoint, "write_group", meddled)
+    with pytest.raises(OSError, match=r"thinker\.001 changed while the others were written"):
+        checkpoint.convert(tiny, target)
+    refuses(target, "was not finished")
+    monkeypatch.undo()
+    checkpoint.convert(tiny, target)
+    same(checkpoint.load(target, CONFIG), loaded)
+
+
+def test_the_same_command_mends_a_finished_folder(tiny, copy, loaded, monkeypatch):
+    shutil.rmtree(copy / "weights" / "thinker.001")
+    (copy / "weights" / "thinker.002" / "_METADATA").write_bytes(b"")
+    (copy / "vocab.json").unlink()
+    (copy / "generation_config.json").write_text("{}")  # somebody's own, which is kept
+    refuses(copy, "pieces are gone, truncated or changed")
+    written = stop_at(monkeypatch, -1, None)
+    checkpoint.convert(tiny, copy)
+    assert sorted(written) == ["thinker.001", "thinker.002"]
+    same(checkpoint.load(copy, CONFIG), loaded)
+    checkpoint.convert(tiny, copy)
+    assert len(written) == 2
+    assert (copy / "vocab.json").exists()

@@ -21,7 +21,8 @@ ARROWS = {
     "jitted": [],
     "hosts": ["mistakes"],
     "decoding": ["config", "buckets", "hosts", "jitted", "mistakes", "sharding", "nn.cache", "decoding"],
-    "weights": ["config", "mistakes", "models", "sharding", "weights"],
+    "locks": [],
+    "weights": ["config", "locks", "mistakes", "models", "sharding", "weights"],
     "sound_out": [],
 }
 FORBIDDEN = {

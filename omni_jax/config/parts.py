@@ -1,7 +1,7 @@
-"""The configuration of each part: frozen, hashable, and without a default that a checkpoint should decide."""
+"""The configuration of each part: frozen, hashable, and without defaults; see ``defaults.py``."""
 
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
@@ -288,6 +288,11 @@ class OmniConfig:
     tts_pad: int = -1
     tts_bos: int = -1
     tts_eos: int = -1
+
+    def silent(self) -> Self:
+        """The same without the parts that speak."""
+        spoken = {name: None for name in ("talker", "code2wav", "token2wav") if hasattr(self, name)}
+        return replace(self, **spoken, tts_pad=-1, tts_bos=-1, tts_eos=-1)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, kw_only=True)

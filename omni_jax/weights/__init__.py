@@ -3,12 +3,13 @@
 load(folder, config, dtype=...)           parts with the weights of a folder in the published layout
 voices(folder, config)                    the voices that a checkpoint has in a file beside its weights
 save(parts, folder, config_json, ...)     parts, or any source of pieces, into the published layout
+config_of(folder)                         the configuration of a folder, as far as its weights go
 published(folder, config, ...)            such a folder as a source of pieces, and the abstract parts that it fills
 assemble(source, abstract, ...)           parts on the devices from a folder, each process reading its devices' blocks
 """
 
 from omni_jax.weights.assemble import Shardings, assemble
-from omni_jax.weights.huggingface import bindings, copy_files, float_dtype, load, published, save
+from omni_jax.weights.huggingface import bindings, config_of, copy_files, float_dtype, load, published, save
 from omni_jax.weights.pieces import InMemory, Progress, Published, Source, compare
 from omni_jax.weights.speakers import Speaker, voices
 from omni_jax.weights.writer import ensure_room, write_json
@@ -23,6 +24,7 @@ __all__ = [
     "assemble",
     "bindings",
     "compare",
+    "config_of",
     "copy_files",
     "ensure_room",
     "float_dtype",

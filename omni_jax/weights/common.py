@@ -58,11 +58,18 @@ AUDIO_LAYERS = """
 .norm.bias                   | .ln_post.bias                           | d -> d
 """
 
-# What Transformers calls in memory what the published files call otherwise.
+# What the published files call otherwise: as Transformers has it in memory, and as it writes a thinker alone, of either.
 ALIASES = (
     ("thinker.model.language_model.", "thinker.model."),
     ("thinker.model.audio_tower.", "thinker.audio_tower."),
     ("thinker.model.visual.", "thinker.visual."),
+    ("model.language_model.", "thinker.model."),
+    ("model.audio_tower.", "thinker.audio_tower."),
+    ("model.visual.", "thinker.visual."),
+    ("model.", "thinker.model."),
+    ("audio_tower.", "thinker.audio_tower."),
+    ("visual.", "thinker.visual."),
+    ("lm_head.", "thinker.lm_head."),
 )
 
 # Tensors of which nothing is read, by pattern, and why.

@@ -1,8 +1,9 @@
 """A checkpoint in the published layout: checked as a whole before anything is read, loaded, and written."""
 
 import fnmatch
+import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax.config import OmniConfig, from_hf
+from omni_jax.config import OmniConfig, foreign, from_hf
+from omni_jax.locks import only_writer
+from omni_jax.mistakes import cut, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.weights import common, pieces, qwen2_5_omni, qwen3_omni, speakers, writer
 from omni_jax.weights.assemble import Shardings, assemble
 from omni_jax.weights.pieces import InMemory, Progress, Published, Source
 from omni_jax.weights.rows import Binding, bind, report
-from omni_jax.weights.source import Safetensors
+from omni_jax.weights.source import Safetensors, held_names
 
 TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni, "qwen2_5_omni": qwen2_5_omni}
 
@@ -35,6 +38,20 @@ NOT_COPIED = (
     "*.msgpack",
 )
 NOT_COPIED += ("*.onnx", "*.partial", "omni_jax*.json", ".*")
+
+
+def config_of(folder: str | Path) -> OmniConfig:
+    """The configuration of a folder, as far as its weights go.
+
+    Where no tensor is of the parts that speak, it is that of a model that only writes, whatever config.json says: Transformers
+    writes such folders after ``disable_talker``.
+
+    Raises:
+        ValueError: as of ``from_hf``, or for what names the tensors.
+    """
+    config = from_hf(folder)
+    names = held_names(folder) if config.talker is not None else []
+    return config.silent() if names and not any(map(TABLES[config.family].is_spoken, names)) else config
 
 
 def load(
@@ -81,8 +98,10 @@ def published(
     """
     table = TABLES[config.family]
     speech = speech and config.talker is not None
-    tensors = Safetensors(folder, wanted=lambda name: speech or not name.startswith(table.SPEECH))
+    tensors = Safetensors(folder, wanted=lambda name: speech or not table.is_spoken(name))
     names, twice = _names(tensors, table)
+    _refuse_quantized(tensors)
+    _count(Path(folder), table.counted(config), names)
     given = float_dtype("bfloat16" if dtype is None else dtype)
     abstract = model_parts.abstract(config, given, speech=speech)
     found = pieces.leaves(abstract)
@@ -148,19 +167,22 @@ def save(
     if isinstance(weights, Mapping):
         pieces.agree(pieces.leaves(abstract), pieces.leaves(weights), "the parts")
     voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
-    folder.mkdir(parents=True, exist_ok=True)
-    writer.write(
-        given,
-        pieces.leaves(abstract),
-        bindings(config, abstract),
-        folder,
-        shard_bytes=shard_bytes,
-        progress=progress,
-    )
-    if files_from is not None:
-        copy_files(files_from, folder, voices)
-    described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
-    writer.write_json(folder / "config.json", described if speech else {**described, "enable_audio_output": False})
+    with only_writer(folder):
+        writer.write(
+            given,
+            pieces.leaves(abstract),
+            bindings(config, abstract),
+            folder,
+            shard_bytes=shard_bytes,
+            progress=progress,
+        )
+        if files_from is not None:
+            copy_files(files_from, folder, voices)
+        described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
+        silenced = not speech and "thinker_config" in described  # that of a thinker alone has nothing to say of it
+        writer.write_json(
+            folder / "config.json", {**described, "enable_audio_output": False} if silenced else described
+        )
     return folder
 
 
@@ -175,8 +197,12 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
     return bound
 
 
-def copy_files(source: str | Path, target: str | Path, voices: Mapping[str, speakers.Speaker]) -> None:
+def copy_files(
+    source: str | Path, target: str | Path, voices: Mapping[str, speakers.Speaker], *, again: bool = True
+) -> None:
     """Copies the small files of a checkpoint's folder: everything but weights, hidden files and what is over 64 MiB.
+
+    Those that are there already are kept if not ``again``.
 
     Voices come in a file that could hold anything, so what was read of it is written, and it is not copied.
     """
@@ -186,11 +212,11 @@ def copy_files(source: str | Path, target: str | Path, voices: Mapping[str, spea
     for path in sorted(source.iterdir()):
         if not path.is_file() or any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_COPIED):
             continue
-        if path.stat().st_size <= COPIED_BYTES:
+        if path.stat().st_size <= COPIED_BYTES and (again or not (target / path.name).exists()):
             temporary = target / f"{path.name}.partial"
             shutil.copyfile(path, temporary)
             temporary.replace(target / path.name)
-    if voices:
+    if voices and (again or not (target / speakers.FILE).exists()):
         speakers.write_speakers(target, voices)
 
 
@@ -205,7 +231,7 @@ def float_dtype(dtype: Any) -> np.dtype:
     except TypeError:
         found = None
     if found is None or found.name not in writer.CODES:
-        raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
+        raise ValueError(f"dtype: expected float32 or bfloat16, got {shown(dtype)}")
     return found
 
 
@@ -220,6 +246,25 @@ def _names(tensors: Safetensors, table: ModuleType) -> tuple[dict[str, str], lis
         if names.setdefault(ours, name) != name:
             faults.append((name, f"the same tensor as {names[ours]}"))
     return names, faults
+
+
+def _refuse_quantized(tensors: Safetensors) -> None:
+    """Says that tensors are quantized, by the names that quantizers give and by dtypes of a byte (ValueError)."""
+    for name, stored in tensors.tensors.items():
+        if name.endswith(foreign.QUANTIZED) or stored.dtype.startswith(("F8", "F4")):
+            raise ValueError(f"{tensors.folder}: {foreign.quantized(f'it holds {cut(name)} in {stored.dtype}')}")
+
+
+def _count(folder: Path, counted: Iterable[tuple[str, str, int]], names: Collection[str]) -> None:
+    """Compares how many layers config.json has with the tensors, before anything is made of so many (ValueError)."""
+    for field, prefix, count in counted:
+        numbers = re.compile(rf"{re.escape(prefix)}\.(\d{{1,9}})\.")
+        held = max((int(found[1]) + 1 for name in names if (found := numbers.match(name))), default=0)
+        if held and count > held:
+            raise ValueError(
+                f"{folder}: config.json has {field} = {count}, but the tensors {prefix}.* end at {held - 1}; one of them is "
+                "another model's, or files of weights are missing"
+            )
 
 
 def _stored_as(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_jax.mistakes import shown
 from omni_jax.weights import pieces
 from omni_jax.weights.huggingface import float_dtype
 
@@ -36,7 +37,7 @@ def read_manifest(folder: Path, *, name: str | None = None) -> dict[str, Any]:
         raise damaged
     if manifest.get("format") != FORMAT:
         raise ValueError(
-            f"{name}: converted in format {manifest.get('format')}, expected {FORMAT}; convert the checkpoint again"
+            f"{name}: converted in format {shown(manifest.get('format'))}, expected {FORMAT}; convert the checkpoint again"
         )
     if not _whole(manifest):
         raise damaged
@@ -48,6 +49,12 @@ def matches(plan: Mapping[str, Any], path: Path) -> bool:
     other = _read(path)
     keys = ("format", "dtype", "leaves", "origin")
     return other is not None and plan["origin"] is not None and all(other.get(key) == plan[key] for key in keys)
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """The sizes on the disk of the groups that a manifest, or a plan, says are whole."""
+    found = (_read(path) or {}).get("bytes")
+    return {name: size for name, size in found.items() if type(size) is int} if isinstance(found, dict) else {}
 
 
 def leaves(manifest: Mapping[str, Any]) -> dict[str, pieces.Leaf]:
@@ -75,7 +82,7 @@ def described(found: Mapping[str, pieces.Leaf], dtype: np.dtype) -> dict[str, di
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return plan if isinstance(plan, dict) else None
 

@@ -6,7 +6,7 @@ Thinker and talker are published in bfloat16, token2wav in float32. The voices a
 A linear weight of theirs is [out, in]; a convolution [out, in, width], a transposed one [in, out, width].
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from omni_jax.config import Omni25Config
 from omni_jax.weights import common
@@ -117,8 +117,11 @@ BIGVGAN = """
 
 IGNORED = common.IGNORED
 
-# What only speaking needs, passed over unread where nothing is to be said.
-SPEECH = ("talker.", "token2wav.")
+
+def is_spoken(name: str) -> bool:
+    """Whether only speaking needs a tensor, which is passed over unread where nothing is to be said."""
+    return name.startswith(("talker.", "token2wav."))
+
 
 # Objects of config.json whose tensors are float32 in any checkpoint.
 FLOAT32 = ("token2wav_config",)
@@ -139,3 +142,15 @@ def rows(config: Omni25Config) -> Sequence[Row]:
         ("bigvgan", bigvgan, BIGVGAN),
     )
     return [row for ours, theirs, text in blocks for row in parse(text, ours, theirs)]
+
+
+def counted(config: Omni25Config) -> Iterator[tuple[str, str, int]]:
+    """Fields of config.json that count tensors: the field, what the tensors' names have before the number, and the count."""
+    thinker = config.thinker
+    yield "thinker_config.text_config.num_hidden_layers", "thinker.model.layers", thinker.decoder.layers
+    yield "thinker_config.audio_config.encoder_layers", "thinker.audio_tower.layers", thinker.audio_encoder.layers
+    yield "thinker_config.vision_config.depth", "thinker.visual.blocks", thinker.vision_encoder.layers
+    if config.talker and config.token2wav:
+        yield "talker_config.num_hidden_layers", "talker.model.layers", config.talker.decoder.layers
+        blocks = "token2wav.code2wav_dit_model.transformer_blocks"
+        yield "token2wav_config.dit_config.num_hidden_layers", blocks, config.token2wav.dit.layers

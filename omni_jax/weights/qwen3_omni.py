@@ -7,7 +7,7 @@ what Transformers writes from its memory. A linear weight of theirs is [out, in]
 transposed one [in, out, width].
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from omni_jax.config import Omni3Config
 from omni_jax.weights import common
@@ -111,8 +111,11 @@ CODE2WAV = """
 
 IGNORED = {**common.IGNORED, "code2wav.code_offset": "the codebooks' first rows in the joined table are computed"}
 
-# What only speaking needs, passed over unread where nothing is to be said.
-SPEECH = ("talker.", "code2wav.")
+
+def is_spoken(name: str) -> bool:
+    """Whether only speaking needs a tensor, which is passed over unread where nothing is to be said."""
+    return name.startswith(("talker.", "code2wav."))
+
 
 # Objects of config.json whose tensors are float32 in any checkpoint.
 FLOAT32 = ()
@@ -134,3 +137,21 @@ def rows(config: Omni3Config) -> Sequence[Row]:
         ("code2wav.decoder", "code2wav.pre_transformer", common.DECODER),
     )
     return [row for ours, theirs, text in blocks for row in parse(text, ours, theirs)]
+
+
+def counted(config: Omni3Config) -> Iterator[tuple[str, str, int]]:
+    """Fields of config.json that count tensors: the field, what the tensors' names have before the number, and the count."""
+    thinker, talker = config.thinker, config.talker
+    yield "thinker_config.audio_config.encoder_layers", "thinker.audio_tower.layers", thinker.audio_encoder.layers
+    yield "thinker_config.vision_config.depth", "thinker.visual.blocks", thinker.vision_encoder.layers
+    stacks = [("thinker_config", "thinker.model.layers", thinker.decoder)]
+    stacks += [("talker_config", "talker.model.layers", talker.decoder)] if talker else []
+    for part, prefix, decoder in stacks:
+        yield f"{part}.text_config.num_hidden_layers", prefix, decoder.layers
+        if decoder.experts:
+            yield f"{part}.text_config.num_experts", f"{prefix}.0.mlp.experts", decoder.experts.count
+    if talker and config.code2wav:
+        predictor = "talker_config.code_predictor_config.num_hidden_layers"
+        yield predictor, "talker.code_predictor.model.layers", talker.predictor.layers
+        yield "talker_config.num_code_groups - 1", "talker.code_predictor.lm_head", talker.codebooks - 1
+        yield "code2wav_config.num_hidden_layers", "code2wav.pre_transformer.layers", config.code2wav.decoder.layers

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_jax.mistakes import cut, listed
 from omni_jax.weights import blocks
 from omni_jax.weights.blocks import Block, Span
 
@@ -219,7 +220,7 @@ def bind(
     return bindings, faults
 
 
-def report(faults: Sequence[tuple[str, str]], *, limit: int = 20) -> str:
+def report(faults: Sequence[tuple[str, str]]) -> str:
     """Faults in one line; those that differ in numbers alone are one: ``layers.[0..47].weight: missing (48 times)``."""
     joined: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for name, message in faults:
@@ -232,9 +233,7 @@ def report(faults: Sequence[tuple[str, str]], *, limit: int = 20) -> str:
             low, high = min(column), max(column)
             name = name.replace("*", str(low) if low == high else f"[{low}..{high}]", 1)
         kinds.append(f"{name}: {message}" + (f" ({len(numbers)} times)" if len(numbers) > 1 else ""))
-    if len(kinds) > limit:
-        kinds[limit:] = [f"and {len(kinds) - limit} more kinds of fault"]
-    return "; ".join(kinds)
+    return listed(cut(kind, 160) for kind in kinds)
 
 
 def _groups(side: str) -> Groups:

@@ -11,11 +11,12 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from omni_jax.config.foreign import other_weights
+from omni_jax.mistakes import cut, shown
 from omni_jax.weights import blocks
 from omni_jax.weights.blocks import Span
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,9 @@ class Safetensors:
                 self._open[file] = safe_open(self.folder / file, "numpy")
             return _read(self._open[file], name, spans)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.folder / file}: cannot read {name} ({error}); copy the file anew") from None
+            raise ValueError(
+                f"{self.folder / file}: cannot read {cut(name)} ({shown(error)}); copy the file anew"
+            ) from None
 
     def __enter__(self) -> "Safetensors":
         self._depth += 1
@@ -115,8 +118,21 @@ class Safetensors:
                         )
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"{path}: not a whole safetensors file ({error}); it is truncated or corrupt, copy it anew"
+                f"{path}: not a whole safetensors file ({shown(error)}); it is truncated or corrupt, copy it anew"
             ) from None
+
+
+def held_names(folder: str | Path) -> list[str]:
+    """The names of a folder's tensors, from its index or its only file; none where it has no weights here.
+
+    Raises:
+        ValueError: as of ``Safetensors``, for what names them.
+    """
+    folder = Path(folder)
+    if not ((folder / INDEX).is_file() or (folder / SINGLE).is_file()):
+        return []
+    index = _index(folder)
+    return list(Safetensors(folder).tensors if index is None else index)
 
 
 def _read(opened: Any, name: str, spans: Sequence[Sequence[Span]] | None) -> np.ndarray:
@@ -145,20 +161,19 @@ def _index(folder: Path) -> dict[str, str] | None:
             if any(Path(file).name != file for file in index.values()):
                 raise ValueError("weight_map leads out of the folder")
             return index
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / INDEX}: not a safetensors index ({error!r}); copy it anew") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {shown(error)}"
+            raise ValueError(f"{folder / INDEX}: not a safetensors index ({reason}); copy it anew") from None
     if (folder / SINGLE).is_file():
         return None
     if list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: found shards but no {INDEX} to say what they hold; copy it from the checkpoint")
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise ValueError(
-            f"{folder}: expected safetensors, found only {_some(pickled)}, which hold code that would run on loading; "
-            "convert them to safetensors where you trust them"
-        )
+    if other := other_weights(folder):
+        raise ValueError(f"{folder}: expected safetensors, found {other}")
     raise ValueError(f"{folder}: expected {SINGLE} or {INDEX} with its shards, found no weights")
 
 
 def _some(names: list[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(cut(name) for name in names[:limit]) + (
+        f" and {len(names) - limit} more" if len(names) > limit else ""
+    )

@@ -72,7 +72,7 @@ def test_no_weights(tmp_path):
 
 def test_pickles_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    fails(tmp_path, "pytorch_model.bin", "convert them to safetensors")
+    fails(tmp_path, "pytorch_model.bin", "code that runs on loading", "save_pretrained")
 
 
 def test_shards_without_an_index(sharded):
@@ -97,7 +97,15 @@ def test_file_holds_what_the_index_does_not_list(sharded):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../one.safetensors"}}'],
+    [
+        "{",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../one.safetensors"}}',
+    ],
 )
 def test_broken_index(sharded, text):
     (sharded / INDEX).write_text(text)

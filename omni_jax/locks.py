@@ -1,0 +1,73 @@
+"""One writer at a time: a second process says so in one line and stops. The kernel ends a lock with its process."""
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOCK = ".omni_jax.lock"
+
+
+def hold(file: int, said: str) -> bool:
+    """Locks an open file until it is closed.
+
+    Args:
+        file: its descriptor.
+        said: the message where another process holds it.
+
+    Returns:
+        False on a file system without locks.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(said) from None
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder for writing, which is made where it is not there; on a file system without locks it warns.
+
+    Raises:
+        ValueError: another process is writing into it.
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    said = f"{folder}: another process is writing there; wait for its end, or choose another folder"
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            locked = hold(file, said)
+            # Whoever held it may have deleted it since it was opened: that lock would keep nobody out.
+            if not locked or _is(path, file):
+                break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+    if not locked:
+        warnings.warn(
+            f"{folder}: its file system has no locks, so take care that nobody else writes there", stacklevel=3
+        )
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def _is(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
