@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from omni_jax import checkpoint, weights
-from omni_jax.config import from_hf
 from omni_jax.shell import Parser, bar, run
 from omni_jax.weights import Speaker
 
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="the Hugging Face folder")
     parser.add_argument("converted", type=Path, help="the converted folder")
     given = parser.parse_args(arguments)
-    config = from_hf(given.source)
+    config = weights.config_of(given.source)
     converted, _ = checkpoint.converted(given.converted, config)
     published, _ = weights.published(given.source, config, dtype=converted.dtype)
     kinds = sorted({leaf.dtype.name for leaf in converted.leaves.values()})

@@ -6,8 +6,10 @@ Reads layer by layer, so neither side needs to fit into memory. Run again after 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omni_jax import checkpoint
+from omni_jax.describe import missing
 from omni_jax.hub import locate
 from omni_jax.shell import Parser, bar, note, run
 
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with bar("converting") as progress:
         checkpoint.convert(locate(given.source), given.target, dtype=given.dtype, progress=progress)
     note.print(f"wrote {given.target}", markup=False)
+    for lacking in missing(Path(given.target)):
+        note.print(f"missing, as in the source: {lacking}", markup=False)
     return 0
 
 

@@ -5,8 +5,10 @@ python convert/to_hf.py converted exported --dtype bfloat16 --shard-gb 5
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from omni_jax import checkpoint
+from omni_jax.describe import missing
 from omni_jax.shell import Parser, bar, note, run
 
 
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with bar("exporting") as progress:
         checkpoint.export(given.source, given.target, dtype=given.dtype, shard_bytes=shard_bytes, progress=progress)
     note.print(f"wrote {given.target}", markup=False)
+    for lacking in missing(Path(given.target)):
+        note.print(f"missing, as in the source: {lacking}", markup=False)
     return 0
 
 

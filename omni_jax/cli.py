@@ -86,6 +86,7 @@ def convert(
 ) -> None:
     """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped."""
     from omni_jax import checkpoint
+    from omni_jax.describe import missing
     from omni_jax.hub import locate
 
     action, kind = checkpoint.export if to_hf else checkpoint.convert, named_dtype(dtype)
@@ -93,6 +94,8 @@ def convert(
     with bar("converting") as progress:
         action(locate(source), target, dtype=kind, progress=progress)
     note.print(f"wrote {target}", markup=False)
+    for lacking in missing(Path(target)):
+        note.print(f"missing, as in the source: {lacking}", markup=False)
 
 
 @app.command()
@@ -126,6 +129,8 @@ def inspect(
         f"context {found['context']:,} tokens; cache {found['cache_bytes_per_token'] / 1e3:.1f} kB a token in bfloat16"
     )
     out.print(f"speakers: {', '.join(found['speakers']) or 'none (text only)'}")
+    for lacking in found["missing"]:
+        out.print(f"missing: {lacking}", markup=False, soft_wrap=True)
 
 
 @app.command()

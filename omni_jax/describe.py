@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax import checkpoint, weights
-from omni_jax.config import Omni3Config, OmniConfig, from_hf
+from omni_jax.config import Omni3Config, OmniConfig, read_json
 from omni_jax.hub import locate
 from omni_jax.models import parts
+from omni_jax.processing.processor_files import FLAT, NESTED
 
+TOKENIZER = "tokenizer_config.json"
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -25,7 +27,7 @@ def describe(model: str | Path) -> dict[str, Any]:
         ValueError: not a checkpoint, or one whose weights or voices are not those of its config.json.
     """
     folder = locate(model, weights=False)
-    config = from_hf(folder)
+    config = weights.config_of(folder)
     stored = _stored(folder, config)
     abstract = parts.abstract(config, jnp.bfloat16)
     rows = [
@@ -51,7 +53,28 @@ def describe(model: str | Path) -> dict[str, Any]:
         "context": config.thinker.context,
         "cache_bytes_per_token": 2 * 2 * decoder.layers * decoder.kv_heads * decoder.head_width,
         "speakers": list(_speakers(folder, config)),
+        "missing": missing(folder),
     }
+
+
+def missing(folder: Path) -> list[str]:
+    """What a folder lacks beside config.json and weights, and what does not work, or how, without it."""
+
+    def lacks(*names: str) -> bool:
+        return not any((folder / name).is_file() for name in names)
+
+    found = []
+    if lacks("tokenizer.json", "vocab.json") or lacks("tokenizer_config.json"):
+        found.append(
+            "tokenizer (tokenizer_config.json, and tokenizer.json or vocab.json and merges.txt): takes no conversation"
+        )
+    elif lacks("chat_template.jinja", "chat_template.json") and "chat_template" not in read_json(folder / TOKENIZER):
+        found.append("chat template (chat_template.jinja or chat_template.json): takes no conversation")
+    if lacks(FLAT, NESTED):
+        found.append(f"processor ({FLAT} or {NESTED}): hears and sees nothing")
+    if lacks("generation_config.json"):
+        found.append("generation_config.json: Transformers' own sampling options are taken")
+    return found
 
 
 def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.conversation import check
 from omni_jax.processing.limits import UNLIMITED, Limits
-from omni_jax.processing.media import Reader
+from omni_jax.processing.media import FolderReader, Reader
 from omni_jax.processing.options import MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.prompt import load_tokenizer
@@ -123,7 +123,7 @@ class Omni:
     @cached_property
     def reader(self) -> Reader:
         """How sound becomes log-mel frames, and pictures patches."""
-        return Reader.of_folder(self.folder, self.config.thinker)
+        return FolderReader(self.folder, self.config.thinker)
 
     @cached_property
     def defaults(self) -> Defaults:

@@ -66,10 +66,13 @@ class FeatureConfig:
         return 1 if self.pad_seconds else max(self.n_fft // 2 + 1, self.hop)
 
     @classmethod
-    def from_hf(cls, preprocessor_config: Mapping[str, Any], *, padded: bool = False) -> Self:
+    def from_hf(
+        cls, preprocessor_config: Mapping[str, Any], *, padded: bool = False, file: str = "preprocessor_config.json"
+    ) -> Self:
         """Reads the audio part of a published, parsed preprocessor_config.json.
 
         Args:
+            file: what errors call it.
             padded: whether the model's processor pads clips to `chunk_length`. The file does not say it: the other
                 family's may state one too, which nobody reads.
 
@@ -77,7 +80,7 @@ class FeatureConfig:
             ValueError: with every missing or impossible value in one line.
         """
         published = dict(preprocessor_config) if padded else {**preprocessor_config, "chunk_length": 0}
-        _raise_faults("preprocessor_config.json", published)
+        _raise_faults(file, published)
         return cls(**{field: published[key] for key, field in _PUBLISHED.items()})
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +15,7 @@ from omni_jax.processing import audio, image, source, video, vision
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
+from omni_jax.processing.processor_files import Numbers, read_processor
 from omni_jax.processing.video_track import Progress
 
 
@@ -33,11 +36,16 @@ class Visual:
 
 @dataclass(frozen=True)
 class Reader:
-    """How media become features: the numbers of a checkpoint's preprocessor and of its thinker."""
+    """How media become features: the numbers of a checkpoint's processor and of its thinker.
+
+    Attributes:
+        sound: of log-mel frames. patches: of images. frames: of videos' pictures; None where they are those of images.
+    """
 
     sound: audio.FeatureConfig
     patches: vision.PatchConfig
     thinker: ThinkerConfig
+    frames: vision.PatchConfig | None = None
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any], thinker: ThinkerConfig) -> Self:
@@ -46,10 +54,39 @@ class Reader:
         Raises:
             ValueError: with every missing or impossible value of the audio part, or of the image part, in one line.
         """
-        # What the encoder was trained on: Qwen2.5-Omni's processor pads all clips, Qwen3-Omni's to the longest of a call.
-        padded = isinstance(thinker.audio_encoder, PooledAudioEncoderConfig)
-        sound = audio.FeatureConfig.from_hf(preprocessor_config, padded=padded)
-        return cls(sound, vision.PatchConfig.from_hf(preprocessor_config), thinker)
+        numbers = Numbers("preprocessor_config.json", preprocessor_config)
+        return cls(_sound_of(numbers, thinker), _pictures_of(numbers), thinker)
+
+
+class FolderReader(Reader):
+    """A reader of a checkpoint's folder: each part is read when it is asked for, so that what is not sent needs no file."""
+
+    folder: Path
+
+    def __init__(self, folder: str | Path, thinker: ThinkerConfig):
+        self.__dict__.update(folder=Path(folder), thinker=thinker)  # as a dataclass it is frozen
+
+    @cached_property
+    def sound(self) -> audio.FeatureConfig:
+        return _sound_of(read_processor(self.folder, "sound"), self.thinker)
+
+    @cached_property
+    def patches(self) -> vision.PatchConfig:
+        return _pictures_of(read_processor(self.folder, "image"))
+
+    @cached_property
+    def frames(self) -> vision.PatchConfig:
+        return _pictures_of(read_processor(self.folder, "video"))
+
+
+def _sound_of(numbers: Numbers, thinker: ThinkerConfig) -> audio.FeatureConfig:
+    # What the encoder was trained on: Qwen2.5-Omni's processor pads all clips, Qwen3-Omni's to the longest of a call.
+    padded = isinstance(thinker.audio_encoder, PooledAudioEncoderConfig)
+    return audio.FeatureConfig.from_hf(numbers.values, padded=padded, file=numbers.file)
+
+
+def _pictures_of(numbers: Numbers) -> vision.PatchConfig:
+    return vision.PatchConfig.from_hf(numbers.values, file=numbers.file)
 
 
 @dataclass
@@ -143,15 +180,12 @@ def _video(
     progress: Progress | None,
 ) -> int | list[int]:
     """Adds a video, one of several, and its sound if that is wanted; the tokens that stand for both."""
+    patches = reader.frames or reader.patches
     config, name = reader.thinker, source.describe(item.source, "video")
 
     def see(given: Any) -> tuple[Visual, float]:
-        clip = video.load(
-            given, reader.patches, options, context=config.context, videos=videos, name=name, progress=progress
-        )
-        made.videos.append(
-            Visual(*vision.patches(clip.frames, reader.patches), reader.patches.temporal_patch * clip.interval)
-        )
+        clip = video.load(given, patches, options, context=config.context, videos=videos, name=name, progress=progress)
+        made.videos.append(Visual(*vision.patches(clip.frames, patches), patches.temporal_patch * clip.interval))
         return made.videos[-1], clip.origin
 
     if hasattr(item.source, "__array__") or isinstance(item.source, list | tuple):

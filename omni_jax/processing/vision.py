@@ -46,8 +46,8 @@ class PatchConfig:
         return self.patch * self.merge
 
     @classmethod
-    def from_hf(cls, preprocessor_config: Mapping[str, Any]) -> Self:
-        """Reads the image part of a published, parsed preprocessor_config.json.
+    def from_hf(cls, preprocessor_config: Mapping[str, Any], *, file: str = "preprocessor_config.json") -> Self:
+        """Reads the image part of a published, parsed preprocessor_config.json, which errors call ``file``.
 
         Newer Transformers save the bounds of the area as size.shortest_edge and size.longest_edge, older ones as
         min_pixels and max_pixels.
@@ -62,7 +62,7 @@ class PatchConfig:
                 published.pop(key, None)
                 if isinstance(size, Mapping) and edge in size:
                     published[key] = size[edge]
-        _raise_faults("preprocessor_config.json", published)
+        _raise_faults(file, published)
         values: dict[str, Any] = {field: published[key] for key, field in _PUBLISHED.items()}
         values.update(mean=tuple(values["mean"]), std=tuple(values["std"]))
         return cls(**values)
