@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import ml_dtypes
@@ -23,6 +24,7 @@ from omni_jax.layouts import arranged
 from omni_jax.locks import only_writer
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, write_tiny
+from omni_jax.weights.converted import quiet
 
 CONFIG = from_hf(tiny_config())
 ROOT = Path(__file__).resolve().parents[1]
@@ -447,3 +449,31 @@ def test_the_same_command_mends_a_finished_folder(tiny, copy, loaded, monkeypatc
     checkpoint.convert(tiny, copy)
     assert len(written) == 2
     assert (copy / "vocab.json").exists()
+
+
+def test_writes_that_end_after_an_error_print_nothing(monkeypatch):
+    """Of a full disk: TensorStore's threads find Orbax's loop closed, one after the other, also when the line is said."""
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
+    before = sys.unraisablehook
+    with quiet():
+        pass
+    assert sys.unraisablehook is before
+    with pytest.raises(OSError, match="full"), quiet():
+        raise OSError("full")
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert said == ["another", "Event loop is closed"]
+
+
+def test_a_note_that_has_no_room_says_where(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"omni_jax.json: cannot be written \(No space left on device\); make room"
+    ) as caught:
+        weights.write_json(tmp_path / "omni_jax.json", {})
+    assert caught.value.errno == 28
+    assert list(tmp_path.iterdir()) == []

@@ -203,6 +203,17 @@ def test_another_models_folder(family):
         ("talker_config.accept_hidden_layer", 5, "accept_hidden_layer 5 is beyond the thinker's 4 layers"),
         ("code2wav_config.codebook_size", 128, "expected equal sizes, got 64 and 128"),
         ("code2wav_config.upsample_rates", "8543", "upsample_rates: expected list"),
+        (
+            "code2wav_config.upsample_rates",
+            [8, 0, 4, 3],
+            "upsample_rates [8, 0, 4, 3]: expected some numbers of at least 1",
+        ),
+        ("code2wav_config.upsampling_ratios", [-1], "upsampling_ratios [-1]: expected some numbers of at least 1"),
+        (
+            "code2wav_config.decoder_dim",
+            72,
+            "decoder_dim 72: expected a multiple of 16, for each of 4 stages halves it",
+        ),
     ],
 )
 def test_one_fault(path, value, words):

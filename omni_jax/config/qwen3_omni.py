@@ -190,7 +190,7 @@ def _talker(fields: Fields) -> TalkerConfig:
 
 
 def _code2wav(fields: Fields) -> Code2WavConfig:
-    return Code2WavConfig(
+    found = Code2WavConfig(
         decoder=_decoder(fields, qk_norm=False, layer_scale=True, window=fields.size("sliding_window", 1 << 12)),
         codebook=fields.size("codebook_size"),
         codebooks=fields.size("num_quantizers"),
@@ -199,6 +199,15 @@ def _code2wav(fields: Fields) -> Code2WavConfig:
         rates=fields.ints("upsample_rates"),
         ratios=fields.ints("upsampling_ratios"),
     )
+    for name, steps in (("upsample_rates", found.rates), ("upsampling_ratios", found.ratios)):
+        if (not steps or min(steps) < 1) and fields.sound:
+            fields.fault(f"{fields.path}{name} {shown(list(steps))}: expected some numbers of at least 1")
+    if found.channels % 2 ** len(found.rates) and fields.sound:
+        fields.fault(
+            f"{fields.path}decoder_dim {found.channels}: expected a multiple of {2 ** len(found.rates)}, for each of "
+            f"{len(found.rates)} stages halves it"
+        )
+    return found
 
 
 def _agree(root: Fields, thinker: ThinkerConfig, talker: TalkerConfig, code2wav: Code2WavConfig) -> None:

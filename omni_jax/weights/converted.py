@@ -7,9 +7,11 @@ itself. It reads from a local disk and from gs:// (and s3://, file://) alike.
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +117,25 @@ def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, piece
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Orbax logs the tracebacks of its threads; the error itself is raised, and said once."""
-    logger = logging.getLogger("absl")
+    """Orbax logs the tracebacks of its threads; the error itself is raised, and said once.
+
+    After an error, writes that are still on their way end when Orbax has closed the loop that waited for them. A thread of
+    TensorStore's would print a traceback of each, also when the error is said: those stay unsaid from then on.
+    """
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
     before, logger.disabled = logger.disabled, True
+    sys.unraisablehook = partial(_but_late_ends, hook)
     try:
         yield
+        sys.unraisablehook = hook
     finally:
         logger.disabled = before
+
+
+def _but_late_ends(hook: Callable[[Any], object], unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        hook(unraisable)
 
 
 def size_of(folder: Path) -> int:
