@@ -119,7 +119,7 @@ def _shell(draw: random.Random, folder: Path) -> Case:
     said, tree = "", conversations.conversation(draw)
     with contextlib.suppress(TypeError, ValueError):
         json.dumps(tree)
-    tree = json.loads(json.dumps(tree, default=lambda value: "x"))
+    tree = json.loads(json.dumps(tree, default=lambda value: "x", skipkeys=True))
     tree, said = mutate(tree, draw, names=conversations.NAMES)
     (folder / "asked.json").write_bytes(written(tree, draw))
     (folder / "tools.json").write_bytes(written(wild_json(draw), draw))

@@ -107,7 +107,7 @@ def intended(reference):
     @wraps(forward)  # generate reads the names of its arguments
     def masked(*args, attention_mask=None, **given):
         if attention_mask is None:
-            x, cache = given.get("inputs_embeds"), given.get("past_key_values")
+            x, cache = given.get("inputs_embeds"), given.get("cache", given.get("past_key_values"))  # renamed in 5.24
             x = given["input_ids"] if x is None else x
             seen = 0 if cache is None else cache.get_seq_length()
             attention_mask = torch.ones(x.shape[0], seen + x.shape[1], dtype=torch.long)
