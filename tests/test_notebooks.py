@@ -215,7 +215,7 @@ def session(monkeypatch):
     Args of what it gives: what is installed before, what pip installs, what the session imported, pip's answers.
     """
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/tmp/chosen")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "chosen")
 
     def run(*, before, after, imported=(), answers=((0, ""),), address="git+https://example.org/omni_jax"):
         versions, commands, answers = dict(before), [], list(answers)
