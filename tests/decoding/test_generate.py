@@ -331,17 +331,25 @@ def test_a_long_prompt_goes_through_the_layers_in_pieces(omni, monkeypatch, deep
         embedded = replace(embedded, deepstack=jnp.asarray(rng.normal(size=(2, 4, 160, width)), jnp.float32))
     positions, cache = np.broadcast_to(np.arange(160, dtype=np.float32), (3, 4, 160)), thinker.empty_cache(4, 192)
 
-    def run():
-        program = (
-            jax.jit(lambda *given: thinker.prefill(*given, fresh=True, keep=2))
-            .lower(embedded, positions, lengths, cache)
-            .compile()
-        )
-        return program(embedded, positions, lengths, cache), program.memory_analysis().temp_size_in_bytes
+    def program():
+        return jax.jit(lambda *given: thinker.prefill(*given, fresh=True, keep=2))
 
-    (logits, filled, kept), most = run()
+    def memory(tokens=480):
+        """Temporaries of ten pieces: at fewer tokens attention without all scores holds as little as the pieces' copies."""
+        shapes = (
+            jax.eval_shape(thinker.prompt, jax.ShapeDtypeStruct((4, tokens), jnp.int32)),
+            jax.ShapeDtypeStruct((3, 4, tokens), jnp.float32),
+            jax.ShapeDtypeStruct((4,), jnp.int32),
+            jax.eval_shape(lambda: thinker.empty_cache(4, tokens + 32)),
+        )
+        if deepstack:
+            more = jax.ShapeDtypeStruct((2, 4, tokens, width), jnp.float32)
+            shapes = (replace(shapes[0], deepstack=more), *shapes[1:])
+        return program().lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    (logits, filled, kept), most = program()(embedded, positions, lengths, cache), memory()
     monkeypatch.setattr(decoder, "CHUNK", 48)
-    (in_pieces, filled_so, kept_so), less = run()
+    (in_pieces, filled_so, kept_so), less = program()(embedded, positions, lengths, cache), memory()
     np.testing.assert_array_equal(filled_so.length, lengths)
     for row, length in enumerate(lengths):
         own = (slice(None), row, slice(None), slice(length))
