@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from compiling import flags
+
 ROOT = Path(__file__).resolve().parents[1]
 
 START = """
@@ -30,7 +32,7 @@ def two_processes(script, folder, *arguments, **environment):
         address = f"localhost:{free.getsockname()[1]}"
     variables = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": flags(devices=4),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
     }
     runs = []

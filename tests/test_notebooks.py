@@ -18,6 +18,7 @@ import nbformat
 import numpy as np
 import pytest
 import soundfile
+from compiling import flags
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
@@ -77,10 +78,10 @@ def run(request, tmp_path, programs, monkeypatch):
         new_code_cell(source(request.param, "choose").replace('MODEL = ""', f'MODEL = "{other}"'), id="choose-other"),
         new_code_cell(COUNT, id="count"),
     ]
-    # One device, and programs that are compiled fast rather than run fast.
+    # One device, as Colab has.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": flags(devices=1),
         "JAX_COMPILATION_CACHE_DIR": str(programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from compiling import flags
 from jax._src import distributed
 
 from omni_jax import hosts, jobs
@@ -27,14 +28,6 @@ def user(content):
 
 
 @pytest.fixture
-def quickly_compiled():
-    """Programs that are used once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
 def start(tiny, tmp_path):
     """Starts both processes of a life, each in a folder of its own; they are gone when the test ends."""
     started, folders = [], [tmp_path / "host0", tmp_path / "host1"]
@@ -46,8 +39,7 @@ def start(tiny, tmp_path):
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         environment = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of what they do is compiling
+            "XLA_FLAGS": flags(devices=4),
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
         }
         life = [
@@ -81,7 +73,6 @@ def stop(life, there):
     assert [process.returncode for process in life] == [143, 143], said
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
     """First they have one model together, over the eight devices of both, and are stopped in the middle; they go on with one
     each, over its own four. Of two sounds, one host lacks one and has another one: said in place."""
