@@ -293,7 +293,9 @@ def _on_white(pixels: np.ndarray, alpha: np.ndarray, out: np.ndarray) -> np.ndar
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     """A frame's pixels, uint8 [h, w, 3], on white, turned and mirrored as its file states."""
-    if frame.format.name == "bgra":  # a GIF's: its pixels are read where they lie, for a copy of 8K is 130 MB
+    # A GIF's: its pixels are read where they lie, for a copy of 8K is 130 MB. An AVI's may lie from the bottom up, which
+    # a size of lines below 0 says.
+    if frame.format.name == "bgra" and frame.planes[0].line_size > 0:
         plane: Any = frame.planes[0]
         lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : 4 * frame.width]
         held = lines.reshape(frame.height, frame.width, 4)

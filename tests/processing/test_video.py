@@ -382,6 +382,13 @@ def corners(number):
     return pixels
 
 
+def colours_of_corners(frame):
+    height, width = frame.shape[:2]
+    quarters = frame[height // 4 :: height // 2, width // 4 :: width // 2].reshape(4, 3) > 127
+    names = {(True, False, False): "r", (False, True, False): "g", (False, False, True): "b", (True,) * 3: "w"}
+    return "".join(names[tuple(quarter)] for quarter in quarters.tolist())
+
+
 ONE = 1 << 16
 ORIENTATIONS = {
     "upright": ((ONE, 0, 0, ONE), "rgbw"),
@@ -406,9 +413,20 @@ def test_rotation_and_mirroring(tmp_path, matrix, expected):
     frames = load(bytes(content)).frames
     height, width = frames.shape[1:3]
     assert (height > width) == (abs(b) > abs(a))
-    quarters = frames[0][height // 4 :: height // 2, width // 4 :: width // 2].reshape(4, 3) > 127
-    names = {(True, False, False): "r", (False, True, False): "g", (False, False, True): "b", (True,) * 3: "w"}
-    assert "".join(names[tuple(quarter)] for quarter in quarters.tolist()) == expected
+    assert colours_of_corners(frames[0]) == expected
+
+
+@pytest.mark.parametrize("form", ["bgra", "bgr24"])
+@pytest.mark.parametrize(("height", "expected"), [(-64, "rgbw"), (64, "bwrg")], ids=["top down", "bottom up"])
+def test_uncompressed_pictures_lie_top_down_or_bottom_up(tmp_path, form, height, expected):
+    content = bytearray(film(tmp_path / "a.avi", 4, codec="rawvideo", form=form, make=corners).read_bytes())
+    at = (
+        content.index(b"strf") + 8
+    )  # of the stream's BITMAPINFOHEADER, whose height is below 0 where the top comes first
+    assert struct.unpack_from("<Iii", content, at) == (40, 128, -64)
+    struct.pack_into("<i", content, at + 8, height)
+    frames = load(bytes(content)).frames
+    assert [colours_of_corners(frame) for frame in frames] == [expected] * len(frames)
 
 
 def crimson(number):
