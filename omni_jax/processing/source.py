@@ -9,10 +9,11 @@ import io
 import ipaddress
 import os
 import re
-import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, InvalidStateError, wait
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 from urllib.request import url2pathname
@@ -34,6 +35,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters or mo
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)  # a URL's user and password; its query, often signed
 _IN_MEMORY = 64 << 20  # bytes of a download kept in memory; a longer one goes to disk
+_CHUNK = 1 << 20
 _REDIRECTS = 5
 _REMOTE = "an http(s) URL of a public address, a data: URL or the file's content"
 # Object stores, read as local paths are: with whatever rights this process has.
@@ -82,7 +84,8 @@ def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) 
             file object.
         name: What messages call the source.
         noun: "audio", "image" or "video".
-        options: The bounds of a download or a pipe, max_bytes and timeout; what may be read, allow_private and allow_local.
+        options: The bounds of what is copied, a download, an object or a pipe: max_bytes and timeout; what may be read:
+            allow_private and allow_local.
 
     Raises:
         ValueError: in one line, when the source cannot be found, fetched or read, or is empty.
@@ -165,27 +168,53 @@ def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO
     """Copies an object of a store, by the package that knows it."""
     from fsspec.core import url_to_fs
 
-    file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
     try:
         store, path = url_to_fs(url)
-        require_bytes(store.info(path)["size"] or 0, options)
-        with store.open(path, "rb") as content:
-            shutil.copyfileobj(content, file)
-    except BaseException as error:
-        file.close()
-        match error:
-            case RefusedError():
-                fault = str(error)
-            case ImportError():
-                fault = f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}"
-            case FileNotFoundError():
-                fault = "no such object; check the URL"
-            case Exception():  # packages of stores have kinds of errors of their own
-                fault = f"cannot be read ({reason(error)})"
-            case _:
-                raise
-        raise ValueError(f"{name}: {fault}") from None
-    return cast(BinaryIO, file)
+        return _copy(store, path, options)
+    except RefusedError as error:
+        fault = str(error)
+    except ImportError:
+        fault = f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}"
+    except FileNotFoundError:
+        fault = "no such object; check the URL"
+    except Exception as error:  # packages of stores have kinds of errors of their own
+        fault = f"cannot be read ({reason(error)})"
+    raise ValueError(f"{name}: {fault}")
+
+
+def _copy(store: Any, path: str, options: MediaOptions) -> BinaryIO:
+    """Copies an object of a store, within the options' bounds.
+
+    By a thread, for a store that keeps silent can only be left: the thread ends when the store answers, or with the process.
+    """
+    copied: Future[BinaryIO] = Future()
+
+    def copy():
+        file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - whoever takes it closes it
+        try:
+            require_bytes(store.info(path).get("size") or 0, options)
+            with store.open(path, "rb") as content:
+                while not copied.cancelled() and (chunk := content.read(_CHUNK)):
+                    file.write(chunk)
+                    require_bytes(file.tell(), options)
+            copied.set_result(cast(BinaryIO, file))
+        except BaseException as error:
+            file.close()
+            with contextlib.suppress(InvalidStateError):  # nobody waits any more
+                copied.set_exception(error)
+
+    threading.Thread(target=copy, name=f"omni_jax {path}", daemon=True).start()
+    try:
+        wait([copied], min(options.timeout, threading.TIMEOUT_MAX))
+    finally:
+        late = copied.cancel()
+    if late:
+        raise RefusedError(_late(options))
+    return copied.result()
+
+
+def _late(options: MediaOptions) -> str:
+    return f"could not be fetched in {options.timeout:g} s; download it first, or raise timeout"
 
 
 def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:
@@ -232,7 +261,7 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
 
     def connect(address_info):
         family, kind, protocol, _, address = address_info
-        if not options.allow_private and not is_public(address[0]):
+        if not (options.allow_private and options.allow_local) and not is_public(address[0]):
             raise _PrivateError("a private address")
         return socket.socket(family, kind, protocol)
 
@@ -269,7 +298,7 @@ def _fault(error: Exception, options: MediaOptions) -> str:
         case RefusedError():
             return str(error)
         case TimeoutError():
-            return f"could not be fetched in {options.timeout:g} s; download it first, or raise timeout"
+            return _late(options)
         case aiohttp.TooManyRedirects():
             return f"is redirected more than {_REDIRECTS} times"
         case aiohttp.NonHttpUrlRedirectClientError():
@@ -279,6 +308,8 @@ def _fault(error: Exception, options: MediaOptions) -> str:
             words = getattr(cause, "verify_message", None) or getattr(cause, "reason", None) or "TLS fails"
             return f"no secure connection to its host ({words})"
         case aiohttp.ClientConnectorError(os_error=_PrivateError()):
+            if not options.allow_local:
+                return f"leads to a private address, refused where allow_local is False; give {_REMOTE}"
             return "leads to a private address, refused unless allow_private is True"
         case aiohttp.ClientConnectorDNSError():
             return f"its host is not found ({reason(error.os_error)})"

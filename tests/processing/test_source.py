@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import fsspec
 import numpy as np
 import pytest
 
@@ -316,12 +317,11 @@ def test_a_redirect_to_a_private_address_is_refused(web, as_public, host):
 @pytest.fixture
 def store(monkeypatch):
     """An object store of this process, as gs:// is one of Google's."""
-    import fsspec
-
     monkeypatch.setitem(source._STORES, "memory", "memoryfs")
     files = fsspec.filesystem("memory")
     files.pipe("/bucket/a.wav", CONTENT)
     yield
+    monkeypatch.undo()  # of the store's own methods too
     files.rm("/bucket", recursive=True)
 
 
@@ -343,6 +343,52 @@ def test_an_object_of_a_store(store, monkeypatch):
     monkeypatch.setattr("fsspec.core.url_to_fs", lacking)
     with pytest.raises(ValueError, match=r"^gs://bucket/a.wav: gs URLs need gcsfs; pip install gcsfs$"):
         read("gs://bucket/a.wav")
+
+
+class Unsized(io.RawIOBase):
+    """An object that has no end, and comes a little at a time."""
+
+    def __init__(self, wait=0.0):
+        self.wait = wait
+
+    def readable(self):
+        return True
+
+    def read(self, size=-1, /):
+        time.sleep(self.wait)
+        return CONTENT[:size]
+
+
+@pytest.mark.parametrize("stated", [{"size": None}, {"size": 1000}, {}], ids=["unknown", "too small", "none"])
+def test_an_object_is_bounded_by_what_comes_not_by_what_is_stated(store, monkeypatch, stated):
+    files, url = type(fsspec.filesystem("memory")), "memory://bucket/a.wav"
+    monkeypatch.setattr(files, "info", lambda self, path: {"name": path, "type": "file"} | stated)
+    assert read(url) == CONTENT
+    assert read(url, MediaOptions(max_bytes=len(CONTENT))) == CONTENT
+    refused(url, f"^{url}: is larger than {len(CONTENT) - 1} bytes", MediaOptions(max_bytes=len(CONTENT) - 1))
+    monkeypatch.setattr(files, "open", lambda self, path, mode: Unsized())
+    refused(url, f"^{url}: is larger than 5000000 bytes; download it first", MediaOptions(max_bytes=5_000_000))
+
+
+def test_the_time_of_an_object_is_bounded(store, monkeypatch):
+    files, url, answer = type(fsspec.filesystem("memory")), "memory://bucket/a.wav", threading.Event()
+    late = "memory://bucket/a.wav: could not be fetched in 0.2 s; download it first, or raise timeout"
+    assert read(url, MediaOptions(timeout=2**62)) == CONTENT
+    monkeypatch.setattr(files, "open", lambda self, path, mode: Unsized(wait=0.02))
+    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # it comes, but too slowly
+    monkeypatch.setattr(files, "info", lambda self, path: {"size": answer.wait(20)})
+    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # the store keeps silent
+    answer.set()
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("omni_jax")]
+    for thread in left:
+        thread.join(20)
+        assert not thread.is_alive()
+
+    def slow(self, path):
+        raise TimeoutError("no answer from the store's host")
+
+    monkeypatch.setattr(files, "info", slow)
+    refused(url, "cannot be read .no answer from the store's host.$")
 
 
 @pytest.mark.parametrize(
@@ -684,7 +730,11 @@ def test_nothing_of_this_machine_is_read_where_local_is_not_allowed(tmp_path, we
         "ftp://b/a",
     ):
         refused(url, "URL, which is not read where allow_local is False; give an http", strangers)
-    refused(web.url("good"), "leads to a private address", strangers)
+    for options in (strangers, replace(strangers, allow_private=True)):
+        message = refused(web.url("good"), "leads to a private address, refused where allow_local is False", options)
+        assert "give an http(s) URL of a public address" in message
+        assert "allow_private" not in message
+    assert not web.seen
     assert read(CONTENT, strangers) == read(io.BytesIO(CONTENT), strangers) == CONTENT
     assert read(f"data:;base64,{base64.b64encode(CONTENT).decode()}", strangers) == CONTENT
 
