@@ -103,13 +103,16 @@ def ask(
     return Asked(seeds, how, sampling, aloud, insisted, voices, compat, tools, template, progress)
 
 
-def prompts(given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any, dict[str, Any]]:
+def prompts(
+    given: Any, options: Mapping[str, Any], *, alone: bool, control_tokens: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """What is to be answered, as the batched functions take it, and the options by our names.
 
     Args:
         given: a conversation or several, a Batch, or what a Transformers processor gives, which may also stand among the
             options: ``generate(**inputs)``.
         alone: whether one prompt is meant.
+        control_tokens: whether ids may stand where a conversation is expected; what came as JSON could write any of them.
 
     Raises:
         ValueError: one where several are meant, or several where one is; options that are not supported.
@@ -119,6 +122,11 @@ def prompts(given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any
         inputs = {name: options.pop(name) for name in PROCESSED & options.keys() - NAMES}
         given = inputs if given is None else {"input_ids": given, **inputs}
     if isinstance(given, Mapping) and "input_ids" in given:
+        if not control_tokens:
+            raise ValueError(
+                "conversation: expected a list of messages, got input_ids, which may be control tokens that this model was "
+                "loaded to refuse; give Batch.from_hf(...), or generate(**inputs)"
+            )
         given = Batch.from_hf(given)
     if isinstance(given, Batch):
         if alone and len(given.tokens) != 1:

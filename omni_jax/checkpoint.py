@@ -134,7 +134,7 @@ def save(
 
     Raises:
         ValueError: the folder is an address or holds a checkpoint, the parts are not the model that config.json describes, or
-            its voices are absent or none.
+            its file of voices is missing or is not one.
         OSError: the folder cannot be written.
     """
     folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts

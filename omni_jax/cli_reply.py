@@ -113,8 +113,8 @@ def speech_given(given: Mapping[str, Any]) -> list[str]:
 def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of speech as Omni takes them, of a command's parameters by name, checked against the model's configuration
     before any weights are read."""
+    from omni_jax import weights
     from omni_jax.asked import silence
-    from omni_jax.config import from_hf
     from omni_jax.hub import locate
     from omni_jax.speaking import synthesizer
 
@@ -122,7 +122,7 @@ def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if max_speech is not None and not 0 < max_speech < math.inf:
         raise ValueError(f"--max-speech: expected seconds above 0, got {max_speech}")
     folder = locate(model, weights=False)
-    config = from_hf(folder)
+    config = weights.config_of(folder)
     if config.talker is None:
         raise ValueError(f"{model}: it answers in text only: it {silence(folder)}")
     speech = synthesizer(config, folder)

@@ -64,16 +64,16 @@ def missing(folder: Path) -> list[str]:
         return not any((folder / name).is_file() for name in names)
 
     found = []
-    if lacks("tokenizer.json", "vocab.json") or lacks("tokenizer_config.json"):
+    if (lacks("tokenizer.json") and (lacks("vocab.json") or lacks("merges.txt"))) or lacks(TOKENIZER):
         found.append(
-            "tokenizer (tokenizer_config.json, and tokenizer.json or vocab.json and merges.txt): takes no conversation"
+            f"tokenizer ({TOKENIZER}, and tokenizer.json or vocab.json and merges.txt): cannot take conversations"
         )
     elif lacks("chat_template.jinja", "chat_template.json") and "chat_template" not in read_json(folder / TOKENIZER):
-        found.append("chat template (chat_template.jinja or chat_template.json): takes no conversation")
+        found.append("chat template (chat_template.jinja or chat_template.json): cannot take conversations")
     if lacks(FLAT, NESTED):
-        found.append(f"processor ({FLAT} or {NESTED}): hears and sees nothing")
+        found.append(f"processor ({FLAT} or {NESTED}): cannot read audio, images or video")
     if lacks("generation_config.json"):
-        found.append("generation_config.json: Transformers' own sampling options are taken")
+        found.append("generation_config.json: Transformers' default sampling options are used")
     return found
 
 

@@ -20,7 +20,7 @@ from omni_jax.defaults import Defaults
 from omni_jax.hosts import fetch
 from omni_jax.mistakes import shown
 from omni_jax.processing import dual_track_prompt
-from omni_jax.processing.arrays import is_number, to_numpy
+from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
@@ -223,6 +223,6 @@ def _noise(noise: Any, *, alone: bool) -> Float32[np.ndarray, "B T Z"]:
         given = to_numpy(noise)
     except ValueError as error:  # a list of unequal rows
         raise ValueError(f"noise: expected an array of numbers, got {type(noise).__name__} ({error})") from None
-    if not is_number(given):
+    if not is_numeric(given):
         raise ValueError(f"noise: expected an array of numbers, got {given.dtype} of shape {list(given.shape)}")
     return np.asarray(given[None] if alone and given.ndim == 2 else given, np.float32)

@@ -40,6 +40,8 @@ class Jitted:
         return self._tune(compiler_options=options) if options else self.plain
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self.tuned is self.plain:
+            return self.plain(*arguments, **named)
         # jax takes options of outermost programs only.
         inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arguments, named)))
         return (self.plain if inside else self.tuned)(*arguments, **named)

@@ -1,11 +1,15 @@
 """One writer at a time: a second process says so in one line and stops. The kernel ends a lock with its process."""
 
-import fcntl
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK = ".omni_jax.lock"
 
@@ -23,6 +27,8 @@ def hold(file: int, said: str) -> bool:
     Raises:
         ValueError: another process holds it.
     """
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -93,20 +93,19 @@ class Omni:
         )
         folder = locate(path, weights=False)
         config = weights.config_of(folder)
-        if speech and config.talker is None:
-            raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
-        speech = config.talker is not None if speech is None else speech
-        dtype = weights_dtype(dtype)
+        speaks, dtype = _speaks(config, folder, speech), weights_dtype(dtype)
         heads = config.thinker.decoder.kv_heads
         mesh = well_chosen(jax.local_devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
         if mesh is not None and not mesh.local_devices:
             raise ValueError("mesh: none of its devices is of this host; load it on the hosts whose devices it has")
-        abstract = model_parts.abstract(config, dtype, speech=speech)
+        abstract = model_parts.abstract(config, dtype, speech=speaks)
         placed = shardings(abstract, mesh) if mesh is not None else None
         ensure_memory(path, abstract, mesh.local_devices if mesh is not None else jax.local_devices()[:1], placed)
         folder = locate(path)  # what has no room was not downloaded
+        config = weights.config_of(folder)  # weights in one file tell only now that no talker is among them
+        speaks = _speaks(config, folder, speech)
         reader = checkpoint if checkpoint.is_converted(folder) else weights
-        parts = reader.load(folder, config, dtype=dtype, speech=speech, shardings=placed, progress=progress)
+        parts = reader.load(folder, config, dtype=dtype, speech=speaks, shardings=placed, progress=progress)
         if mesh is None or jax.default_backend() == "tpu":
             parts = arranged(parts, jax.default_backend())
         return cls(parts, config, folder, limits)
@@ -186,7 +185,7 @@ class Omni:
 
         Options: see ``generate_batch``.
         """
-        return self._replies(self._request(*prompts(conversation, options, alone=True)))[0]
+        return self._replies(self._request(*self._prompts(conversation, options, alone=True)))[0]
 
     def generate_batch(self, conversations: Any = None, **options: Any) -> list[Reply]:
         """Answers several conversations, in writing and, where the checkpoint can, aloud; each row is what it would be alone.
@@ -212,7 +211,7 @@ class Omni:
         Raises:
             ValueError: input that cannot be used, said in one line.
         """
-        return self._replies(self._request(*prompts(conversations, options, alone=False)))
+        return self._replies(self._request(*self._prompts(conversations, options, alone=False)))
 
     def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
@@ -226,14 +225,14 @@ class Omni:
         stops the work.
         """
         # Mistakes are said by this call, not by the first event.
-        return (event for _, event in self._events(*prompts(conversation, options, alone=True), steps))
+        return (event for _, event in self._events(*self._prompts(conversation, options, alone=True), steps))
 
     def stream_batch(self, conversations: Any = None, *, steps: int = 4, **options: Any) -> Iterator[tuple[int, Event]]:
         """Answers several conversations piece by piece: the number of a row, and what has become known of it.
 
         Rows go in step: a chunk of sound is made for all that still speak, when all have its words.
         """
-        return self._events(*prompts(conversations, options, alone=False), steps)
+        return self._events(*self._prompts(conversations, options, alone=False), steps)
 
     def speak(self, text: str, **options: Any) -> Reply:
         """Speaks a given text, as the assistant's answer to a user.
@@ -320,6 +319,9 @@ class Omni:
                 replies[row] = event.reply
         return [replies[row] for row in sorted(replies)]
 
+    def _prompts(self, given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any, dict[str, Any]]:
+        return prompts(given, options, alone=alone, control_tokens=self.limits.allow_control_tokens)
+
     def _request(
         self, conversations: Any, options: Mapping[str, Any], *, given: Sequence[int] | None = None
     ) -> Request:
@@ -385,3 +387,10 @@ class Omni:
         turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
         opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
         return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)
+
+
+def _speaks(config: OmniConfig, folder: Path, speech: bool | None) -> bool:
+    """Whether what only speaking needs is loaded: as ``speech`` says, which is None for where it is there."""
+    if speech and config.talker is None:
+        raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
+    return config.talker is not None if speech is None else speech

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from omni_jax import weights
 from omni_jax.buckets import ROOM, bucket
 from omni_jax.compile import Compiled, Entries, Workload, programs
 from omni_jax.config import OmniConfig, from_hf, read_json
@@ -172,7 +173,7 @@ def read(model: str | Path) -> OmniConfig:
         found = read_json(path)
         inner = found.get("config")
         return from_hf(inner if isinstance(inner, Mapping) else found)
-    return from_hf(locate(model, weights=False))
+    return weights.config_of(locate(model, weights=False))
 
 
 def write(plan: Plan, path: str | Path) -> None:

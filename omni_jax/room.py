@@ -14,14 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from omni_jax import params
-from omni_jax.config import from_hf
+from omni_jax import params, weights
 from omni_jax.hub import cache, locate, to_download
 from omni_jax.models import parts as model_parts
+from omni_jax.weights.huggingface import float_dtype
 from omni_jax.weights.writer import size
 
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,10 @@ def look(model: str | Path, *, dtype: Any = None, speech: bool | None = None) ->
     Raises:
         ValueError: no checkpoint, said in one line.
     """
-    config, kind = from_hf(locate(model, weights=False)), weights_dtype(dtype)
+    config, kind = weights.config_of(locate(model, weights=False)), weights_dtype(dtype)
     speaks = config.talker is not None and speech is not False
     needed = _bytes(model_parts.abstract(config, kind, speech=speaks), None)
-    said = [f"{size(needed)} of weights in {jnp.dtype(kind).name}"]
+    said = [f"{size(needed)} of weights in {kind.name}"]
     if count := to_download(model):
         said.insert(0, f"{size(count)} to download, {size(shutil.disk_usage(cache()).free)} of disk free")
     devices = jax.local_devices()
@@ -87,7 +88,7 @@ def ensure_memory(
 
 
 def forget() -> None:
-    """Frees what models that nothing names any more still hold of the devices: programs, and the frames of a failed call.
+    """Frees the device memory that deleted models still hold: compiled programs, and the stack frames of a failed call.
 
     For a second model in one process: ``del omni``, then this, then ``Omni.load``.
     """
@@ -116,9 +117,9 @@ def host() -> Memory | None:
         total, free = found["MemTotal"] + found["SwapTotal"], found["MemAvailable"] + found["SwapFree"]
     except (OSError, LookupError, ValueError):
         return None
-    limit = CGROUP.read_text().strip() if CGROUP.is_file() else ""
-    if limit.isdecimal():
-        total, free = min(total, int(limit)), min(free, int(limit))
+    with suppress(OSError, ValueError):  # "max" is no number: nothing but the host's own memory bounds it
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        total, free = min(total, limit), max(0, min(free, limit - used))
     return Memory(place="this host", total=total, free=free)
 
 
@@ -129,6 +130,11 @@ def _bytes(tree: Any, placed: Mapping[str, jax.sharding.Sharding] | None) -> int
     return sum(math.prod(shapes[path]) * leaf.dtype.itemsize for path, leaf in found.items())
 
 
-def weights_dtype(dtype: Any) -> Any:
-    """Of weights and arithmetic: the one asked for, or the one that this host's devices are fast in."""
-    return dtype if dtype is not None else (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def weights_dtype(dtype: Any) -> np.dtype:
+    """Of weights and arithmetic: the one asked for, or the one that this host's devices are fast in.
+
+    Raises:
+        ValueError: neither float32 nor bfloat16.
+    """
+    fast = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return float_dtype(fast if dtype is None else dtype)

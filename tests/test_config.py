@@ -141,7 +141,7 @@ def test_another_models_folder(family):
     [
         ("thinker_config", None, "thinker_config: expected an object, got nothing"),
         ("talker_config", None, "talker_config: expected an object, got nothing"),
-        (f"{TEXT}.hidden_size", None, f"2048; left out, so as Transformers has them: {TEXT}.hidden_size"),
+        (f"{TEXT}.hidden_size", None, f"2048; missing fields taken from Transformers' defaults: {TEXT}.hidden_size"),
         ("talker_config.speaker_id", None, "talker_config.speaker_id: missing (expected dict)"),
         ("talker_config.codec_bos_id", None, "codec_bos_id 4197 is outside the vocabulary of 1088; left out, so as"),
         ("talker_config.codec_bos_id", 1088, "talker_config.codec_bos_id 1088 is outside the vocabulary of 1088"),

@@ -190,7 +190,7 @@ def refuses(config, *words):
         ("thinker_config.image_token_index", -1, "image_token_index -1 is outside the vocabulary of 512"),
         ("thinker_config.seconds_per_chunk", 0, "seconds_per_chunk: expected a size of at least 1, got 0"),
         ("thinker_config.tie_word_embeddings", True, "tie_word_embeddings: expected False, got True"),
-        (f"{TEXT}.hidden_size", None, f"left out, so as Transformers has them: {TEXT}.hidden_size"),
+        (f"{TEXT}.hidden_size", None, f"missing fields taken from Transformers' defaults: {TEXT}.hidden_size"),
         (f"{TEXT}.num_attention_heads", 5, "hidden_size 64 is no multiple of num_attention_heads 5"),
         (f"{TEXT}.num_attention_heads", 32, "adds up to 8, expected head_dim / 2 = 1"),
         (f"{TEXT}.use_sliding_window", True, "use_sliding_window: expected False, got True"),

@@ -67,11 +67,12 @@ def test_a_mesh_holds_a_share_on_each_device(tree, needed):
 @pytest.mark.parametrize("limit", ["max", "2048000"])
 def test_a_cpu_has_the_memory_of_its_host_or_container(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(room, "CGROUP", tmp_path / "limit")
-    room.CGROUP.write_text(f"{limit}\n")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("48000\n")
     room.MEMINFO.write_text("MemTotal: 3000 kB\nMemAvailable: 2500 kB\nSwapTotal: 100 kB\nSwapFree: 50 kB\n")
     whole = room.Memory(place="this host", total=3100 * 1024, free=2550 * 1024)
-    small = room.Memory(place="this host", total=2_048_000, free=2_048_000)
+    small = room.Memory(place="this host", total=2_048_000, free=2_000_000)
     assert room.host() == (whole if limit == "max" else small)
     room.MEMINFO.write_text("something else")
     assert room.host() is None
@@ -79,7 +80,7 @@ def test_a_cpu_has_the_memory_of_its_host_or_container(tmp_path, monkeypatch, li
 
 def test_the_published_models_are_told_before_a_download(monkeypatch):
     """Weights of Qwen2.5-Omni-3B in bfloat16, its vocoder in float32, on the chip that the notebook offers it."""
-    monkeypatch.setattr(room, "from_hf", lambda folder: read("tests/configs/qwen2_5_omni_3b.json"))
+    monkeypatch.setattr(room.weights, "config_of", lambda folder: read("tests/configs/qwen2_5_omni_3b.json"))
     monkeypatch.setattr(room, "locate", lambda model, weights: model)
     monkeypatch.setattr(jax, "local_devices", lambda: [chip(16_900_000_000, used=900_000_000)])
     said = room.look("Qwen/Qwen2.5-Omni-3B", dtype="bfloat16")

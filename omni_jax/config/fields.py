@@ -61,7 +61,7 @@ class Fields:
             return
         said, left = listed(self.faults), ", ".join(self.left_out)
         if left and len(said) < REPORT - 80:
-            said += f"; left out, so as Transformers has them: {cut(left, REPORT - len(said))}"
+            said += f"; missing fields taken from Transformers' defaults: {cut(left, REPORT - len(said))}"
         raise ValueError(f"config.json: {said}")
 
     def fault(self, text: str) -> None:

@@ -112,11 +112,15 @@ def pieces(kernel: Float[Array, "E D F"]) -> int:
     return next((count for count in range(least, rows + 1) if not rows % count), 1)
 
 
+def _whole(rows: Float[Array, "T D"], kernel: Float[Array, "E D F"], expert: Int[Array, ""]) -> Float[Array, "T F"]:
+    return rows @ jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False)
+
+
 def _by_pieces(rows: Float[Array, "T D"], kernel: Float[Array, "E D F"], expert: Int[Array, ""]) -> Float[Array, "T F"]:
     """rows @ kernel[expert], a piece of the contracted axis after the other."""
     count = pieces(kernel)
     if count == 1:
-        return rows @ jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False)
+        return _whole(rows, kernel, expert)
     size, columns = kernel.shape[1] // count, kernel.shape[2]
 
     def add(number, total):
@@ -128,7 +132,7 @@ def _by_pieces(rows: Float[Array, "T D"], kernel: Float[Array, "E D F"], expert:
     return jax.lax.fori_loop(0, count, add, jnp.zeros((len(rows), columns), jnp.float32)).astype(rows.dtype)
 
 
-def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
+def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int, product=_whole):
     slots, per_token = chosen.size, chosen.shape[1]
     sizes = tile_sizes(slots, count, x.shape[0])
     order, loads = group(chosen, count)
@@ -137,8 +141,8 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
 
     def multiply(size: int, expert, row):
         tokens = jax.lax.dynamic_slice(padded_order, (row,), (size,)) // per_token
-        hidden = _activate(_by_pieces(x[tokens], gate_up, offset + expert))
-        out = _by_pieces(hidden, down, offset + expert)
+        hidden = _activate(product(x[tokens], gate_up, offset + expert))
+        out = product(hidden, down, offset + expert)
         return jnp.pad(out, [(0, sizes[-1] - size), (0, 0)])
 
     def tile(i, y):
@@ -156,7 +160,7 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int):
 
 def _by_platform(x, chosen, weights, gate_up, down, offset, count: int):
     on_gpu = _each if chosen.size <= count else _all if len(x) <= STEP else _tiled
-    forms = {"tpu": _ragged, "cuda": on_gpu, "rocm": on_gpu, "default": _tiled}
+    forms = {"tpu": _ragged, "cuda": on_gpu, "rocm": on_gpu, "default": partial(_tiled, product=_by_pieces)}
     forms = {platform: partial(form, count=count) for platform, form in forms.items()}
     return jax.lax.platform_dependent(x, chosen, weights, gate_up, down, offset, **forms)
 

@@ -13,6 +13,6 @@ def to_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def is_number(array: np.ndarray) -> bool:
+def is_numeric(array: np.ndarray) -> bool:
     """Whether an array holds whole or real numbers; NumPy does not count bfloat16 among its own."""
     return array.dtype.kind in "fiu" or array.dtype.name == "bfloat16"

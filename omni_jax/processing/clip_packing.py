@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig, MelEncoderConfig
-from omni_jax.processing.arrays import is_number, to_numpy
+from omni_jax.processing.arrays import is_numeric, to_numpy
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,6 @@ def _checked(clips: list[np.ndarray], mel_bins: int) -> list[np.ndarray]:
 
 def _floats(mel: Any) -> np.ndarray:
     array = to_numpy(mel)
-    if not is_number(array):
+    if not is_numeric(array):
         raise ValueError(f"mel: expected arrays of numbers, got {array.dtype}; encode_audio takes log-mel, not files")
     return array.astype(np.float32)

@@ -62,7 +62,7 @@ def read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
     if kind == "text" and not isinstance(payload, str):
         raise ValueError(f"expected text as a string, got {type(payload).__name__}")
     if kind == "text" and not is_unicode(payload):
-        raise ValueError("expected text in Unicode, got bytes that are none (lone surrogates)")
+        raise ValueError("the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'")
     return kind, payload, {name: part[name] for name in OF_A_PART if part.get(name) is not None}
 
 

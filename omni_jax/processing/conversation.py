@@ -105,7 +105,9 @@ def _read_message(message: object, faults: list[str], where: str) -> tuple[dict[
     message, content = {**message, "role": role}, message.get("content")
     if isinstance(content, str):
         if not is_unicode(content):
-            raise ValueError("expected text in Unicode, got bytes that are none (lone surrogates)")
+            raise ValueError(
+                "the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'"
+            )
         return message, content
     if content is None and role == "assistant" and _says_without_content(message):
         return message, ""

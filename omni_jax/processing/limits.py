@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from omni_jax.mistakes import shown
 from omni_jax.processing.conversation import Content, read
 from omni_jax.processing.options import MediaOptions
 
@@ -29,11 +30,12 @@ class Limits:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        MediaOptions.named({"allow_local": self.allow_local, "max_bytes": self.max_bytes, "timeout": self.timeout})
-        if not isinstance(self.allow_control_tokens, bool):
-            raise ValueError(
-                f"allow_control_tokens: expected True or False, got {type(self.allow_control_tokens).__name__}"
-            )
+        for name in ("allow_local", "allow_control_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {shown(getattr(self, name))}")
+        for name in ("max_bytes", "timeout"):  # numbers, as an environment variable's text may be
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(MediaOptions.named({name: getattr(self, name)}), name))
 
     def over(self, options: MediaOptions) -> MediaOptions:
         """Options of a request, within these limits."""
@@ -79,10 +81,12 @@ def _written(message: Mapping[str, Any], content: Content) -> Iterator[str]:
 
 def _strings(value: Any) -> Iterator[str]:
     """Every string in a value of nested lists and dictionaries."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _strings([*value, *value.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, Mapping):
+            left += [*found, *found.values()]
+        elif isinstance(found, list | tuple):
+            left += found

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omni_jax.buckets import CALL_PATCHES, patch_slots
-from omni_jax.processing.arrays import is_number, to_numpy
+from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.clip_packing import rows_of
 
 Grid = tuple[int, int, int]
@@ -110,7 +110,7 @@ def split_patches(
         raise ValueError(
             f"grid: expected at least 1 frame, and rows and columns that divide by {merge}, got {sizes.tolist()}"
         )
-    if array.ndim != 2 or (width and array.shape[1] != width) or not is_number(array):
+    if array.ndim != 2 or (width and array.shape[1] != width) or not is_numeric(array):
         expected = f"[P, {width or 'C'}]"
         raise ValueError(
             f"patches: expected numbers of shape {expected}, got {array.dtype} of shape {list(array.shape)}"

@@ -97,22 +97,24 @@ def _check_calls(template: str, messages: Sequence[Mapping[str, Any]], tools: ob
         )
     if tools and "tools" not in template:
         raise ValueError(
-            "tools: this checkpoint's chat template writes none into the prompt, so its model would never learn of them; "
-            "leave them out, or describe them in a message"
+            "tools: this checkpoint's chat template ignores them, so the model would not see them; leave them out, or "
+            "describe them in a message"
         )
     for name in ("tool_calls", "reasoning_content"):
         held = [f"message {m}" for m, message in enumerate(messages) if message.get(name)]
         if held and name not in template:
             raise ValueError(
-                f"conversation: {held[0]}: {name}: this checkpoint's chat template writes none into the prompt, so its model "
-                "would never learn of them; leave them out, or say them in the message's content"
+                f"conversation: {held[0]}: {name}: this checkpoint's chat template ignores them, so the model would "
+                "not see them; leave them out, or say them in the message's content"
             )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Tokens of a rendered prompt: special tokens written in the text are read as such, none are added."""
     if not is_unicode(text):
-        raise ValueError("conversation: expected text in Unicode, got bytes that are none (lone surrogates)")
+        raise ValueError(
+            "conversation: the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'"
+        )
     return tokenizer.encode(text, add_special_tokens=False)
 
 

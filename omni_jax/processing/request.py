@@ -11,7 +11,7 @@ from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
 from omni_jax.mistakes import cut
 from omni_jax.processing import prompt
-from omni_jax.processing.arrays import is_number, to_numpy
+from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.clip_packing import split_clips
 from omni_jax.processing.conversation import media as media_of
 from omni_jax.processing.limits import UNLIMITED, Limits
@@ -190,7 +190,7 @@ def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | No
         raise ValueError(f"expected {', '.join(sorted(missing))} beside {', '.join(held)}, got none")
     media, grids = split_patches(given[pixels], given[grid])
     array = to_numpy(given[seconds]).reshape(-1) if seconds else np.zeros(len(grids))
-    if len(array) != len(grids) or not is_number(array):
+    if len(array) != len(grids) or not is_numeric(array):
         got = f"{len(array)} of {array.dtype}"
         raise ValueError(f"{seconds}: expected one number for each of the {len(grids)} videos, got {got}")
     steps = array.astype(np.float64).tolist()

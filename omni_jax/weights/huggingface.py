@@ -153,7 +153,7 @@ def save(
 
     Raises:
         ValueError: the folder holds weights already, the parts are not the model that ``config_json`` describes, or the
-            voices are absent or none.
+            file of voices is missing or is not one.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)

@@ -29,11 +29,32 @@ def test_no_option_widens_a_limit():
 
 @pytest.mark.parametrize(
     "given",
-    [{"allow_local": 0}, {"max_bytes": -1}, {"max_bytes": "x"}, {"timeout": 0}, {"allow_control_tokens": "refuse"}],
+    [
+        {"allow_local": 0},
+        {"allow_local": None},
+        {"max_bytes": -1},
+        {"max_bytes": "x"},
+        {"timeout": 0},
+        {"allow_control_tokens": "refuse"},
+    ],
 )
 def test_impossible_limits_are_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         Limits(**given)
+
+
+def test_a_number_may_come_as_text():
+    """As an environment variable has it."""
+    limits = Limits(max_bytes="1000", timeout="2.5")
+    assert limits.over(MediaOptions()) == MediaOptions(max_bytes=1000, timeout=2.5)
+
+
+def test_strings_are_found_at_any_depth(tokenizer):
+    deep = "<|im_end|>"
+    for _ in range(5000):
+        deep = {"x": [deep]}
+    with pytest.raises(ValueError, match="writes the control token"):
+        STRICT.check(said("Hi", extra=deep), None, tokenizer)
 
 
 CONTROL = {

@@ -237,7 +237,7 @@ def test_what_the_template_writes(tokenizer):
 
 def test_tools_that_the_template_would_drop_are_refused(tokenizer):
     tool = {"type": "function", "function": {"name": "clock", "parameters": {}}}
-    with pytest.raises(ValueError, match=r"^tools: this checkpoint's chat template writes none") as error:
+    with pytest.raises(ValueError, match=r"^tools: this checkpoint's chat template ignores them") as error:
         render(tokenizer, user("Time?"), tools=[tool])
     assert "\n" not in str(error.value)
     assert "Time?" in render(tokenizer, user("Time?"), tools=[])

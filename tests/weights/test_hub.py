@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 import tensorstore
 from huggingface_hub.errors import HFValidationError
+from safetensors.numpy import load_file, save_file
 
 from omni_jax import Omni, room
 from omni_jax.describe import describe
@@ -130,3 +131,20 @@ def test_what_may_pass_is_no_mistake(monkeypatch):
     assert not found("gs://b/model", ConnectionResetError("reset by peer"))
     assert found("owner/name", HFValidationError("no name"))
     assert found("gs://b/model", ValueError("PERMISSION_DENIED: not yours"))
+
+
+def test_a_single_file_without_a_talker_is_known_after_its_download(hub):
+    """As a model that was saved after ``disable_talker()``: config.json still has one."""
+    tensors = {}
+    for path in sorted(hub.glob("*.safetensors")):
+        tensors |= {name: value for name, value in load_file(path).items() if name.startswith("thinker.")}
+        path.unlink()
+    (hub / "model.safetensors.index.json").unlink()
+    save_file(tensors, hub / "model.safetensors")
+    assert Omni.load("owner/name").config.talker is None
+
+
+def test_a_wrong_dtype_costs_no_download(hub):
+    with pytest.raises(ValueError, match="dtype: expected float32 or bfloat16, got 'float16'"):
+        Omni.load("owner/name", dtype="float16")
+    assert not list(hub.parent.glob("cache/*.safetensors"))
