@@ -45,6 +45,7 @@ _UPRIGHT = dict(  # by Exif's orientation, where it is not 1, upright already
         start=2,
     )
 )
+_ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # a JPEG's markers without a segment, none of which belongs into its head
 _PILLOW = threading.Lock()
 
 
@@ -138,8 +139,13 @@ def _is_jpeg_of_one_scan(file: Any) -> bool:
     components, progressive = 0, True
     if file.read(2) != b"\xff\xd8":
         return False
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
-        marker, body = head[1], file.read(int.from_bytes(head[2:], "big") - 2)
+    while (mark := file.read(2))[:1] == b"\xff":
+        while mark == b"\xff\xff":  # any number of bytes may fill the room before a marker
+            mark = mark[1:] + file.read(1)
+        marker, length = mark[-1], int.from_bytes(file.read(2), "big")
+        if marker in _ALONE or length < 2:  # no camera writes that, and decoders differ in where they go on
+            return False
+        body = file.read(length - 2)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 5:
             components, progressive = body[5], marker % 4 == 2
         if marker == 0xDA:

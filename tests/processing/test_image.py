@@ -1,6 +1,7 @@
 """Pictures of any format, mode, rotation and type in; upright RGB out; faults named in one line."""
 
 import base64
+import contextlib
 import io
 import struct
 import threading
@@ -543,3 +544,51 @@ def test_a_photo_of_several_scans_is_not_taken_for_one_of_one_scan():
     assert not image._is_jpeg_of_one_scan(io.BytesIO(scattered))
     for other in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\0\0", b"\xff\xd8\xff\xda\0\0", png_header(1, 1)):
         assert not image._is_jpeg_of_one_scan(io.BytesIO(other))
+
+
+class Bounded(io.BytesIO):
+    """A file that is never to be read to its end."""
+
+    def read(self, size=-1, /):
+        assert size >= 0
+        return super().read(size)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+@pytest.mark.parametrize("marker", [0xE0, 0xC0, 0xDB, 0xDA])
+def test_a_segment_shorter_than_its_length_is_of_no_photo_and_reads_nothing_else(marker, length):
+    head = b"\xff\xd8" + bytes([0xFF, marker, 0, length])
+    assert not image._is_jpeg_of_one_scan(Bounded(head + jpeg_of(64, 64)[2:]))
+    with contextlib.suppress(ValueError):  # what Pillow says of it, or shows
+        assert image.load(head + jpeg_of(64, 64)[2:]).size == (64, 64)
+    large = head + jpeg_of(8000, 9000)[2:]  # of which a photo may be
+    assert_refused(large, "8000 x 9000 pixels .*; expected at most 33177600|not an image|cannot be decoded")
+
+
+def filled(content, count):
+    """A JPEG with so many bytes before each marker of its head, as the standard allows."""
+    at, parts = 2, [content[:2]]
+    while content[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        parts.append(b"\xff" * count + content[at:end])
+        at = end
+    return b"".join([*parts, b"\xff" * count, content[at:]])
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_a_photo_may_have_bytes_that_fill_the_room_before_its_markers(monkeypatch, count):
+    content = encode(Image.fromarray(picture()).resize((160, 96)), "jpeg")
+    assert image._is_jpeg_of_one_scan(Bounded(filled(content, count)))
+    np.testing.assert_array_equal(pixels(filled(content, count)), pixels(content))
+    assert not image._is_jpeg_of_one_scan(Bounded(filled(jpeg_of(64, 64, progressive=True), count)))
+    monkeypatch.setattr(image, "MAX_PIXELS", 160 * 96 - 1)
+    assert image.load(filled(content, count)).size == (80, 48)
+    assert not image._is_jpeg_of_one_scan(Bounded(b"\xff\xd8" + b"\xff" * count))
+
+
+@pytest.mark.parametrize("alone", [b"\xff\0", b"\xff\x01", b"\xff\xd0", b"\xff\xd7", b"\xff\xd8"])
+def test_several_scans_hide_behind_no_marker_without_a_segment(alone):
+    """What follows is no length, though it looks like one that leads over the true head to another one."""
+    several, one = jpeg_of(64, 64, progressive=True)[2:], jpeg_of(64, 64)[2:]
+    several += bytes(int.from_bytes(several[:2], "big") - len(several))
+    assert not image._is_jpeg_of_one_scan(Bounded(b"\xff\xd8" + alone + several + one))
