@@ -12,11 +12,15 @@ A line's words stay on the disk; in memory there is an ``Entry`` of each, so tha
     answers.how.json                      with what lines are answered: the model, its options
 """
 
+import errno
 import gzip
 import io
 import json
 import os
+import struct
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -35,6 +39,9 @@ START = b'{"line": '
 # An object of lines is written when so many bytes wait for it, or so many seconds have passed.
 FLUSH_BYTES, FLUSH_SECONDS = 4 << 20, 15.0
 MOST_SECONDS = 1e9  # of speech in a reply; more is a damaged line
+# What decompressors raise of damaged bytes; the second are of modules that not every Python has.
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
+_DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,12 +376,27 @@ def lines_of(source: str) -> Any:
                     yield number, content
     except FileNotFoundError:
         raise ValueError(f"{source}: no such file; expected conversations in JSONL, one a line") from None
-    except Exception as error:  # of damaged bytes, each way to compress has its own
-        said, damaged = " ".join(str(error).split()), isinstance(error, gzip.BadGzipFile)
-        if damaged or not isinstance(error, ImportError | ValueError | OSError):
+    except Exception as error:
+        said = cut(str(error), 200)
+        if _is_damage(error, source):
             raise ValueError(f"{source}: is cut off or damaged ({said})") from None
-        kind = UnreachedError if isinstance(error, OSError) and not is_mistake(error) else ValueError
+        known = isinstance(error, ImportError | ValueError | OSError)
+        if not known and type(error).__module__ == "builtins":  # no memory, or a fault of ours
+            raise
+        kind = ValueError if isinstance(error, ImportError) or is_mistake(error) else UnreachedError
         raise kind(f"{source}: cannot be read ({said})") from None
+
+
+def _is_damage(error: Exception, source: str) -> bool:
+    """Whether it is what a decompressor says of bytes that are not its own. Of damaged bytes, each has its own error."""
+    said, zipped = str(error), source.lower().endswith(".zip")
+    if isinstance(error, _DAMAGE) or type(error).__name__ in _DAMAGE_ELSEWHERE:
+        return True
+    if type(error) is OSError:  # bz2's has no number, and a zip's table may lead to a place that no file has
+        return said == "Invalid data stream" or (zipped and error.errno == errno.EINVAL)
+    if type(error) is RuntimeError:  # with a password, where it is a zip
+        return zipped or said.startswith("LZ4F_")
+    return zipped and type(error) in (NotImplementedError, IndexError)  # packed in another way; nothing in it
 
 
 def _replace(path: str, content: Iterable[bytes]) -> None:

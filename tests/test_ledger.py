@@ -1,11 +1,16 @@
 """The output of a job: what is written stays, what is torn is cut off, and what is somebody else's is not touched."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
 import sys
+import zipfile
 from contextlib import suppress
 
+import aiohttp
 import fsspec
 import pytest
 
@@ -240,12 +245,75 @@ def test_lines_have_their_numbers_in_the_file(tmp_path, bucket):
             list(lines_of(str(tmp_path / "in.jsonl.gz")))
 
 
-@pytest.mark.parametrize("name", ["in.jsonl.zip", "in.jsonl.xz", "in.jsonl.bz2"])
-def test_a_file_that_is_not_compressed_as_its_name_says_is_one_line(tmp_path, name):
-    (tmp_path / name).write_bytes(b"[1]\n" * 100)
-    with pytest.raises(ValueError, match=rf"{name}: (is cut off or damaged|cannot be read) \(") as refused:
-        list(lines_of(str(tmp_path / name)))
-    assert len(str(refused.value)) < 500
+def zipped(content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for text in content:
+            packed.writestr("in.jsonl", text)
+    return file.getvalue()
+
+
+LINES = b"".join(b'{"messages": "%d"}\n' % (7**number) for number in range(200))
+PACKED = {"gz": gzip.compress(LINES), "bz2": bz2.compress(LINES), "xz": lzma.compress(LINES), "zip": zipped([LINES])}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_damaged_compressed_file_is_a_mistake_and_one_line(tmp_path, suffix):
+    """Another try would only say it again: the shell's exit code is 2."""
+    path, whole, middle = tmp_path / f"in.jsonl.{suffix}", PACKED[suffix], len(PACKED[suffix]) // 2
+    path.write_bytes(whole)
+    assert len(list(lines_of(str(path)))) == 200
+    for content in (
+        b"[1]\n" * 100,
+        whole[:middle],
+        whole[:middle] + bytes(40) + whole[middle + 40 :],
+        *(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in (0, 1, middle, len(whole) - 6)),
+        *(
+            [zipped([]), whole.replace(b"\x08\0", b"\x63\0"), whole.replace(b"\0\0\x08\0", b"\x01\0\x08\0")]
+            * (suffix == "zip")
+        ),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{path}: is cut off or damaged \(") as refused:
+            list(lines_of(str(path)))
+        assert not isinstance(refused.value, UnreachedError)
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 500
+
+
+class ZstdError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zip"])
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (OSError("Connection lost"), UnreachedError, r"cannot be read \(Connection lost\)$"),
+        (OSError("x" * 9000), UnreachedError, r"cannot be read \(x{10,180}[.]{3}x+\)$"),
+        (OSError(5, "Input/output error"), UnreachedError, "cannot be read .*Input/output error"),
+        (TimeoutError("late"), UnreachedError, r"cannot be read \(late\)$"),
+        (aiohttp.ClientPayloadError("it broke off"), UnreachedError, r"cannot be read \(it broke off\)$"),
+        (PermissionError(13, "Permission denied"), ValueError, "cannot be read .*Permission denied"),
+        (ZstdError("Unknown frame"), ValueError, r"is cut off or damaged \(Unknown frame\)$"),
+        (RuntimeError("LZ4F_decompress failed with code: 2"), ValueError, "is cut off or damaged .LZ4F_decompress"),
+        (MemoryError(), MemoryError, "^$"),
+        (TypeError("a fault of ours"), TypeError, "^a fault of ours$"),
+        (RecursionError("too deep"), RecursionError, "^too deep$"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_is_no_damage_is_not_called_so(bucket, monkeypatch, suffix, error, expected, words):
+    files = fsspec.filesystem("memory")
+    files.pipe_file(f"{bucket}/in.jsonl.{suffix}", PACKED[suffix])
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(files, "_open", fail)
+    with pytest.raises(expected, match=words) as refused:
+        list(lines_of(f"{bucket}/in.jsonl.{suffix}"))
+    assert type(refused.value) is expected
 
 
 def test_a_network_that_fails_is_no_mistake(bucket, monkeypatch):
