@@ -47,7 +47,10 @@ def pytest_terminal_summary(terminalreporter):
 
 
 # Two processes share the files: one that takes minutes and comes last leaves a core idle.
-LONGEST = ("test_compiled.py", "test_pod.py", "test_full_size.py", "test_sharding.py")
+LONGEST = (
+    "test_compiled.py", "test_speaks.py", "test_sharding.py", "test_flow_voice.py", "test_generate.py", "test_elder.py",
+    "test_full_size.py", "test_pod.py", "test_sees.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -1,9 +1,18 @@
-"""What watches over fuzzing finds what it is there to find; ``python -m tests.fuzz`` tries cases (tests/fuzz/README.md)."""
+"""A share of the fuzzing, always the same cases; ``python -m tests.fuzz`` tries others, and more (tests/fuzz/README.md)."""
 
 from fuzz.cases import Bounds
 from fuzz.harness import try_all
 from fuzz.planted import number_of
 
+SHARE = {
+    "media": 120,
+    "config": 80,
+    "weights": 60,
+    "conversations": 200,
+    "options": 60,
+    "addresses": 300,
+    "jobs": 120,
+}
 FAULTS = {
     "wrong kind": "TypeError: object of type 'int' has no len()",
     "long": "a message of 500 characters",
@@ -17,6 +26,16 @@ FAULTS = {
     "memory": "GB and went on",
     "moment": " GB",
 }
+
+
+def test_no_case_of_the_share_has_a_fault():
+    cases = [(kind, number) for kind, count in SHARE.items() for number in range(count)]
+    outcomes = list(try_all(cases, seed="share", bounds=Bounds()))
+    faults = [f"{found.kind} {found.number}: {found.fault} ({found.place})" for found in outcomes if found.fault]
+    assert not faults, "\n".join(faults)
+    assert [(outcome.kind, outcome.number) for outcome in outcomes] == cases
+    for kind in SHARE:  # a kind that is never refused, or always, tries little
+        assert {outcome.refused for outcome in outcomes if outcome.kind == kind} == {True, False}, kind
 
 
 def test_the_harness_finds_every_planted_fault_and_goes_on_behind_it():

@@ -1,4 +1,4 @@
-"""What a model says when its programs are compiled as users' are, beside what it says when compiled as the tests' are."""
+"""A reply of programs compiled as for users equals that of programs compiled as for tests, which the other pages compare."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from omni_jax import Omni
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 import numpy as np
@@ -38,7 +38,7 @@ def said(omni):
 @pytest.mark.parametrize("config", [tiny_config, tiny_qwen2_5_config])
 def test_a_reply_is_the_same_when_compiled_for_users(config, tmp_path):
     model, found = write_tiny(tmp_path / "model", config=config()), tmp_path / "found.npz"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "parity")])
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": paths, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     subprocess.run([sys.executable, "-c", SCRIPT, model, found], env=environment, check=True)
     tokens, codes, audio = said(Omni.load(model))
