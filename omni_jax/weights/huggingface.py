@@ -2,7 +2,6 @@
 
 import fnmatch
 import re
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -167,6 +166,15 @@ def save(
     if isinstance(weights, Mapping):
         pieces.agree(pieces.leaves(abstract), pieces.leaves(weights), "the parts")
     voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
+    described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
+    if not speech and "thinker_config" in described:  # that of a thinker alone has nothing to say of it
+        described = {**described, "enable_audio_output": False}
+
+    def beside() -> None:
+        if files_from is not None:
+            copy_files(files_from, folder, voices)
+        writer.write_json(folder / "config.json", described)
+
     with only_writer(folder):
         writer.write(
             given,
@@ -175,13 +183,7 @@ def save(
             folder,
             shard_bytes=shard_bytes,
             progress=progress,
-        )
-        if files_from is not None:
-            copy_files(files_from, folder, voices)
-        described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
-        silenced = not speech and "thinker_config" in described  # that of a thinker alone has nothing to say of it
-        writer.write_json(
-            folder / "config.json", {**described, "enable_audio_output": False} if silenced else described
+            beside=beside,
         )
     return folder
 
@@ -205,6 +207,9 @@ def copy_files(
     Those that are there already are kept if not ``again``.
 
     Voices come in a file that could hold anything, so what was read of it is written, and it is not copied.
+
+    Raises:
+        OSError: one cannot be written.
     """
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
@@ -213,11 +218,13 @@ def copy_files(
         if not path.is_file() or any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_COPIED):
             continue
         if path.stat().st_size <= COPIED_BYTES and (again or not (target / path.name).exists()):
-            temporary = target / f"{path.name}.partial"
-            shutil.copyfile(path, temporary)
-            temporary.replace(target / path.name)
+            content = path.read_bytes()
+            with writer.whole(target / path.name) as temporary:
+                temporary.write_bytes(content)
+                temporary.replace(target / path.name)
     if voices and (again or not (target / speakers.FILE).exists()):
-        speakers.write_speakers(target, voices)
+        with writer.whole(target / speakers.FILE):
+            speakers.write_speakers(target, voices)
 
 
 def float_dtype(dtype: Any) -> np.dtype:

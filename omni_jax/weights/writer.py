@@ -5,13 +5,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omni_jax.mistakes import UnreachedError
 from omni_jax.weights import pieces
 from omni_jax.weights.rows import Binding, Shape
 from omni_jax.weights.source import INDEX, SINGLE
@@ -28,15 +29,19 @@ def write(
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: pieces.Progress | None = None,
+    beside: Callable[[], None] | None = None,
 ) -> None:
     """Writes a source's weights into ``folder`` as safetensors in the published layout, each leaf in its dtype.
 
-    Shards are written under temporary names and renamed when all are whole, the index last; without it a reader takes
-    none.
+    Shards and their index are written under temporary names and renamed when all is whole, the index last; without it a
+    reader takes none. Where anything fails no weights stay, so that the same call may be made again.
+
+    Args:
+        beside: called before they are renamed, to write what belongs beside them.
 
     Raises:
         ValueError: the folder holds weights already.
-        OSError: the disk is full, say; no temporary file stays.
+        OSError: the disk is full, say; no temporary file stays. As of ``beside``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if list(folder.glob("*.safetensors")) or (folder / INDEX).exists():
@@ -49,24 +54,41 @@ def write(
         if len(shards) > 1
         else [SINGLE]
     )
-    partial = [folder / f"{file}.partial" for file in files]
+    where = {name: file for shard, file in zip(shards, files, strict=True) for name in shard}
+    named = [*files, INDEX] if len(shards) > 1 else files
+    partial = [folder / f"{file}.partial" for file in named]
     stream = _tensors(source, found, bindings, progress)
     try:
-        for path, shard in zip(partial, shards, strict=True):
-            _write_shard(path, shard, stream)
-        next(stream, None)  # lets the stream report its last piece
-        for path, file in zip(partial, files, strict=True):
-            path.rename(folder / file)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{folder}: cannot be written ({error.strerror}); nothing was left there, make room"
-        ) from error
+        with _told(folder):
+            for path, shard in zip(partial, shards, strict=False):
+                _write_shard(path, shard, stream)
+            next(stream, None)  # lets the stream report its last piece
+        if beside is not None:
+            beside()
+        if len(shards) > 1:
+            write_json(partial[-1], {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+        with _told(folder):
+            for path, file in zip(partial, named, strict=True):
+                path.rename(folder / file)
+    except BaseException:
+        for file in named:  # none was there before
+            (folder / file).unlink(missing_ok=True)
+        raise
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
-    if len(shards) > 1:
-        where = {name: file for shard, file in zip(shards, files, strict=True) for name in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Says that weights cannot be written."""
+    try:
+        yield
+    except UnreachedError:  # of the source
+        raise
+    except OSError as error:
+        said = f"{folder}: cannot be written ({error.strerror}); no weights were left there, make room"
+        raise OSError(error.errno, f"{said} and run the same command again") from error
 
 
 def ensure_room(folder: Path, needed: int, *, advice: str = "make room or choose another disk") -> None:
@@ -88,14 +110,25 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
+    with whole(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name under which a small file is written before it has its own, which it gets inside; nothing else stays of it.
+
+    Raises:
+        OSError: it cannot be written, in one line.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        yield temporary
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()

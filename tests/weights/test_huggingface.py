@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -15,6 +16,7 @@ from trees import same
 
 from omni_jax import weights
 from omni_jax.config import from_hf, read_json
+from omni_jax.mistakes import UnreachedError
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.weights import pieces, writer
@@ -387,6 +389,58 @@ def test_a_full_disk_leaves_nothing_behind(tiny, loaded, tmp_path, monkeypatch):
     assert list((tmp_path / "saved").iterdir()) == []
     monkeypatch.undo()
     weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"))
+
+
+def without_room_for(monkeypatch, name):
+    """Has a file of a name get none, as on a full disk: neither by rename nor by replace."""
+
+    def refusing(give):
+        def full(path, target):
+            if target.name == name:
+                raise OSError(28, "No space left on device")
+            return give(path, target)
+
+        return full
+
+    for method in ("rename", "replace"):
+        monkeypatch.setattr(Path, method, refusing(getattr(Path, method)))
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "config.json", f"{INDEX}.partial", "model-00002-of-00004.safetensors", INDEX]
+)
+def test_a_disk_that_is_full_in_the_end_lets_the_same_command_run_again(tiny, loaded, tmp_path, monkeypatch, name):
+    folder, how = tmp_path / "saved", {"files_from": tiny, "shard_bytes": 1_000_000}
+    without_room_for(monkeypatch, name)
+    with pytest.raises(
+        OSError, match=r"cannot be written \(No space left on device\); .*run the same command again"
+    ) as said:
+        weights.save(loaded, folder, read_json(tiny / "config.json"), **how)
+    assert said.value.errno == 28
+    assert str(folder) in str(said.value)
+    assert "\n" not in str(said.value)
+    assert len(str(said.value)) < 500
+    left = [path.name for path in folder.iterdir()]
+    assert not [name for name in left if "safetensors" in name or name.endswith(".partial")]
+    monkeypatch.undo()
+    weights.save(loaded, folder, read_json(tiny / "config.json"), **how)
+    assert len(list(folder.glob("*.safetensors"))) == 4
+    same(weights.load(folder, CONFIG, dtype="float32"), loaded)
+    assert (folder / "vocab.json").read_bytes() == (tiny / "vocab.json").read_bytes()
+
+
+def test_weights_that_cannot_be_read_now_are_not_called_a_disk_that_is_full(tiny, loaded, tmp_path, monkeypatch):
+    def late(*_):
+        raise UnreachedError("gs://bucket/thinker: cannot be read now; try again")
+        yield
+
+    monkeypatch.setattr(pieces, "drain", late)
+    with pytest.raises(UnreachedError, match=r"^gs://bucket/thinker: cannot be read now; try again$"):
+        weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"))
+    assert list((tmp_path / "saved").iterdir()) == []
 
 
 def test_no_room_is_said_before_writing(tiny, loaded, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import re
 import shutil
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -319,6 +320,23 @@ def test_voices_are_read_and_written_and_their_file_is_not_copied(elder, loaded,
     assert (folder / FILE).read_bytes() != (elder / FILE).read_bytes()
     saved = weights.save(loaded, tmp_path / "saved", tiny_qwen2_5_config(), files_from=folder)
     assert (saved / FILE).read_bytes() == (elder / FILE).read_bytes()
+    assert list(read_speakers(saved, CONFIG)) == ["Chelsie", "Ethan"]
+
+
+def test_voices_that_have_no_room_let_the_same_command_run_again(elder, loaded, tmp_path, monkeypatch):
+    replace_file, saved = Path.replace, tmp_path / "saved"
+
+    def full(path, target):
+        if target.name == FILE:
+            raise OSError(28, "No space left on device")
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=rf"{FILE}: cannot be written .No space left on device.; make room and run"):
+        weights.save(loaded, saved, tiny_qwen2_5_config(), files_from=elder)
+    assert not [path for path in saved.iterdir() if path.suffix in (".safetensors", ".partial")]
+    monkeypatch.undo()
+    weights.save(loaded, saved, tiny_qwen2_5_config(), files_from=elder)
     assert list(read_speakers(saved, CONFIG)) == ["Chelsie", "Ethan"]
 
 
