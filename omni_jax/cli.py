@@ -84,7 +84,7 @@ def convert(
         bool, typer.Option("--to-hf", help="Write published safetensors from a converted folder.")
     ] = False,
 ) -> None:
-    """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped."""
+    """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped (--to-hf starts anew)."""
     from omni_jax import checkpoint
     from omni_jax.describe import missing
     from omni_jax.hub import locate

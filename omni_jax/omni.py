@@ -156,7 +156,7 @@ class Omni:
             tools: JSON schemas of functions the model may call.
             template: variables of the chat template, such as ``{"enable_thinking": False}``; they may also be given as
                 keywords.
-            progress: called with what is done, what there is in all and its name, while a long video is read.
+            progress: called with (done, total, name) while a long video is read.
         """
         several = (
             isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
@@ -206,7 +206,7 @@ class Omni:
                 ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, one for all or a list of one a conversation.
             tools: JSON schemas of functions the model may call.
             template: variables of the chat template, such as ``{"enable_thinking": False}``.
-            progress: called with what is done, what there is in all and its name, while a long video is read.
+            progress: called with (done, total, name) while a long video is read.
 
         Raises:
             ValueError: input that cannot be used, said in one line.
@@ -215,6 +215,9 @@ class Omni:
 
     def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
+
+        Text before a ``</think>`` that nothing opened has been given out when it turns out to be thinking: the last event's
+        reply has it as such.
 
         Args:
             steps: tokens the device makes between two events, 1 to 32.

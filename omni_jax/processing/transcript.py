@@ -1,7 +1,8 @@
 """The transcript: generated tokens become text, thinking and tool calls, a piece at a time.
 
-A whole reply is the same reader pushed once, so that a stream equals the whole by construction. Tokens of a byte-level
-tokenizer are bytes; they are decoded one by one, so the pieces cannot depend on how the tokens were grouped.
+A whole reply is the same reader pushed once, so that a stream equals the whole by construction, but for text before a
+``</think>`` that nothing opened: a stream has given it out as text. Tokens of a byte-level tokenizer are bytes; they are
+decoded one by one, so the pieces cannot depend on how the tokens were grouped.
 """
 
 import codecs
@@ -30,7 +31,7 @@ class Transcript:
 
     Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
     the answer, special tokens left out. A first `</think>` that nothing opened, as thinking models write where the prompt has
-    not opened it for them, ends thinking that began with the reply: pieces had to give it out as text, the whole has it apart.
+    not opened it for them, ends thinking that began with the reply: streamed pieces have shown it as text, the whole reply has it as thinking.
     Text never ends within a character, and bytes that cannot become one are
     U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
     of the answer wait until it is known what follows them.
