@@ -84,7 +84,10 @@ def convert(
         bool, typer.Option("--to-hf", help="Write published safetensors from a converted folder.")
     ] = False,
 ) -> None:
-    """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped (--to-hf starts anew)."""
+    """Writes a converted checkpoint (Orbax) that loads onto any mesh; run again, it goes on where it stopped.
+
+    With --to-hf it starts anew.
+    """
     from omni_jax import checkpoint
     from omni_jax.describe import missing
     from omni_jax.hub import locate

@@ -31,7 +31,8 @@ class Transcript:
 
     Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
     the answer, special tokens left out. A first `</think>` that nothing opened, as thinking models write where the prompt has
-    not opened it for them, ends thinking that began with the reply: streamed pieces have shown it as text, the whole reply has it as thinking.
+    not opened it for them, ends thinking that began with the reply: a stream
+    has shown it as text, the whole reply has it as thinking.
     Text never ends within a character, and bytes that cannot become one are
     U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
     of the answer wait until it is known what follows them.
