@@ -61,7 +61,7 @@ def describe(source: Any, noun: str) -> str:
     text = " ".join(os.fsdecode(path).split())
     before, mark, _ = text.partition("://")
     scheme = re.split(r"[^a-z0-9+.-]", before.lower())[-1]  # also behind what is none of ours, simplecache::https://
-    if mark and len(scheme) > 1 and scheme != "file":
+    if mark and len(scheme) > 1 and before.lower() != "file":
         text = _SECRETS.sub("", text)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
 

@@ -1,6 +1,5 @@
 """Files of batch jobs and of the shell: lines of input, the answers and the note of an earlier run, conversations, tools."""
 
-import contextlib
 import io
 import json
 import random
@@ -117,9 +116,10 @@ def _run(folder: Path, source: str = "in.jsonl", **options: Any) -> None:
 def _shell(draw: random.Random, folder: Path) -> Case:
     """Files and options that a command is given; the model is one that is not there."""
     said, tree = "", conversations.conversation(draw)
-    with contextlib.suppress(TypeError, ValueError):
-        json.dumps(tree)
-    tree = json.loads(json.dumps(tree, default=lambda value: "x", skipkeys=True))
+    try:
+        tree = json.loads(json.dumps(tree, default=lambda value: "x", skipkeys=True))
+    except (ValueError, RecursionError):  # circular, or deeper than JSON's writer goes
+        tree = [{"role": "user", "content": "Hello"}]
     tree, said = mutate(tree, draw, names=conversations.NAMES)
     (folder / "asked.json").write_bytes(written(tree, draw))
     (folder / "tools.json").write_bytes(written(wild_json(draw), draw))

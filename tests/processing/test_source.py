@@ -607,6 +607,8 @@ def test_a_folder_and_a_file_for_writing(tmp_path):
         ("https://user:word@host:8/a/b@c.mp4?sign=1#t=2", "https://host:8/a/b@c.mp4"),
         ("https://host?key=a/b", "https://host"),
         ("simplecache::https://user:word@host/a.mp4?sign=1", "simplecache::https://host/a.mp4"),
+        ("filecache::file://user:word@host/a.mp4", "filecache::file://host/a.mp4"),
+        ("file:///a/b@c?.mp4", "file:///a/b@c?.mp4"),
         ("file:///a?b.mp4", "file:///a?b.mp4"),
         ("C://a?b.mp4", "C://a?b.mp4"),
         ("x" * 1_000_000, "x" * 100 + "..." + "x" * 100),
