@@ -209,7 +209,7 @@ def refuses(config, *words):
         (f"{VISION}.fullatt_block_indexes", [3, 1], "fullatt_block_indexes [3, 1]: expected rising blocks from 0 to 3"),
         (f"{VISION}.fullatt_block_indexes", [1, 4], "fullatt_block_indexes [1, 4]: expected rising blocks from 0 to 3"),
         (f"{VISION}.fullatt_block_indexes", 3, "fullatt_block_indexes: expected list, got 3"),
-        ("talker_config.head_dim", None, "adds up to 8, expected head_dim / 2 = 64; left out, so as"),
+        ("talker_config.head_dim", None, "adds up to 8, expected head_dim / 2 = 64; missing fields taken"),
         ("talker_config.head_dim", 8, "adds up to 8, expected head_dim / 2 = 4"),
         ("talker_config.tie_word_embeddings", True, "tie_word_embeddings: expected False, got True"),
         ("talker_config.embedding_size", 48, "expected equal sizes, got 48 and 64"),
@@ -244,7 +244,7 @@ def refuses(config, *words):
     ],
 )
 def test_one_fault(path, value, words):
-    assert refuses(change(path, value), words).partition("; left out")[0].count("; ") == 0
+    assert refuses(change(path, value), words).partition("; missing fields taken")[0].count("; ") == 0
 
 
 def test_all_faults_are_named_at_once():
