@@ -158,6 +158,9 @@ def test_a_folder_that_is_not_converted(tiny, tmp_path):
         {"leaves": {"thinker.norm": {"shape": [64]}}},
         {"leaves": {"thinker.norm": {"shape": 64, "stacked": False}}},
         {"bytes": None},
+        {"pieces": "elsewhere"},
+        {"pieces": "http://127.0.0.1:9/x"},
+        {"pieces": "gs://" + "x" * 5000},
     ],
 )
 def test_a_manifest_that_lacks_something(copy, change):

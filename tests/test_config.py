@@ -143,7 +143,11 @@ def test_another_models_folder(family):
         ("talker_config", None, "talker_config: expected an object, got nothing"),
         (f"{TEXT}.hidden_size", None, f"2048; missing fields taken from Transformers' defaults: {TEXT}.hidden_size"),
         ("talker_config.speaker_id", None, "talker_config.speaker_id: missing (expected dict)"),
-        ("talker_config.codec_bos_id", None, "codec_bos_id 4197 is outside the vocabulary of 1088; missing fields taken"),
+        (
+            "talker_config.codec_bos_id",
+            None,
+            "codec_bos_id 4197 is outside the vocabulary of 1088; missing fields taken",
+        ),
         ("talker_config.codec_bos_id", 1088, "talker_config.codec_bos_id 1088 is outside the vocabulary of 1088"),
         ("talker_config.speaker_id", {"a": 1088}, "speaker_id.a 1088 is outside the vocabulary of 1088"),
         (f"{TEXT}.num_hidden_layers", 2**31 - 1, "num_hidden_layers: expected a size of at most 1,024, got 2147483647"),

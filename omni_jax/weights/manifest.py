@@ -1,6 +1,7 @@
 """The manifest of a converted checkpoint: what it holds, which source it is of, and that it is whole."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,17 @@ def _read(path: Path) -> dict[str, Any] | None:
     return plan if isinstance(plan, dict) else None
 
 
+def _is_store(url: Any) -> bool:
+    """Whether pieces can be there: an object store's URL. Of other addresses none can be listed, nor would one be asked for."""
+    return isinstance(url, str) and len(url) < 2000 and re.match(r"(?!https?:)[a-z0-9]+://", url) is not None
+
+
 def _whole(manifest: Mapping[str, Any]) -> bool:
     """Whether a manifest says what a reader asks of it."""
     found, sizes = manifest.get("leaves"), manifest.get("bytes")
     return (
         manifest.get("dtype") in ("float32", "bfloat16")
-        and isinstance(manifest.get(ELSEWHERE, ""), str)
+        and (ELSEWHERE not in manifest or _is_store(manifest[ELSEWHERE]))
         and isinstance(sizes, dict)
         and isinstance(found, dict)
         and all(isinstance(leaf, dict) and {"shape", "stacked"} <= leaf.keys() for leaf in found.values())

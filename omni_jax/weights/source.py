@@ -158,8 +158,8 @@ def _index(folder: Path) -> dict[str, str] | None:
             if not all(isinstance(item, str) for pair in index.items() for item in pair):
                 raise TypeError("weight_map must map names to files")
             # A file of the folder itself: an index must not lead elsewhere on the disk.
-            if any(Path(file).name != file for file in index.values()):
-                raise ValueError("weight_map leads out of the folder")
+            if any(Path(file).name != file or len(file) > 255 for file in index.values()):
+                raise ValueError("weight_map names what is no file of the folder")
             return index
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {shown(error)}"

@@ -105,6 +105,7 @@ def test_file_holds_what_the_index_does_not_list(sharded):
         '{"weight_map": 3}',
         '{"weight_map": {"a": 3}}',
         '{"weight_map": {"a": "../one.safetensors"}}',
+        json.dumps({"weight_map": {"a": "y" * 100_000}}),
     ],
 )
 def test_broken_index(sharded, text):
