@@ -11,7 +11,7 @@ import numpy as np
 from omni_jax.config import read_json
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
-from omni_jax.mistakes import cut, listed, shown
+from omni_jax.mistakes import check_progress, cut, listed, shown
 from omni_jax.processing.conversation import speaks
 from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.request import PROCESSED, Batch
@@ -143,12 +143,6 @@ def prompts(
             "[conversation]"
         )
     return [given] if alone else given, options
-
-
-def check_progress(progress: object) -> None:
-    """Raises for what cannot be called."""
-    if progress is not None and not callable(progress):
-        raise ValueError(f"progress: expected a function of (done, total, name), got {shown(progress)}")
 
 
 def _count(conversations: Any) -> int:

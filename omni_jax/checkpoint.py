@@ -37,6 +37,7 @@ from omni_jax import weights
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.layouts import declared
 from omni_jax.locks import only_writer
+from omni_jax.mistakes import check_path, check_progress
 from omni_jax.models import parts as model_parts
 from omni_jax.weights import manifest as manifests
 from omni_jax.weights import pieces, speakers
@@ -252,6 +253,7 @@ def _write(
     silent: bool = False,
     progress: pieces.Progress | None,
 ) -> None:
+    check_progress(progress)
     plan = {
         "format": FORMAT,
         "library": omni_jax.__version__,
@@ -367,6 +369,7 @@ def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:
     Raises:
         ValueError: an address, a file, or a folder in ``beside``.
     """
+    check_path("folder", target)
     if is_url(target):
         raise ValueError(
             f"{target}: expected a local folder to write, got an address; write to a local folder, then copy it: "
@@ -381,6 +384,7 @@ def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:
 
 
 def _folder(path: str | Path) -> Path:
+    check_path("folder", path)
     if is_url(path):
         return nearby(str(path))
     path = Path(path)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from omni_jax import checkpoint
 from omni_jax.config.foreign import refuse_file
-from omni_jax.mistakes import UnreachedError
+from omni_jax.mistakes import UnreachedError, check_path
 from omni_jax.weights.converted import is_url
 from omni_jax.weights.speakers import FILE as VOICES
 from omni_jax.weights.writer import ensure_room
@@ -30,6 +30,7 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
         ValueError: neither a folder nor a hub id, or a hub that cannot be reached.
         OSError: the disk has no room for the download.
     """
+    check_path("model", path)
     if is_url(path):
         return checkpoint.nearby(str(path))
     folder = Path(path).expanduser()

@@ -1,6 +1,7 @@
 """What is a mistake of whoever asked, which another try would only say again, and what another try may mend; and how a
 message repeats what came: in one line, and short however large it is."""
 
+import os
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -64,6 +65,18 @@ def listed(faults: Iterable[str], most: int = REPORT) -> str:
         said.append(fault)
     left = len(faults) - len(said)
     return "; ".join(said) + (f"; and {left} more" if left else "")
+
+
+def check_path(name: str, path: object) -> None:
+    """Raises for what names no file or folder."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name}: expected a path, got {shown(path)}")
+
+
+def check_progress(progress: object) -> None:
+    """Raises for what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress: expected a function of (done, total, name), got {shown(progress)}")
 
 
 class _Short(reprlib.Repr):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32
 
 from omni_jax import checkpoint, perceive, weights
 from omni_jax.answer import Request, answer
-from omni_jax.asked import advise, ask, check_progress, prompts, silence
+from omni_jax.asked import advise, ask, prompts, silence
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
@@ -21,7 +21,7 @@ from omni_jax.hosts import fetch
 from omni_jax.hub import locate
 from omni_jax.jitted import jitted
 from omni_jax.layouts import arranged
-from omni_jax.mistakes import cut, listed, shown
+from omni_jax.mistakes import check_progress, cut, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
@@ -91,6 +91,7 @@ class Omni:
         limits = Limits(
             allow_local=allow_local, allow_control_tokens=allow_control_tokens, max_bytes=max_bytes, timeout=timeout
         )
+        check_progress(progress)
         folder = locate(path, weights=False)
         config = weights.config_of(folder)
         speaks, dtype = _speaks(config, folder, speech), weights_dtype(dtype)

@@ -21,6 +21,7 @@ from omni_jax.buckets import ROOM, bucket
 from omni_jax.compile import Compiled, Entries, Workload, programs
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.hub import locate
+from omni_jax.mistakes import check_path
 from omni_jax.sharding import axis_sizes, make_mesh, undivided
 from omni_jax.topology import Topology, topology
 
@@ -168,6 +169,7 @@ def added(compiled: Compiled, entries: Entries) -> int:
 
 def read(model: str | Path) -> OmniConfig:
     """The configuration of a folder, a hub id or a config.json."""
+    check_path("model", model)
     path = Path(model).expanduser()
     if path.is_file():
         found = read_json(path)

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omni_jax import params
+from omni_jax.mistakes import shown
 from omni_jax.topology import numbers
 
 AXES = ("data", "expert", "model")
@@ -56,7 +57,7 @@ def make_mesh(spec: str | Mesh, devices: Sequence[Any] | None = None, *, kv_head
     found = list(jax.devices() if devices is None else devices)
     count = math.prod(sizes.values())
     if count > len(found):
-        raise ValueError(f"mesh: {spec!r} needs {count} devices, got {len(found)}; name a smaller one")
+        raise ValueError(f"mesh: {shown(spec)} needs {count} devices, got {len(found)}; name a smaller one")
     return Mesh(np.array(found[:count]).reshape([sizes[axis] for axis in AXES]), AXES)
 
 
@@ -72,20 +73,22 @@ def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
     """How many devices each axis has, of a mesh that is named; arguments and errors as of ``make_mesh``."""
     if not isinstance(spec, str):
         raise ValueError(
-            f"mesh: expected a shape such as 'data=2,expert=4', a topology such as 'v6e-8', or a jax.sharding.Mesh, got {spec!r}"
+            f"mesh: expected a shape such as 'data=2,expert=4', a topology such as 'v6e-8', or a jax.sharding.Mesh, got "
+            f"{shown(spec)}"
         )
     if topology := TOPOLOGY.fullmatch(spec):
         kind, count = topology[1], int(topology[2])
         chips = count // 2 if kind in ("v4", "v5p") else count
         if chips < 1:
             raise ValueError(
-                f"mesh: {spec!r} has no chip; of {kind} the number counts {'cores' if chips < count else 'chips'}"
+                f"mesh: {shown(spec)} has no chip; of {kind} the number counts {'cores' if chips < count else 'chips'}"
             )
         known = numbers(kind)
         # Large slices of v5p are made of cubes of 64 chips, in more shapes than can be compiled for here.
         if known and count not in known and not (kind == "v5p" and count % 128 == 0):
             raise ValueError(
-                f"mesh: {spec!r}: no slice has this size, they are {', '.join(map(str, known))}; or name axes, such as data=2"
+                f"mesh: {shown(spec)}: no slice has this size, they are {', '.join(map(str, known))}; or name axes, such as "
+                "data=2"
             )
         return _divided(chips, kv_heads)
     sizes: dict[str, int] = {}
@@ -93,10 +96,11 @@ def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
         axis, _, size = part.strip().partition("=")
         if axis not in AXES or not size.isdecimal() or int(size) < 1:
             raise ValueError(
-                f"mesh: expected a topology such as v6e-8, or sizes of {', '.join(AXES)} such as data=2,expert=4, got {spec!r}"
+                f"mesh: expected a topology such as v6e-8, or sizes of {', '.join(AXES)} such as data=2,expert=4, "
+                f"got {shown(spec)}"
             )
         if axis in sizes:
-            raise ValueError(f"mesh: {spec!r} names {axis} twice; give each axis once")
+            raise ValueError(f"mesh: {shown(spec)} names {axis} twice; give each axis once")
         sizes[axis] = int(size)
     return {axis: sizes.get(axis, 1) for axis in AXES}
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from omni_jax.mistakes import shown
+
 # How chips of a slice lie, by their number; of v5p in three dimensions, and its names count cores, two a chip.
 PLANES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
@@ -61,7 +63,7 @@ def topology(name: str) -> Topology:
     """
     if not (found := NAME.fullmatch(name)):
         raise ValueError(
-            f"topology: expected a name such as v5e-1, v6e-8 or v5p-8, got {name!r}; the kinds known are {', '.join(CHIPS)}"
+            f"topology: expected a name such as v5e-1, v6e-8 or v5p-8, got {shown(name)}; the kinds known are {', '.join(CHIPS)}"
         )
     kind, number = found[1], int(found[2])
     shapes, cores = (CUBES, 2) if kind == "v5p" else (PLANES, 1)

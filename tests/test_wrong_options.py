@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from omni_jax import Omni
+
 U = [{"role": "user", "content": "Hi"}]
 WRONG = [
     1.5,
@@ -78,3 +80,17 @@ def test_other_arguments_may_be_anything(omni):
                 assert isinstance(
                     tried(lambda value=value, name=name: omni.decode_codes(codes, **{name: value})), ValueError
                 )
+
+
+def test_arguments_of_load_and_save_may_be_anything(omni):
+    def load(path=omni.folder, **options):
+        return lambda: Omni.load(path, speech=False, **options)
+
+    for value in WRONG:
+        for name in ("mesh", "dtype", "progress"):
+            assert isinstance(tried(load(**{name: value})), ValueError)
+        for name in ("allow_local", "allow_control_tokens", "max_bytes", "timeout"):
+            assert isinstance(tried(load("no such folder", **{name: value})), ValueError)
+        if not isinstance(value, str):
+            assert isinstance(tried(load(value)), ValueError)
+            assert isinstance(tried(lambda value=value: omni.save(value)), ValueError)

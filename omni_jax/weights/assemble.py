@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
+from omni_jax.mistakes import check_progress
 from omni_jax.models import parts
 from omni_jax.weights import blocks, pieces
 
@@ -36,6 +37,7 @@ def assemble(
         progress: called with (bytes done, bytes in all, path) after each piece. Where a process reads but a part of
             a piece, it counts as the whole.
     """
+    check_progress(progress)
     found, shardings = pieces.leaves(abstract), shardings or {}
     homes = {path: _Home(leaf, shardings.get(path)) for path, leaf in found.items()}
     wanted = {path: home.wanted for path, home in homes.items()}

@@ -77,14 +77,16 @@ def _request(draw: random.Random, model: Omni) -> Case:
     )
     names = draw.choices([ASKED, MEDIA, STRANGE, ["steps", "conversation"]], [6, 3, 4, 1])
     options = {draw.choice(draw.choice([names[0], ASKED])): None for _ in range(draw.choice([1, 1, 1, 2, 3]))}
-    options = {
-        name: _value(draw, name) for name in options if name != "conversation" or call in ("speak", "stream_speech")
-    }
+    taken = (
+        {"conversations"} if call in ("speak", "stream_speech") else {"conversation", "conversations"}
+    )  # by position
+    options = {name: _value(draw, name) for name in options if name not in taken}
     asked = _asked(draw, call)
     what = f"{call}({shown(asked)}, {', '.join(f'{name}={shown(value)}' for name, value in options.items())})"
     short = {} if call == "prepare" else {"talker_max_new_tokens": 1}
     short |= {} if call in ("prepare", "speak", "stream_speech") else {"thinker_max_new_tokens": 1}
-    short = {} if draw.random() < 0.3 and call != "prepare" and "speak" not in options else short
+    if draw.random() < 0.3:  # speech to its own end would be hundreds of frames
+        short.pop("thinker_max_new_tokens", None)
     if not model.synthesizer.loaded:
         short.pop("talker_max_new_tokens", None)
 
