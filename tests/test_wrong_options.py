@@ -21,6 +21,7 @@ WRONG = [
     True,
     object(),
     "x" * 10_000,
+    np.broadcast_to(np.int32(1), (10**6, 10**6, 10)),  # more than any memory
 ]
 WRITING = (
     "speaker", "seed", "return_audio", "compat", "media", "tools", "template", "progress", "thinker", "talker", "predictor",
@@ -94,3 +95,8 @@ def test_arguments_of_load_and_save_may_be_anything(omni):
         if not isinstance(value, str):
             assert isinstance(tried(load(value)), ValueError)
             assert isinstance(tried(lambda value=value: omni.save(value)), ValueError)
+
+
+def test_more_numbers_than_any_memory_are_refused(omni):
+    found = tried(lambda: omni.encode_vision(np.zeros((16, 1536), np.float32), grid=range(10**12)))
+    assert isinstance(found, ValueError)

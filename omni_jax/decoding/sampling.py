@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.mistakes import cut, shown
 
-STOPS = 8
+STOPS, MOST_IDS = 8, 1 << 12  # most stop ids that a row has, and most that may be given
 INT32, FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)
 
 
@@ -98,6 +98,8 @@ class Sampling:
     def eos(self) -> tuple[int, ...]:
         value: Any = self.eos_token_id
         if isinstance(value, np.ndarray):
+            if value.size > MOST_IDS:  # a view may say that it has more than memory has room for
+                raise ValueError(f"eos_token_id: expected token ids, got {shown(value)}")
             value = value.reshape(-1).tolist()
         return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
 

@@ -4,12 +4,18 @@ from typing import Any
 
 import numpy as np
 
+from omni_jax.mistakes import shown
+
+MOST = 1 << 28  # numbers that are written out
+
 
 def to_numpy(value: Any) -> np.ndarray:
     """A NumPy array of anything array-like; a torch tensor may be on a device, in bfloat16 or part of a gradient's graph."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
+    if isinstance(value, range) and len(value) > MOST:
+        raise ValueError(f"expected an array, got {shown(value)} of {len(value):,} numbers")
     return np.asarray(value)
 
 

@@ -4,12 +4,12 @@ from fuzz.cases import Bounds
 from fuzz.harness import try_all
 from fuzz.planted import number_of
 
+# Options are left to tests/test_wrong_options.py, which tries each with wrong kinds: fuzzed ones compile programs for minutes.
 SHARE = {
     "media": 120,
     "config": 80,
     "weights": 60,
     "conversations": 200,
-    "options": 60,
     "addresses": 300,
     "jobs": 120,
 }
