@@ -1,11 +1,18 @@
-"""A line of a job's input: a conversation, perhaps with a name and options of its own."""
+"""The input of a job: the lines of a JSONL file, each a conversation, perhaps with a name and options of its own."""
 
+import errno
+import gzip
 import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import fsspec
+
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.mistakes import cut, shown
+from omni_jax.mistakes import UnreachedError, cut, is_mistake, shown
 from omni_jax.processing.options import OF_A_PART, misspelt
 
 OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
@@ -18,6 +25,47 @@ KINDS: dict[str, tuple[type, str]] = {
     "template": (dict, "an object of the chat template's variables"),
 }
 SEEDS = 2**32
+# What decompressors raise of damaged bytes; the second are of modules that not every Python has.
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
+_DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
+_ODD_ZIP = (NotImplementedError, IndexError)
+
+
+def lines_of(source: str) -> Any:
+    """Numbers and contents of a JSONL file's lines, from 1; empty ones are passed over.
+
+    Raises:
+        ValueError: in one line, for a file that cannot be read.
+    """
+    try:
+        with fsspec.open(source, "rb", compression="infer") as file:
+            for number, text in enumerate(file, 1):  # pyright: ignore
+                if content := text.strip().removeprefix(b"\xef\xbb\xbf"):
+                    yield number, content
+    except FileNotFoundError:
+        raise ValueError(f"{source}: no such file; expected conversations in JSONL, one a line") from None
+    except Exception as error:
+        said = cut(str(error), 200)
+        if _is_damage(error, source):
+            raise ValueError(f"{source}: is cut off or damaged ({said})") from None
+        known = isinstance(error, ImportError | ValueError | OSError)
+        if not known and type(error).__module__ == "builtins":  # no memory, or a fault of ours
+            raise
+        kind = ValueError if isinstance(error, ImportError) or is_mistake(error) else UnreachedError
+        raise kind(f"{source}: cannot be read ({said})") from None
+
+
+def _is_damage(error: Exception, source: str) -> bool:
+    """Whether it is what a decompressor says of bytes that are not its own. Of damaged bytes, each has its own error."""
+    said, zipped = str(error), source.lower().endswith(".zip")
+    if isinstance(error, _DAMAGE) or type(error).__name__ in _DAMAGE_ELSEWHERE:
+        return True
+    if type(error) is OSError:  # bz2's has no number, and a zip's table may lead to a place that no file has
+        return said == "Invalid data stream" or (zipped and error.errno == errno.EINVAL)
+    if type(error) is RuntimeError:  # with a password, where it is a zip
+        return zipped or said.startswith("LZ4F_")
+    # zipfile says so of a packing that it does not know, and fsspec of an archive with nothing in it.
+    return zipped and isinstance(error, _ODD_ZIP)
 
 
 def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:

@@ -32,8 +32,8 @@ from omni_jax.continuous import Item, Outcome, answers
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.hosts import Hosts, digest, fetch, sharing
 from omni_jax.hub import locate
-from omni_jax.job_lines import over, parsed
-from omni_jax.ledger import Ledger, lines_of
+from omni_jax.job_lines import lines_of, over, parsed
+from omni_jax.ledger import Ledger
 from omni_jax.mistakes import UnreachedError, is_mistake, shown
 from omni_jax.omni import Omni
 from omni_jax.processing.options import MediaOptions, is_number

@@ -12,15 +12,10 @@ A line's words stay on the disk; in memory there is an ``Entry`` of each, so tha
     answers.how.json                      with what lines are answered: the model, its options
 """
 
-import errno
-import gzip
 import io
 import json
 import os
-import struct
 import time
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -28,7 +23,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -39,9 +33,6 @@ START = b'{"line": '
 # An object of lines is written when so many bytes wait for it, or so many seconds have passed.
 FLUSH_BYTES, FLUSH_SECONDS = 4 << 20, 15.0
 MOST_SECONDS = 1e9  # of speech in a reply; more is a damaged line
-# What decompressors raise of damaged bytes; the second are of modules that not every Python has.
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
-_DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,42 +352,6 @@ def _place(target: str) -> tuple[Any, str]:
         return url_to_fs(target)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{target}: {' '.join(str(error).split())}") from None
-
-
-def lines_of(source: str) -> Any:
-    """Numbers and contents of a JSONL file's lines, from 1; empty ones are passed over.
-
-    Raises:
-        ValueError: in one line, for a file that cannot be read.
-    """
-    try:
-        with fsspec.open(source, "rb", compression="infer") as file:
-            for number, text in enumerate(file, 1):  # pyright: ignore
-                if content := text.strip().removeprefix(b"\xef\xbb\xbf"):
-                    yield number, content
-    except FileNotFoundError:
-        raise ValueError(f"{source}: no such file; expected conversations in JSONL, one a line") from None
-    except Exception as error:
-        said = cut(str(error), 200)
-        if _is_damage(error, source):
-            raise ValueError(f"{source}: is cut off or damaged ({said})") from None
-        known = isinstance(error, ImportError | ValueError | OSError)
-        if not known and type(error).__module__ == "builtins":  # no memory, or a fault of ours
-            raise
-        kind = ValueError if isinstance(error, ImportError) or is_mistake(error) else UnreachedError
-        raise kind(f"{source}: cannot be read ({said})") from None
-
-
-def _is_damage(error: Exception, source: str) -> bool:
-    """Whether it is what a decompressor says of bytes that are not its own. Of damaged bytes, each has its own error."""
-    said, zipped = str(error), source.lower().endswith(".zip")
-    if isinstance(error, _DAMAGE) or type(error).__name__ in _DAMAGE_ELSEWHERE:
-        return True
-    if type(error) is OSError:  # bz2's has no number, and a zip's table may lead to a place that no file has
-        return said == "Invalid data stream" or (zipped and error.errno == errno.EINVAL)
-    if type(error) is RuntimeError:  # with a password, where it is a zip
-        return zipped or said.startswith("LZ4F_")
-    return zipped and type(error) in (NotImplementedError, IndexError)  # packed in another way; nothing in it
 
 
 def _replace(path: str, content: Iterable[bytes]) -> None:

@@ -217,8 +217,8 @@ class Omni:
     def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
 
-        Text before a ``</think>`` that nothing opened has been given out when it turns out to be thinking: the last event's
-        reply has it as such.
+        The exception is text before a ``</think>`` without a ``<think>``: it is streamed as answer, and the last event's
+        reply has it as thinking.
 
         Args:
             steps: tokens the device makes between two events, 1 to 32.

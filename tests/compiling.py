@@ -1,15 +1,15 @@
-"""How the tests have XLA's CPU compiler work: fast, for most of their time is compiling, and what they run is tiny.
+"""Options of XLA's CPU compiler for the tests: fast compilation, which is most of their time, for models that are tiny.
 
 A tiny model that speaks once compiles in 10 s of processor time instead of 35 with jaxlib 0.10, in 16 instead of 27 with
-0.12. `parity/test_optimized.py` compares what it says with what it says when compiled as for users; `XLA_FLAGS=
---xla_force_host_platform_device_count=8 pytest` compiles everything so.
+0.12. `parity/test_optimized.py` compares replies of programs compiled this way and as for users. To compile all
+tests as for users: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest
 """
 
 import importlib.metadata
 
 FAST = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FAST.append("--xla_cpu_use_fusion_emitters=false")  # later ones have no other
+    FAST.append("--xla_cpu_use_fusion_emitters=false")  # later versions die of the unknown flag
 
 
 def flags(devices: int) -> str:

@@ -15,7 +15,8 @@ import fsspec
 import pytest
 
 from omni_jax import ledger as module
-from omni_jax.ledger import Ledger, lines_of
+from omni_jax.job_lines import lines_of
+from omni_jax.ledger import Ledger
 from omni_jax.mistakes import UnreachedError
 
 

@@ -98,7 +98,7 @@ class Sampling:
     def eos(self) -> tuple[int, ...]:
         value: Any = self.eos_token_id
         if isinstance(value, np.ndarray):
-            if value.size > MOST_IDS:  # a view may say that it has more than memory has room for
+            if value.size > MOST_IDS:  # a broadcast view may be larger than any memory
                 raise ValueError(f"eos_token_id: expected token ids, got {shown(value)}")
             value = value.reshape(-1).tolist()
         return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -6,7 +6,7 @@ import numpy as np
 
 from omni_jax.mistakes import shown
 
-MOST = 1 << 28  # numbers that are written out
+MOST = 1 << 28  # numbers of a range that becomes an array
 
 
 def to_numpy(value: Any) -> np.ndarray:

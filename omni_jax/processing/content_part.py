@@ -61,18 +61,19 @@ def read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
     kind = TYPES[str(key)]
     if kind == "text" and not isinstance(payload, str):
         raise ValueError(f"expected text as a string, got {type(payload).__name__}")
-    if kind == "text" and not is_unicode(payload):
-        raise ValueError("the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'")
+    if kind == "text":
+        require_unicode(payload)
     return kind, payload, {name: part[name] for name in OF_A_PART if part.get(name) is not None}
 
 
-def is_unicode(text: str) -> bool:
-    """Whether text can be written as UTF-8; a shell's argument in another encoding cannot."""
+def require_unicode(text: str) -> None:
+    """Raises for text that cannot be written as UTF-8, such as a shell's argument in another encoding."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise ValueError(
+            "the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'"
+        ) from None
 
 
 def _payload(key: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_jax.mistakes import listed, shown
-from omni_jax.processing.content_part import is_unicode, read_part
+from omni_jax.processing.content_part import read_part, require_unicode
 
 # Qwen2.5-Omni was trained to speak behind this system message alone; its chat template writes another where none is given.
 SPOKEN_SYSTEM = (
@@ -104,10 +104,7 @@ def _read_message(message: object, faults: list[str], where: str) -> tuple[dict[
     faults += [f"{where}: {fault}" for fault in _assistant_faults(message)]
     message, content = {**message, "role": role}, message.get("content")
     if isinstance(content, str):
-        if not is_unicode(content):
-            raise ValueError(
-                "the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'"
-            )
+        require_unicode(content)
         return message, content
     if content is None and role == "assistant" and _says_without_content(message):
         return message, ""

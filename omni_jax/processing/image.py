@@ -45,7 +45,7 @@ _UPRIGHT = dict(  # by Exif's orientation, where it is not 1, upright already
         start=2,
     )
 )
-_ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # a JPEG's markers without a segment, none of which belongs into its head
+_ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers of a JPEG that have no segment; none belongs in its head
 _PILLOW = threading.Lock()
 
 
@@ -140,7 +140,7 @@ def _is_jpeg_of_one_scan(file: Any) -> bool:
     if file.read(2) != b"\xff\xd8":
         return False
     while (mark := file.read(2))[:1] == b"\xff":
-        while mark == b"\xff\xff":  # any number of bytes may fill the room before a marker
+        while mark == b"\xff\xff":  # any number of 0xFF bytes may stand before a marker
             mark = mark[1:] + file.read(1)
         marker, length = mark[-1], int.from_bytes(file.read(2), "big")
         if marker in _ALONE or length < 2:  # no camera writes that, and decoders differ in where they go on

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from omni_jax.mistakes import cut, listed, shown
-from omni_jax.processing.content_part import is_unicode
+from omni_jax.processing.content_part import require_unicode
 from omni_jax.processing.conversation import Content, read
 
 # Arguments of Transformers on a template's way: none of its variables, and some of them run or replace it.
@@ -111,10 +111,7 @@ def _check_calls(template: str, messages: Sequence[Mapping[str, Any]], tools: ob
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Tokens of a rendered prompt: special tokens written in the text are read as such, none are added."""
-    if not is_unicode(text):
-        raise ValueError(
-            "conversation: the text holds lone surrogates, which UTF-8 cannot encode; decode it with errors='replace'"
-        )
+    require_unicode(text)
     return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -1,7 +1,7 @@
 """The transcript: generated tokens become text, thinking and tool calls, a piece at a time.
 
-A whole reply is the same reader pushed once, so that a stream equals the whole by construction, but for text before a
-``</think>`` that nothing opened: a stream has given it out as text. Tokens of a byte-level tokenizer are bytes; they are
+A whole reply is the same reader pushed once, so that a stream equals the whole by construction. The exception is text before a
+``</think>`` without a ``<think>``, which a stream has given out as answer. Tokens of a byte-level tokenizer are bytes; they are
 decoded one by one, so the pieces cannot depend on how the tokens were grouped.
 """
 
@@ -30,12 +30,11 @@ class Transcript:
     """Reads generated tokens in order and keeps what they say.
 
     Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
-    the answer, special tokens left out. A first `</think>` that nothing opened, as thinking models write where the prompt has
-    not opened it for them, ends thinking that began with the reply: a stream
-    has shown it as text, the whole reply has it as thinking.
-    Text never ends within a character, and bytes that cannot become one are
-    U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
-    of the answer wait until it is known what follows them.
+    the answer, special tokens left out. A first `</think>` without a `<think>` ends thinking that began with the reply, as
+    thinking models write where the prompt has not opened it. A stream has given that text out as answer; the whole reply
+    has it as thinking. Text never ends within a character, and bytes that cannot become one are U+FFFD, as in the
+    tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end of the answer wait
+    until it is known what follows them.
 
     Attributes:
         tool_calls: `{"name": str, "arguments": dict}` of each call completed so far. A block that is no such JSON, or

@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_store(url: Any) -> bool:
-    """Whether pieces can be there: an object store's URL. Of other addresses none can be listed, nor would one be asked for."""
+    """Whether it is the URL of an object store. Files at http addresses cannot be listed, so no conversion is read from there."""
     return isinstance(url, str) and len(url) < 2000 and re.match(r"(?!https?:)[a-z0-9]+://", url) is not None
 
 

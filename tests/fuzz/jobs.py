@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax import cli, jobs
-from omni_jax.job_lines import OWN
-from omni_jax.ledger import lines_of
+from omni_jax.job_lines import OWN, lines_of
 from omni_jax.reply import Reply
 
 from . import conversations
