@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened, 
 # model sees half of that. A photo, which phones take of 200 million pixels, is decoded at a half, a quarter or an eighth.
 MAX_PIXELS = 7680 * 4320
 MAX_PHOTO_PIXELS = 1 << 28
+MAX_JPEG_SCANS = (
+    100  # each goes over the whole picture, 25 ms at 8K, and takes 50 bytes; a progressive JPEG has about 10
+)
+JPEG_SCAN = b"\xff\xda"  # the marker of one
 MAX_HELD_PIXELS = 178_956_970  # of a picture that is in memory already: where Pillow too refuses by default
 MAX_RATIO = 200  # of the longer side to the shorter
 LINE_PIXELS = (
@@ -46,6 +51,9 @@ _UPRIGHT = dict(  # by Exif's orientation, where it is not 1, upright already
     )
 )
 _ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers of a JPEG that have no segment; none belongs in its head
+# The start of a JPEG's segment that has a length, and the end of its picture: in its pixels, 0xFF is followed by 0, or by
+# a mark to restart at.
+_JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
 _PILLOW = threading.Lock()
 
 
@@ -125,6 +133,8 @@ def _opened(file: Any) -> Image.Image:
         image = JpegImageFile(file) if photo else Image.open(file, formats=FORMATS)
     height, width = image.height, image.width
     require_area(height, width, MAX_PHOTO_PIXELS if photo else MAX_PIXELS)
+    if image.format in ("JPEG", "MPO") and not photo:
+        _require_few_scans(file)
     if height * width > LINE_PIXELS:
         require_ratio(height, width)
     share = next(share for share in (1, 2, 4, 8) if -(-height // share) * -(-width // share) <= MAX_PIXELS)
@@ -151,6 +161,23 @@ def _is_jpeg_of_one_scan(file: Any) -> bool:
         if marker == 0xDA:
             return not progressive and body[:1] == bytes([components])
     return False
+
+
+def _require_few_scans(file: Any):
+    """Raises where a JPEG would be gone over so often that it is an attack."""
+    at = file.tell()  # where Pillow reads on
+    file.seek(0)
+    data = file.read()
+    file.seek(at)
+    scans, position = 0, 2
+    while found := _JPEG_SEGMENT.search(data, position):
+        marker, position = found[1], found.end()
+        if marker == b"\xd9":  # the picture's end: behind it phones put a film
+            return
+        scans += marker == JPEG_SCAN[1:]
+        if scans > MAX_JPEG_SCANS:
+            raise ValueError(f"a JPEG of more than {MAX_JPEG_SCANS} scans; expected at most those; save it anew")
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
 
 
 def _orientation(image: Image.Image) -> Any:

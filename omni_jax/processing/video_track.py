@@ -16,7 +16,7 @@ from PIL import Image
 
 from omni_jax.processing import container
 from omni_jax.processing.container import HOLE, Packets
-from omni_jax.processing.image import MAX_PIXELS, to_rgb
+from omni_jax.processing.image import JPEG_SCAN, MAX_JPEG_SCANS, MAX_PIXELS, to_rgb
 
 Progress = Callable[[int, int, str], None]  # (done, total, name)
 
@@ -34,6 +34,11 @@ _DECODED_PER_BYTE = 1 << 15
 _LARGE = 1 << 22  # pixels of a frame of which none is held for longer than it takes
 _DRAWN_PER_BYTE = 1 << 12  # of codecs that are not in _RANDOM_ACCESS: GIFs, which are small
 MAX_PACKETS = 1 << 22  # 19 hours at 60 frames a second
+# A decoder holds a frame for each of its threads, and up to 16 that others are drawn on. Of 8K, 8 bits at 4:2:0 are 50 MB
+# and 10 at 4:2:2, the most that cameras write, 133.
+_MAX_FRAME_BYTES = 1 << 27
+_THREADS_BYTES = 1 << 27
+_MAX_THREADS = 16
 _BAND = 256  # rows of a frame that are laid on white at a time
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
 
@@ -54,6 +59,7 @@ class Index:
         origin: When the first frame is shown, in seconds of the clock that the file's tracks share.
         counted: Whether frames tell no times, and are known by their number instead.
         pixels_per_byte: How many pixels may be decoded for a byte of the file.
+        frame_bytes: Of a decoded frame, in the codec's own pixels.
     """
 
     times: np.ndarray
@@ -67,6 +73,7 @@ class Index:
     origin: float
     counted: bool = False
     pixels_per_byte: int = _DECODED_PER_BYTE
+    frame_bytes: int = 1
 
 
 def read_index(file: BinaryIO, name: str) -> Index:
@@ -82,7 +89,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
         for packet in packets:
             if packet.stream_index == track.index:
                 if first is None:
-                    first = next(iter(container.decoded(decoder, packet) or []), None)
+                    first = next(iter(_decoded(decoder, packet) or []), None)
                 if len(pts) == MAX_PACKETS:
                     raise ValueError(f"holds more than {MAX_PACKETS} frames; cut it into several files")
                 pts.append(packet.pts)
@@ -92,6 +99,12 @@ def read_index(file: BinaryIO, name: str) -> Index:
             first = next(iter(container.decoded(decoder, None) or []), None)
         if first is None:
             raise ValueError(f"no frame decodes; expected a video file, of at most {MAX_PIXELS} pixels a frame")
+        frame_bytes = sum(plane.buffer_size for plane in first.planes)
+        if frame_bytes > _MAX_FRAME_BYTES:
+            raise ValueError(
+                f"frames of {frame_bytes / 1e6:.3g} MB ({first.height} x {first.width}, {first.format.name}); expected at most "
+                f"{_MAX_FRAME_BYTES / 1e6:.3g}; convert it to 8 bits or to a smaller size"
+            )
         form = opened.format.name
         if len(pts) == 1 and (form == "image2" or form.endswith("_pipe")):
             raise ValueError("is a picture; expected a video file; give it as an image")
@@ -112,6 +125,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
             keyframes=np.array(keyframes) & (decoder.name in _RANDOM_ACCESS),
             origin=float(shown[0] if shown.size else first.pts or 0) * tick,
             pixels_per_byte=_DECODED_PER_BYTE if decoder.name in _RANDOM_ACCESS else _DRAWN_PER_BYTE,
+            frame_bytes=frame_bytes,
         )
 
 
@@ -133,7 +147,7 @@ def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | N
     """
     whole = [(0, len(index.keyframes) - 1)]
     _require_decodable(file, name, index, whole)
-    pts: list[Any] = [frame.pts for frame in _frames(file, name, whole, _Meter(whole, name, progress))]
+    pts: list[Any] = [frame.pts for frame in _frames(file, name, index, whole, _Meter(whole, name, progress))]
     if index.packets is None and (None in pts or any(a >= b for a, b in itertools.pairwise(pts))):
         if not index.rate:
             raise ValueError(f"{name}: its frames have no times and it states no rate; convert it to MP4")
@@ -172,12 +186,13 @@ def decode(
     if index.height * index.width > _LARGE:
         gc.collect()  # a container of PyAV is a cycle, and that of the index holds a frame
     orders = itertools.count()  # enumerate would hold each frame while the next is decoded
-    for frame in _frames(file, name, parts, meter):
+    for frame in _frames(file, name, index, parts, meter):
         order = next(orders)
         number = wanted.pop(order if index.counted else frame.pts, None)
-        if number is not None:
-            yield number, _upright(frame)
-        del frame
+        shown = [] if number is None else [(number, _upright(frame))]
+        del frame  # held by nobody while its pixels are resized, or the next is decoded
+        while shown:
+            yield shown.pop()
         if not wanted:
             break
     meter.advance(meter.total)
@@ -224,20 +239,23 @@ class _Meter:
             self.progress(to, self.total, self.name)
 
 
-def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Meter) -> Iterator[av.VideoFrame]:
+def _frames(
+    file: BinaryIO, name: str, index: Index, parts: list[tuple[int, int]], meter: _Meter
+) -> Iterator[av.VideoFrame]:
     """Decodes stretches of packets, each from a keyframe on.
 
     All packets are read, which costs little, rather than sought: containers seek by times that are not exact.
     """
     with _opened(file, name) as (opened, track, decoder):
         decoder.thread_type = "AUTO"
+        decoder.thread_count = max(1, min(os.cpu_count() or 1, _MAX_THREADS, _THREADS_BYTES // index.frame_bytes))
         left = iter(parts)
         start, stop = next(left)
         packets = (packet for packet in Packets(opened, _NOUN) if packet.stream_index == track.index)
         for position, packet in enumerate(packets):
             if position < start:
                 continue
-            frames = container.decoded(decoder, packet) or []
+            frames = _decoded(decoder, packet) or []
             if position == stop:
                 frames += container.decoded(decoder, None) or []
                 decoder.flush_buffers()
@@ -247,6 +265,18 @@ def _frames(file: BinaryIO, name: str, parts: list[tuple[int, int]], meter: _Met
                 yield frames.pop(0)  # kept by nobody while the next is decoded
             if start == math.inf:
                 return
+
+
+def _decoded(decoder: Any, packet: av.Packet) -> list[Any] | None:
+    """The frames that a packet completes; None where it is damaged.
+
+    Raises:
+        ValueError: in one line, where a packet's bytes would be decoded over and over.
+    """
+    # Each scan of a JPEG goes over the whole picture, and takes 50 bytes of a file.
+    if "jpeg" in decoder.name and bytes(packet).count(JPEG_SCAN) > MAX_JPEG_SCANS:
+        raise ValueError(f"a frame of more than {MAX_JPEG_SCANS} scans; expected no more; convert it to H.264 in MP4")
+    return container.decoded(decoder, packet)
 
 
 @contextlib.contextmanager

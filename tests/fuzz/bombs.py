@@ -154,6 +154,29 @@ def _silence(draw: random.Random) -> tuple[str, bytes, str]:
     return "audio", content, f"{count} samples, {channels} channels, {rate} Hz"
 
 
+def _scans(draw: random.Random) -> tuple[str, bytes, str]:
+    """A progressive JPEG whose last scan comes again and again, as a picture or as the frame of a video."""
+    width, height = min(_sides(draw), (16_000, 2000))
+    count = draw.choice([1, 50, 99, 1000, 100_000])
+    with io.BytesIO() as file:
+        Image.new("RGB", (width, height), (90, 120, 200)).save(file, "JPEG", progressive=True)
+        content = file.getvalue()
+    start = content.rfind(b"\xff\xda")
+    content = content[:start] + content[start:-2] * count + content[-2:]
+    said = f"{width} x {height}, {count} scans"
+    if draw.random() < 0.5:
+        return "image", content, said
+    with io.BytesIO() as file:
+        with av.open(file, "w", format="avi") as container:
+            stream = container.add_stream("mjpeg", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"  # pyright: ignore
+            packet = av.Packet(content)
+            packet.pts = packet.dts = 0
+            packet.stream, packet.is_keyframe = stream, True  # pyright: ignore
+            container.mux(packet)
+        return "video", file.getvalue(), said
+
+
 def _film(draw: random.Random) -> tuple[str, bytes, str]:
     """Few packets, whose frames are large, or said to be shown at the ends of time."""
     side = draw.choice([64, 64, 1000, 4096])
@@ -179,5 +202,5 @@ def _film(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 _MAKERS: list[Callable[[random.Random], tuple[str, bytes, str]]] = [
-    _png, _png, _gif, _gif, _tiff, _bmp, _ppm, _picture, _wave, _wave, _silence, _film,
+    _png, _png, _gif, _gif, _tiff, _bmp, _ppm, _picture, _wave, _wave, _silence, _film, _scans,
 ]  # fmt: skip

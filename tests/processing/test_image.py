@@ -405,6 +405,22 @@ def test_bad_files_are_named_with_their_fault(tmp_path):
     assert_refused("data:image/png;base64,aGVsbG8h", "^image data URL: not an image")
 
 
+def of_scans(count, behind=b""):
+    """A progressive JPEG of so many scans, with bytes behind its end."""
+    content = encode(picture(), "jpeg", progressive=True)
+    last, own = content.rfind(b"\xff\xda"), content.count(b"\xff\xda")
+    return content[:last] + content[last:-2] * (1 + count - own) + content[-2:] + behind
+
+
+def test_a_jpeg_of_so_many_scans_that_decoding_takes_hours_is_refused():
+    assert image.load(of_scans(100)).size == (WIDTH, HEIGHT)
+    assert_refused(of_scans(101), "a JPEG of more than 100 scans; expected at most those; save it anew")
+    # Fill bytes before a marker, a comment that holds an end, and what a camera puts behind the end.
+    comment = b"\xff\xfe\0\4\xff\xd9"
+    assert_refused(of_scans(101).replace(b"\xff\xda", comment + b"\xff\xff\xda"), "more than 100 scans")
+    assert image.load(of_scans(10, behind=b"\xff\xda" * 200)).size == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize("format", ["eps", "pdf", "ico", "tga", "pcx", "icns", "jpeg2000"])
 def test_formats_that_are_no_plain_pictures_are_refused(format):
     assert_refused(encode(Image.new("RGB", (32, 32), COLOUR), format), "not an image, or damaged; expected JPEG")

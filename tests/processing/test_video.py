@@ -867,3 +867,49 @@ def test_a_part_of_such_a_file_can_be_taken(monkeypatch):
 def test_a_file_of_more_frames_than_any_video_has_is_refused(monkeypatch):
     monkeypatch.setattr(video_track, "MAX_PACKETS", 7)
     assert fault(gif(64, 8), name="x") == "x: holds more than 7 frames; cut it into several files"
+
+
+def test_frames_too_large_for_memory_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(video_track, "_MAX_FRAME_BYTES", 100_000)
+    small, deep = LOSSLESS, {"codec": "ffv1", "form": "gbrap16le"}  # 12 kB a frame, and 66 kB
+    assert load(film(tmp_path / "small.mkv", 4, **small)).frames.size
+    assert load(film(tmp_path / "deep.mkv", 4, **deep)).frames.size
+    said = fault(film(tmp_path / "large.mkv", 4, **deep, make=lambda number: picture(number, (128, 256))), name="x")
+    assert said == (
+        "x: frames of 0.262 MB (128 x 256, gbrap16le); expected at most 0.1; convert it to 8 bits or to a smaller size"
+    )
+
+
+def test_a_decoder_has_no_more_threads_than_memory_holds_frames_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(video_track.os, "cpu_count", lambda: 64)
+    seen = []
+    decoded = video_track.container.decoded
+    monkeypatch.setattr(
+        video_track.container,
+        "decoded",
+        lambda decoder, packet: seen.append(decoder.thread_count) or decoded(decoder, packet),
+    )
+    path = film(tmp_path / "x.mp4", 4, **H264)
+    load(path)
+    assert max(seen) == 16
+    monkeypatch.setattr(video_track, "_THREADS_BYTES", 40_000)  # of frames of 12 kB and their padding
+    seen.clear()
+    load(path)
+    assert max(seen) <= 3
+
+
+def test_a_frame_of_so_many_scans_that_decoding_takes_hours_is_refused():
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 64, 128, "yuvj420p"
+        jpeg = io.BytesIO()
+        Image.fromarray(picture(1)).save(jpeg, "jpeg", progressive=True)
+        scan = jpeg.getvalue().rfind(b"\xff\xda")
+        for number in range(4):
+            often = 200 if number == 2 else 1
+            packet = av.Packet(jpeg.getvalue()[:scan] + jpeg.getvalue()[scan:-2] * often + b"\xff\xd9")
+            packet.pts = packet.dts = number
+            packet.stream, packet.is_keyframe = stream, True
+            container.mux(packet)
+    assert "a frame of more than 100 scans; expected no more; convert it to H.264" in fault(file.getvalue(), name="x")
