@@ -222,7 +222,7 @@ def test_inspect(published, monkeypatch, capsys):
     # What is float32 in any model is as large in one of bfloat16.
     assert rows["bigvgan"] == ["32,528", "float32", "0.13 MB", "0.13 MB"]
     assert rows["talker"] == ["49,008", "bfloat16", "0.10 MB", "0.20 MB"]
-    assert rows["all"] == ["455,924", "", "1.14 MB", "1.82 MB"]
+    assert rows["all"] == ["455,924", "", "1.15 MB", "1.82 MB"]
 
 
 def test_the_published_size(tmp_path):
