@@ -38,7 +38,7 @@ app.command()(plan)
 
 def main() -> None:
     """Runs a command; a user's mistake is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
-    run(lambda: app(standalone_mode=False), "omni-jax", usage=UsageError)
+    run(lambda: app(standalone_mode=False), "omni-jax", usage=(UsageError,))
 
 
 @app.callback()

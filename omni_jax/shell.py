@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from omni_jax.mistakes import is_mistake
+from omni_jax.mistakes import REPORT, cut, is_mistake
 
 # Seconds between the lines that tell of progress where there is no terminal, as in a pod's log.
 LINE_EVERY = 60.0
@@ -72,23 +72,25 @@ def _lines(action: str, bytewise: bool) -> Callable[[int, int, str], None]:
     return say
 
 
-def run(main: Callable[[], int | None], name: str, *, usage: type[Exception] = ValueError) -> None:
+def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exception], ...] = ()) -> None:
     """Runs ``main`` and exits with its code; a user's mistake is one line and exit code 2. So is what another try may mend,
     a network that fails or a full disk, but with exit code 1.
 
     OMNI_JAX_DEBUG=1 shows the traceback instead.
 
     Args:
-        usage: further errors that are the user's.
+        usage: what the parser of options raises for a user's mistake.
     """
     try:
         code = main() or 0
         if code == STOPPED:  # typer's own way to say that somebody pressed Ctrl-C
             raise KeyboardInterrupt
-    except (ValueError, OSError, usage) as error:
+    except (ValueError, OSError, *usage) as error:
         if os.environ.get("OMNI_JAX_DEBUG"):
             raise
         said = getattr(error, "format_message", lambda: str(error))()
+        if isinstance(error, usage):  # some versions of typer repeat the whole of what came
+            said = cut(said, REPORT)
         note.print(f"{name}: {' '.join(said.split())}", markup=False)
         code = 1 if isinstance(error, OSError) and not is_mistake(error) else 2
     except (KeyboardInterrupt, StoppedError) as error:

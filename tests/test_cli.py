@@ -370,3 +370,10 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         f"omni-jax: {tmp_path / 'absent'}: no such folder; expected a Hugging Face folder, a converted folder or a hub id "
         "(owner/name)"
     ]
+
+
+def test_a_long_value_of_an_option_is_not_repeated_whole(monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "generate", "x", "--max-new-tokens", "x\n" * 1000, "Hi")
+    assert (code, out) == (2, "")
+    assert err.startswith("omni-jax: Invalid value for '--max-new-tokens'")
+    assert len(err) < 500
