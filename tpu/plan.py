@@ -14,4 +14,4 @@ from omni_jax.shell import run
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(plan)
-    run(lambda: app(standalone_mode=False), "plan", usage=UsageError)
+    run(lambda: app(standalone_mode=False), "plan", usage=(UsageError,))

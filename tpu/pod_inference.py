@@ -168,4 +168,4 @@ def live(action: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    live(lambda: run(main, NAME, usage=UsageError))
+    live(lambda: run(main, NAME, usage=(UsageError,)))
