@@ -33,13 +33,13 @@ from omni_jax.decoding.speech import CALL_FRAMES, speak
 from omni_jax.models import parts
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
+from omni_jax.parallel.sharding import shardings
 from omni_jax.processing import media, prompt
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.reply import Event
-from omni_jax.sharding import shardings
 from omni_jax.testing import tiny_config
 from omni_jax.testing.config import preprocessor
 from omni_jax.voice import Voices

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--json FILE]
 
 A thinker of middle size, dense and of experts, on fake devices of this machine's CPU: a prefill and a decode step are compiled
-for each mesh and counted from their HLO (omni_jax/hlo.py). Beside what a device does of the work of one alone stands what it
+for each mesh and counted from their HLO (omni_jax/plan/hlo.py). Beside what a device does of the work of one alone stands what it
 should do of the multiplications: attention, dense networks and vocabulary divide over ``data`` and ``model``, experts over all
 axes. Bytes fall less: what devices share the work of, they each read. The CPU's loop over experts counts as often as a device's
 own experts are chosen, tokens spread evenly.
@@ -23,12 +23,12 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_d
 import jax
 import jax.numpy as jnp
 
-from omni_jax.compile import Entries, Workload
 from omni_jax.config import OmniConfig, from_hf
-from omni_jax.hlo import Program
-from omni_jax.least import size
 from omni_jax.models.thinker import Embedded
-from omni_jax.sharding import make_mesh
+from omni_jax.parallel.sharding import make_mesh
+from omni_jax.plan.hlo import Program
+from omni_jax.plan.lower_bound import size
+from omni_jax.plan.lowering import Entries, Workload
 from omni_jax.testing import tiny_config
 
 BATCH, TOKENS = 16, 256

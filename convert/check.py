@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from omni_jax import checkpoint, weights
-from omni_jax.shell import Parser, bar, run
+from omni_jax.cli.terminal import Parser, bar, run
 from omni_jax.weights import Speaker
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omni_jax import checkpoint
-from omni_jax.describe import missing
-from omni_jax.shell import Parser, bar, note, run
+from omni_jax.checkpoint.describe import missing
+from omni_jax.cli.terminal import Parser, bar, note, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

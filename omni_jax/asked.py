@@ -11,7 +11,7 @@ import numpy as np
 from omni_jax.config import read_json
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
-from omni_jax.mistakes import check_progress, cut, listed, shown
+from omni_jax.errors import check_progress, cut, listed, shown
 from omni_jax.processing.conversation import speaks
 from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.request import PROCESSED, Batch

@@ -23,8 +23,8 @@ from omni_jax.buckets import bucket
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.slots import Slots, Written
 from omni_jax.defaults import Defaults
-from omni_jax.hosts import Hosts, as_said, digest, fetch, worded
 from omni_jax.omni import Omni
+from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
 from omni_jax.processing.request import Batch
 from omni_jax.reply import Draft, Reply
 

@@ -17,8 +17,8 @@ from omni_jax.config import Omni25Config
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import SpeechState, listen
 from omni_jax.defaults import Defaults
-from omni_jax.hosts import fetch
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
+from omni_jax.parallel.multihost import fetch
 from omni_jax.processing import dual_track_prompt
 from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.conversation import SPOKEN_SYSTEM

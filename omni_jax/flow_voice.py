@@ -31,9 +31,9 @@ from flax import struct
 from jaxtyping import Bool, Float32, Int
 
 from omni_jax.buckets import bucket
-from omni_jax.hosts import fetch
 from omni_jax.models.bigvgan import BigVGAN
 from omni_jax.models.dit import DiT, frame_noise
+from omni_jax.parallel.multihost import fetch
 from omni_jax.weights.speakers import Speaker
 
 # Blocks of a window beside its new ones; more where BigVGAN's reach asks for it, that sides of windows are never heard.

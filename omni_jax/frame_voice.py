@@ -14,13 +14,13 @@ from omni_jax.config import Omni3Config
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
 from omni_jax.defaults import Defaults
-from omni_jax.hosts import fetch
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 from omni_jax.models.code2wav import BATCH_FRAMES, Code2WavState, axes
+from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.sharding import zeros
 from omni_jax.processing import speech_prompt
 from omni_jax.processing.request import Batch
 from omni_jax.processing.speech_prompt import SpeechPrompt
-from omni_jax.sharding import zeros
 from omni_jax.synthesizer import Synthesizer, checked
 from omni_jax.voice import Chunk, Speech, Voices
 

@@ -13,16 +13,17 @@ from jaxtyping import Array, Float, Float32
 from omni_jax import checkpoint, perceive, weights
 from omni_jax.answer import Request, answer
 from omni_jax.asked import advise, ask, prompts, silence
+from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import CALL_STEPS
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.defaults import Defaults, sampling_options
-from omni_jax.hosts import fetch
-from omni_jax.hub import locate
-from omni_jax.jitted import jitted
-from omni_jax.layouts import arranged
-from omni_jax.mistakes import check_progress, cut, listed, shown
+from omni_jax.errors import check_progress, cut, listed, shown
 from omni_jax.models import parts as model_parts
+from omni_jax.models.memory_layout import arranged
+from omni_jax.parallel.jitted import jitted
+from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.sharding import make_mesh, shardings, well_chosen
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.clip_packing import split_clips
@@ -37,7 +38,6 @@ from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
 from omni_jax.reply import Event, Reply
 from omni_jax.room import ensure_memory, weights_dtype
-from omni_jax.sharding import make_mesh, shardings, well_chosen
 from omni_jax.speaking import synthesizer
 from omni_jax.synthesizer import Synthesizer
 from omni_jax.transformers_keywords import translated

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
-from omni_jax.hosts import fetch
-from omni_jax.jitted import jitted
 from omni_jax.models.thinker import Embedded
+from omni_jax.parallel.jitted import jitted
+from omni_jax.parallel.multihost import fetch
 from omni_jax.processing import clip_packing, patch_packing
 from omni_jax.processing.request import Batch
 

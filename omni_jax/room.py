@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omni_jax import params, weights
-from omni_jax.hub import cache, locate, to_download
+from omni_jax import weights
+from omni_jax.checkpoint.hub import cache, locate, to_download
 from omni_jax.models import parts as model_parts
+from omni_jax.parallel import param_paths
 from omni_jax.weights.huggingface import float_dtype
 from omni_jax.weights.writer import size
 
@@ -125,7 +126,7 @@ def host() -> Memory | None:
 
 def _bytes(tree: Any, placed: Mapping[str, jax.sharding.Sharding] | None) -> int:
     """Of the parameters, on the device that has the most of them."""
-    found = params.leaves(tree)
+    found = param_paths.leaves(tree)
     shapes = {path: placed[path].shard_shape(leaf.shape) if placed else leaf.shape for path, leaf in found.items()}
     return sum(math.prod(shapes[path]) * leaf.dtype.itemsize for path, leaf in found.items())
 

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 
 from omni_jax.config import OmniConfig
 from omni_jax.defaults import Defaults
-from omni_jax.mistakes import cut, shown
+from omni_jax.errors import cut, shown
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.request import Batch
 from omni_jax.voice import Speech

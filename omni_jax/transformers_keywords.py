@@ -7,7 +7,7 @@ passed over in silence; these have to be named with their part here. A prefixed 
 from collections.abc import Mapping
 from typing import Any
 
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 
 PREFIXES = ("thinker_", "talker_", "")
 OF_THINKER = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "stop_strings")

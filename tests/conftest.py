@@ -136,7 +136,7 @@ def films(tmp_path_factory):
 @pytest.fixture
 def compiled():
     """Counts the programs that XLA compiles."""
-    from omni_jax.jitted import _options
+    from omni_jax.parallel.jitted import _options
 
     _options()  # compiles a program of its own, once a process
     counted = []

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from omni_jax import cli
+from omni_jax.cli import main
 
 
 def call(monkeypatch, capture, *arguments):
@@ -13,6 +13,6 @@ def call(monkeypatch, capture, *arguments):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     monkeypatch.setattr(sys, "argv", ["omni-jax", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     out, err = capture.readouterr()
     return ended.value.code or 0, out, err

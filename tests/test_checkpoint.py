@@ -19,12 +19,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from trees import same
 
 from omni_jax import checkpoint, weights
+from omni_jax.checkpoint.tensors import quiet
 from omni_jax.config import from_hf, read_json
-from omni_jax.layouts import arranged
 from omni_jax.locks import only_writer
 from omni_jax.models import parts
+from omni_jax.models.memory_layout import arranged
 from omni_jax.testing import tiny_config, write_tiny
-from omni_jax.weights.converted import quiet
 
 CONFIG = from_hf(tiny_config())
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ from trees import same
 
 from omni_jax import Omni, checkpoint
 from omni_jax.config import from_hf
-from omni_jax.layouts import declared
 from omni_jax.models import parts
+from omni_jax.models.memory_layout import declared
 
 NAME = re.compile(r"/storage/v1/b/bucket/o(?:/(?P<key>[^?]+))?")
 

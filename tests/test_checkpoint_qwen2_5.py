@@ -14,8 +14,8 @@ from shell_calls import call
 from trees import same
 
 from omni_jax import checkpoint, weights
+from omni_jax.checkpoint.describe import describe
 from omni_jax.config import from_hf, read_json
-from omni_jax.describe import describe
 from omni_jax.models import parts
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 from omni_jax.testing.config_qwen2_5 import three_b, tiny_speakers

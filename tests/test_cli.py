@@ -17,12 +17,13 @@ from PIL import Image
 from shell_calls import call
 
 import omni_jax
-from omni_jax import Omni, Reply, Sampling, cli, jobs, shell
+from omni_jax import Omni, Reply, Sampling, jobs
+from omni_jax.cli import main, terminal
 from omni_jax.config import from_hf
 from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_config, write_tiny
 
-RECORDING = resources.files("omni_jax") / "assets" / cli.RECORDING
+RECORDING = resources.files("omni_jax") / "assets" / main.RECORDING
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
 
 
@@ -223,7 +224,7 @@ def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
     try:
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))
-        cli.keep_programs()
+        main.keep_programs()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "omni_jax" / "programs")
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])
@@ -232,8 +233,8 @@ def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr(shell.time, "monotonic", lambda: clock[0])
-    with shell.bar("answering", bytewise=False) as progress, shell.bar("loading") as loading:
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.bar("answering", bytewise=False) as progress, terminal.bar("loading") as loading:
         for seconds in (10, 59, 61, 70, 119, 130):
             clock[0] = seconds
             progress(seconds * 100, 20_000, "12 tokens/s")

@@ -15,11 +15,11 @@ PROGRAM = """
 import json, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
-from omni_jax import least
-from omni_jax.compile import Entries, Workload, compiled
+from omni_jax.plan import lower_bound
+from omni_jax.plan.lowering import Entries, Workload, compiled
 from omni_jax.plan import read
-from omni_jax.sharding import make_mesh
-from omni_jax.topology import topology
+from omni_jax.parallel.sharding import make_mesh
+from omni_jax.parallel.topology import topology
 
 def found(slice_name, names, **workload):
     entries = Entries(config, make_mesh(slice_name, devices=topology(slice_name).devices), Workload(**workload))
@@ -35,10 +35,10 @@ def found(slice_name, names, **workload):
                     if line.attribute("custom_call_target") == "tpu_custom_call"
                 ],
                 "arrays": list(made.program.arrays()), "limit": topology(slice_name).chip.limit,
-                "layer": least.held((entries.cache.k, entries.cache.v)) // config.thinker.decoder.layers,
+                "layer": lower_bound.held((entries.cache.k, entries.cache.v)) // config.thinker.decoder.layers,
                 "held": made.held + entries.weights - entry.weights + entries.caches - entry.caches,
                 "collectives": [(each.kind, each.bytes) for each in made.program.collectives()],
-                "expert": least.held(entries.parts["thinker"].decoder.experts) // config.thinker.decoder.layers,
+                "expert": lower_bound.held(entries.parts["thinker"].decoder.experts) // config.thinker.decoder.layers,
             }
 
 config = read(sys.argv[1])

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from omni_jax.checkpoint.hub import locate
 from omni_jax.config import from_hf
-from omni_jax.hub import locate
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
 from omni_jax.testing.tokenizer import QWEN3, token_ids, write_tokenizer
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5, token_ids_qwen2_5

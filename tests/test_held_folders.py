@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from omni_jax import Omni, checkpoint
-from omni_jax.describe import describe, missing
+from omni_jax.checkpoint.describe import describe, missing
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 
 ASKED = [{"role": "user", "content": "Hello"}]

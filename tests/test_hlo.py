@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.hlo import RARE, Collective, Grouped, Program
-from omni_jax.kernels import visited
+from omni_jax.plan.hlo import RARE, Collective, Grouped, Program
+from omni_jax.plan.kernel_costs import visited
 
 LAYERS, WIDTH = 7, 256
 MATRIX, VECTOR = 4 * WIDTH**2, 4 * WIDTH

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omni_jax import Omni
 from omni_jax.continuous import Item, _Ahead
-from omni_jax.hosts import Hosts, fetch
+from omni_jax.parallel.multihost import Hosts, fetch
 
 own = jax.process_index()
 omni = Omni.load(sys.argv[3], mesh="data=2,expert=2,model=2", speech=False)

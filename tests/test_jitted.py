@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax import jitted
+from omni_jax.parallel import jitted
 
 
 @pytest.fixture

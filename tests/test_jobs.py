@@ -17,9 +17,9 @@ from omni_jax import Omni, continuous, jobs, perceive
 from omni_jax.continuous import Item, _Ahead, answers
 from omni_jax.decoding import slots
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.hosts import Hosts
-from omni_jax.ledger import Ledger
-from omni_jax.mistakes import UnreachedError
+from omni_jax.errors import UnreachedError
+from omni_jax.jobs.output import Ledger
+from omni_jax.parallel.multihost import Hosts
 from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 from omni_jax.voice import Voices

@@ -13,9 +13,9 @@ import pytest
 import typer
 import yaml
 
-from omni_jax import shell
-from omni_jax.cli_batch import batch
-from omni_jax.mistakes import UnreachedError
+from omni_jax.cli import terminal
+from omni_jax.cli.batch import batch
+from omni_jax.errors import UnreachedError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tpu" / "launch"
@@ -175,7 +175,7 @@ def test_a_lost_host_starts_all_again_and_a_mistake_does_not():
             raise error
 
         with pytest.raises(SystemExit) as stop:
-            shell.run(broken, "pod_inference")
+            terminal.run(broken, "pod_inference")
         return stop.value.code
 
     for error in (ValueError("a mistake"), PermissionError("not yours"), FileNotFoundError("gone")):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.layouts import _held, _order, arranged, declared
 from omni_jax.models import parts
+from omni_jax.models.memory_layout import _held, _order, arranged, declared
 from omni_jax.testing import tiny_config
 
 CONFIG = from_hf(tiny_config())

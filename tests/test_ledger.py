@@ -14,10 +14,10 @@ import aiohttp
 import fsspec
 import pytest
 
-from omni_jax import ledger as module
-from omni_jax.job_lines import lines_of
-from omni_jax.ledger import Ledger
-from omni_jax.mistakes import UnreachedError
+from omni_jax.errors import UnreachedError
+from omni_jax.jobs import output as module
+from omni_jax.jobs.input import lines_of
+from omni_jax.jobs.output import Ledger
 
 
 def answer(number, **content):

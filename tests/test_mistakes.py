@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omni_jax.mistakes import cut, listed, shown
+from omni_jax.errors import cut, listed, shown
 
 ITSELF = []
 ITSELF.append(ITSELF)

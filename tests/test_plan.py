@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from omni_jax import least
-from omni_jax.compile import Entries, Workload
 from omni_jax.config import from_hf
-from omni_jax.plan import Plan, plan, read
-from omni_jax.sharding import make_mesh
+from omni_jax.parallel.sharding import make_mesh
+from omni_jax.parallel.topology import CHIPS, topology
+from omni_jax.plan import Plan, lower_bound, plan, read
+from omni_jax.plan.lowering import Entries, Workload
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
-from omni_jax.topology import CHIPS, topology
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "tests" / "configs"
@@ -51,10 +50,10 @@ def test_what_chips_hold_of_a_published_model():
     devices = topology("v6e-8").devices
     entries = Entries(config, make_mesh("data=2,model=4", devices=devices), Workload(batch=64, context=8192))
     experts = entries.parts["thinker"].decoder.experts
-    assert 8 * least.held(experts) == 2 * least.size(experts)
+    assert 8 * lower_bound.held(experts) == 2 * lower_bound.size(experts)
     layers, kv_heads, width = 48, 4, 128
     whole = 2 * 2 * layers * 64 * 8192 * kv_heads * width
-    assert least.held((entries.cache.k, entries.cache.v)) == whole // 8
+    assert lower_bound.held((entries.cache.k, entries.cache.v)) == whole // 8
 
 
 def test_the_least_of_a_decoder_is_every_weight_once_and_the_cache():
@@ -64,16 +63,17 @@ def test_the_least_of_a_decoder_is_every_weight_once_and_the_cache():
     )
     decoder, experts = config.thinker.decoder, config.thinker.decoder.experts
     thinker = entries.parts["thinker"]
-    once = 4 * (least.size(thinker.decoder.layers) + decoder.width + least.size(thinker.head))
-    chosen = 4 * least.size(thinker.decoder.experts) * 2 * experts.per_token // experts.count
+    once = 4 * (lower_bound.size(thinker.decoder.layers) + decoder.width + lower_bound.size(thinker.head))
+    chosen = 4 * lower_bound.size(thinker.decoder.experts) * 2 * experts.per_token // experts.count
     cache = 2 * 4 * decoder.layers * 2 * 64 * decoder.kv_heads * decoder.head_width
     found = entries.decode().least
     assert found.bytes == once + chosen + cache + 2 * 4 * decoder.width
     active = (
-        least.size(thinker.decoder.layers) + least.size(thinker.decoder.experts) * experts.per_token // experts.count
+        lower_bound.size(thinker.decoder.layers)
+        + lower_bound.size(thinker.decoder.experts) * experts.per_token // experts.count
     )
     attention = 4 * decoder.layers * decoder.heads * decoder.head_width * 64
-    assert found.flops == 2 * (2 * (active + least.size(thinker.head)) + attention)
+    assert found.flops == 2 * (2 * (active + lower_bound.size(thinker.head)) + attention)
 
 
 def test_the_programs_of_both_families():
@@ -111,7 +111,7 @@ def test_operations_of_traced_formulas():
         return jax.lax.scan(step, x, None, length=5)[0]
 
     x, w = jnp.ones((3, 8)), jnp.ones((8, 8))
-    found = least.traced(jax.jit(run), (x, w), chips=2)
+    found = lower_bound.traced(jax.jit(run), (x, w), chips=2)
     assert found.flops == 5 * 2 * 3 * 8 * 8 // 2
     assert found.bytes == 4 * (3 * 8 + 8 * 8) + 4 * 3 * 8 // 2
 

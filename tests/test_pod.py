@@ -16,7 +16,8 @@ import soundfile
 from compiling import flags
 from jax._src import distributed
 
-from omni_jax import hosts, jobs
+from omni_jax import jobs
+from omni_jax.parallel import multihost
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tpu" / "pod_inference.py"
@@ -133,12 +134,17 @@ def test_copies_take_whole_hosts(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: devices[8:12])
     monkeypatch.setattr(jax, "process_index", lambda: 2)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    assert [hosts.sharing(count) for count in (2, 4, 8, 16)] == [devices[8:12], devices[8:12], devices[8:16], devices]
+    assert [multihost.sharing(count) for count in (2, 4, 8, 16)] == [
+        devices[8:12],
+        devices[8:12],
+        devices[8:16],
+        devices,
+    ]
     for count in (6, 12):
         with pytest.raises(
             ValueError, match=f"mesh: {count} devices for each copy of the model, of 4 hosts with 4 each"
         ):
-            hosts.sharing(count)
+            multihost.sharing(count)
 
 
 def test_without_other_hosts_it_is_alone(tmp_path):

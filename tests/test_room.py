@@ -14,8 +14,8 @@ import pytest
 from omni_jax import Omni, room
 from omni_jax.config import from_hf
 from omni_jax.models import parts
+from omni_jax.parallel.sharding import make_mesh, shardings
 from omni_jax.plan import read
-from omni_jax.sharding import make_mesh, shardings
 
 
 def chip(total, used=0, kind="TPU v5 lite"):
@@ -56,7 +56,7 @@ def test_a_mesh_holds_a_share_on_each_device(tree, needed):
     placed = shardings(tree, make_mesh("expert=2,model=2"))
     held = sum(
         np.prod(placed[path].shard_shape(leaf.shape), dtype=int) * leaf.dtype.itemsize
-        for path, leaf in room.params.leaves(tree).items()
+        for path, leaf in room.param_paths.leaves(tree).items()
     )
     assert needed / 4 < held < needed
     room.ensure_memory("tiny", tree, 4 * [chip(held)], placed)

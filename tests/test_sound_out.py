@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omni_jax.sound_out import sound_out
+from omni_jax.cli.sound_file import sound_out
 
 WAVE = np.sin(np.arange(5000) / 7).astype(np.float32)
 KINDS = ["wav", "flac"]

@@ -7,9 +7,9 @@ Exit code 0: it fits; 3: it does not; 2: a mistake in what was asked.
 
 import typer
 
-from omni_jax.cli import UsageError
-from omni_jax.cli_plan import plan
-from omni_jax.shell import run
+from omni_jax.cli.main import UsageError
+from omni_jax.cli.plan import plan
+from omni_jax.cli.terminal import run
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -26,9 +26,9 @@ import jax
 import typer
 from jax._src import distributed  # its public part has no word for the coordinator's store of keys and values
 
-from omni_jax.cli import UsageError, keep_programs
-from omni_jax.cli_batch import batch
-from omni_jax.shell import Parser, note, run
+from omni_jax.cli.batch import batch
+from omni_jax.cli.main import UsageError, keep_programs
+from omni_jax.cli.terminal import Parser, note, run
 
 NAME = "pod_inference"
 # The coordinator's keys: the exit code of the first process that ended before the work did, and who has followed.

@@ -31,7 +31,7 @@ from omni_jax.config.parts import (
     halve,
 )
 from omni_jax.config.words import TokenizerFiles, no_words
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 
 FAMILIES = {"qwen3_omni_moe": qwen3_omni.read, "qwen2_5_omni": qwen2_5_omni.read}
 # What a thinker saved without the rest calls itself, and its family.

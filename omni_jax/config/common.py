@@ -7,7 +7,7 @@ from typing import Any
 from omni_jax.config.fields import LARGEST, MOST, Fields
 from omni_jax.config.parts import DecoderConfig, ExpertsConfig, MelEncoderConfig, PatchEncoderConfig
 from omni_jax.config.words import UNKNOWN, Words
-from omni_jax.mistakes import cut, shown
+from omni_jax.errors import cut, shown
 
 # The most that is taken for a number of layers, of tokens in a context, and of coordinates a second.
 LAYERS, CONTEXT, PER_SECOND = 1 << 10, 1 << 24, 1e4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax.config.defaults import Defaults
-from omni_jax.mistakes import REPORT, cut, listed, shown
+from omni_jax.errors import REPORT, cut, listed, shown
 
 # No size, id or number of these models comes near its bound; what is beyond would only fill the memory.
 MOST, LARGEST = 1 << 20, 1e12

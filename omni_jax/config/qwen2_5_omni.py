@@ -32,7 +32,7 @@ from omni_jax.config.parts import (
 )
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig, Token2WavConfig
 from omni_jax.config.words import UNKNOWN, Words, no_words
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 
 Thinker = ThinkerConfig[PooledAudioEncoderConfig, WindowedVisionEncoderConfig]
 

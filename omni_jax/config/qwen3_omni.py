@@ -28,7 +28,7 @@ from omni_jax.config.parts import (
     VisionEncoderConfig,
 )
 from omni_jax.config.words import Words, no_words
-from omni_jax.mistakes import cut, shown
+from omni_jax.errors import cut, shown
 
 EXPERTS = 1 << 12  # of a layer, at most
 

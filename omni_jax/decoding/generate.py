@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import SamplingRows, sample
-from omni_jax.hosts import fetch
-from omni_jax.jitted import jitted
 from omni_jax.nn.cache import KVCache
+from omni_jax.parallel.jitted import jitted
+from omni_jax.parallel.multihost import fetch
 
 # Steps that one call can make; fewer on request, in the same program.
 CALL_STEPS = 32

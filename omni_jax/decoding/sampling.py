@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.mistakes import cut, shown
+from omni_jax.errors import cut, shown
 
 STOPS, MOST_IDS = 8, 1 << 12  # most stop ids that a row has, and most that may be given
 INT32, FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)

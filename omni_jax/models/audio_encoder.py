@@ -15,7 +15,7 @@ from omni_jax.config import AudioEncoderConfig, halve
 from omni_jax.nn.attention import attend_segments
 from omni_jax.nn.layers import Init, LayerNorm, Linear, Mlp
 from omni_jax.nn.stack import scan, stack
-from omni_jax.sharding import mesh_of
+from omni_jax.parallel.sharding import mesh_of
 
 
 class Conv2d(nnx.Module):

@@ -19,7 +19,7 @@ from omni_jax.nn.cache import KVCache
 from omni_jax.nn.conv import Conv1d, ConvTranspose1d, Past, SnakeBeta
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp
 from omni_jax.nn.stack import stack
-from omni_jax.sharding import constrain, mesh_of, spec
+from omni_jax.parallel.sharding import constrain, mesh_of, spec
 
 DILATIONS = (1, 3, 9)
 # Frames of a step, of all rows: enough for long matrix products, few enough for small memory.

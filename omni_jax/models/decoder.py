@@ -19,7 +19,7 @@ from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
 from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import rotate, rotation
 from omni_jax.nn.stack import scan, stack
-from omni_jax.sharding import constrain, mesh_of, over
+from omni_jax.parallel.sharding import constrain, mesh_of, over
 
 # Tokens a row that go through the layers at once. What they hold there, above all the rows of each token's experts, does not
 # grow with a prompt.

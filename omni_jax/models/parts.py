@@ -27,7 +27,7 @@ from omni_jax.models.thinker import Thinker
 from omni_jax.models.vision_encoder import VisionEncoder
 from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder
 from omni_jax.nn.layers import Init
-from omni_jax.params import axes, leaves, replace
+from omni_jax.parallel.param_paths import axes, leaves, replace
 
 __all__ = ["SPEECH", "abstract", "axes", "builders", "leaves", "random", "replace"]
 

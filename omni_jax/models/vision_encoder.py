@@ -17,7 +17,7 @@ from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
 from omni_jax.nn.rope import frequencies, rotate
 from omni_jax.nn.stack import scan, stack
-from omni_jax.sharding import mesh_of
+from omni_jax.parallel.sharding import mesh_of
 
 ROPE_THETA = 10_000.0
 ROWS = 1024

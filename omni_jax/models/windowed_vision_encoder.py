@@ -17,7 +17,7 @@ from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
 from omni_jax.nn.rope import frequencies, rotate
 from omni_jax.nn.stack import scan, stack
-from omni_jax.sharding import mesh_of
+from omni_jax.parallel.sharding import mesh_of
 
 EPS = 1e-6
 

@@ -9,7 +9,7 @@ from flax import struct
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
-from omni_jax.sharding import constrain, spec, zeros
+from omni_jax.parallel.sharding import constrain, spec, zeros
 
 AXES = ("batch", "kv_heads", None, None)
 

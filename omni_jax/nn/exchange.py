@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from omni_jax.nn import grouped
-from omni_jax.sharding import AXES
+from omni_jax.parallel.sharding import AXES
 
 # Tokens a device from which on they are sent: what is sent of fewer is mostly room for the worst case.
 LEAST = 128
@@ -67,7 +67,7 @@ def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
 
     def in_parts(*tokens):
         split = [leaf.reshape(parts, -1, leaf.shape[1]) for leaf in tokens]
-        with jax.named_scope("rarely"):  # hlo.py counts the other branch
+        with jax.named_scope("rarely"):  # plan/hlo.py counts the other branch
             return jax.lax.map(lambda part: exchange(*part), split).reshape(x.shape)
 
     loads = jax.lax.psum(jnp.bincount(chosen.reshape(-1) // count, length=devices), axes)

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from omni_jax.sharding import over
+from omni_jax.parallel.sharding import over
 
 # New tokens from which on a kernel is worth its padding; what is shorter is a step or a short turn.
 LEAST = 512

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.nn import exchange, grouped
 from omni_jax.nn.layers import GatedMlp, Init, Linear
-from omni_jax.sharding import mesh_of, over
+from omni_jax.parallel.sharding import mesh_of, over
 
 
 class Experts(nnx.Module):

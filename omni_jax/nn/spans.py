@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from omni_jax.sharding import over
+from omni_jax.parallel.sharding import over
 
 # Queries of a block, and keys.
 BLOCK = 256

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 
 MOST = 1 << 28  # numbers of a range that becomes an array
 

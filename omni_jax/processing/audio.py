@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from omni_jax.mistakes import listed, shown
+from omni_jax.errors import listed, shown
 from omni_jax.processing import audio_file
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio_file import (

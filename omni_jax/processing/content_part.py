@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.mistakes import cut, listed, shown
+from omni_jax.errors import cut, listed, shown
 from omni_jax.processing.options import OF_A_PART, misspelt
 
 # Keys that hold a payload, and the types that say which kind it is.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omni_jax.mistakes import listed, shown
+from omni_jax.errors import listed, shown
 from omni_jax.processing.content_part import read_part, require_unicode
 
 # Qwen2.5-Omni was trained to speak behind this system message alone; its chat template writes another where none is given.

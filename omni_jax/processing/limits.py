@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 from omni_jax.processing.conversation import Content, read
 from omni_jax.processing.options import MediaOptions
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from omni_jax.mistakes import cut, listed, shown
+from omni_jax.errors import cut, listed, shown
 
 FETCH_BYTES, FETCH_SECONDS = 2 << 30, 300.0
 

@@ -14,7 +14,7 @@ import jinja2
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from omni_jax.mistakes import cut, listed, shown
+from omni_jax.errors import cut, listed, shown
 from omni_jax.processing.content_part import require_unicode
 from omni_jax.processing.conversation import Content, read
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
-from omni_jax.mistakes import cut
+from omni_jax.errors import cut
 from omni_jax.processing import prompt
 from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.clip_packing import split_clips

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from omni_jax.mistakes import listed, shown
+from omni_jax.errors import listed, shown
 from omni_jax.processing.image import ImageSource, load, require_area, require_ratio
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.source import DEFAULTS, describe

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
-from omni_jax.mistakes import check_progress
+from omni_jax.errors import check_progress
 from omni_jax.models import parts
 from omni_jax.weights import blocks, pieces
 

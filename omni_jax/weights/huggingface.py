@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from omni_jax.config import OmniConfig, foreign, from_hf
+from omni_jax.errors import cut, shown
 from omni_jax.locks import only_writer
-from omni_jax.mistakes import cut, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.weights import common, pieces, qwen2_5_omni, qwen3_omni, speakers, writer
 from omni_jax.weights.assemble import Shardings, assemble

@@ -187,7 +187,7 @@ class InMemory:
     """Source: parts as arrays, of JAX or NumPy.
 
     Of an array that lies on devices of several processes, the pieces are JAX's: none of the processes has them whole.
-    Layers of a decoder may be arrays of their own (``layouts.arranged``), which then are its pieces as they lie.
+    Layers of a decoder may be arrays of their own (``memory_layout.arranged``), which then are its pieces as they lie.
     """
 
     parts: Mapping[str, nnx.Module]

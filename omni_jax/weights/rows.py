@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.mistakes import cut, listed
+from omni_jax.errors import cut, listed
 from omni_jax.weights import blocks
 from omni_jax.weights.blocks import Block, Span
 

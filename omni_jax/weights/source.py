@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from omni_jax.config.foreign import other_weights
-from omni_jax.mistakes import cut, shown
+from omni_jax.errors import cut, shown
 from omni_jax.weights import blocks
 from omni_jax.weights.blocks import Span
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config import Omni25Config, OmniConfig
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 from omni_jax.weights.torch_file import MAX_BYTES, read_torch, write_torch
 
 FILE = "spk_dict.pt"

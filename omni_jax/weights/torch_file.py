@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 
 MAX_BYTES, MAX_PICKLE_BYTES = 64 << 20, 1 << 20
 

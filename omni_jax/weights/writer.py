@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.mistakes import UnreachedError
+from omni_jax.errors import UnreachedError
 from omni_jax.weights import pieces
 from omni_jax.weights.rows import Binding, Shape
 from omni_jax.weights.source import INDEX, SINGLE

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax import Omni
-from omni_jax.describe import describe
+from omni_jax.checkpoint.describe import describe
 
 from . import ground, media
 from .cases import Bounds, Case, fault_of

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax import cli, jobs
-from omni_jax.job_lines import OWN, lines_of
+from omni_jax import jobs
+from omni_jax.cli import main
+from omni_jax.jobs.input import OWN, lines_of
 from omni_jax.reply import Reply
 
 from . import conversations
@@ -163,15 +164,15 @@ def _shell(draw: random.Random, folder: Path) -> Case:
 def _call(arguments: list[str]) -> None:
     sys.argv = ["omni-jax", *arguments]
     printed = io.StringIO()
-    cli.note, before = type(cli.note)(file=printed, highlight=False, soft_wrap=True), cli.note
-    from omni_jax import shell
+    main.note, before = type(main.note)(file=printed, highlight=False, soft_wrap=True), main.note
+    from omni_jax.cli import terminal
 
-    shell.note = cli.note
+    terminal.note = main.note
     try:
-        cli.main()
+        main.main()
     except SystemExit as ended:
         said = printed.getvalue()
         if ended.code not in (1, 2) or len(said.strip().splitlines()) != 1 or len(said) >= 600:
             raise BrokenPromiseError(f"exit code {ended.code} and {len(said):,} characters: {said[:300]}") from None
     finally:
-        cli.note = shell.note = before
+        main.note = terminal.note = before

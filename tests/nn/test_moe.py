@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
 from omni_jax.nn import exchange, grouped, moe
-from omni_jax.sharding import spec
+from omni_jax.parallel.sharding import spec
 
 PLAN = jax.jit(jax.vmap(grouped.tile_at, in_axes=(0, None, None)), static_argnums=2)
 FORMS = [grouped._tiled, grouped._ragged, grouped._each, grouped._all]

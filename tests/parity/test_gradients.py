@@ -7,7 +7,7 @@ import torch
 from parity_close import assert_close
 from parity_scenes import batch, scene, theirs
 
-from omni_jax.layouts import declared
+from omni_jax.models.memory_layout import declared
 from omni_jax.models.parts import leaves
 from omni_jax.processing import clip_packing, patch_packing
 

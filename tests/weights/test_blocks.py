@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from trees import same
 
 from omni_jax import checkpoint, weights
+from omni_jax.checkpoint import tensors
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
-from omni_jax.weights import blocks, converted, pieces
+from omni_jax.weights import blocks, pieces
 from omni_jax.weights.rows import bind, parse
 from omni_jax.weights.source import Safetensors
 
@@ -137,6 +138,6 @@ def test_pieces_are_written_in_chunks_that_devices_read(folder):
     """A device's experts and heads are chunks of their own, or it would decode what others hold."""
     chunks = {}
     for path in ("thinker.decoder.experts.down", "thinker.decoder.layers.attention.k.kernel"):
-        spec = converted._spec((folder / "weights" / "thinker.002").as_uri() + "/", path)
+        spec = tensors._spec((folder / "weights" / "thinker.002").as_uri() + "/", path)
         chunks[path] = ts.open(spec).result().chunk_layout.read_chunk.shape
     assert list(chunks.values()) == [(1, 32, 64), (64, 1, 16)]

@@ -11,9 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.numpy import load_file, save_file
 
 from omni_jax import Omni, room
-from omni_jax.describe import describe
-from omni_jax.hub import locate, to_download
-from omni_jax.mistakes import is_mistake
+from omni_jax.checkpoint.describe import describe
+from omni_jax.checkpoint.hub import locate, to_download
+from omni_jax.errors import is_mistake
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
 

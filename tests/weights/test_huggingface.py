@@ -16,7 +16,7 @@ from trees import same
 
 from omni_jax import weights
 from omni_jax.config import from_hf, read_json
-from omni_jax.mistakes import UnreachedError
+from omni_jax.errors import UnreachedError
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.weights import pieces, writer

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.mistakes import UnreachedError, cut, is_mistake, shown
+from omni_jax.errors import UnreachedError, cut, is_mistake, shown
 from omni_jax.processing.options import OF_A_PART, misspelt
 
 OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)

@@ -16,9 +16,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from omni_jax import params
-from omni_jax.mistakes import shown
-from omni_jax.topology import numbers
+from omni_jax.errors import shown
+from omni_jax.parallel import param_paths
+from omni_jax.parallel.topology import numbers
 
 AXES = ("data", "expert", "model")
 # Which axes of a mesh a logical axis may be spread over: those of them, in this order, that divide its size the most.
@@ -131,7 +131,7 @@ def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
     Raises:
         ValueError: a mesh without any of the axes ``data``, ``expert``, ``model``, or with explicit axes.
     """
-    mesh, names, leaves = _checked(mesh), params.axes(tree), params.leaves(tree)
+    mesh, names, leaves = _checked(mesh), param_paths.axes(tree), param_paths.leaves(tree)
 
     def place(path, shape):
         return PartitionSpec() if path.split(".")[0] in WHOLE else spec(names[path], shape, mesh)
@@ -141,7 +141,7 @@ def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
 
 def undivided(tree: Any, mesh: Mesh) -> list[str]:
     """What this mesh does not divide, and every device of an axis therefore holds, in words: a line for each part and size."""
-    names, leaves = params.axes(tree), params.leaves(tree)
+    names, leaves = param_paths.axes(tree), param_paths.leaves(tree)
     found = {
         f"{path.split('.')[0]}: {size} {name} over {axis}={mesh.shape[axis]}": None
         for path, leaf in leaves.items()

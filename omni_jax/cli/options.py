@@ -9,8 +9,8 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from omni_jax.shell import bar, note
-from omni_jax.sound_out import Sound, sound_out
+from omni_jax.cli.sound_file import Sound, sound_out
+from omni_jax.cli.terminal import bar, note
 
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, a converted folder or a hub id (owner/name).", metavar="MODEL")
@@ -115,7 +115,7 @@ def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     before any weights are read."""
     from omni_jax import weights
     from omni_jax.asked import silence
-    from omni_jax.hub import locate
+    from omni_jax.checkpoint.hub import locate
     from omni_jax.speaking import synthesizer
 
     max_speech = given["max_speech"]

@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from omni_jax import weights
 from omni_jax.buckets import ROOM, bucket
-from omni_jax.compile import Compiled, Entries, Workload, programs
+from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig, from_hf, read_json
-from omni_jax.hub import locate
-from omni_jax.mistakes import check_path
-from omni_jax.sharding import axis_sizes, make_mesh, undivided
-from omni_jax.topology import Topology, topology
+from omni_jax.errors import check_path
+from omni_jax.parallel.sharding import axis_sizes, make_mesh, undivided
+from omni_jax.parallel.topology import Topology, topology
+from omni_jax.plan.lowering import Compiled, Entries, Workload, programs
 
 Progress = Callable[[int, int, str], None]
 

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from omni_jax import __version__
-from omni_jax.cli_batch import batch
-from omni_jax.cli_generate import InOrder, generate
-from omni_jax.cli_plan import plan
-from omni_jax.cli_reply import Model, follow, load, named_dtype
-from omni_jax.cli_speak import speak
-from omni_jax.shell import bar, note, run
-from omni_jax.sound_out import sound_out
+from omni_jax.cli.batch import batch
+from omni_jax.cli.generate import InOrder, generate
+from omni_jax.cli.options import Model, follow, load, named_dtype
+from omni_jax.cli.plan import plan
+from omni_jax.cli.sound_file import sound_out
+from omni_jax.cli.speak import speak
+from omni_jax.cli.terminal import bar, note, run
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -89,8 +89,8 @@ def convert(
     With --to-hf it starts anew.
     """
     from omni_jax import checkpoint
-    from omni_jax.describe import missing
-    from omni_jax.hub import locate
+    from omni_jax.checkpoint.describe import missing
+    from omni_jax.checkpoint.hub import locate
 
     action, kind = checkpoint.export if to_hf else checkpoint.convert, named_dtype(dtype)
     checkpoint.room_for(target, beside=source)  # before anything is downloaded
@@ -107,7 +107,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows the parts of a checkpoint, their parameters, stored dtypes and memory; reads no weights."""
-    from omni_jax.describe import describe
+    from omni_jax.checkpoint.describe import describe
 
     found = describe(model)
     if as_json:
@@ -186,7 +186,3 @@ RECORDING, ANSWER = "hello.flac", "answer.wav"
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
-if __name__ == "__main__":
-    main()

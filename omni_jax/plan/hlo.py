@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from omni_jax.kernels import attention
+from omni_jax.plan.kernel_costs import attention
 
 BITS = {"pred": 8, "bf16": 16, "token": 0}
 # Names for what is there already, and second halves of what was counted when it began.

@@ -17,25 +17,26 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax import flow_voice, frame_voice, least, perceive
+from omni_jax import flow_voice, frame_voice, perceive
 from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
 from omni_jax.config import AudioEncoderConfig, DualTrackTalkerConfig, Omni25Config, OmniConfig, TalkerConfig
 from omni_jax.decoding.generate import CALL_STEPS, DecodeState, advance, grow, start
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak
-from omni_jax.hlo import Grouped, Program
-from omni_jax.kernels import visited
-from omni_jax.layouts import formats
-from omni_jax.least import Least, held
 from omni_jax.models import parts
 from omni_jax.models.code2wav import BATCH_FRAMES, axes
 from omni_jax.models.decoder import CHUNK
+from omni_jax.models.memory_layout import formats
 from omni_jax.models.thinker import Embedded
 from omni_jax.nn import exchange
 from omni_jax.nn.cache import AXES as CACHE_AXES
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.spans import BLOCK
-from omni_jax.sharding import shardings, spec
+from omni_jax.parallel.sharding import shardings, spec
+from omni_jax.plan import lower_bound
+from omni_jax.plan.hlo import Grouped, Program
+from omni_jax.plan.kernel_costs import visited
+from omni_jax.plan.lower_bound import Least, held
 
 # Among how many tokens a draw chooses: the published top_k of 50, as a power of two.
 CANDIDATES = 64
@@ -139,7 +140,7 @@ def compiled(entry: Entry) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error) or not found:
             raise
         held = int(float(found[1]) * UNITS[found[2]])
-        arguments = sum(least.held_bytes(leaf) for leaf in jax.tree.leaves(entry.arguments))
+        arguments = sum(lower_bound.held_bytes(leaf) for leaf in jax.tree.leaves(entry.arguments))
         return Compiled(entry, time.perf_counter() - began, held, max(0, held - arguments), None)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -341,7 +342,7 @@ class Entries:
         **options: Any,
     ) -> Entry:  # fmt: skip
         """A program that reads its part once: what it cannot do without is read off its own formulas."""
-        few = partial(least.traced, partial(function, **options), arguments, self.mesh.size, runs=runs, kept=kept)
+        few = partial(lower_bound.traced, partial(function, **options), arguments, self.mesh.size, runs=runs, kept=kept)
         return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs, seen=seen)
 
     def _cache(self, part: str, batch: int, slots: int) -> KVCache:
@@ -353,8 +354,8 @@ class Entries:
         made = jax.eval_shape(lambda: SamplingRows.of([Sampling()] * batch, [0] * batch, [1] * batch))
         return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), made)
 
-    def _least(self) -> least.Figures:
-        return least.Figures(self.parts, self.config, self.mesh.size)
+    def _least(self) -> lower_bound.Figures:
+        return lower_bound.Figures(self.parts, self.config, self.mesh.size)
 
     def _grouped(self, part: str, tokens: int) -> dict[tuple[int, ...], Grouped]:
         """Of a chip's own experts, tokens being spread evenly over all experts."""

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from omni_jax.shell import bar
+from omni_jax.cli.terminal import bar
 
 FITS, DOES_NOT = 0, 3
 WIDEST = 1000  # columns; a table takes what it needs of them

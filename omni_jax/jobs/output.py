@@ -26,8 +26,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from omni_jax.errors import UnreachedError, cut, is_mistake
 from omni_jax.locks import hold
-from omni_jax.mistakes import UnreachedError, cut, is_mistake
 
 START = b'{"line": '
 # An object of lines is written when so many bytes wait for it, or so many seconds have passed.

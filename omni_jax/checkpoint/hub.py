@@ -8,9 +8,9 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from omni_jax import checkpoint
+from omni_jax.checkpoint.tensors import is_url
 from omni_jax.config.foreign import refuse_file
-from omni_jax.mistakes import UnreachedError, check_path
-from omni_jax.weights.converted import is_url
+from omni_jax.errors import UnreachedError, check_path
 from omni_jax.weights.speakers import FILE as VOICES
 from omni_jax.weights.writer import ensure_room
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 from omni_jax.weights import pieces
 from omni_jax.weights.huggingface import float_dtype
 

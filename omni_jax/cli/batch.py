@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from omni_jax.cli_reply import (
+from omni_jax.cli.options import (
     AllowPrivate,
     AudioInVideo,
     Dtype,
@@ -38,7 +38,7 @@ from omni_jax.cli_reply import (
     speech_options,
     writing,
 )
-from omni_jax.shell import bar, note, resumable
+from omni_jax.cli.terminal import bar, note, resumable
 
 
 def batch(

@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from omni_jax.mistakes import REPORT, cut, is_mistake
+from omni_jax.errors import REPORT, cut, is_mistake
 
 # Seconds between the lines that tell of progress where there is no terminal, as in a pod's log.
 LINE_EVERY = 60.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from omni_jax.mistakes import shown
+from omni_jax.errors import shown
 
 # How chips of a slice lie, by their number; of v5p in three dimensions, and its names count cores, two a chip.
 PLANES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}

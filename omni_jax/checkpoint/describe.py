@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from omni_jax import checkpoint, weights
+from omni_jax.checkpoint.hub import locate
 from omni_jax.config import Omni3Config, OmniConfig, read_json
-from omni_jax.hub import locate
 from omni_jax.models import parts
 from omni_jax.processing.processor_files import FLAT, NESTED
 

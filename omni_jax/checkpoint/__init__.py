@@ -34,15 +34,15 @@ from jax.experimental import multihost_utils
 
 import omni_jax
 from omni_jax import weights
+from omni_jax.checkpoint import manifest as manifests
+from omni_jax.checkpoint.manifest import ELSEWHERE, FORMAT, MANIFEST, UNFINISHED
+from omni_jax.checkpoint.tensors import PIECES, Converted, fetch, is_url, size_of, write_group
 from omni_jax.config import OmniConfig, from_hf, read_json
-from omni_jax.layouts import declared
+from omni_jax.errors import check_path, check_progress
 from omni_jax.locks import only_writer
-from omni_jax.mistakes import check_path, check_progress
 from omni_jax.models import parts as model_parts
-from omni_jax.weights import manifest as manifests
+from omni_jax.models.memory_layout import declared
 from omni_jax.weights import pieces, speakers
-from omni_jax.weights.converted import PIECES, Converted, fetch, is_url, size_of, write_group
-from omni_jax.weights.manifest import ELSEWHERE, FORMAT, MANIFEST, UNFINISHED
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def save(
 
     Args:
         parts: of a whole model, or of one without its speaking parts, which config.json then says; as declared, or as
-            ``layouts.arranged`` lays them.
+            ``memory_layout.arranged`` lays them.
         folder: made where it is not there; must not hold a checkpoint yet. Of several processes all must see it.
         files_from: the folder whose config.json, tokenizer, voices and other small files belong to the parts.
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.mistakes import UnreachedError, is_mistake
+from omni_jax.errors import UnreachedError, is_mistake
 
 # Bytes that hosts exchange in one go; more take a second one.
 BLOCK = 256

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from omni_jax.cli_reply import (
+from omni_jax.cli.options import (
     Dtype,
     MaxSpeech,
     Model,

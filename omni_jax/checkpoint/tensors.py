@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from omni_jax.mistakes import UnreachedError, is_mistake
+from omni_jax.errors import UnreachedError, is_mistake
 from omni_jax.weights import blocks, pieces
 
 PIECES = "weights"  # the folder of the groups

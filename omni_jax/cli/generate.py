@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from omni_jax.cli_reply import (
+from omni_jax.cli.options import (
     AllowPrivate,
     AudioInVideo,
     Dtype,
@@ -45,8 +45,8 @@ from omni_jax.cli_reply import (
     speech_to,
     writing,
 )
-from omni_jax.mistakes import cut, shown
-from omni_jax.shell import bar
+from omni_jax.cli.terminal import bar
+from omni_jax.errors import cut, shown
 
 MEDIA = ("audio", "image", "video")
 

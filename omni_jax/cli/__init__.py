@@ -1,0 +1,1 @@
+"""The shell: ``omni-jax`` and its commands."""
