@@ -32,8 +32,8 @@ from omni_jax.config import OmniConfig, from_hf
 from omni_jax.decoding.speech import CALL_FRAMES, speak
 from omni_jax.models import parts
 from omni_jax.models.code2wav import Code2Wav
+from omni_jax.models.placement import shardings
 from omni_jax.nn.layers import Init
-from omni_jax.parallel.sharding import shardings
 from omni_jax.processing import media, prompt
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.options import MediaOptions

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from omni_jax.config import OmniConfig, from_hf
 from omni_jax.models.thinker import Embedded
-from omni_jax.parallel.sharding import make_mesh
+from omni_jax.parallel.mesh import make_mesh
 from omni_jax.plan.hlo import Program
 from omni_jax.plan.lower_bound import size
 from omni_jax.plan.lowering import Entries, Workload

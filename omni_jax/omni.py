@@ -21,9 +21,10 @@ from omni_jax.defaults import Defaults, sampling_options
 from omni_jax.errors import check_progress, cut, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import arranged
+from omni_jax.models.placement import shardings
 from omni_jax.parallel.jitted import jitted
+from omni_jax.parallel.mesh import make_mesh, well_chosen
 from omni_jax.parallel.multihost import fetch
-from omni_jax.parallel.sharding import make_mesh, shardings, well_chosen
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.clip_packing import split_clips

@@ -18,7 +18,7 @@ jax.config.update("jax_platforms", "cpu")
 from omni_jax.plan import lower_bound
 from omni_jax.plan.lowering import Entries, Workload, compiled
 from omni_jax.plan import read
-from omni_jax.parallel.sharding import make_mesh
+from omni_jax.parallel.mesh import make_mesh
 from omni_jax.parallel.topology import topology
 
 def found(slice_name, names, **workload):

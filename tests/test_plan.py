@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.parallel.sharding import make_mesh
+from omni_jax.parallel.mesh import make_mesh
 from omni_jax.parallel.topology import CHIPS, topology
 from omni_jax.plan import Plan, lower_bound, plan, read
 from omni_jax.plan.lowering import Entries, Workload

@@ -14,7 +14,8 @@ import pytest
 from omni_jax import Omni, room
 from omni_jax.config import from_hf
 from omni_jax.models import parts
-from omni_jax.parallel.sharding import make_mesh, shardings
+from omni_jax.models.placement import shardings
+from omni_jax.parallel.mesh import make_mesh
 from omni_jax.plan import read
 
 

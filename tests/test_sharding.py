@@ -13,8 +13,10 @@ from jax.sharding import AbstractMesh, Mesh
 from omni_jax import Omni
 from omni_jax.config import from_hf
 from omni_jax.models import parts
+from omni_jax.models.placement import shardings, undivided
 from omni_jax.nn import exchange
-from omni_jax.parallel.sharding import make_mesh, over, shardings, undivided, well_chosen
+from omni_jax.parallel.mesh import make_mesh, well_chosen
+from omni_jax.parallel.sharding import over
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
 

@@ -35,8 +35,8 @@ from omni_jax.errors import UnreachedError, is_mistake, shown
 from omni_jax.jobs.input import lines_of, over, parsed
 from omni_jax.jobs.output import Ledger
 from omni_jax.omni import Omni
+from omni_jax.parallel.mesh import make_mesh, well_chosen
 from omni_jax.parallel.multihost import Hosts, digest, fetch, sharing
-from omni_jax.parallel.sharding import make_mesh, well_chosen
 from omni_jax.processing.options import MediaOptions, is_number
 from omni_jax.reply import Reply
 from omni_jax.transformers_keywords import translated

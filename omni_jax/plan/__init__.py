@@ -21,7 +21,8 @@ from omni_jax.buckets import ROOM, bucket
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.errors import check_path
-from omni_jax.parallel.sharding import axis_sizes, make_mesh, undivided
+from omni_jax.models.placement import undivided
+from omni_jax.parallel.mesh import axis_sizes, make_mesh
 from omni_jax.parallel.topology import Topology, topology
 from omni_jax.plan.lowering import Compiled, Entries, Workload, programs
 

@@ -27,12 +27,13 @@ from omni_jax.models import parts
 from omni_jax.models.code2wav import BATCH_FRAMES, axes
 from omni_jax.models.decoder import CHUNK
 from omni_jax.models.memory_layout import formats
+from omni_jax.models.placement import shardings
 from omni_jax.models.thinker import Embedded
 from omni_jax.nn import exchange
 from omni_jax.nn.cache import AXES as CACHE_AXES
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.spans import BLOCK
-from omni_jax.parallel.sharding import shardings, spec
+from omni_jax.parallel.sharding import spec
 from omni_jax.plan import lower_bound
 from omni_jax.plan.hlo import Grouped, Program
 from omni_jax.plan.kernel_costs import visited

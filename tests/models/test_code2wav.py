@@ -14,7 +14,7 @@ from omni_jax.config import Code2WavConfig, DecoderConfig
 from omni_jax.frame_voice import decode
 from omni_jax.models.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
-from omni_jax.parallel.sharding import make_mesh
+from omni_jax.parallel.mesh import make_mesh
 from omni_jax.plan.hlo import Program
 
 # Two stages instead of four, which compile in half the time: 24 samples a frame, of which the last 15 wait for the next one.
