@@ -18,12 +18,12 @@ from shell_calls import call
 
 import omni_jax
 from omni_jax import Omni, Reply, Sampling, jobs
-from omni_jax.cli import main, terminal
+from omni_jax.cli import demo, main, terminal
 from omni_jax.config import from_hf
 from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_config, write_tiny
 
-RECORDING = resources.files("omni_jax") / "assets" / main.RECORDING
+RECORDING = resources.files("omni_jax") / "assets" / demo.RECORDING
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
 
 

@@ -164,10 +164,10 @@ def _shell(draw: random.Random, folder: Path) -> Case:
 def _call(arguments: list[str]) -> None:
     sys.argv = ["omni-jax", *arguments]
     printed = io.StringIO()
-    main.note, before = type(main.note)(file=printed, highlight=False, soft_wrap=True), main.note
+    before = terminal.note
     from omni_jax.cli import terminal
 
-    terminal.note = main.note
+    terminal.note = type(before)(file=printed, highlight=False, soft_wrap=True)
     try:
         main.main()
     except SystemExit as ended:
@@ -175,4 +175,4 @@ def _call(arguments: list[str]) -> None:
         if ended.code not in (1, 2) or len(said.strip().splitlines()) != 1 or len(said) >= 600:
             raise BrokenPromiseError(f"exit code {ended.code} and {len(said):,} characters: {said[:300]}") from None
     finally:
-        main.note = terminal.note = before
+        terminal.note = before
