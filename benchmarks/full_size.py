@@ -31,8 +31,8 @@ from omni_jax.answer import Request, answer
 from omni_jax.config import OmniConfig, from_hf
 from omni_jax.decoding.speech import CALL_FRAMES, speak
 from omni_jax.models import parts
-from omni_jax.models.code2wav import Code2Wav
 from omni_jax.models.placement import shardings
+from omni_jax.models.qwen3_omni.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
 from omni_jax.processing import media, prompt
 from omni_jax.processing.conversation import Media
@@ -40,9 +40,9 @@ from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.reply import Event
+from omni_jax.speech.stream import Voices
 from omni_jax.testing import tiny_config
 from omni_jax.testing.config import preprocessor
-from omni_jax.voice import Voices
 
 PUBLISHED = Path(__file__).parents[1] / "tests" / "configs" / "qwen3_omni_instruct.json"
 SOUND_S, SOUND_RATE, WORDS, NEWLINE = 5, 16_000, 32, 198

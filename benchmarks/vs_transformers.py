@@ -6,7 +6,7 @@ The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the 
 and loaded by both from there. float32 on the CPU; both use all cores or, with --pinned, one thread on one core, timed by
 processor time (clock.py). Each row is also given as a share of the matrix rate or memory bandwidth that this machine showed in
 the same run (the better of what jax and torch reached), and what each library reached is told by itself (rates.py). Speech has a
-model of its own (speaking.py), and so has Qwen2.5-Omni (elder.py).
+model of its own (speaking.py), and so has Qwen2.5-Omni (qwen2_5_omni.py).
 """
 
 import argparse
@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 import clock  # before jax and torch
-import elder
 import jax
 import jax.numpy as jnp
 import numpy as np
+import qwen2_5_omni
 import rates
 import speaking
 import torch
@@ -118,9 +118,9 @@ def main() -> None:
             found.append(speaking.compare(folder / "speech", arguments.repeat))
         if "elder" in wanted:
             if not (folder / "elder" / "config.json").exists():
-                write_tiny(folder / "elder", config=elder.elder_config())
-                elder.write_voices(folder / "elder")
-            found.append(elder.compare(folder / "elder", arguments.repeat))
+                write_tiny(folder / "elder", config=qwen2_5_omni.elder_config())
+                qwen2_5_omni.write_voices(folder / "elder")
+            found.append(qwen2_5_omni.compare(folder / "elder", arguments.repeat))
         for more in found:
             for name, (mine, their) in more.pop("rows").items():
                 print(f"{name:36}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x")

@@ -13,7 +13,7 @@ from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.perceive import Placed
 from omni_jax.processing.transcript import Transcript
 from omni_jax.reply import Draft, Event
-from omni_jax.voice import Speech, Voices
+from omni_jax.speech.stream import Speech, Voices
 
 DEFAULT_NEW_TOKENS = 1024
 

@@ -16,7 +16,7 @@ from omni_jax.processing.conversation import speaks
 from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.request import PROCESSED, Batch
 from omni_jax.processing.video_track import Progress
-from omni_jax.synthesizer import Synthesizer
+from omni_jax.speech.synthesizer import Synthesizer
 from omni_jax.transformers_keywords import translated
 
 KNOWN = "speaker, return_audio, compat, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."

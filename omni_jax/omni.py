@@ -39,8 +39,8 @@ from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.video_track import Progress
 from omni_jax.reply import Event, Reply
 from omni_jax.room import ensure_memory, weights_dtype
-from omni_jax.speaking import synthesizer
-from omni_jax.synthesizer import Synthesizer
+from omni_jax.speech.families import synthesizer
+from omni_jax.speech.synthesizer import Synthesizer
 from omni_jax.transformers_keywords import translated
 
 # What the user of a text that is only to be spoken has asked for.

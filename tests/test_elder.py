@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from omni_jax import Omni
-from omni_jax.dual_track_voice import noise_seed
-from omni_jax.models.dit import frame_noise
+from omni_jax.models.qwen2_5_omni.dit import frame_noise
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
+from omni_jax.speech.qwen2_5_omni import noise_seed
 from omni_jax.testing import write_tiny
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
 
 GREEDY = {"thinker_max_new_tokens": 8, "talker_max_new_tokens": 60, "talker_do_sample": False}
-# What a stream's windows may err by, of the largest sample (flow_voice.py).
+# What a stream's windows may err by, of the largest sample (speech/token2wav.py).
 STREAMED = 1e-4
 
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax import flow_voice
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
-from omni_jax.flow_voice import FlowStream, decode
-from omni_jax.models.bigvgan import BigVGAN
-from omni_jax.models.dit import DiT, frame_noise
+from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
+from omni_jax.models.qwen2_5_omni.dit import DiT, frame_noise
 from omni_jax.nn.layers import Init
-from omni_jax.synthesizer import checked
+from omni_jax.speech import token2wav
+from omni_jax.speech.synthesizer import checked
+from omni_jax.speech.token2wav import FlowStream, decode
 from omni_jax.weights.speakers import Speaker
 
 # Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN hears 11 frames to both sides.
@@ -130,11 +130,11 @@ def test_voices_are_heard(parts):
 
 def test_a_large_batch_takes_several_calls(parts, rows, monkeypatch):
     """The longest first, so that short rows are not padded to it."""
-    sizes, sound = [], flow_voice._sound
-    monkeypatch.setattr(flow_voice, "_sound", lambda *given: sizes.append(given[2].shape) or sound(*given))
+    sizes, sound = [], token2wav._sound
+    monkeypatch.setattr(token2wav, "_sound", lambda *given: sizes.append(given[2].shape) or sound(*given))
     for frames, expected in ((100, [(1, 108), (1, 42), (2, 6)]), (500, [(2, 108), (2, 6)])):
         sizes.clear()
-        monkeypatch.setattr(flow_voice, "CALL_FRAMES", frames)
+        monkeypatch.setattr(token2wav, "CALL_FRAMES", frames)
         found = decode(*parts, speech(5, 100), LENGTHS, SPEAKERS, seeds=SEEDS)
         for row in range(5):
             assert_same(found[row], rows[row])
@@ -143,12 +143,12 @@ def test_a_large_batch_takes_several_calls(parts, rows, monkeypatch):
 
 def test_a_call_of_many_rows_is_split(parts):
     """A stream's window of more rows than a call may have."""
-    rows = flow_voice.Rows.of(SPEAKERS, SEEDS)
+    rows = token2wav.Rows.of(SPEAKERS, SEEDS)
     codes, lengths = speech(5, 18), np.array([18, 6, 17, 1, 3])
-    together = flow_voice._sound(*parts, codes, lengths, rows, 12)
+    together = token2wav._sound(*parts, codes, lengths, rows, 12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow_voice, "CALL_FRAMES", 2 * 36)
-        apart = flow_voice._sound(*parts, codes, lengths, rows, 12)
+        patch.setattr(token2wav, "CALL_FRAMES", 2 * 36)
+        apart = token2wav._sound(*parts, codes, lengths, rows, 12)
     assert together.shape == (5, 18 * EACH)
     assert_same(apart, together)
 
@@ -160,13 +160,13 @@ def test_the_vocoder_goes_over_a_long_row_in_windows(parts):
     lengths = np.array([400, 300, 320], np.int32)
     expected = np.asarray(jax.jit(lambda model, *given: model.decode(*given))(vocoder, mel, lengths))
     for frames in (400, 300):
-        found = flow_voice._waveform(dit, vocoder, mel[:, :frames], np.minimum(lengths, frames))
+        found = token2wav._waveform(dit, vocoder, mel[:, :frames], np.minimum(lengths, frames))
         inside = (frames - (0 if frames == 400 else vocoder.reach)) * VOCODER.frame_samples
         assert_same(found[:, :inside], expected[:, :inside])
 
 
 def test_what_a_row_is_padded_to():
-    sizes = [flow_voice._slots(blocks) for blocks in range(1, 1366)]
+    sizes = [token2wav._slots(blocks) for blocks in range(1, 1366)]
     assert all(blocks <= size <= 1.125 * blocks for blocks, size in enumerate(sizes, 1))
     assert sizes[:16] == list(range(1, 17))
     assert len(set(sizes)) < 70
@@ -270,8 +270,8 @@ def test_more_look_ahead_and_context_come_nearer(parts, monkeypatch):
     """What is chosen is needed, and with enough of both nothing is left but rounding."""
     codes, errors = speech(1, 160)[0], {}
     for back, ahead in ((4, 1), (1, 3), (4, 3), (6, 5)):
-        monkeypatch.setattr(flow_voice, "BACK", back)
-        monkeypatch.setattr(flow_voice, "AHEAD", ahead)
+        monkeypatch.setattr(token2wav, "BACK", back)
+        monkeypatch.setattr(token2wav, "AHEAD", ahead)
         errors[back, ahead] = error(np.concatenate(pieces(parts, codes, (24,))), whole(parts, codes))
     assert errors[4, 3] < STREAMED
     assert min(errors[4, 1], errors[1, 3]) > 10 * errors[4, 3]
@@ -290,10 +290,10 @@ def test_a_stream_longer_than_the_context(parts):
 def test_few_programs(parts):
     """The four windows', whatever the length and wherever it ends."""
     pieces(parts, speech(1, 200)[0], (24,))
-    before = flow_voice._mel._cache_size(), flow_voice._samples._cache_size()
+    before = token2wav._mel._cache_size(), token2wav._samples._cache_size()
     for length in (1, 20, 41, 77, 143, 290):
         pieces(parts, speech(1, length)[0], (25,))
-    assert (flow_voice._mel._cache_size(), flow_voice._samples._cache_size()) == before
+    assert (token2wav._mel._cache_size(), token2wav._samples._cache_size()) == before
 
 
 # --- rows that end one by one

@@ -21,8 +21,8 @@ from omni_jax.errors import UnreachedError
 from omni_jax.jobs.output import Ledger
 from omni_jax.parallel.multihost import Hosts
 from omni_jax.processing.options import MediaOptions
+from omni_jax.speech.stream import Voices
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
-from omni_jax.voice import Voices
 
 HOW = {"thinker_max_new_tokens": 24, "thinker_eos_token_id": -1}
 GREEDY = {**HOW, "thinker_do_sample": False}

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from omni_jax import Omni, Sampling, voice
+from omni_jax import Omni, Sampling
 from omni_jax.processing.request import Batch
+from omni_jax.speech import stream
 
 WRITTEN = {"thinker_do_sample": False, "thinker_max_new_tokens": 9, "thinker_eos_token_id": -1}
 GREEDY = {**WRITTEN, "talker_do_sample": False, "talker_max_new_tokens": 41}
@@ -198,8 +199,8 @@ def test_nothing_of_the_thinker_is_held_while_the_rest_is_spoken(omni, given):
 def test_stop_strings_are_not_spoken(omni, monkeypatch):
     """Neither the string nor what may yet become it; the rest is spoken as if nothing else had been said."""
     said = []
-    real = voice.Voices.say
-    monkeypatch.setattr(voice.Voices, "say", lambda self, row, words, ended: said.extend(words) or real(
+    real = stream.Voices.say
+    monkeypatch.setattr(stream.Voices, "say", lambda self, row, words, ended: said.extend(words) or real(
         self, row, words, ended=ended))  # fmt: skip
     whole = omni.generate(user(), return_audio=False, **WRITTEN)
     middle = omni.tokenizer.decode(whole.tokens[4:6])
@@ -238,9 +239,9 @@ def test_rows_end_each_on_its_own_and_leave_the_batch(omni, ending, monkeypatch)
     """Rows whose speech ends early equal their single run, and the batch shrinks behind them."""
     _, how = ending
     sizes = []
-    real = voice.speak
+    real = stream.speak
     monkeypatch.setattr(
-        voice, "speak", lambda *given, **options: sizes.append(given[2].frame.shape[0]) or real(*given, **options)
+        stream, "speak", lambda *given, **options: sizes.append(given[2].frame.shape[0]) or real(*given, **options)
     )
     asked = [user(text(words)) for words in ("Hi", "Ho", "What?", "Now!", "a")]
     how = {**WRITTEN, **how, "talker_do_sample": False, "talker_max_new_tokens": 201}

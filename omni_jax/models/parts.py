@@ -16,16 +16,16 @@ from omni_jax.config import (
     VisionEncoderConfig,
     WindowedVisionEncoderConfig,
 )
-from omni_jax.models.audio_encoder import AudioEncoder
-from omni_jax.models.bigvgan import BigVGAN
-from omni_jax.models.code2wav import Code2Wav
-from omni_jax.models.dit import DiT
-from omni_jax.models.dual_track_talker import DualTrackTalker
-from omni_jax.models.pooled_audio_encoder import PooledAudioEncoder
-from omni_jax.models.talker import CodePredictor, Talker
+from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
+from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
+from omni_jax.models.qwen2_5_omni.dit import DiT
+from omni_jax.models.qwen2_5_omni.talker import DualTrackTalker
+from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder
+from omni_jax.models.qwen3_omni.audio_encoder import AudioEncoder
+from omni_jax.models.qwen3_omni.code2wav import Code2Wav
+from omni_jax.models.qwen3_omni.talker import CodePredictor, Talker
+from omni_jax.models.qwen3_omni.vision_encoder import VisionEncoder
 from omni_jax.models.thinker import Thinker
-from omni_jax.models.vision_encoder import VisionEncoder
-from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder
 from omni_jax.nn.layers import Init
 from omni_jax.parallel.param_paths import axes, leaves, replace
 

@@ -17,17 +17,17 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax import flow_voice, frame_voice, perceive
+from omni_jax import perceive
 from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
 from omni_jax.config import AudioEncoderConfig, DualTrackTalkerConfig, Omni25Config, OmniConfig, TalkerConfig
 from omni_jax.decoding.generate import CALL_STEPS, DecodeState, advance, grow, start
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak
 from omni_jax.models import parts
-from omni_jax.models.code2wav import BATCH_FRAMES, axes
 from omni_jax.models.decoder import CHUNK
 from omni_jax.models.memory_layout import formats
 from omni_jax.models.placement import shardings
+from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, axes
 from omni_jax.models.thinker import Embedded
 from omni_jax.nn import exchange
 from omni_jax.nn.cache import AXES as CACHE_AXES
@@ -38,6 +38,7 @@ from omni_jax.plan import lower_bound
 from omni_jax.plan.hlo import Grouped, Program
 from omni_jax.plan.kernel_costs import visited
 from omni_jax.plan.lower_bound import Least, held
+from omni_jax.speech import qwen3_omni, token2wav
 
 # Among how many tokens a draw chooses: the published top_k of 50, as a power of two.
 CANDIDATES = 64
@@ -313,19 +314,19 @@ class Entries:
         """Calls of the vocoder: of a frame codec its largest steps, of a flow a long row's."""
         rows = 1 << (self.workload.batch - 1).bit_length()
         if code2wav := self.parts.get("code2wav"):
-            frames = max(size for size in frame_voice.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
+            frames = max(size for size in qwen3_omni.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
             made = jax.eval_shape(lambda part: part.start(rows), code2wav)
             state = jax.tree.map(lambda leaf, names: self.array(leaf.shape, leaf.dtype, names), made, axes(made))
             codes = self.array((rows, code2wav.config.codebooks, CALL_FRAMES), jnp.int32)
             ends = (self.array((rows,), jnp.int32),) * 2
             arguments = (code2wav, state, codes, *ends)
             yield self._whole(
-                f"code2wav, {rows} x {frames} frames", frame_voice._sound, arguments, kept=state, frames=frames
+                f"code2wav, {rows} x {frames} frames", qwen3_omni._sound, arguments, kept=state, frames=frames
             )
             return
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
         rows = min(rows, 16)
-        frames, bins = flow_voice.CALL_FRAMES // rows, dit.config.mel_bins
+        frames, bins = token2wav.CALL_FRAMES // rows, dit.config.mel_bins
         floats = partial(self.array, dtype=jnp.float32)
         counts = self.array((rows,), jnp.int32)
         arguments = (
@@ -333,10 +334,10 @@ class Entries:
             floats((rows, dit.config.speaker_width)), floats((rows, REFERENCE_FRAMES, bins)), counts,
             floats((rows, frames, bins)), counts,
         )  # fmt: skip
-        yield self._whole(f"DiT, {rows} x {frames:,} mel frames", flow_voice._mel, arguments)
-        window = flow_voice.LONG * dit.config.block_frames
+        yield self._whole(f"DiT, {rows} x {frames:,} mel frames", token2wav._mel, arguments)
+        window = token2wav.LONG * dit.config.block_frames
         mel = floats((rows, window, bins))
-        yield self._whole(f"BigVGAN, {rows} x {window} mel frames", flow_voice._samples, (bigvgan, mel, counts, counts))
+        yield self._whole(f"BigVGAN, {rows} x {window} mel frames", token2wav._samples, (bigvgan, mel, counts, counts))
 
     def _whole(
         self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, seen: int = 0, kept: Any = None,

@@ -15,11 +15,12 @@ from omni_jax.config import OmniConfig, foreign, from_hf
 from omni_jax.errors import cut, shown
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
-from omni_jax.weights import common, pieces, qwen2_5_omni, qwen3_omni, speakers, writer
+from omni_jax.weights import pieces, speakers, writer
 from omni_jax.weights.assemble import Shardings, assemble
 from omni_jax.weights.pieces import InMemory, Progress, Published, Source
 from omni_jax.weights.rows import Binding, bind, report
 from omni_jax.weights.source import Safetensors, held_names
+from omni_jax.weights.tables import common, qwen2_5_omni, qwen3_omni
 
 TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni, "qwen2_5_omni": qwen2_5_omni}
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from omni_jax import frame_voice
 from omni_jax.config import Code2WavConfig, DecoderConfig
-from omni_jax.frame_voice import decode
-from omni_jax.models.code2wav import Code2Wav
+from omni_jax.models.qwen3_omni.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
 from omni_jax.parallel.mesh import make_mesh
 from omni_jax.plan.hlo import Program
+from omni_jax.speech import qwen3_omni
+from omni_jax.speech.qwen3_omni import decode
 
 # Two stages instead of four, which compile in half the time: 24 samples a frame, of which the last 15 wait for the next one.
 SMALL = Code2WavConfig(
@@ -152,12 +152,12 @@ def test_rows_over_devices(vocoder, whole):
         whole[rows],
         LENGTHS[rows],
     )
-    state = frame_voice._quiet(placed, 4)
+    state = qwen3_omni._quiet(placed, 4)
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(state)} == {1}
     numbers = np.zeros(4, np.int32)
-    call = frame_voice._sound.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()
+    call = qwen3_omni._sound.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()
     assert not Program(call.as_text()).collectives()
-    kept = frame_voice._take(placed, state, np.array([0, 2]))
+    kept = qwen3_omni._take(placed, state, np.array([0, 2]))
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(kept)} == {1}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config.token2wav import DiTConfig, SpeakerEncoderConfig
-from omni_jax.models.dit import DiT, attend_blocks, frame_noise, sway_times
+from omni_jax.models.qwen2_5_omni.dit import DiT, attend_blocks, frame_noise, sway_times
 from omni_jax.nn.layers import Init
 
 # Blocks of 8 frames are 4 codes.

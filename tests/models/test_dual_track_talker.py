@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.models.dual_track_talker import DualTrackTalker
+from omni_jax.models.qwen2_5_omni.talker import DualTrackTalker
 from omni_jax.nn.layers import Init
 from omni_jax.testing.config_qwen2_5 import three_b, tiny_qwen2_5_config
 

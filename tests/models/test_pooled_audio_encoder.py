@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import PooledAudioEncoderConfig
-from omni_jax.models.pooled_audio_encoder import PooledAudioEncoder
+from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
 from omni_jax.nn.layers import Init
 from omni_jax.weights.pieces import leaves
 

@@ -57,7 +57,7 @@ def test_padding_is_not_seen(omni):
 
 def test_rows_in_blocks_equal_the_whole(omni, monkeypatch):
     """Wide intermediates are made some patches at a time, in blocks that divide the call."""
-    from omni_jax.models import vision_encoder
+    from omni_jax.models.qwen3_omni import vision_encoder
 
     (call,) = patch_packing.pack(*patch_packing.split_patches(pixels(GRIDS), GRIDS), 2)
     arrays = (call.patches, call.place, call.size, call.first)

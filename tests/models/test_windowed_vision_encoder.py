@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from omni_jax.config import WindowedVisionEncoderConfig
-from omni_jax.models import vision_encoder
-from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder, windows
+from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder, windows
+from omni_jax.models.qwen3_omni import vision_encoder
 from omni_jax.nn.layers import Init
 from omni_jax.processing import patch_packing
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from parity_close import assert_close
 
-from omni_jax.frame_voice import decode
+from omni_jax.speech.qwen3_omni import decode
 
 step = jax.jit(lambda model, state, codes, lengths: model.step(state, codes, lengths))
 

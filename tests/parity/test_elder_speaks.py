@@ -12,9 +12,9 @@ from parity_close import assert_close
 from parity_elder import generate, stops
 from parity_scenes import batch, conversation, theirs
 
-from omni_jax.dual_track_voice import noise_seed
-from omni_jax.processing import dual_track_prompt
-from omni_jax.processing.dual_track_prompt import COMPAT
+from omni_jax.processing.talker_prompt import qwen2_5_omni
+from omni_jax.processing.talker_prompt.qwen2_5_omni import COMPAT
+from omni_jax.speech.qwen2_5_omni import noise_seed
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
 # A video of 3 s with its sound: both are cut into chunks of 2 s.
@@ -89,7 +89,7 @@ def test_positions_of_the_talker(spoken, case, mode):
     """Those of the prompt, of the voice's mark and of the first word."""
     omni, row, _, expected = spoken(case, mode)
     located = batch([row]).located(omni.config.thinker).justified()
-    made = dual_track_prompt.prepare(located, [0], omni.config, compat=MODES[mode][1] is not None)
+    made = qwen2_5_omni.prepare(located, [0], omni.config, compat=MODES[mode][1] is not None)
     found = made.positions[:, 0, : made.lengths[0]]
     following = np.full((3, 1), found[:, -1].max() + 1)
     found = np.concatenate([found, following], axis=1)

@@ -9,7 +9,7 @@ from parity_elder import filled
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config import PooledAudioEncoderConfig, halve
-from omni_jax.models.pooled_audio_encoder import PooledAudioEncoder
+from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
 
 # Chunks as long as published.
 CONFIG = PooledAudioEncoderConfig(

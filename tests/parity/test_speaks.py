@@ -17,7 +17,7 @@ from parity_speech import answer, say, stops
 from omni_jax import perceive
 from omni_jax.decoding.generate import generate
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.processing import speech_prompt
+from omni_jax.processing.talker_prompt import qwen3_omni
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
 SOUNDING, STILL = ("sounding", (2, 4, 4), 1.0, 200), ("sounding", (1, 12, 12), 2.0, 20)
@@ -80,7 +80,7 @@ def test_positions_of_the_talker(omni, spoken, case):
     """Those of the prompt's own slots and of the first word, to the last bit."""
     row, _, expected = spoken(case)
     located = batch([row]).located(omni.config.thinker).justified()
-    made = speech_prompt.prepare(located, [0], omni.config)
+    made = qwen3_omni.prepare(located, [0], omni.config)
     found = made.positions[:, 0, : made.lengths[0]]
     following = np.full((3, 1), found[:, -1].max() + 1)
     np.testing.assert_array_equal(np.concatenate([found, following], axis=1), expected.positions)
@@ -96,7 +96,7 @@ def test_logits_of_each_frame(omni, spoken):
     rows = SamplingRows.of([Sampling()], [0], [options["thinker_max_new_tokens"]])
     prompts = (padded.tokens, padded.positions, padded.lengths)
     states = next(generate(thinker, embedded, *prompts, rows, candidates=0, keep=config.talker.accept_layer)).states
-    made = speech_prompt.prepare(padded, [dict(config.talker.speakers)["ethan"]], config)
+    made = qwen3_omni.prepare(padded, [dict(config.talker.speakers)["ethan"]], config)
     length, heard = made.lengths[0], made.heard
     prompt = talker.prompt(thinker.embedding(made.tokens), made.codes, states[:, heard[0]], heard >= 0)[0, :length]
     assert_close(prompt, expected.prompt[:-1])

@@ -16,10 +16,10 @@ from parity_elder import filled, given_noise
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
-from omni_jax.models import bigvgan
-from omni_jax.models.bigvgan import BigVGAN
-from omni_jax.models.dit import DiT, sway_times
-from omni_jax.models.ecapa import SpeakerEncoder
+from omni_jax.models.qwen2_5_omni import bigvgan
+from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
+from omni_jax.models.qwen2_5_omni.dit import DiT, sway_times
+from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
 from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import FILTER, Span, smooth

@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config import WindowedVisionEncoderConfig
 from omni_jax.models import parts
-from omni_jax.models.windowed_vision_encoder import WindowedVisionEncoder
+from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder
 from omni_jax.processing import patch_packing
 
 # Windows of 4 x 4 groups as published; blocks of both kinds at both ends of a run.

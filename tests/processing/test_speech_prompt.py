@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.processing import speech_prompt
 from omni_jax.processing.media import Visual
 from omni_jax.processing.positions import batch_positions, interleave
 from omni_jax.processing.request import Batch
+from omni_jax.processing.talker_prompt import qwen3_omni
 from omni_jax.testing import tiny_config
 
 CONFIG = from_hf(tiny_config())
@@ -44,7 +44,7 @@ def prepare(*rows, images=(), videos=(), voices=None):
     tokens = np.array([[*row, *[0] * (longest - len(row))] for row in rows])
     mask = np.array([[n < len(row) for n in range(longest)] for row in rows])
     batch = Batch.from_tokens(tokens, mask, (), images, videos).padded()
-    return speech_prompt.prepare(batch, voices or [VOICE] * len(batch.tokens), CONFIG)
+    return qwen3_omni.prepare(batch, voices or [VOICE] * len(batch.tokens), CONFIG)
 
 
 def own(prompt, row=0):

@@ -14,10 +14,10 @@ import pytest
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
-from omni_jax.weights import common, qwen2_5_omni, qwen3_omni
 from omni_jax.weights.huggingface import TABLES
 from omni_jax.weights.pieces import leaves
 from omni_jax.weights.rows import bind, parse, report
+from omni_jax.weights.tables import common, qwen2_5_omni, qwen3_omni
 
 HERE = Path(__file__).parent
 RUN = re.compile(r"\[(\d+)\.\.(\d+)\]")

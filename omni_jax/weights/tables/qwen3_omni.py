@@ -1,6 +1,6 @@
 """Qwen3-Omni: where each parameter of ours lies in the published checkpoints.
 
-The grammar of the rows is explained in `rows.py`; both names go on from the prefixes of their block (see the end).
+The grammar of the rows is explained in `weights/rows.py`; both names go on from the prefixes of their block (see the end).
 
 Names and shapes are the published files' own, one tensor an expert and projection; `or` lines (of `common.py`) admit
 what Transformers writes from its memory. A linear weight of theirs is [out, in]; a convolution [out, in, width], a
@@ -10,8 +10,8 @@ transposed one [in, out, width].
 from collections.abc import Iterator, Sequence
 
 from omni_jax.config import Omni3Config
-from omni_jax.weights import common
 from omni_jax.weights.rows import Row, parse
+from omni_jax.weights.tables import common
 
 AUDIO_ENCODER = """
 .conv1.kernel                | .conv2d1.weight                         | o i h w -> h w i o

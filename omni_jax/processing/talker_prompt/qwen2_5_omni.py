@@ -8,7 +8,7 @@ from omni_jax.buckets import bucket
 from omni_jax.config import DualTrackTalkerConfig, OmniConfig
 from omni_jax.processing.positions import next_position
 from omni_jax.processing.request import Batch
-from omni_jax.processing.speech_prompt import SpeechPrompt
+from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
 # Positions and the codec's marks as Transformers 5.23 has them where no row is padded.
 COMPAT = "transformers-5.23"

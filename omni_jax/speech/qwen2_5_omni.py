@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from omni_jax import flow_voice
 from omni_jax.buckets import bucket
 from omni_jax.config import Omni25Config
 from omni_jax.decoding.generate import Made
@@ -19,13 +18,14 @@ from omni_jax.decoding.speech import SpeechState, listen
 from omni_jax.defaults import Defaults
 from omni_jax.errors import shown
 from omni_jax.parallel.multihost import fetch
-from omni_jax.processing import dual_track_prompt
 from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.processing.request import Batch
-from omni_jax.processing.speech_prompt import SpeechPrompt
-from omni_jax.synthesizer import Synthesizer, checked
-from omni_jax.voice import Chunk, Speech, Voices, part_seed
+from omni_jax.processing.talker_prompt import qwen2_5_omni
+from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
+from omni_jax.speech import token2wav
+from omni_jax.speech.stream import Chunk, Speech, Voices, part_seed
+from omni_jax.speech.synthesizer import Synthesizer, checked
 from omni_jax.weights.speakers import Speaker, read_speakers
 
 # Codes a call, two blocks of the flow: 480 ms.
@@ -77,7 +77,7 @@ class DualTrackVoices(Voices):
         # Not streamed, all rows are decoded together when the last has ended.
         self.codes: list[list[np.ndarray]] = [[] for _ in range(batch)]
         self.flow = (
-            flow_voice.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws) if streamed else None
+            token2wav.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws) if streamed else None
         )
 
     def follow(self, made: Made) -> None:
@@ -139,7 +139,7 @@ class DualTrackVoices(Voices):
         padded = np.stack([np.pad(part[0], (0, lengths.max() - part.shape[1])) for part in codes])
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
         speakers, seeds = [self.speakers[row] for row in rows], [noise_seed(self.seeds[row]) for row in rows]
-        sound = flow_voice.decode(dit, bigvgan, padded, lengths, speakers, seeds=seeds, noise=None)
+        sound = token2wav.decode(dit, bigvgan, padded, lengths, speakers, seeds=seeds, noise=None)
         ends = lengths * dit.config.repeats * bigvgan.frame_samples
         return [
             Chunk(row, part, samples[:end]) for row, part, samples, end in zip(rows, codes, sound, ends, strict=True)
@@ -161,7 +161,7 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
         return read_speakers(self.folder, self.config) if self.config.talker else {}
 
     def recited(self, batch: Batch, words: Sequence[int]) -> Batch:
-        return dual_track_prompt.recited(batch, words)
+        return qwen2_5_omni.recited(batch, words)
 
     def speech(
         self,
@@ -173,11 +173,11 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
         words: Sequence[int] | None = None,
         compat: str | None = None,
     ) -> Speech:
-        if compat is not None and not (isinstance(compat, str) and compat == dual_track_prompt.COMPAT):
-            raise ValueError(f"compat: expected None or {dual_track_prompt.COMPAT!r}, got {shown(compat)}")
+        if compat is not None and not (isinstance(compat, str) and compat == qwen2_5_omni.COMPAT):
+            raise ValueError(f"compat: expected None or {qwen2_5_omni.COMPAT!r}, got {shown(compat)}")
         marks = [voice.bos_token for voice in voices] + [0] * (len(batch.tokens) - len(voices))
-        prompt = dual_track_prompt.prepare(
-            batch, marks, self.config, words=words or (), compat=compat == dual_track_prompt.COMPAT
+        prompt = qwen2_5_omni.prepare(
+            batch, marks, self.config, words=words or (), compat=compat == qwen2_5_omni.COMPAT
         )
         longest = self.parts["dit"].config.context // self.parts["dit"].config.repeats
         if (sampling.talker.max_new_tokens or 0) > longest:
@@ -201,7 +201,7 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
             raise ValueError("decode_codes: expected either seed or noise for the flow to begin at, got both; give one")
         else:
             draws, start = None, _noise(noise, alone=codes.ndim == 2)
-        return flow_voice.decode(dit, bigvgan, ids[:, 0], lengths, voices, seeds=draws, noise=start)
+        return token2wav.decode(dit, bigvgan, ids[:, 0], lengths, voices, seeds=draws, noise=start)
 
 
 def noise_seed(seed: int) -> int:

@@ -15,14 +15,14 @@ from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
 from omni_jax.defaults import Defaults
 from omni_jax.errors import shown
-from omni_jax.models.code2wav import BATCH_FRAMES, Code2WavState, axes
+from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
 from omni_jax.parallel.multihost import fetch
 from omni_jax.parallel.sharding import zeros
-from omni_jax.processing import speech_prompt
 from omni_jax.processing.request import Batch
-from omni_jax.processing.speech_prompt import SpeechPrompt
-from omni_jax.synthesizer import Synthesizer, checked
-from omni_jax.voice import Chunk, Speech, Voices
+from omni_jax.processing.talker_prompt import qwen3_omni
+from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
+from omni_jax.speech.stream import Chunk, Speech, Voices
+from omni_jax.speech.synthesizer import Synthesizer, checked
 
 # New frames a call: a stream begins with one, so that its first sound is early, and grows so that it stays ahead of its
 # listener. Each is a program of the vocoder.
@@ -115,7 +115,7 @@ class FrameSynthesizer(Synthesizer[Omni3Config]):
     def speakable(self, batch: Batch) -> bool:
         # Bare tokens without any turns are text alone.
         rows = zip(batch.tokens, batch.mask, strict=True)
-        return any(speech_prompt.open_turn(row[real], self.config) is not None for row, real in rows)
+        return any(qwen3_omni.open_turn(row[real], self.config) is not None for row, real in rows)
 
     def speech(
         self,
@@ -129,7 +129,7 @@ class FrameSynthesizer(Synthesizer[Omni3Config]):
     ) -> Speech:
         if compat is not None:
             raise ValueError(f"compat: this family has nothing that {shown(compat)} would change; leave it out")
-        prompt = speech_prompt.prepare(batch, voices, self.config)
+        prompt = qwen3_omni.prepare(batch, voices, self.config)
         if words is not None:
             prompt = replace(prompt, words=(tuple(words),))
         keep = self.parts["talker"].config.accept_layer if prompt.hears else None

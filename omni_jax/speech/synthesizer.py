@@ -15,7 +15,7 @@ from omni_jax.defaults import Defaults
 from omni_jax.errors import cut, shown
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.request import Batch
-from omni_jax.voice import Speech
+from omni_jax.speech.stream import Speech
 
 Whole = TypeVar("Whole", bound=OmniConfig)
 

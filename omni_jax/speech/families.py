@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax.config import Omni3Config, Omni25Config, OmniConfig
-from omni_jax.dual_track_voice import DualTrackSynthesizer
-from omni_jax.frame_voice import FrameSynthesizer
-from omni_jax.synthesizer import Synthesizer
+from omni_jax.speech.qwen2_5_omni import DualTrackSynthesizer
+from omni_jax.speech.qwen3_omni import FrameSynthesizer
+from omni_jax.speech.synthesizer import Synthesizer
 
 SYNTHESIZERS: dict[type, type[Synthesizer]] = {Omni3Config: FrameSynthesizer, Omni25Config: DualTrackSynthesizer}
 

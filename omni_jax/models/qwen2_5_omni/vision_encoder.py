@@ -1,8 +1,8 @@
 """The vision encoder of Qwen2.5-Omni: most blocks attend inside square windows of a frame, some to the whole frame.
 
-It takes calls of the same static shapes as the encoder of Qwen3-Omni (models/vision_encoder.py). The patches are put in the
-order of their windows first, so that a window is a span of the call as a frame is; a patch never leaves its frame's span, so
-the frames' spans stay as they were. The features go back to the order of the call.
+It takes calls of the same static shapes as the encoder of Qwen3-Omni (models/qwen3_omni/vision_encoder.py). The patches are
+put in the order of their windows first, so that a window is a span of the call as a frame is; a patch never leaves its
+frame's span, so the frames' spans stay as they were. The features go back to the order of the call.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import WindowedVisionEncoderConfig
-from omni_jax.models.vision_encoder import ROPE_THETA, in_rows
+from omni_jax.models.qwen3_omni.vision_encoder import ROPE_THETA, in_rows
 from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
 from omni_jax.nn.rope import frequencies, rotate

@@ -31,8 +31,8 @@ from flax import struct
 from jaxtyping import Bool, Float32, Int
 
 from omni_jax.buckets import bucket
-from omni_jax.models.bigvgan import BigVGAN
-from omni_jax.models.dit import DiT, frame_noise
+from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
+from omni_jax.models.qwen2_5_omni.dit import DiT, frame_noise
 from omni_jax.parallel.multihost import fetch
 from omni_jax.weights.speakers import Speaker
 

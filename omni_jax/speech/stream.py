@@ -14,7 +14,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import Made, grow
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak, take_rows
-from omni_jax.processing.speech_prompt import SpeechPrompt
+from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
 _take = jax.jit(take_rows)
 

@@ -1,0 +1,1 @@
+"""The parts that are Qwen2.5-Omni's own."""

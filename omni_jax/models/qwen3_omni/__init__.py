@@ -1,0 +1,1 @@
+"""The parts that are Qwen3-Omni's own."""

@@ -1,0 +1,1 @@
+"""What a talker reads: the prompt of each family."""

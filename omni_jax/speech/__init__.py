@@ -1,0 +1,1 @@
+"""From a reply's text and the thinker's states to sound."""

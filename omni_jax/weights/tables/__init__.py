@@ -1,0 +1,1 @@
+"""The table of each family: one readable row a parameter."""
