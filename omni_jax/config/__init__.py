@@ -10,26 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax.config import qwen2_5_omni, qwen3_omni
-from omni_jax.config.fields import read_json
-from omni_jax.config.foreign import refuse_foreign, refuse_quantized
-from omni_jax.config.parts import (
+from omni_jax.config.decoder import DecoderConfig, ExpertsConfig
+from omni_jax.config.encoders import (
     AudioEncoderConfig,
-    Code2WavConfig,
-    DecoderConfig,
-    DualTrackTalkerConfig,
-    ExpertsConfig,
     MelEncoderConfig,
-    Omni3Config,
-    Omni25Config,
-    OmniConfig,
     PatchEncoderConfig,
     PooledAudioEncoderConfig,
-    TalkerConfig,
-    ThinkerConfig,
     VisionEncoderConfig,
     WindowedVisionEncoderConfig,
     halve,
 )
+from omni_jax.config.fields import read_json
+from omni_jax.config.foreign import refuse_foreign, refuse_quantized
+from omni_jax.config.parts import Omni3Config, Omni25Config, OmniConfig, ThinkerConfig
+from omni_jax.config.speech import Code2WavConfig, DualTrackTalkerConfig, TalkerConfig
 from omni_jax.config.words import TokenizerFiles, no_words
 from omni_jax.errors import shown
 

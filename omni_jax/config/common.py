@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from omni_jax.config.decoder import DecoderConfig, ExpertsConfig
+from omni_jax.config.encoders import MelEncoderConfig, PatchEncoderConfig
 from omni_jax.config.fields import LARGEST, MOST, Fields
-from omni_jax.config.parts import DecoderConfig, ExpertsConfig, MelEncoderConfig, PatchEncoderConfig
 from omni_jax.config.words import UNKNOWN, Words
 from omni_jax.errors import cut, shown
 

@@ -20,17 +20,18 @@ from omni_jax.config.common import (
     token_ids,
     within,
 )
+from omni_jax.config.decoder import DecoderConfig
 from omni_jax.config.defaults import QWEN2_5
+from omni_jax.config.encoders import PooledAudioEncoderConfig, WindowedVisionEncoderConfig
 from omni_jax.config.fields import MOST, Fields
-from omni_jax.config.parts import (
-    DecoderConfig,
+from omni_jax.config.parts import Omni25Config, ThinkerConfig
+from omni_jax.config.speech import (
+    BigVGANConfig,
+    DiTConfig,
     DualTrackTalkerConfig,
-    Omni25Config,
-    PooledAudioEncoderConfig,
-    ThinkerConfig,
-    WindowedVisionEncoderConfig,
+    SpeakerEncoderConfig,
+    Token2WavConfig,
 )
-from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig, Token2WavConfig
 from omni_jax.config.words import UNKNOWN, Words, no_words
 from omni_jax.errors import shown
 

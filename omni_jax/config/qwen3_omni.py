@@ -15,18 +15,12 @@ from omni_jax.config.common import (
     token_ids,
     within,
 )
+from omni_jax.config.decoder import DecoderConfig, ExpertsConfig
 from omni_jax.config.defaults import QWEN3
+from omni_jax.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from omni_jax.config.fields import Fields
-from omni_jax.config.parts import (
-    AudioEncoderConfig,
-    Code2WavConfig,
-    DecoderConfig,
-    ExpertsConfig,
-    Omni3Config,
-    TalkerConfig,
-    ThinkerConfig,
-    VisionEncoderConfig,
-)
+from omni_jax.config.parts import Omni3Config, ThinkerConfig
+from omni_jax.config.speech import Code2WavConfig, TalkerConfig
 from omni_jax.config.words import Words, no_words
 from omni_jax.errors import cut, shown
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.config.token2wav import DiTConfig
+from omni_jax.config.speech import DiTConfig
 from omni_jax.testing import config
 from omni_jax.testing.tokenizer_qwen2_5 import token_ids_qwen2_5
 from omni_jax.weights.speakers import Speaker

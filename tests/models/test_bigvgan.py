@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.config.token2wav import BigVGANConfig
+from omni_jax.config.speech import BigVGANConfig
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import FILTER, REACH, Span, smooth

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.config.token2wav import DiTConfig, SpeakerEncoderConfig
+from omni_jax.config.speech import DiTConfig, SpeakerEncoderConfig
 from omni_jax.models.qwen2_5_omni.dit import DiT, attend_blocks, frame_noise, sway_times
 from omni_jax.nn.layers import Init
 

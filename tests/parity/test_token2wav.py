@@ -15,7 +15,7 @@ from parity_close import assert_close
 from parity_elder import filled, given_noise
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
-from omni_jax.config.token2wav import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
+from omni_jax.config.speech import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
 from omni_jax.models.qwen2_5_omni import bigvgan
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.models.qwen2_5_omni.dit import DiT, sway_times

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from omni_jax.config.token2wav import BigVGANConfig
+from omni_jax.config.speech import BigVGANConfig
 from omni_jax.nn import conv
 from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.config.token2wav import DiTConfig
+from omni_jax.config.speech import DiTConfig
 from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
 from omni_jax.nn.attention import MASKED
 from omni_jax.nn.layers import Embedding, Init, Linear, Mlp

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from omni_jax.config.token2wav import SpeakerEncoderConfig
+from omni_jax.config.speech import SpeakerEncoderConfig
 from omni_jax.nn import conv
 from omni_jax.nn.layers import Init, Linear
 from omni_jax.nn.stack import stack

@@ -1,4 +1,5 @@
-"""The configuration of Qwen2.5-Omni's vocoder: codes to mel frames (a flow), and mel frames to samples.
+"""The configuration of the parts that speak: talkers, code2wav, and token2wav, which makes mel frames of codes (a flow), and
+samples of mel frames.
 
 ``DiTConfig.codes`` counts the rows of the table: one more than ``num_embeds`` of the published file. The published file also
 names sizes as the library that reads it does not (``depth`` for layers, ``dim`` for width).
@@ -6,6 +7,8 @@ names sizes as the library that reads it does not (``depth`` for layers, ``dim``
 
 import math
 from dataclasses import dataclass
+
+from omni_jax.config.decoder import DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +97,70 @@ class Token2WavConfig:
     def code_samples(self) -> int:
         """Samples a code: 480 at 24 kHz in the published checkpoints, 50 codes a second."""
         return self.dit.repeats * self.bigvgan.frame_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkerConfig:
+    """The talker and its code predictor. ``speakers`` pairs each name with its codec id."""
+
+    decoder: DecoderConfig
+    predictor: DecoderConfig
+    vocabulary: int
+    codebook: int
+    codebooks: int
+    thinker_width: int
+    projection_width: int
+    accept_layer: int
+    codec_pad: int
+    codec_bos: int
+    codec_eos: int
+    codec_nothink: int
+    codec_think_bos: int
+    codec_think_eos: int
+    speakers: tuple[tuple[str, int], ...]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Codec ids that end speech."""
+        return (self.codec_eos,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualTrackTalkerConfig:
+    """The talker of Qwen2.5-Omni, which reads the thinker's states and words and writes one codec id a frame.
+
+    Its voices are no ids of its own: they come with the checkpoint, in spk_dict.pt.
+
+    Attributes:
+        embedding_width: of what it reads and of its table of codec ids: the thinker's width, projected to its own.
+        codec_pad, codec_eos: both end speech. codec_bos: begins it, and is never spoken.
+        codec_mask: stands for the prompt where ids are counted, as the penalty of repetition does.
+        codes: ids below it are sound, as many as the vocoder's table has rows; of the others only marks have a meaning.
+    """
+
+    decoder: DecoderConfig
+    vocabulary: int
+    codes: int
+    embedding_width: int
+    codec_pad: int
+    codec_bos: int
+    codec_eos: int
+    codec_mask: int
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Codec ids that end speech."""
+        return (self.codec_pad, self.codec_eos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code2WavConfig:
+    """The vocoder: a sliding-window transformer and causal (transposed) convolutions, codes to 24 kHz samples."""
+
+    decoder: DecoderConfig
+    codebook: int
+    codebooks: int
+    width: int
+    channels: int
+    rates: tuple[int, ...]
+    ratios: tuple[int, ...]
