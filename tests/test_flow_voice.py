@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.config.speech import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
+from omni_jax.config.speech import BigVGANConfig, DiTConfig, Speaker, SpeakerEncoderConfig
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.models.qwen2_5_omni.dit import DiT, frame_noise
 from omni_jax.nn.layers import Init
 from omni_jax.speech import token2wav
 from omni_jax.speech.synthesizer import checked
 from omni_jax.speech.token2wav import FlowStream, decode
-from omni_jax.weights.speakers import Speaker
 
 # Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN hears 11 frames to both sides.
 FLOW = DiTConfig(

@@ -8,6 +8,8 @@ names sizes as the library that reads it does not (``depth`` for layers, ``dim``
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from omni_jax.config.decoder import DecoderConfig
 
 
@@ -164,3 +166,18 @@ class Code2WavConfig:
     channels: int
     rates: tuple[int, ...]
     ratios: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Speaker:
+    """A voice.
+
+    Attributes:
+        bos_token: id in the thinker's vocabulary, whose embedding begins what the talker reads.
+        cond: speaker embedding, float32 [1, width].
+        ref_mel: mel frames of the voice, float32 [1, frames, mel bins].
+    """
+
+    bos_token: int
+    cond: np.ndarray
+    ref_mel: np.ndarray

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.buckets import bucket
 from omni_jax.config import Omni25Config
+from omni_jax.config.speech import Speaker
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.speech import SpeechState, listen
 from omni_jax.defaults import Defaults
@@ -26,7 +27,7 @@ from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech import token2wav
 from omni_jax.speech.stream import Chunk, Speech, Voices, part_seed
 from omni_jax.speech.synthesizer import Synthesizer, checked
-from omni_jax.weights.speakers import Speaker, read_speakers
+from omni_jax.weights.speakers import read_speakers
 
 # Codes a call, two blocks of the flow: 480 ms.
 CHUNK = 24

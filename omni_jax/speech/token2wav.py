@@ -31,10 +31,10 @@ from flax import struct
 from jaxtyping import Bool, Float32, Int
 
 from omni_jax.buckets import bucket
+from omni_jax.config.speech import Speaker
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.models.qwen2_5_omni.dit import DiT, frame_noise
 from omni_jax.parallel.multihost import fetch
-from omni_jax.weights.speakers import Speaker
 
 # Blocks of a window beside its new ones; more where BigVGAN's reach asks for it, that sides of windows are never heard.
 BACK, AHEAD = 4, 3

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.config.speech import DiTConfig
+from omni_jax.config.speech import DiTConfig, Speaker
 from omni_jax.testing import config
 from omni_jax.testing.tokenizer_qwen2_5 import token_ids_qwen2_5
-from omni_jax.weights.speakers import Speaker
 
 # What the talker reads beside words has rows of the thinker's table, beyond the tokenizer's last, and no spelling.
 UNSPELT = ("pad", "start", "end", "Ethan", "Chelsie")

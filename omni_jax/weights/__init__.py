@@ -8,10 +8,11 @@ published(folder, config, ...)            such a folder as a source of pieces, a
 assemble(source, abstract, ...)           parts on the devices from a folder, each process reading its devices' blocks
 """
 
+from omni_jax.config.speech import Speaker
 from omni_jax.weights.assemble import Shardings, assemble
 from omni_jax.weights.huggingface import bindings, config_of, copy_files, float_dtype, load, published, save
 from omni_jax.weights.pieces import InMemory, Progress, Published, Source, compare
-from omni_jax.weights.speakers import Speaker, voices
+from omni_jax.weights.speakers import voices
 from omni_jax.weights.writer import ensure_room, write_json
 
 __all__ = [

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax.config import OmniConfig, foreign, from_hf
+from omni_jax.config import OmniConfig, foreign, from_hf, speech
 from omni_jax.errors import cut, shown
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
@@ -201,7 +201,7 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
 
 
 def copy_files(
-    source: str | Path, target: str | Path, voices: Mapping[str, speakers.Speaker], *, again: bool = True
+    source: str | Path, target: str | Path, voices: Mapping[str, speech.Speaker], *, again: bool = True
 ) -> None:
     """Copies the small files of a checkpoint's folder: everything but weights, hidden files and what is over 64 MiB.
 

@@ -1,32 +1,18 @@
 """The voices of Qwen2.5-Omni, which come beside the weights in spk_dict.pt."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from omni_jax.config import Omni25Config, OmniConfig
+from omni_jax.config.speech import Speaker
 from omni_jax.errors import shown
 from omni_jax.weights.torch_file import MAX_BYTES, read_torch, write_torch
 
 FILE = "spk_dict.pt"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Speaker:
-    """A voice.
-
-    Attributes:
-        bos_token: id in the thinker's vocabulary, whose embedding begins what the talker reads.
-        cond: speaker embedding, float32 [1, width].
-        ref_mel: mel frames of the voice, float32 [1, frames, mel bins].
-    """
-
-    bos_token: int
-    cond: np.ndarray
-    ref_mel: np.ndarray
 
 
 def read_speakers(path: str | Path, config: Omni25Config | None = None) -> dict[str, Speaker]:

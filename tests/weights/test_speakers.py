@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from omni_jax.config.qwen2_5_omni import read
+from omni_jax.config.speech import Speaker
 from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config, tiny_speakers
 from omni_jax.weights import torch_file
-from omni_jax.weights.speakers import FILE, Speaker, read_speakers, write_speakers
+from omni_jax.weights.speakers import FILE, read_speakers, write_speakers
 
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 HOOKS = b"ccollections\nOrderedDict\n)R"
