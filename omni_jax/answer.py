@@ -10,12 +10,11 @@ from omni_jax import perceive
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.generate import CALL_STEPS, Made, generate
 from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.defaults import DEFAULT_NEW_TOKENS
 from omni_jax.perceive import Placed
 from omni_jax.processing.transcript import Transcript
 from omni_jax.reply import Draft, Event
 from omni_jax.speech.stream import Speech, Voices
-
-DEFAULT_NEW_TOKENS = 1024
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from jax.errors import JaxRuntimeError
 from jaxtyping import Array, Float
 
 from omni_jax import perceive
-from omni_jax.answer import DEFAULT_NEW_TOKENS, Request
+from omni_jax.answer import Request
 from omni_jax.buckets import bucket
 from omni_jax.decoding.generate import Made
 from omni_jax.decoding.slots import Slots, Written
-from omni_jax.defaults import Defaults
+from omni_jax.defaults import DEFAULT_NEW_TOKENS, Defaults
 from omni_jax.omni import Omni
 from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
 from omni_jax.processing.request import Batch

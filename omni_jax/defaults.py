@@ -6,10 +6,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from omni_jax.answer import DEFAULT_NEW_TOKENS
 from omni_jax.config import DualTrackTalkerConfig, OmniConfig, TalkerConfig, read_json
 from omni_jax.decoding.sampling import Sampling
 
+DEFAULT_NEW_TOKENS = 1024
 PARTS = ("thinker", "talker", "predictor")
 # Transformers' own, where a generation config says nothing, for each kind of talker.
 TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, repetition_penalty=1.05)
