@@ -26,23 +26,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax import Omni, perceive
-from omni_jax.answer import Request, answer
+from omni_jax import Omni
 from omni_jax.config import OmniConfig, from_hf
-from omni_jax.decoding.speech import CALL_FRAMES, speak
+from omni_jax.decoding.frames import CALL_FRAMES, speak
+from omni_jax.engine import encode
+from omni_jax.engine.answer import Request, answer
+from omni_jax.engine.reply import Event
 from omni_jax.models import parts
 from omni_jax.models.placement import shardings
 from omni_jax.models.qwen3_omni.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
-from omni_jax.processing import media, prompt
+from omni_jax.processing import prompt
 from omni_jax.processing.conversation import Media
+from omni_jax.processing.media import reader
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
-from omni_jax.reply import Event
 from omni_jax.speech.stream import Voices
 from omni_jax.testing import tiny_config
-from omni_jax.testing.config import preprocessor
+from omni_jax.testing.qwen3_omni import preprocessor
 
 PUBLISHED = Path(__file__).parents[1] / "tests" / "configs" / "qwen3_omni_instruct.json"
 SOUND_S, SOUND_RATE, WORDS, NEWLINE = 5, 16_000, 32, 198
@@ -151,7 +153,7 @@ def read(omni: Omni, asked: Sequence[Question]) -> Batch:
         items.append(Media("audio", question.samples, "audio"))
         ids += [thinker.audio_start, thinker.audio_token, thinker.audio_end, *question.words.tolist()]
         ids += [config.im_end, NEWLINE, config.im_start, config.assistant, NEWLINE]
-        found.append(media.read(items, omni.reader, MediaOptions()))
+        found.append(reader.read(items, omni.reader, MediaOptions()))
         rows.append(prompt.expand(ids, found[-1].runs))
     mel, videos = [clip for item in found for clip in item.mel], [video for item in found for video in item.videos]
     return Batch.from_tokens(np.asarray(rows), mel=mel, videos=videos)
@@ -240,8 +242,8 @@ def sounds(events: Times, clients: int, vocoder: Code2Wav) -> Figures:
 def thinker(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figures:
     """Text alone; what of the time to its first token is encoding, and what prefill."""
     batch = read(omni, asked)
-    placed = perceive.place(batch, omni.config.thinker)
-    _, encoding = timed(lambda: perceive.embed(omni.parts, placed, omni.config.thinker))
+    placed = encode.place(batch, omni.config.thinker)
+    _, encoding = timed(lambda: encode.embed(omni.parts, placed, omni.config.thinker))
     found = whole(omni, asked, load, seed, aloud=False)
     prefill = found["first_text_ms"][0] - found["reading_ms"][0] - encoding
     return {**found, "encoding_ms": [encoding], "prefill_ms": [prefill]}
@@ -253,8 +255,8 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     spoken = load.request(omni, batch, seed=seed).speech
     assert spoken is not None
     # Any states will do in place of the thinker's at the prompt; these have their shape.
-    states = perceive.embed(
-        omni.parts, perceive.place(batch, omni.config.thinker), omni.config.thinker
+    states = encode.embed(
+        omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker
     ).x.block_until_ready()
 
     def listen() -> tuple[Voices, Any]:

@@ -15,8 +15,8 @@ from clock import PINNED, spent_both
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from omni_jax import Omni
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, listen, speak
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, listen, speak
 from omni_jax.testing import tiny_config
 
 PROMPT, SLOTS, SOUND = 40, 1024, 100

@@ -29,9 +29,9 @@ from transformers import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omni_jax import Omni
-from omni_jax.processing import vision
+from omni_jax.processing.media import patches
+from omni_jax.processing.media.patches import PatchConfig
 from omni_jax.processing.request import Batch
-from omni_jax.processing.vision import PatchConfig
 from omni_jax.testing import tiny_config, write_tiny
 
 PROMPT, NEW, SECONDS = 512, 32, 30
@@ -166,7 +166,7 @@ def compare(folder: Path, repeat: int) -> dict:
     )  # fmt: skip
     # Theirs knows no videos without torchvision: half as many pictures, each doubled in time, make as many patches.
     halves = [Image.fromarray(frame) for frame in frames[::2]]
-    seen = {"image": vision.prepare(picture, numbers), "video": vision.patches(frames, numbers)}
+    seen = {"image": patches.prepare(picture, numbers), "video": patches.patches(frames, numbers)}
 
     def see_ours(kind):
         patches, grid = seen[kind]
@@ -194,11 +194,11 @@ def compare(folder: Path, repeat: int) -> dict:
         "image": (lambda: see_ours("image"), lambda: see_theirs("image")),
         "video": (lambda: see_ours("video"), lambda: see_theirs("video")),
         "patches of image": (
-            lambda: vision.prepare(picture, numbers),
+            lambda: patches.prepare(picture, numbers),
             lambda: processor(images=[picture], return_tensors="np"),
         ),
         "patches of video": (
-            lambda: vision.patches(frames, numbers),
+            lambda: patches.patches(frames, numbers),
             lambda: processor(images=halves, return_tensors="np"),
         ),
     }

@@ -4,8 +4,8 @@ The public list is Omni, Reply and Sampling. Second-level names for tools: omni_
 """
 
 from omni_jax.decoding.sampling import Sampling
+from omni_jax.engine.reply import Reply
 from omni_jax.omni import Omni
-from omni_jax.reply import Reply
 
 __all__ = ["Omni", "Reply", "Sampling"]
 __version__ = "0.1.0"

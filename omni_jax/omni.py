@@ -10,14 +10,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from omni_jax import checkpoint, perceive, weights
-from omni_jax.answer import Request, answer
-from omni_jax.asked import advise, ask, prompts, silence
+from omni_jax import checkpoint, weights
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.generate import CALL_STEPS
+from omni_jax.decoding.defaults import Defaults, sampling_options
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.defaults import Defaults, sampling_options
+from omni_jax.decoding.text import CALL_STEPS
+from omni_jax.engine import encode
+from omni_jax.engine.answer import Request, answer
+from omni_jax.engine.reply import Event, Reply
+from omni_jax.engine.request import advise, ask, prompts, silence
+from omni_jax.engine.transformers_keywords import translated
 from omni_jax.errors import check_progress, cut, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import arranged
@@ -27,21 +30,19 @@ from omni_jax.parallel.mesh import make_mesh, well_chosen
 from omni_jax.parallel.multihost import fetch
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
-from omni_jax.processing.clip_packing import split_clips
+from omni_jax.processing.audio_packing import split_clips
 from omni_jax.processing.conversation import check
 from omni_jax.processing.limits import UNLIMITED, Limits
-from omni_jax.processing.media import FolderReader, Reader
+from omni_jax.processing.media.reader import FolderReader, Reader
+from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions, is_number, misspelt, per_conversation
-from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
-from omni_jax.processing.video_track import Progress
-from omni_jax.reply import Event, Reply
+from omni_jax.processing.vision_packing import split_patches
 from omni_jax.room import ensure_memory, weights_dtype
 from omni_jax.speech.families import synthesizer
 from omni_jax.speech.synthesizer import Synthesizer
-from omni_jax.transformers_keywords import translated
 
 # What the user of a text that is only to be spoken has asked for.
 READ_ALOUD = "Please read the following text aloud.\n\n"
@@ -282,7 +283,7 @@ class Omni:
         """
         config = self.config.thinker
         clips = split_clips(mel, mask=mask, lengths=lengths, mel_bins=config.audio_encoder.mel_bins)
-        return perceive.encode_audio(self.parts, clips, config)
+        return encode.encode_audio(self.parts, clips, config)
 
     def encode_vision(self, patches: Any, grid: Any) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
         """Features of images and videos, each as it would be alone, and their deepstack features.
@@ -294,7 +295,7 @@ class Omni:
         config = self.config.thinker
         sight = config.vision_encoder
         media, grids = split_patches(patches, grid, width=sight.patch_width, merge=sight.merge)
-        return perceive.encode_vision(self.parts, media, grids, config)
+        return encode.encode_vision(self.parts, media, grids, config)
 
     def logits(self, tokens: Any, mask: Any = None) -> Float[Array, "B T V"]:
         """One whole pass of the thinker over ids [B, T] with a mask (padding on either side), or over a Batch.
@@ -305,8 +306,8 @@ class Omni:
         if isinstance(tokens, Batch) and mask is not None:
             raise ValueError("mask: a Batch has its own; give mask= with an array of tokens only")
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
-        placed = perceive.place(batch, self.config.thinker)
-        embedded = perceive.embed(self.parts, placed, self.config.thinker)
+        placed = encode.place(batch, self.config.thinker)
+        embedded = encode.embed(self.parts, placed, self.config.thinker)
         logits = _logits(self.parts["thinker"], embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
         # On the host, for indexing on the device would compile a program for each new length.
@@ -357,7 +358,7 @@ class Omni:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
-        prompts, speech = perceive.place(batch, self.config.thinker), None
+        prompts, speech = encode.place(batch, self.config.thinker), None
         # What cannot be spoken is text alone, as long as nobody asks for its sound.
         if asked.aloud and (asked.insisted or self.synthesizer.speakable(batch)):
             speech = self.synthesizer.speech(

@@ -20,8 +20,8 @@ from omni_jax import weights
 from omni_jax.checkpoint.hub import cache, locate, to_download
 from omni_jax.models import parts as model_parts
 from omni_jax.parallel import param_paths
-from omni_jax.weights.huggingface import float_dtype
-from omni_jax.weights.writer import size
+from omni_jax.weights.published import float_dtype
+from omni_jax.weights.safetensors_writer import size
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 

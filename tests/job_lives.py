@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from omni_jax import jobs
-from omni_jax.reply import Reply
+from omni_jax.engine.reply import Reply
 
 LINES, BAD = 100, (7, 50)
 

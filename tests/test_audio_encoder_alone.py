@@ -6,7 +6,7 @@ import pytest
 
 from omni_jax import Omni
 from omni_jax.testing import tiny_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
 
 LENGTHS = [37, 200, 450]
 COUNTS = {"Qwen2.5-Omni": [9, 50, 112], "Qwen3-Omni": [5, 26, 59]}

@@ -19,14 +19,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf
 from omni_jax.models import parts
-from omni_jax.weights import blocks, pieces
-from omni_jax.weights.source import Safetensors
+from omni_jax.weights import shards, layerwise
+from omni_jax.weights.safetensors_reader import Safetensors
 
 published, converted, saved = (Path(folder) for folder in sys.argv[3:])
 config = from_hf(published)
-leaves = pieces.leaves(parts.abstract(config, "float32"))
+leaves = layerwise.leaves(parts.abstract(config, "float32"))
 whole = jax.tree.map(np.asarray, parts.leaves(weights.load(published, config, dtype="float32")))
-pieces.SMALL_BYTES = 1 << 17  # some stacks are larger and filled in place
+layerwise.SMALL_BYTES = 1 << 17  # some stacks are larger and filled in place
 
 
 def placed(mesh, across):
@@ -45,9 +45,9 @@ def placed(mesh, across):
 def share(shardings):
     size = 0
     for path, leaf in leaves.items():
-        where = blocks.of_layer(shardings[path]) if leaf.stacked else shardings[path]
+        where = shards.of_layer(shardings[path]) if leaf.stacked else shardings[path]
         layers = leaf.shape[0] if leaf.stacked else 1
-        size += layers * sum(np.prod([stop - start for start, stop in block]) * 4 for block in blocks.held(where, leaf.piece))
+        size += layers * sum(np.prod([stop - start for start, stop in block]) * 4 for block in shards.held(where, leaf.piece))
     return int(size)
 
 

@@ -18,7 +18,7 @@ from omni_jax.checkpoint.describe import describe
 from omni_jax.config import from_hf, read_json
 from omni_jax.models import parts
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import three_b, tiny_speakers
+from omni_jax.testing.qwen2_5_omni import three_b, tiny_speakers
 from omni_jax.weights.speakers import FILE, write_speakers
 
 CONFIG = from_hf(tiny_qwen2_5_config())

@@ -12,8 +12,8 @@ import soundfile
 from shell_calls import call
 
 from omni_jax import Omni, Reply, Sampling
+from omni_jax.engine.reply import Event
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
-from omni_jax.reply import Event
 from omni_jax.speech.qwen3_omni import FrameSynthesizer
 
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too

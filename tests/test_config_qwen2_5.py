@@ -12,7 +12,7 @@ import pytest
 from omni_jax.config import Omni25Config, from_hf
 from omni_jax.config.qwen2_5_omni import read
 from omni_jax.models import parts
-from omni_jax.testing.config_qwen2_5 import UNSPELT, three_b, tiny_qwen2_5_config, tiny_speakers, unspelt_id
+from omni_jax.testing.qwen2_5_omni import UNSPELT, three_b, tiny_qwen2_5_config, tiny_speakers, unspelt_id
 from omni_jax.testing.tokenizer_qwen2_5 import ADDED_TOKENS_QWEN2_5, token_ids_qwen2_5
 
 CONFIGS = Path(__file__).parent / "configs"

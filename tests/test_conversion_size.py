@@ -17,7 +17,7 @@ import pytest
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf
 from omni_jax.testing import tiny_config, write_tiny
-from omni_jax.weights import pieces
+from omni_jax.weights import layerwise
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, FFN = 128, 64
@@ -89,7 +89,7 @@ def test_memory_is_a_share_of_the_folder_and_a_kill_loses_little(published, tiny
     ours, _ = checkpoint.converted(target, config)
     theirs, _ = weights.published(published, config)
     for group in (
-        group for group in pieces.groups(theirs.leaves) if group.layer in (0, 47) and group.part == "thinker"
+        group for group in layerwise.groups(theirs.leaves) if group.layer in (0, 47) and group.part == "thinker"
     ):
         for (path, left), (_, right) in zip(ours.read(group), theirs.read(group), strict=True):
             np.testing.assert_array_equal(left.view(np.uint16), right.view(np.uint16), err_msg=path)

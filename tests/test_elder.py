@@ -11,7 +11,7 @@ from omni_jax.models.qwen2_5_omni.dit import frame_noise
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.speech.qwen2_5_omni import noise_seed
 from omni_jax.testing import write_tiny
-from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
 
 GREEDY = {"thinker_max_new_tokens": 8, "talker_max_new_tokens": 60, "talker_do_sample": False}
 # What a stream's windows may err by, of the largest sample (speech/token2wav.py).

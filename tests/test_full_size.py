@@ -12,10 +12,10 @@ import pytest
 
 from omni_jax import Omni
 from omni_jax.config import from_hf
+from omni_jax.engine.reply import Event
 from omni_jax.models import parts
-from omni_jax.reply import Event
 from omni_jax.testing import tiny_config
-from omni_jax.testing.config import preprocessor
+from omni_jax.testing.qwen3_omni import preprocessor
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
 TINY = ["--scale", "tiny", "--devices", "1", "--repeat", "1", "--tokens", "6", "--frames", "3"]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omni_jax import Omni
-from omni_jax.continuous import Item, _Ahead
+from omni_jax.engine.continuous import Item, _Ahead
 from omni_jax.parallel.multihost import Hosts, fetch
 
 own = jax.process_index()

@@ -13,10 +13,11 @@ import pytest
 import soundfile
 from jax.errors import JaxRuntimeError
 
-from omni_jax import Omni, continuous, jobs, perceive
-from omni_jax.continuous import Item, _Ahead, answers
+from omni_jax import Omni, jobs
 from omni_jax.decoding import slots
 from omni_jax.decoding.sampling import Sampling
+from omni_jax.engine import continuous, encode
+from omni_jax.engine.continuous import Item, _Ahead, answers
 from omni_jax.errors import UnreachedError
 from omni_jax.jobs.output import Ledger
 from omni_jax.parallel.multihost import Hosts
@@ -129,7 +130,7 @@ def test_a_bad_lines_id_is_said_too(writer, tmp_path):
 
 def test_what_the_device_cannot_hold_is_its_lines_fault(writer, tmp_path, monkeypatch):
     """Whether memory ends in the prefill of a prompt or where the cache of all slots grows for it."""
-    embed, resized = perceive.embed, slots._resized
+    embed, resized = encode.embed, slots._resized
 
     def unless(too_much, call):
         def tried(*given, **how):
@@ -139,7 +140,7 @@ def test_what_the_device_cannot_hold_is_its_lines_fault(writer, tmp_path, monkey
 
         return tried
 
-    monkeypatch.setattr(perceive, "embed", unless(lambda parts, placed, config: placed.batch.tokens[0, 0] == 7, embed))
+    monkeypatch.setattr(encode, "embed", unless(lambda parts, placed, config: placed.batch.tokens[0, 0] == 7, embed))
     monkeypatch.setattr(slots, "_resized", unless(lambda cache, slots: slots > 64, resized))
     monkeypatch.setattr(jobs, "answers", lambda omni, items, **how: answers(omni, map(marked, items), **how))
 

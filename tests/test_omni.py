@@ -9,8 +9,8 @@ import pytest
 
 from omni_jax import Omni, Reply, Sampling
 from omni_jax.config import from_hf
-from omni_jax.decoding import generate as generation
-from omni_jax.decoding.generate import Made
+from omni_jax.decoding import text as generation
+from omni_jax.decoding.text import Made
 from omni_jax.models.parts import SPEECH, leaves
 from omni_jax.processing.request import Batch
 from omni_jax.testing import write_tiny
@@ -63,7 +63,7 @@ def says(monkeypatch, omni):
                     tokens[number, : len(new)], counts[number] = new, len(new)
                 yield Made(tokens=tokens, logprobs=np.zeros(tokens.shape), counts=counts)
 
-        monkeypatch.setattr("omni_jax.answer.generate", generate)
+        monkeypatch.setattr("omni_jax.engine.answer.generate", generate)
 
     return script
 

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax import Omni, perceive
+from omni_jax import Omni
 from omni_jax.config import from_hf
+from omni_jax.engine import encode
 from omni_jax.models import parts as model_parts
-from omni_jax.processing.clip_packing import pack
-from omni_jax.processing.media import Reader, Visual
+from omni_jax.processing.audio_packing import pack
+from omni_jax.processing.media.reader import Reader, Visual
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.request import Batch
 from omni_jax.testing import tiny_qwen2_5_config
-from omni_jax.testing.config_qwen2_5 import preprocessor_qwen2_5
+from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 
 OMNI = from_hf(tiny_qwen2_5_config())
 CONFIG = OMNI.thinker
@@ -40,12 +41,12 @@ def visual(grid, seed=0, seconds=0.0):
 
 
 def hear(parts, *clips):
-    return [np.asarray(features) for features in perceive.encode_audio(parts, clips, CONFIG)]
+    return [np.asarray(features) for features in encode.encode_audio(parts, clips, CONFIG)]
 
 
 def see(parts, *media):
     patches, grids = [item.patches for item in media], [item.grid for item in media]
-    return perceive.encode_vision(parts, patches, grids, CONFIG)
+    return encode.encode_vision(parts, patches, grids, CONFIG)
 
 
 def assert_close(found, expected):
@@ -138,8 +139,8 @@ def scene():
 
 def test_features_stand_in_their_places(parts):
     batch = scene()
-    placed = perceive.place(batch, CONFIG)
-    embedded = perceive.embed(parts, placed, CONFIG)
+    placed = encode.place(batch, CONFIG)
+    embedded = encode.embed(parts, placed, CONFIG)
     assert embedded.deepstack is None  # so the thinker's program is that of text
     tokens, x = placed.batch.tokens, np.asarray(embedded.x)
     expected = np.asarray(parts["thinker"].embed(jnp.asarray(tokens)))
@@ -156,16 +157,16 @@ def test_features_stand_in_their_places(parts):
 def test_the_whole_passes_through_the_thinker(parts):
     """What a silent film of another row has no bearing on, and positions are whole."""
     batch = scene()
-    placed = perceive.place(batch, CONFIG)
+    placed = encode.place(batch, CONFIG)
     np.testing.assert_array_equal(placed.batch.positions, np.trunc(placed.batch.positions))
     logits = parts["thinker"].logits(
-        perceive.embed(parts, placed, CONFIG), jnp.asarray(placed.batch.positions), jnp.asarray(placed.batch.lengths)
+        encode.embed(parts, placed, CONFIG), jnp.asarray(placed.batch.positions), jnp.asarray(placed.batch.lengths)
     )
     assert logits.shape == (*placed.batch.tokens.shape, CONFIG.vocabulary)
     row = Batch.from_tokens(batch.tokens[:1], batch.mask[:1], batch.mel, batch.images, batch.videos[:1])
-    alone = perceive.place(row, CONFIG)
+    alone = encode.place(row, CONFIG)
     own = parts["thinker"].logits(
-        perceive.embed(parts, alone, CONFIG), jnp.asarray(alone.batch.positions), jnp.asarray(alone.batch.lengths)
+        encode.embed(parts, alone, CONFIG), jnp.asarray(alone.batch.positions), jnp.asarray(alone.batch.lengths)
     )
     length = int(alone.batch.lengths[0])
     assert_close(np.asarray(logits)[0, :length], np.asarray(own)[0, :length])

@@ -3,8 +3,8 @@
 import pytest
 
 from omni_jax.decoding.sampling import Sampling
+from omni_jax.engine.reply import Draft
 from omni_jax.processing.transcript import Transcript
-from omni_jax.reply import Draft
 
 EOS = 501
 

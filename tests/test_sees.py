@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni_jax import Omni, perceive
+from omni_jax import Omni
 from omni_jax.buckets import bucket
-from omni_jax.decoding import generate as generation
+from omni_jax.decoding import text as generation
 from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.engine import encode
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import next_position
 
@@ -166,8 +167,8 @@ def test_a_conversation_goes_on_from_its_cache(omni):
     cache = thinker.empty_cache(1, 128)
     rows = SamplingRows.of([Sampling(do_sample=False, eos_token_id=(-1,))], [0], [8])
     for turn, fresh in ((first, True), (second, False)):
-        placed = perceive.place(turn, config)
-        padded, embedded = placed.batch, perceive.embed(omni.parts, placed, config)
+        placed = encode.place(turn, config)
+        padded, embedded = placed.batch, encode.embed(omni.parts, placed, config)
         state, *_ = generation.start(
             thinker, embedded, padded.tokens, padded.positions, padded.lengths, cache, rows, candidates=1, fresh=fresh
         )
@@ -285,15 +286,15 @@ def test_bfloat16(tiny, omni):
 
 def test_placing_is_one_program_for_pictures_of_any_size(omni):
     """Programs of the encoder follow the size of pictures, those of the thinker the size of prompts; placing is not both."""
-    perceive._put_sight.clear_cache()
-    perceive._see.clear_cache()
+    encode._put_sight.clear_cache()
+    encode._see.clear_cache()
     lengths = set()
     for height, width in ((64, 64), (320, 320), (320, 384), (512, 256), (640, 256)):  # 4, 100, 120, 128 and 160 tokens
         batch = omni.prepare(user({"image": picture(height, width)}, "a"))
-        perceive.embed(omni.parts, perceive.place(batch, omni.config.thinker), omni.config.thinker)
+        encode.embed(omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker)
         lengths.add(bucket(batch.tokens.shape[1]))
-    assert perceive._put_sight._cache_size() == len(lengths) == 3
-    assert perceive._see._cache_size() == 4  # 120 and 128 share a size
+    assert encode._put_sight._cache_size() == len(lengths) == 3
+    assert encode._see._cache_size() == 4  # 120 and 128 share a size
 
 
 def test_vision_alone(omni):

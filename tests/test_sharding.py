@@ -14,11 +14,11 @@ from omni_jax import Omni
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.models.placement import shardings, undivided
-from omni_jax.nn import exchange
+from omni_jax.nn import expert_parallel
 from omni_jax.parallel.mesh import make_mesh, well_chosen
 from omni_jax.parallel.sharding import over
 from omni_jax.testing import tiny_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
 
 GREEDY = {
     "thinker_max_new_tokens": 6, "thinker_do_sample": False, "thinker_eos_token_id": -1,
@@ -71,10 +71,12 @@ def answers(omni):
 )
 def test_eight_devices_answer_as_one(families, alone, name, mesh, monkeypatch):
     folder, _ = families[name]
-    sent, exchanged = [], exchange._exchanged
+    sent, exchanged = [], expert_parallel._exchanged
     if mesh == "expert=8":
-        monkeypatch.setattr(exchange, "LEAST", 1)  # tokens of prompts are sent, as those of long ones always are
-        monkeypatch.setattr(exchange, "_exchanged", lambda *x, **more: sent.append(len(x[0])) or exchanged(*x, **more))
+        monkeypatch.setattr(expert_parallel, "LEAST", 1)  # tokens of prompts are sent, as those of long ones always are
+        monkeypatch.setattr(
+            expert_parallel, "_exchanged", lambda *x, **more: sent.append(len(x[0])) or exchanged(*x, **more)
+        )
     spread = Omni.load(folder, mesh=mesh)
     if name == "Qwen3-Omni":
         for part in ("thinker", "talker"):

@@ -9,7 +9,7 @@ from omni_jax import weights
 from omni_jax.config import from_hf, read_json
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import CODEC_VOCABULARY, CODES, three_b, unspelt_id
+from omni_jax.testing.qwen2_5_omni import CODEC_VOCABULARY, CODES, three_b, unspelt_id
 from omni_jax.testing.tokenizer import readable_ids
 from omni_jax.weights.speakers import FILE, read_speakers
 

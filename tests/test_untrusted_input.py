@@ -8,7 +8,7 @@ import pytest
 from test_jobs import read, user, write
 
 from omni_jax import Omni, jobs
-from omni_jax.processing import audio_file, image, local_file, video, video_track
+from omni_jax.processing.media import audio_file, image, local_file, video, video_track
 from omni_jax.processing.options import FETCH_BYTES, FETCH_SECONDS, MediaOptions
 
 

@@ -42,7 +42,7 @@ from omni_jax.errors import check_path, check_progress
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import declared
-from omni_jax.weights import pieces, speakers
+from omni_jax.weights import layerwise, speakers
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def nearby(url: str) -> Path:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, dtype: Any = None, progress: pieces.Progress | None = None
+    source: str | Path, target: str | Path, *, dtype: Any = None, progress: layerwise.Progress | None = None
 ) -> Path:
     """Converts a folder in the published layout, layer by layer; run again after a stop, it goes on where it was.
 
@@ -104,7 +104,7 @@ def convert(
         origin[name] = hashlib.sha256((source / name).read_bytes()).hexdigest()
     _write(
         reader,
-        pieces.leaves(abstract),
+        layerwise.leaves(abstract),
         target,
         reader.dtype,
         origin=origin,
@@ -121,7 +121,7 @@ def save(
     folder: str | Path,
     *,
     files_from: str | Path,
-    progress: pieces.Progress | None = None,
+    progress: layerwise.Progress | None = None,
 ) -> Path:
     """Saves parts as a converted checkpoint.
 
@@ -140,8 +140,8 @@ def save(
     """
     folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts
     config, dtype = weights.config_of(files_from), weights.float_dtype(source.dtype)
-    found = pieces.leaves(model_parts.abstract(config, dtype, speech=speech))
-    pieces.agree(found, pieces.leaves(jax.eval_shape(declared, parts)), "the parts")
+    found = layerwise.leaves(model_parts.abstract(config, dtype, speech=speech))
+    layerwise.agree(found, layerwise.leaves(jax.eval_shape(declared, parts)), "the parts")
     _write(
         source,
         found,
@@ -163,7 +163,7 @@ def load(
     dtype: Any = None,
     speech: bool = True,
     shardings: weights.Shardings | None = None,
-    progress: pieces.Progress | None = None,
+    progress: layerwise.Progress | None = None,
 ) -> dict[str, nnx.Module]:
     """Reads a converted folder, or URL; arguments, result and memory as in ``weights.load``.
 
@@ -183,7 +183,7 @@ def export(
     target: str | Path,
     *,
     dtype: Any = None,
-    progress: pieces.Progress | None = None,
+    progress: layerwise.Progress | None = None,
     **options: Any,
 ) -> Path:
     """Writes a converted folder back in the published layout.
@@ -225,11 +225,11 @@ def converted(
     dtype = weights.float_dtype(manifest["dtype"] if dtype is None else dtype)
     speech = speech and config.talker is not None
     abstract = model_parts.abstract(config, dtype, speech=speech)
-    wanted, held = pieces.leaves(abstract), manifests.leaves(manifest)
+    wanted, held = layerwise.leaves(abstract), manifests.leaves(manifest)
     if not speech:
         held = {path: leaf for path, leaf in held.items() if path.split(".")[0] not in model_parts.SPEECH}
-    pieces.agree(wanted, held, str(folder))
-    names = [group.name for group in pieces.groups(wanted)]
+    layerwise.agree(wanted, held, str(folder))
+    names = [group.name for group in layerwise.groups(wanted)]
     if ELSEWHERE in manifest:
         return Converted(folder=manifest[ELSEWHERE], dtype=dtype, leaves=wanted), abstract
     damaged = [name for name in names if size_of(folder / PIECES / name) != manifest["bytes"].get(name)]
@@ -242,8 +242,8 @@ def converted(
 
 
 def _write(
-    source: pieces.Source,
-    found: Mapping[str, pieces.Leaf],
+    source: layerwise.Source,
+    found: Mapping[str, layerwise.Leaf],
     target: Path,
     dtype: np.dtype,
     *,
@@ -251,7 +251,7 @@ def _write(
     files_from: str | Path,
     voices: Mapping[str, weights.Speaker],
     silent: bool = False,
-    progress: pieces.Progress | None,
+    progress: layerwise.Progress | None,
 ) -> None:
     check_progress(progress)
     plan = {
@@ -261,7 +261,7 @@ def _write(
         "leaves": manifests.described(found, dtype),
         "origin": origin,
     }
-    groups = pieces.groups(found)
+    groups = layerwise.groups(found)
     sizes = {group.name: sum(found[path].piece_size for path in group.paths) for group in groups}
     whole: dict[str, int] = {}  # the groups that are on the disk, and their sizes there when they were written
 

@@ -11,8 +11,8 @@ from omni_jax import checkpoint
 from omni_jax.checkpoint.tensors import is_url
 from omni_jax.config.foreign import refuse_file
 from omni_jax.errors import UnreachedError, check_path
+from omni_jax.weights.safetensors_writer import ensure_room
 from omni_jax.weights.speakers import FILE as VOICES
-from omni_jax.weights.writer import ensure_room
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Beside texts, a checkpoint's small files are the voices of Qwen2.5-Omni.

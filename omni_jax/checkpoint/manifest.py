@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from omni_jax.errors import shown
-from omni_jax.weights import pieces
-from omni_jax.weights.huggingface import float_dtype
+from omni_jax.weights import layerwise
+from omni_jax.weights.published import float_dtype
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "omni_jax.json", "omni_jax.partial.json"
@@ -58,10 +58,10 @@ def sizes(path: Path) -> dict[str, int]:
     return {name: size for name, size in found.items() if type(size) is int} if isinstance(found, dict) else {}
 
 
-def leaves(manifest: Mapping[str, Any]) -> dict[str, pieces.Leaf]:
+def leaves(manifest: Mapping[str, Any]) -> dict[str, layerwise.Leaf]:
     """The leaves that a manifest describes."""
     return {
-        path: pieces.Leaf(
+        path: layerwise.Leaf(
             shape=tuple(leaf["shape"]),
             stacked=leaf["stacked"],
             dtype=float_dtype(leaf.get("dtype", manifest["dtype"])),
@@ -70,7 +70,7 @@ def leaves(manifest: Mapping[str, Any]) -> dict[str, pieces.Leaf]:
     }
 
 
-def described(found: Mapping[str, pieces.Leaf], dtype: np.dtype) -> dict[str, dict[str, Any]]:
+def described(found: Mapping[str, layerwise.Leaf], dtype: np.dtype) -> dict[str, dict[str, Any]]:
     """Leaves for a manifest; those that have not the dtype of the whole name theirs."""
     result: dict[str, dict[str, Any]] = {}
     for path, leaf in found.items():

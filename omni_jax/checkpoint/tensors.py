@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from omni_jax.errors import UnreachedError, is_mistake
-from omni_jax.weights import blocks, pieces
+from omni_jax.weights import layerwise, shards
 
 PIECES = "weights"  # the folder of the groups
 CHUNK_BYTES = 4 << 20
@@ -58,19 +58,19 @@ class Converted:
 
     Attributes:
         folder: that holds them, or its URL.
-        dtype: as in ``pieces.Source``.
+        dtype: as in ``layerwise.Source``.
         leaves: shapes and dtypes of the pieces, by path; other floats are cast.
     """
 
     folder: str | Path
     dtype: np.dtype
-    leaves: Mapping[str, pieces.Leaf]
+    leaves: Mapping[str, layerwise.Leaf]
 
-    def read(self, group: pieces.Group) -> Iterator[tuple[str, np.ndarray]]:
-        for path, found in self.blocks(group, {path: [blocks.whole(self.leaves[path].piece)] for path in group.paths}):
+    def read(self, group: layerwise.Group) -> Iterator[tuple[str, np.ndarray]]:
+        for path, found in self.blocks(group, {path: [shards.whole(self.leaves[path].piece)] for path in group.paths}):
             yield path, found.pop()
 
-    def blocks(self, group: pieces.Group, wanted: pieces.Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
+    def blocks(self, group: layerwise.Group, wanted: layerwise.Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
         where = self.folder if is_url(self.folder) else Path(self.folder).absolute().as_uri()
         base = f"{str(where).rstrip('/')}/{PIECES}/{group.name}/"
         try:
@@ -80,7 +80,7 @@ class Converted:
             begun = {
                 path: _begin(array.result(), self.leaves[path], wanted[path], path)
                 for path, array in opening.items()
-                if self.leaves[path].piece_size <= pieces.SMALL_BYTES
+                if self.leaves[path].piece_size <= layerwise.SMALL_BYTES
             }
             # Small pieces come all at once, for a cloud takes its time to answer; a large one when its turn has come.
             for path in group.paths:
@@ -94,7 +94,7 @@ class Converted:
             raise ValueError(f"{shown}: damaged ({_reason(error)}); convert the checkpoint again") from None
 
 
-def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, pieces.Leaf]) -> None:
+def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, layerwise.Leaf]) -> None:
     """Writes the pieces of a group, arrays of NumPy or JAX; the folder is there when all of it is.
 
     In a job of several processes all of them call it, and each writes what its devices hold.
@@ -143,18 +143,18 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _chunked(leaf: pieces.Leaf) -> ocp.SaveArgs:
+def _chunked(leaf: layerwise.Leaf) -> ocp.SaveArgs:
     if not leaf.piece:
         return ocp.SaveArgs()
     axes = tuple(axis for axis, name in enumerate(leaf.axes) if name in CHUNKED)
     return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=axes)
 
 
-def _begin(array: Any, leaf: pieces.Leaf, wanted: Sequence[blocks.Block], path: str) -> list[Any]:
+def _begin(array: Any, leaf: layerwise.Leaf, wanted: Sequence[shards.Block], path: str) -> list[Any]:
     """Begins to read blocks of an array."""
     if array.shape != leaf.piece:
         raise ValueError(f"{path} has shape {list(array.shape)}, not {list(leaf.piece)}")
-    return [array[blocks.slices(block)].read() for block in wanted]
+    return [array[shards.slices(block)].read() for block in wanted]
 
 
 def _spec(base: str, path: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def generate(
     talker_greedy: TalkerGreedy = None,
 ) -> None:
     """Answers a question about text, recordings, pictures and videos, in writing and, with --speak, in speech."""
-    from omni_jax.asked import advise
+    from omni_jax.engine.request import advise
     from omni_jax.processing.conversation import check
 
     note_warnings()

@@ -114,8 +114,8 @@ def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of speech as Omni takes them, of a command's parameters by name, checked against the model's configuration
     before any weights are read."""
     from omni_jax import weights
-    from omni_jax.asked import silence
     from omni_jax.checkpoint.hub import locate
+    from omni_jax.engine.request import silence
     from omni_jax.speech.families import synthesizer
 
     max_speech = given["max_speech"]

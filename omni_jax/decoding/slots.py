@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from omni_jax.buckets import first_slots, more_slots
-from omni_jax.decoding.generate import CALL_STEPS, DecodeState, LanguageModel, advance, start
 from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.decoding.text import CALL_STEPS, DecodeState, LanguageModel, advance, start
 from omni_jax.nn.cache import KVCache
 from omni_jax.parallel.multihost import fetch
 from omni_jax.parallel.sharding import mesh_of

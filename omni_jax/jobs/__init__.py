@@ -29,8 +29,10 @@ from orbax.checkpoint import multihost
 
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import from_hf
-from omni_jax.continuous import Item, Outcome, answers
 from omni_jax.decoding.sampling import Sampling
+from omni_jax.engine.continuous import Item, Outcome, answers
+from omni_jax.engine.reply import Reply
+from omni_jax.engine.transformers_keywords import translated
 from omni_jax.errors import UnreachedError, is_mistake, shown
 from omni_jax.jobs.input import lines_of, over, parsed
 from omni_jax.jobs.output import Ledger
@@ -38,8 +40,6 @@ from omni_jax.omni import Omni
 from omni_jax.parallel.mesh import make_mesh, well_chosen
 from omni_jax.parallel.multihost import Hosts, digest, fetch, sharing
 from omni_jax.processing.options import MediaOptions, is_number
-from omni_jax.reply import Reply
-from omni_jax.transformers_keywords import translated
 
 SOUNDS = ("wav", "flac")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.nn import flash, spans, spans_cpu
+from omni_jax.nn.kernels import packed_attention, packed_attention_cpu, splash_attention
 
 # Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
@@ -47,10 +47,10 @@ def attend_causal(
     batch, new, heads, width = q.shape
     q = q.reshape(batch, new, k.shape[2], heads // k.shape[2], width)
     forms: dict[str, Callable[..., Any]] = {"default": partial(_in_blocks, window=window)}
-    if window is None and flash.fits(new, past[0].shape[2] if past else 0, width):
-        forms["tpu"] = partial(flash.attend, mesh=mesh)
-    if past is None and new >= spans_cpu.FEW:
-        own = partial(spans_cpu.attend_causal, window=window)
+    if window is None and splash_attention.fits(new, past[0].shape[2] if past else 0, width):
+        forms["tpu"] = partial(splash_attention.attend, mesh=mesh)
+    if past is None and new >= packed_attention_cpu.FEW:
+        own = partial(packed_attention_cpu.attend_causal, window=window)
         forms["cpu"] = lambda q, k, v, _: _differentiated_as(partial(_in_blocks, past=None, window=window), own)(
             q, k, v
         )
@@ -115,7 +115,7 @@ def attend_segments(
         return _dense(q[None], k[None], v[None], mask[None])[0]
 
     def kernel(q, k, v, segments):
-        return spans.attend(q, k, v, *spans.bounds(segments), mesh=mesh)
+        return packed_attention.attend(q, k, v, *packed_attention.bounds(segments), mesh=mesh)
 
     return _by_platform(partial(_segments_in_blocks, reach=reach), {"tpu": kernel}, q, k, v, segments)
 
@@ -137,7 +137,7 @@ def attend_spans(
     Args:
         mesh: what the arrays lie on.
     """
-    forms = {"tpu": partial(spans.attend, mesh=mesh), "cpu": spans_cpu.attend}
+    forms = {"tpu": partial(packed_attention.attend, mesh=mesh), "cpu": packed_attention_cpu.attend}
     return _by_platform(_spans_in_blocks, forms, q, k, v, first, last)
 
 
@@ -294,7 +294,7 @@ _spans_in_blocks.defvjp(_forward_spans, _backward_spans)
 def _dense(
     q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B T N H"]:
-    return jax.lax.platform_dependent(q, k, v, mask, cpu=spans_cpu.attend_dense, default=_queries_first)
+    return jax.lax.platform_dependent(q, k, v, mask, cpu=packed_attention_cpu.attend_dense, default=_queries_first)
 
 
 def _queries_first(q, k, v, mask):

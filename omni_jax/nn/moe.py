@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.nn import exchange, grouped
+from omni_jax.nn import expert_parallel, grouped_matmul
 from omni_jax.nn.layers import GatedMlp, Init, Linear
 from omni_jax.parallel.sharding import mesh_of, over
 
@@ -71,5 +71,5 @@ def mixture(
     mesh = mesh_of(gate_up)
     axes = over("expert", gate_up.shape[1], mesh) if mesh is not None else ()
     if mesh is None or not axes:
-        return grouped.mixture(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
-    return exchange.mixture(x, chosen, weights, gate_up, down, layer, mesh=mesh, axes=axes).astype(x.dtype)
+        return grouped_matmul.mixture(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
+    return expert_parallel.mixture(x, chosen, weights, gate_up, down, layer, mesh=mesh, axes=axes).astype(x.dtype)

@@ -1,8 +1,9 @@
 """What kernels of attention do, which are no HLO: read off their names and the shapes of their operands.
 
-Splash attention (``nn/flash.py``) takes q [.., G, T, H] and k, v [.., S, H]. A block of queries of a head walks over all keys,
-or, causal, over those up to its own; so keys are read anew for each block. The kernel of spans (``nn/spans.py``) takes q
-[N, H, T]; its spans are known at run time only, so the caller says how many keys a query is multiplied with (``visited``).
+Splash attention (``nn/kernels/splash_attention.py``) takes q [.., G, T, H] and k, v [.., S, H]. A block of queries of a head
+walks over all keys, or, causal, over those up to its own; so keys are read anew for each block. The kernel of spans
+(``nn/kernels/packed_attention.py``) takes q [N, H, T]; its spans are known at run time only, so the caller says how many
+keys a query is multiplied with (``visited``).
 """
 
 import re

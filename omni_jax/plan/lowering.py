@@ -17,22 +17,22 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax import perceive
 from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
 from omni_jax.config import AudioEncoderConfig, DualTrackTalkerConfig, Omni25Config, OmniConfig, TalkerConfig
-from omni_jax.decoding.generate import CALL_STEPS, DecodeState, advance, grow, start
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, speak
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak
+from omni_jax.decoding.text import CALL_STEPS, DecodeState, advance, grow, start
+from omni_jax.engine import encode
 from omni_jax.models import parts
 from omni_jax.models.decoder import CHUNK
 from omni_jax.models.memory_layout import formats
 from omni_jax.models.placement import shardings
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, axes
 from omni_jax.models.thinker import Embedded
-from omni_jax.nn import exchange
+from omni_jax.nn import expert_parallel
 from omni_jax.nn.cache import AXES as CACHE_AXES
 from omni_jax.nn.cache import KVCache
-from omni_jax.nn.spans import BLOCK
+from omni_jax.nn.kernels.packed_attention import BLOCK
 from omni_jax.parallel.sharding import spec
 from omni_jax.plan import lower_bound
 from omni_jax.plan.hlo import Grouped, Program
@@ -298,13 +298,13 @@ class Entries:
         if isinstance(config, AudioEncoderConfig):
             mel.append(self.array((chunks, config.chunk_tokens), jnp.int32))
             window = visited(chunks * config.chunk_tokens, config.window_tokens, BLOCK)
-        yield self._whole(f"audio encoder, {chunks} chunks", perceive._hear, (audio, *mel), seen=window)
+        yield self._whole(f"audio encoder, {chunks} chunks", encode._hear, (audio, *mel), seen=window)
         sizes = ((CALL_PATCHES, 2), (CALL_PATCHES, 2), (CALL_PATCHES,))
         places = [self.array(size, jnp.int32) for size in sizes]
         pixels = self.array((CALL_PATCHES, sight.patch_width), self.workload.dtype)
         yield self._whole(
             f"vision encoder, {CALL_PATCHES:,} patches",
-            perceive._see,
+            encode._see,
             (vision, pixels, *places),
             runs=-(-FRAME_PATCHES // 512),
             seen=visited(CALL_PATCHES, FRAME_PATCHES, BLOCK),
@@ -370,7 +370,7 @@ class Entries:
             layers, count, *matrix = kernel.sharding.shard_shape(kernel.shape)
             slots, devices = tokens * config.per_token, config.count // count
             groups = -(-min(slots, config.count) // devices)
-            room = exchange.EVEN if devices > 1 and tokens >= exchange.LEAST * devices else 1
+            room = expert_parallel.EVEN if devices > 1 and tokens >= expert_parallel.LEAST * devices else 1
             found[layers * count, *matrix] = Grouped(groups, max(1, slots // devices), room)
         return found
 

@@ -3,7 +3,7 @@
 Text and sound advance all three axes together, one position a token. An image or video spreads its merged patches over
 height and width from where it starts, and its frames over time by the clock that sound has, `positions_per_second`;
 what follows goes on behind its last token. Positions are float32 in both families. What differs between these is their
-clock (processing/clock.py): 0.7 s are 9.1 positions in Qwen3-Omni and 17 in Qwen2.5-Omni, which knows whole ones alone.
+clock (processing/tmrope_clock.py): 0.7 s are 9.1 positions in Qwen3-Omni and 17 in Qwen2.5-Omni, which knows whole ones alone.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from omni_jax.config import ThinkerConfig
-from omni_jax.processing.clock import clock
+from omni_jax.processing.tmrope_clock import clock
 
 Grid = tuple[int, int, int]
 

@@ -12,14 +12,14 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.errors import cut
 from omni_jax.processing import prompt
 from omni_jax.processing.arrays import is_numeric, to_numpy
-from omni_jax.processing.clip_packing import split_clips
+from omni_jax.processing.audio_packing import split_clips
 from omni_jax.processing.conversation import media as media_of
 from omni_jax.processing.limits import UNLIMITED, Limits
-from omni_jax.processing.media import Reader, Visual, read
+from omni_jax.processing.media.reader import Reader, Visual, read
+from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.patch_packing import split_patches
 from omni_jax.processing.positions import batch_positions, text_positions
-from omni_jax.processing.video_track import Progress
+from omni_jax.processing.vision_packing import split_patches
 
 
 @dataclass(frozen=True)

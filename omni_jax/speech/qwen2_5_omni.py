@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Float32, Int
 from omni_jax.buckets import bucket
 from omni_jax.config import Omni25Config
 from omni_jax.config.speech import Speaker
-from omni_jax.decoding.generate import Made
-from omni_jax.decoding.speech import SpeechState, listen
-from omni_jax.defaults import Defaults
+from omni_jax.decoding.defaults import Defaults
+from omni_jax.decoding.frames import SpeechState, listen
+from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
 from omni_jax.parallel.multihost import fetch
 from omni_jax.processing.arrays import is_numeric, to_numpy

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.config import Omni3Config
-from omni_jax.decoding.generate import Made
-from omni_jax.decoding.speech import CALL_FRAMES, SpeechState, listen, take_rows
-from omni_jax.defaults import Defaults
+from omni_jax.decoding.defaults import Defaults
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, listen, take_rows
+from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
 from omni_jax.parallel.multihost import fetch

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.buckets import ROOM, first_slots, more_slots
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.generate import Made, grow
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, speak, take_rows
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.speech import CALL_FRAMES, SpeechRows, SpeechState, speak, take_rows
+from omni_jax.decoding.text import Made, grow
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
 _take = jax.jit(take_rows)

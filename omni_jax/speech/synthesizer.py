@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from omni_jax.config import OmniConfig
-from omni_jax.defaults import Defaults
+from omni_jax.decoding.defaults import Defaults
 from omni_jax.errors import cut, shown
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.request import Batch

@@ -11,8 +11,8 @@ means nothing.
 """
 
 from omni_jax.testing.checkpoint import write_tiny
-from omni_jax.testing.config import tiny_config
-from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
+from omni_jax.testing.qwen3_omni import tiny_config
 from omni_jax.testing.tokenizer import write_tokenizer
 
 __all__ = ["tiny_config", "tiny_qwen2_5_config", "write_tiny", "write_tokenizer"]

@@ -12,14 +12,14 @@ import numpy as np
 from omni_jax import weights
 from omni_jax.config import DualTrackTalkerConfig, Omni3Config, Omni25Config, TalkerConfig, from_hf
 from omni_jax.models import parts
-from omni_jax.testing.config import preprocessor, tiny_config
-from omni_jax.testing.config_qwen2_5 import preprocessor_qwen2_5, tiny_speakers
+from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5, tiny_speakers
+from omni_jax.testing.qwen3_omni import preprocessor, tiny_config
 from omni_jax.testing.tokenizer import QWEN3, Dialect, readable_ids, write_tokenizer
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5, token_ids_qwen2_5
 from omni_jax.weights import write_json
-from omni_jax.weights.pieces import Group, Leaf, leaves
-from omni_jax.weights.rows import Binding
+from omni_jax.weights.layerwise import Group, Leaf, leaves
 from omni_jax.weights.speakers import write_speakers
+from omni_jax.weights.table import Binding
 
 # generation_config.json of the releases that speak, and of those that only write.
 SPEAKING = {

@@ -9,11 +9,11 @@ assemble(source, abstract, ...)           parts on the devices from a folder, ea
 """
 
 from omni_jax.config.speech import Speaker
-from omni_jax.weights.assemble import Shardings, assemble
-from omni_jax.weights.huggingface import bindings, config_of, copy_files, float_dtype, load, published, save
-from omni_jax.weights.pieces import InMemory, Progress, Published, Source, compare
+from omni_jax.weights.layerwise import InMemory, Progress, Published, Source, compare
+from omni_jax.weights.published import bindings, config_of, copy_files, float_dtype, load, published, save
+from omni_jax.weights.safetensors_writer import ensure_room, write_json
 from omni_jax.weights.speakers import voices
-from omni_jax.weights.writer import ensure_room, write_json
+from omni_jax.weights.to_devices import Shardings, assemble
 
 __all__ = [
     "InMemory",

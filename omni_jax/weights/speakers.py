@@ -10,7 +10,7 @@ import numpy as np
 from omni_jax.config import Omni25Config, OmniConfig
 from omni_jax.config.speech import Speaker
 from omni_jax.errors import shown
-from omni_jax.weights.torch_file import MAX_BYTES, read_torch, write_torch
+from omni_jax.weights.torch_pickle import MAX_BYTES, read_torch, write_torch
 
 FILE = "spk_dict.pt"
 

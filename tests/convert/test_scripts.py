@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from omni_jax import checkpoint
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import tiny_speakers
+from omni_jax.testing.qwen2_5_omni import tiny_speakers
 from omni_jax.weights.speakers import write_speakers
 
 ROOT = Path(__file__).resolve().parents[2]

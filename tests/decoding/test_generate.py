@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_jax import Omni, Sampling, buckets, perceive
-from omni_jax.decoding import generate as generation
+from omni_jax import Omni, Sampling, buckets
+from omni_jax.decoding import text as generation
 from omni_jax.decoding.sampling import SamplingRows
+from omni_jax.engine import encode
 from omni_jax.models import decoder
 from omni_jax.models.thinker import Embedded
 from omni_jax.processing.request import Batch
@@ -49,8 +50,8 @@ def answer(omni, rows, *, seed=0, **options):
 
 def made(omni, rows, *, most, how=GREEDY, steps=32):
     """Tokens and log-probabilities of each row, by the generator itself."""
-    placed = perceive.place(batch(*rows), omni.config.thinker)
-    padded, embedded = placed.batch, perceive.embed(omni.parts, placed, omni.config.thinker)
+    placed = encode.place(batch(*rows), omni.config.thinker)
+    padded, embedded = placed.batch, encode.embed(omni.parts, placed, omni.config.thinker)
     options = Sampling(eos_token_id=OPEN).over(Sampling(**how))
     calls = generation.generate(
         omni.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from omni_jax import Sampling, perceive
+from omni_jax import Sampling
 from omni_jax.decoding.slots import Slots
+from omni_jax.engine import encode
 from omni_jax.processing.request import Batch
 
 NEW = 24  # prompts of up to 16 tokens share their programs
@@ -32,11 +33,11 @@ class Desk:
         self.ended, self.sizes = [], []
 
     def put(self, number, batch, sampling, seed=0):
-        config, placed = self.omni.config.thinker, perceive.place(batch, self.omni.config.thinker)
+        config, placed = self.omni.config.thinker, encode.place(batch, self.omni.config.thinker)
         row, padded = self.slots.free[0], placed.batch
         self.of[row], self.written[number] = number, ([], [], sampling.max_new_tokens)
         self.slots.put(
-            row, perceive.embed(self.omni.parts, placed, config), padded.tokens, padded.positions, padded.lengths, sampling,
+            row, encode.embed(self.omni.parts, placed, config), padded.tokens, padded.positions, padded.lengths, sampling,
             seed, sampling.max_new_tokens, candidates=sampling.candidates(config.vocabulary),
         )  # fmt: skip
 

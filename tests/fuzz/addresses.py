@@ -9,8 +9,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from omni_jax.processing.media.source import describe, is_public, opened
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import describe, is_public, opened
 
 from .cases import BrokenPromiseError, Case
 from .mutations import TEXTS, damaged

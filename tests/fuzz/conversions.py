@@ -17,7 +17,7 @@ import numpy as np
 
 from omni_jax import checkpoint
 from omni_jax.config import from_hf
-from omni_jax.weights.pieces import leaves
+from omni_jax.weights.layerwise import leaves
 
 from . import ground
 from .cases import BrokenPromiseError, Case

@@ -13,8 +13,8 @@ import numpy as np
 
 from omni_jax import jobs
 from omni_jax.cli import main
+from omni_jax.engine.reply import Reply
 from omni_jax.jobs.input import OWN, lines_of
-from omni_jax.reply import Reply
 
 from . import conversations
 from .cases import BrokenPromiseError, Case

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from omni_jax import perceive
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig
-from omni_jax.processing.clip_packing import pack
+from omni_jax.engine import encode
+from omni_jax.processing.audio_packing import pack
 
 # The published attention window and chunk; one mel bin, so that hours of sound stay small.
 PUBLISHED = AudioEncoderConfig(
@@ -115,12 +115,12 @@ def test_any_clips_need_at_most_twelve_programs(windows):
 
 def test_the_programs_that_compile_are_those_shapes(omni):
     config, rng, found = omni.config.thinker.audio_encoder, np.random.default_rng(0), set()
-    perceive._hear.clear_cache()
+    encode._hear.clear_cache()
     for _ in range(12):
         clips = [clip(int(n)) for n in rng.integers(SHORTEST, 250, rng.integers(1, 4))]
         found |= shapes(clips, config)
         omni.encode_audio(clips)
-        assert perceive._hear._cache_size() == len(found)
+        assert encode._hear._cache_size() == len(found)
     assert {size for size, *_ in found} == {1, 2, 4, 8}
 
 

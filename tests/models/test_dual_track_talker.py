@@ -8,7 +8,7 @@ import pytest
 from omni_jax.config import from_hf
 from omni_jax.models.qwen2_5_omni.talker import DualTrackTalker
 from omni_jax.nn.layers import Init
-from omni_jax.testing.config_qwen2_5 import three_b, tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import three_b, tiny_qwen2_5_config
 
 CONFIGS = {"7B": tiny_qwen2_5_config(), "3B": three_b(tiny_qwen2_5_config())}
 extend = jax.jit(lambda talker, *given, fresh=False: talker.extend(*given, fresh=fresh), static_argnames="fresh")

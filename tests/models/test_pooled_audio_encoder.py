@@ -11,7 +11,7 @@ import pytest
 from omni_jax.config import PooledAudioEncoderConfig
 from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
 from omni_jax.nn.layers import Init
-from omni_jax.weights.pieces import leaves
+from omni_jax.weights.layerwise import leaves
 
 SMALL = PooledAudioEncoderConfig(mel_bins=5, layers=2, width=16, heads=2, ffn_width=24, chunk_frames=40, out_width=12)
 PUBLISHED = PooledAudioEncoderConfig(

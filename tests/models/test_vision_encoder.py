@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omni_jax.processing import patch_packing
+from omni_jax.processing import vision_packing
 
 GRIDS = [(3, 4, 6), (1, 2, 8), (1, 12, 10)]
 
@@ -36,7 +36,7 @@ def test_a_frame_sees_itself_alone(omni):
 def test_several_calls_equal_one(omni, monkeypatch, call):
     patches = pixels(GRIDS)
     whole, deep = omni.encode_vision(patches, GRIDS)
-    monkeypatch.setattr(patch_packing, "CALL_PATCHES", call)
+    monkeypatch.setattr(vision_packing, "CALL_PATCHES", call)
     cut, deep_cut = omni.encode_vision(patches, GRIDS)
     close(cut, whole)
     close(deep_cut, deep)
@@ -45,7 +45,7 @@ def test_several_calls_equal_one(omni, monkeypatch, call):
 def test_padding_is_not_seen(omni):
     """What stands in the padding of a call changes nothing."""
     encoder = omni.parts["vision_encoder"]
-    (call,) = patch_packing.pack([pixels([(1, 4, 6)])], [(1, 4, 6)], 2)
+    (call,) = vision_packing.pack([pixels([(1, 4, 6)])], [(1, 4, 6)], 2)
     plain, deep = encoder.encode(call.patches, call.place, call.size, call.first)
     noisy = call.patches.copy()
     noisy[24:] = 9.0
@@ -59,7 +59,7 @@ def test_rows_in_blocks_equal_the_whole(omni, monkeypatch):
     """Wide intermediates are made some patches at a time, in blocks that divide the call."""
     from omni_jax.models.qwen3_omni import vision_encoder
 
-    (call,) = patch_packing.pack(*patch_packing.split_patches(pixels(GRIDS), GRIDS), 2)
+    (call,) = vision_packing.pack(*vision_packing.split_patches(pixels(GRIDS), GRIDS), 2)
     arrays = (call.patches, call.place, call.size, call.first)
     encoder = omni.parts["vision_encoder"]
     whole, deep = encoder.encode(*arrays)

@@ -11,7 +11,7 @@ from omni_jax.config import WindowedVisionEncoderConfig
 from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder, windows
 from omni_jax.models.qwen3_omni import vision_encoder
 from omni_jax.nn.layers import Init
-from omni_jax.processing import patch_packing
+from omni_jax.processing import vision_packing
 
 SMALL = WindowedVisionEncoderConfig(
     layers=2, width=16, heads=2, ffn_width=20, channels=1, patch=2, temporal_patch=1, merge=2, out_width=12, window=4,
@@ -45,7 +45,7 @@ def pixels(grids):
 
 
 def packed(patches, grids):
-    (call,) = patch_packing.pack(*patch_packing.split_patches(patches, grids), SMALL.merge)
+    (call,) = vision_packing.pack(*vision_packing.split_patches(patches, grids), SMALL.merge)
     return call.patches, call.place, call.size, call.first
 
 
@@ -79,7 +79,7 @@ def test_a_window_sees_itself_alone():
     """Without whole blocks, a change in one window of a frame reaches its own features, all of them, and no others."""
     encoder, grid, group = filled(replace(SMALL, whole=())), (1, 10, 12), SMALL.merge**2
     patches = pixels([grid])
-    place = patch_packing.places(*grid[1:], SMALL.merge)
+    place = vision_packing.places(*grid[1:], SMALL.merge)
     inside = (place // SMALL.window == (1, 2)).all(axis=1)
     changed = patches.copy()
     changed[np.flatnonzero(inside)[-1]] += 3

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn import attention, flash
+from omni_jax.nn import attention
+from omni_jax.nn.kernels import splash_attention
 
 NEW, SLOTS = 512, 256
 
@@ -25,7 +26,7 @@ def arrays(width, kv_heads=2, groups=2, batch=2):
     return q, k, v, past
 
 
-@pytest.mark.parametrize("width", flash.WIDTHS)
+@pytest.mark.parametrize("width", splash_attention.WIDTHS)
 @pytest.mark.parametrize("lengths", [None, (0, 131)])
 def test_kernels_equal_plain_attention(width, lengths):
     """Of rows that hold nothing yet and that hold some slots; what lies beyond is never read."""
@@ -34,14 +35,14 @@ def test_kernels_equal_plain_attention(width, lengths):
         beyond = jnp.arange(SLOTS)[:, None] >= jnp.asarray(lengths)[:, None, None, None]
         past = (*(jnp.where(beyond, 1e9, x) for x in past), jnp.asarray(lengths))
     past = None if lengths is None else past
-    found = flash.attend(q, k, v, past, interpret=True)
+    found = splash_attention.attend(q, k, v, past, interpret=True)
     np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
 def test_bfloat16_rounds_scaled_queries_and_what_comes_out():
     """And nothing between: it is float32's attention of those queries to half a unit in the last of bfloat16's 8 digits."""
     q, k, v = (x.astype(jnp.bfloat16) for x in arrays(128, kv_heads=1, batch=1)[:3])
-    found = flash.attend(q, k, v, interpret=True)
+    found = splash_attention.attend(q, k, v, interpret=True)
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     scaled = (q * 128**-0.5).astype(jnp.bfloat16).astype(jnp.float32) * 128**0.5
     expected = attention._in_blocks(scaled, k, v, None, window=None)
@@ -57,7 +58,7 @@ def test_each_device_attends_for_its_own_rows_and_heads(batch, groups):
     past = (*past, jnp.asarray([7, 200][:batch]))
 
     def run(q, k, v, past):
-        return flash.attend(q, k, v, past, mesh=mesh.abstract_mesh, interpret=True)
+        return splash_attention.attend(q, k, v, past, mesh=mesh.abstract_mesh, interpret=True)
 
     where = jax.NamedSharding(mesh, jax.P(None, None, "model"))
     found = jax.jit(run)(jax.device_put(q, where), k, v, past)
@@ -75,7 +76,7 @@ def test_gradients_of_a_prompt():
     found, expected = (
         jax.grad(lambda *given, attend=attend: loss(attend, *given), argnums=(0, 1, 2))(q, k, v)
         for attend in (
-            lambda *given: flash.attend(*given, interpret=True),
+            lambda *given: splash_attention.attend(*given, interpret=True),
             lambda *given: attention._in_blocks(*given, None, window=None),
         )
     )
@@ -84,9 +85,9 @@ def test_gradients_of_a_prompt():
 
 
 def test_what_there_are_kernels_for():
-    assert flash.fits(4096, 32768, 128)
-    assert flash.fits(768, 0, 64)
-    assert not flash.fits(256, 0, 128)  # a short turn
-    assert not flash.fits(600, 0, 128)
-    assert not flash.fits(4096, 100, 128)
-    assert not flash.fits(4096, 0, 80)
+    assert splash_attention.fits(4096, 32768, 128)
+    assert splash_attention.fits(768, 0, 64)
+    assert not splash_attention.fits(256, 0, 128)  # a short turn
+    assert not splash_attention.fits(600, 0, 128)
+    assert not splash_attention.fits(4096, 100, 128)
+    assert not splash_attention.fits(4096, 0, 80)

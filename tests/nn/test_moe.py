@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from omni_jax.nn import exchange, grouped, moe
+from omni_jax.nn import expert_parallel, grouped_matmul, moe
 from omni_jax.parallel.sharding import spec
 
-PLAN = jax.jit(jax.vmap(grouped.tile_at, in_axes=(0, None, None)), static_argnums=2)
-FORMS = [grouped._tiled, grouped._ragged, grouped._each, grouped._all]
+PLAN = jax.jit(jax.vmap(grouped_matmul.tile_at, in_axes=(0, None, None)), static_argnums=2)
+FORMS = [grouped_matmul._tiled, grouped_matmul._ragged, grouped_matmul._each, grouped_matmul._all]
 COUNT, WIDTH, FFN, LAYERS, OFFSET = 8, 12, 10, 3, 8
 
 
@@ -56,10 +56,12 @@ def test_forms_equal_a_plain_loop(form, tokens, per_token):
 @pytest.mark.parametrize("rows_a_piece", [1, 2, 5])
 def test_a_kernel_in_pieces_multiplies_as_a_whole(monkeypatch, rows_a_piece):
     gate_up, down = kernels()
-    monkeypatch.setattr(grouped, "PIECE", rows_a_piece * 4 * 2 * FFN)
-    assert [grouped.pieces(kernel) for kernel in (gate_up, down)] == {1: [12, 10], 2: [6, 5], 5: [3, 2]}[rows_a_piece]
+    monkeypatch.setattr(grouped_matmul, "PIECE", rows_a_piece * 4 * 2 * FFN)
+    assert [grouped_matmul.pieces(kernel) for kernel in (gate_up, down)] == {1: [12, 10], 2: [6, 5], 5: [3, 2]}[
+        rows_a_piece
+    ]
     x, chosen, weights = inputs(77, 3)
-    y = grouped._tiled(x, chosen, weights, gate_up, down, jnp.int32(OFFSET), count=COUNT)
+    y = grouped_matmul._tiled(x, chosen, weights, gate_up, down, jnp.int32(OFFSET), count=COUNT)
     np.testing.assert_allclose(y, plain(x, chosen, weights, gate_up, down), atol=2e-4)
 
 
@@ -95,7 +97,7 @@ def test_tiles_multiply_at_most_half_more_than_needed(tokens, per_token, count, 
     rng = np.random.default_rng(seed)
     popularity = np.log(rng.dirichlet(np.full(count, 10.0**-skew)) + 1e-30)
     chosen = np.argsort(-(popularity + rng.gumbel(size=(tokens, count))), axis=1)[:, :per_token]
-    sizes = grouped.tile_sizes(slots, count, tokens)
+    sizes = grouped_matmul.tile_sizes(slots, count, tokens)
     loads = jnp.asarray(np.bincount(chosen.reshape(-1), minlength=count))
     tiles = int(np.sum(-(-np.asarray(loads) // sizes[-1])))
     expert, first, which = (np.asarray(part) for part in PLAN(jnp.arange(4096), loads, sizes))
@@ -137,9 +139,9 @@ def test_experts_on_several_devices_drop_no_token(sizes, tokens, per_token, same
     y = program(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT))
     np.testing.assert_allclose(y, plain(x, chosen, weights, *kernels()), atol=2e-4)
     assert (len(y.sharding.device_set) > 1 and not y.sharding.is_fully_replicated) == (
-        tokens >= exchange.LEAST * mesh.size
+        tokens >= expert_parallel.LEAST * mesh.size
     )
-    if tokens < exchange.LEAST:
+    if tokens < expert_parallel.LEAST:
         assert "all-gather" not in program.as_text()
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn import attention, spans
+from omni_jax.nn import attention
+from omni_jax.nn.kernels import packed_attention as kernel
 
 
 def arrays(length, heads, width, dtype=jnp.float32):
@@ -36,10 +37,10 @@ SEVERAL = [5, 700, 64, 64], 3, 80, 512  # panels, of which a block of queries se
     [(*STRADDLING, jnp.float32), (*SEVERAL, jnp.float32), (*SEVERAL, jnp.bfloat16)],
 )
 def test_kernel_equals_blocks(monkeypatch, lengths, padding, width, panel, dtype):
-    monkeypatch.setattr(spans, "PANEL", panel)
+    monkeypatch.setattr(kernel, "PANEL", panel)
     total = sum(lengths)
     q, k, v = arrays(total + padding, 2, width, dtype)
-    found = spans.attend(q, k, v, *ends(lengths, padding), interpret=True)
+    found = kernel.attend(q, k, v, *ends(lengths, padding), interpret=True)
     assert found.dtype == dtype
     found, q, k, v = (x.astype(jnp.float32) for x in (found, q, k, v))
     blocks = jax.jit(attention.attend_spans)
@@ -54,7 +55,7 @@ def test_segments_by_their_bounds():
     """Windows of audio with padding between and behind them, whose tokens see nothing."""
     ids = np.repeat([0, 1, -1, 4, 5, -1], [104, 30, 9, 104, 90, 27])
     q, k, v = arrays(len(ids), 2, 64)
-    found = spans.attend(q, k, v, *spans.bounds(jnp.asarray(ids)), interpret=True)
+    found = kernel.attend(q, k, v, *kernel.bounds(jnp.asarray(ids)), interpret=True)
     expected = jax.jit(partial(attention.attend_segments, reach=104))(q, k, v, jnp.asarray(ids))
     np.testing.assert_allclose(found[ids >= 0], expected[ids >= 0], atol=2e-6)
     np.testing.assert_array_equal(found[ids < 0], 0)
@@ -66,11 +67,11 @@ def test_each_device_attends_for_its_own_heads(heads):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
     q, k, v = arrays(200, heads, 16)
     first, last = ends([120, 70], 10)
-    run = jax.jit(partial(spans.attend, mesh=mesh.abstract_mesh, interpret=True))
+    run = jax.jit(partial(kernel.attend, mesh=mesh.abstract_mesh, interpret=True))
     where = jax.NamedSharding(mesh, jax.P(None, "model" if heads == 4 else None))
     found = run(*(jax.device_put(x, where) for x in (q, k, v)), first, last)
     assert found.sharding.is_equivalent_to(where, 3)
-    np.testing.assert_allclose(found, spans.attend(q, k, v, first, last, interpret=True), atol=2e-6)
+    np.testing.assert_allclose(found, kernel.attend(q, k, v, first, last, interpret=True), atol=2e-6)
 
 
 @pytest.mark.parametrize("form", ["spans", "segments"])

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn import attention, spans_cpu
+from omni_jax.nn import attention
+from omni_jax.nn.kernels import packed_attention_cpu
 
 
 def drawn(*shapes, seed=0):
@@ -15,8 +16,8 @@ def drawn(*shapes, seed=0):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(spans_cpu, "ROWS", 16)
-    monkeypatch.setattr(spans_cpu, "COLUMNS", 12)
+    monkeypatch.setattr(packed_attention_cpu, "ROWS", 16)
+    monkeypatch.setattr(packed_attention_cpu, "COLUMNS", 12)
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 200])
@@ -24,14 +25,14 @@ def small_blocks(monkeypatch):
 def test_causal_attention_in_blocks_equals_all_scores_at_once(small_blocks, tokens, window):
     q, k, v = drawn((2, tokens, 2, 3, 8), (2, tokens, 2, 8), (2, tokens, 2, 8))
     expected = attention._in_blocks(q, k, v, None, window=window)
-    np.testing.assert_allclose(spans_cpu.attend_causal(q, k, v, window=window), expected, atol=2e-6)
+    np.testing.assert_allclose(packed_attention_cpu.attend_causal(q, k, v, window=window), expected, atol=2e-6)
 
 
 def test_spans_in_blocks_equal_the_form_of_all_platforms_and_empty_ones_give_zeros(small_blocks):
     q, k, v = drawn((50, 2, 8), (50, 2, 8), (50, 2, 8))
     first = jnp.array([0] * 20 + [20] * 25 + [0] * 5)
     last = jnp.array([20] * 20 + [45] * 25 + [0] * 5)
-    made = spans_cpu.attend(q, k, v, first, last)
+    made = packed_attention_cpu.attend(q, k, v, first, last)
     np.testing.assert_allclose(made, attention._spans_in_blocks(q, k, v, first, last), atol=2e-6)
     np.testing.assert_array_equal(made[45:], 0)
 
@@ -40,12 +41,12 @@ def test_dense_attention_head_by_head_equals_all_heads_at_once():
     q, k, v = drawn((3, 9, 2, 8), (3, 14, 2, 8), (3, 14, 2, 8))
     mask = jnp.asarray(np.random.default_rng(1).random((3, 9, 14)) < 0.7)
     expected = attention._queries_first(q, k, v, mask)
-    np.testing.assert_allclose(spans_cpu.attend_dense(q, k, v, mask), expected, atol=2e-6)
+    np.testing.assert_allclose(packed_attention_cpu.attend_dense(q, k, v, mask), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("window", [None, 30])
 def test_gradients_of_a_whole_causal_pass_are_those_of_the_form_of_all_platforms(window):
-    tokens = spans_cpu.FEW + 3
+    tokens = packed_attention_cpu.FEW + 3
     q, k, v, weights = drawn((1, tokens, 4, 8), (1, tokens, 2, 8), (1, tokens, 2, 8), (1, tokens, 4, 8))
 
     def total(q, k, v):

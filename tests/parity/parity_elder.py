@@ -17,10 +17,10 @@ from transformers import Qwen2_5OmniForConditionalGeneration
 from omni_jax.config import from_hf
 from omni_jax.models.qwen2_5_omni.dit import frame_noise
 from omni_jax.nn.layers import Init
-from omni_jax.testing.config_qwen2_5 import three_b, tiny_qwen2_5_config
-from omni_jax.weights.pieces import leaves
-from omni_jax.weights.rows import bind
-from omni_jax.weights.source import Safetensors
+from omni_jax.testing.qwen2_5_omni import three_b, tiny_qwen2_5_config
+from omni_jax.weights.layerwise import leaves
+from omni_jax.weights.safetensors_reader import Safetensors
+from omni_jax.weights.table import bind
 from omni_jax.weights.tables import common, qwen2_5_omni
 
 TABLE = qwen2_5_omni.rows(from_hf(tiny_qwen2_5_config()))  # the same for any sizes

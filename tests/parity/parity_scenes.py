@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from parity_inputs import clip, pad, reference_inputs
 
-from omni_jax.processing.media import Visual
+from omni_jax.processing.media.reader import Visual
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.request import Batch
 from omni_jax.testing.tokenizer import token_ids

@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from omni_jax.config.qwen2_5_omni import read
-from omni_jax.testing.config_qwen2_5 import three_b, tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import three_b, tiny_qwen2_5_config
 
 
 @pytest.mark.parametrize("change", [dict, three_b], ids=["as the 7B", "as the 3B"])

@@ -10,7 +10,7 @@ from parity_scenes import batch, scene
 from parity_scenes import theirs as keywords
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as modeling
 
-from omni_jax import perceive
+from omni_jax.engine import encode
 from omni_jax.nn.rope import rotate, rotation
 
 # --- rope
@@ -69,9 +69,9 @@ def theirs(elder, scenes, *, left=True):
 def ours(elder, asked):
     """Embeddings and final-normed states of a batch whose rows stand left in it, and how many tokens each has."""
     parts, config = elder.omni.parts, elder.omni.config.thinker
-    placed = perceive.place(asked, config)
+    placed = encode.place(asked, config)
     made, thinker = placed.batch, parts["thinker"]
-    embedded = perceive.embed(parts, placed, config)
+    embedded = encode.embed(parts, placed, config)
     room = thinker.empty_cache(*made.tokens.shape)
     prefill = jax.jit(thinker.prefill, static_argnames=("fresh", "keep"))
     _, _, states = prefill(embedded, made.positions, made.lengths, room, fresh=True, keep=config.decoder.layers)
@@ -142,11 +142,11 @@ def test_steps(elders, size):
     ]
     said = np.random.default_rng(0).integers(0, 200, (2, steps))
     config, thinker = elder.omni.config.thinker, elder.omni.parts["thinker"]
-    placed = perceive.place(batch(rows), config)
+    placed = encode.place(batch(rows), config)
     asked = placed.batch
     prefill = jax.jit(thinker.prefill, static_argnames="fresh")
     logits, cache, _ = prefill(
-        perceive.embed(elder.omni.parts, placed, config), asked.positions, asked.lengths,
+        encode.embed(elder.omni.parts, placed, config), asked.positions, asked.lengths,
         thinker.empty_cache(len(asked.tokens), asked.tokens.shape[1] + steps), fresh=True,
     )  # fmt: skip
     for row, words in zip(rows, said, strict=True):

@@ -9,7 +9,7 @@ from parity_scenes import batch, scene, theirs
 
 from omni_jax.models.memory_layout import declared
 from omni_jax.models.parts import leaves
-from omni_jax.processing import clip_packing, patch_packing
+from omni_jax.processing import audio_packing, vision_packing
 
 # Ours and theirs, the axes that theirs must be moved by, and which layer of a stack.
 PAIRS = {
@@ -37,8 +37,8 @@ def test_gradients_of_the_next_token_loss(omni, reference):
     rows = [scene(omni, ("audio", 237), ("image", 4, 6)), scene(omni, ("audio", 120), words=4, seed=1)]
     made = batch(rows, left=False).located(config)
     heard, seen = made.audio_index(config), made.visual_index(config)
-    clips = list(clip_packing.pack(made.mel, config.audio_encoder))
-    (sight,) = patch_packing.pack([made.images[0].patches], [made.images[0].grid], 2)
+    clips = list(audio_packing.pack(made.mel, config.audio_encoder))
+    (sight,) = vision_packing.pack([made.images[0].patches], [made.images[0].grid], 2)
 
     def loss(parts):
         embedded = parts["thinker"].prompt(jnp.asarray(made.tokens), taps=len(config.vision_encoder.taps))

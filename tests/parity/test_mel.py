@@ -13,9 +13,9 @@ import pytest
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper import feature_extraction_whisper
 
-from omni_jax.processing import audio
+from omni_jax.processing.media import audio
 
-HELLO = Path(audio.__file__).parents[1] / "assets" / "hello.flac"
+HELLO = Path(audio.__file__).parents[2] / "assets" / "hello.flac"
 LENGTHS = (201, 240, 319, 320, 399, 400, 401, 7961, 16_000 * 31 + 77)
 TOLERANCE = 1e-5
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper import feature_extraction_whisper
 
-from omni_jax.processing import audio
+from omni_jax.processing.media import audio
 
 SECONDS, RATE = 2, audio.SAMPLE_RATE
 CONFIG = audio.FeatureConfig(pad_seconds=SECONDS)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 
-from omni_jax.processing import vision
+from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media.source import DEFAULTS
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import DEFAULTS
 
 QWEN3 = vision.PatchConfig()
 QWEN2_5 = vision.PatchConfig(

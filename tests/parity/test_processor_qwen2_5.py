@@ -17,16 +17,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.whisper import feature_extraction_whisper
 
 from omni_jax.config import from_hf
-from omni_jax.processing import audio
-from omni_jax.processing.media import Reader
+from omni_jax.processing.media import audio
+from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.request import Batch, prepare
 from omni_jax.testing import tiny_qwen2_5_config, write_tokenizer
-from omni_jax.testing.config_qwen2_5 import preprocessor_qwen2_5
+from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5
 
-HELLO = Path(audio.__file__).parents[1] / "assets" / "hello.flac"
+HELLO = Path(audio.__file__).parents[2] / "assets" / "hello.flac"
 SECONDS = 10  # instead of 300, for their transform takes its time
 NUMBERS = preprocessor_qwen2_5(tiny_qwen2_5_config()["thinker_config"]) | {"chunk_length": SECONDS}
 CONFIG = from_hf(tiny_qwen2_5_config()).thinker

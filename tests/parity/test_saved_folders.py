@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from trees import same
 
 from omni_jax import weights
-from omni_jax.processing.media import FolderReader
+from omni_jax.processing.media.reader import FolderReader
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 
 WHOLE = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from omni_jax.testing.config_qwen2_5 import tiny_speakers
+from omni_jax.testing.qwen2_5_omni import tiny_speakers
 from omni_jax.weights.speakers import FILE, read_speakers, write_speakers
 
 

@@ -14,9 +14,9 @@ from parity_close import assert_close
 from parity_scenes import Scene, batch, conversation
 from parity_speech import answer, say, stops
 
-from omni_jax import perceive
-from omni_jax.decoding.generate import generate
 from omni_jax.decoding.sampling import Sampling, SamplingRows
+from omni_jax.decoding.text import generate
+from omni_jax.engine import encode
 from omni_jax.processing.talker_prompt import qwen3_omni
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
@@ -91,8 +91,8 @@ def test_logits_of_each_frame(omni, spoken):
     row, options, expected = spoken("an answer begun")
     parts, config = omni.parts, omni.config
     thinker, talker, predictor = (parts[name] for name in ("thinker", "talker", "code_predictor"))
-    placed = perceive.place(batch([row]), config.thinker)
-    padded, embedded = placed.batch, perceive.embed(parts, placed, config.thinker)
+    placed = encode.place(batch([row]), config.thinker)
+    padded, embedded = placed.batch, encode.embed(parts, placed, config.thinker)
     rows = SamplingRows.of([Sampling()], [0], [options["thinker_max_new_tokens"]])
     prompts = (padded.tokens, padded.positions, padded.lengths)
     states = next(generate(thinker, embedded, *prompts, rows, candidates=0, keep=config.talker.accept_layer)).states

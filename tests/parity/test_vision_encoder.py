@@ -8,7 +8,7 @@ import torch
 from parity_close import assert_close
 
 from omni_jax.models.parts import leaves
-from omni_jax.processing import patch_packing
+from omni_jax.processing import vision_packing
 
 # Frames, rows and columns in patches: least, odd numbers of groups, tall, wide, more patches than the table has, videos.
 GRIDS = [
@@ -44,11 +44,11 @@ def test_features_and_deepstack(omni, reference, grids):
 
 def test_media_over_several_calls(omni, reference, monkeypatch):
     """Frames of 96 patches in calls of at most 256: a video is cut between its frames, a large image goes alone."""
-    monkeypatch.setattr(patch_packing, "CALL_PATCHES", 256)
+    monkeypatch.setattr(vision_packing, "CALL_PATCHES", 256)
     grids = [(1, 2, 4), (6, 8, 12), (1, 20, 30), (2, 4, 4)]
     patches = pixels(grids)
-    media, sizes = patch_packing.split_patches(patches, grids)
-    calls = list(patch_packing.pack(media, sizes, 2))
+    media, sizes = vision_packing.split_patches(patches, grids)
+    calls = list(vision_packing.pack(media, sizes, 2))
     assert [len(call.patches) for call in calls] == [256, 256, 256, 640, 256]
     for mine, other in zip(omni.encode_vision(patches, grids), theirs(reference, patches, grids), strict=True):
         assert_close(mine, other)
@@ -88,7 +88,7 @@ def test_gradients(omni, reference):
     patches = pixels(grids)
     rng = np.random.default_rng(1)
     weight, deep_weight = (rng.normal(size=shape).astype(np.float32) for shape in ((25, 64), (2, 25, 64)))
-    (call,) = patch_packing.pack(*patch_packing.split_patches(patches, grids), 2)
+    (call,) = vision_packing.pack(*vision_packing.split_patches(patches, grids), 2)
 
     @jax.jit
     @jax.grad

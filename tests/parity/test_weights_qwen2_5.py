@@ -20,7 +20,7 @@ from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf, read_json
 from omni_jax.models import parts
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import three_b
+from omni_jax.testing.qwen2_5_omni import three_b
 from omni_jax.weights.speakers import FILE
 
 

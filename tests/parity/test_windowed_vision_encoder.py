@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 from omni_jax.config import WindowedVisionEncoderConfig
 from omni_jax.models import parts
 from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder
-from omni_jax.processing import patch_packing
+from omni_jax.processing import vision_packing
 
 # Windows of 4 x 4 groups as published; blocks of both kinds at both ends of a run.
 CONFIG = WindowedVisionEncoderConfig(
@@ -72,7 +72,7 @@ def pixels(grids):
 
 def packed(patches, grids):
     """One call, with padding at its end."""
-    (call,) = patch_packing.pack(*patch_packing.split_patches(patches, grids), CONFIG.merge)
+    (call,) = vision_packing.pack(*vision_packing.split_patches(patches, grids), CONFIG.merge)
     return call.patches, call.place, call.size, call.first
 
 

@@ -24,10 +24,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_jax.processing import audio, audio_file, video, vision
+from omni_jax.processing.media import audio, audio_file, patches, video
 from omni_jax.processing.options import MediaOptions
 
-HELLO = Path(audio.__file__).parents[1] / "assets" / "hello.flac"
+HELLO = Path(audio.__file__).parents[2] / "assets" / "hello.flac"
 GOLDEN = Path(__file__).parents[1] / "goldens" / "mel_hello.npz"
 RATES = (8_000, 22_050, 44_100, 48_000)
 SECONDS, PITCH = 0.5, 1_000  # Hz
@@ -464,7 +464,7 @@ def test_more_than_fits_is_not_decoded(tmp_path):
 
 MEASURE = """
 import resource, sys
-from omni_jax.processing import audio
+from omni_jax.processing.media import audio
 def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 audio.load(sys.argv[1])
 before = used()
@@ -522,7 +522,7 @@ def write_track(path, starts, *, picture=0.0, samples=None):
 
 def track(path, *, limit=math.inf, **options):
     media = MediaOptions(**options)
-    origin = video.load(path, vision.PatchConfig(), MediaOptions(max_pixels=4096), context=4096).origin
+    origin = video.load(path, patches.PatchConfig(), MediaOptions(max_pixels=4096), context=4096).origin
     with open(path, "rb") as file:
         return audio.load_track(file, "x", media, origin=origin, limit=limit)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import AudioEncoderConfig, PooledAudioEncoderConfig
-from omni_jax.processing.clip_packing import pack, split_clips
+from omni_jax.processing.audio_packing import pack, split_clips
 
 LENGTHS = st.lists(st.integers(1, 1300), min_size=1, max_size=9)
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from omni_jax.processing import audio
 from omni_jax.processing.conversation import SPOKEN_SYSTEM, Media, check, media, read, speaks
+from omni_jax.processing.media import audio
 
 
 def user(*parts):

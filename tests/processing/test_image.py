@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile
 
-from omni_jax.processing import image
+from omni_jax.processing.media import image
 
 HEIGHT, WIDTH = 24, 40
 LOSSLESS = {"png": {}, "bmp": {}, "tiff": {}, "ppm": {}, "webp": {"lossless": True}}

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.processing import audio, media, video, vision
 from omni_jax.processing.conversation import media as list_media
-from omni_jax.processing.media import Reader
+from omni_jax.processing.media import audio, video
+from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media import reader as media
+from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import NAMES, OF_A_PART, SYNONYMS, MediaOptions, per_conversation
 from omni_jax.processing.positions import interleave
 

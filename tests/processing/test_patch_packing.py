@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.buckets import CALL_PATCHES, patch_slots
-from omni_jax.processing import patch_packing
-from omni_jax.processing.patch_packing import pack, places, split_patches
-from omni_jax.processing.vision import PatchConfig, patches
+from omni_jax.processing import vision_packing
+from omni_jax.processing.media.patches import PatchConfig, patches
+from omni_jax.processing.vision_packing import pack, places, split_patches
 
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 20).map(lambda n: 2 * n), st.integers(1, 20).map(lambda n: 2 * n))
 
@@ -23,7 +23,7 @@ def test_every_patch_once_in_whole_frames(grids, call):
     expected = [(h, w) for t, h, w in grids for _ in range(t)]
     seen, features = [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patch_packing, "CALL_PATCHES", call)
+        patch.setattr(vision_packing, "CALL_PATCHES", call)
         calls = list(pack(media, grids, 2))
     for item in calls:
         real = item.size[:, 0] > 0

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.config import from_hf
-from omni_jax.processing.clock import ChunkedClock, Clock, clock
 from omni_jax.processing.positions import batch_positions, interleave, next_position, token_positions
+from omni_jax.processing.tmrope_clock import ChunkedClock, Clock, clock
 from omni_jax.testing import tiny_config
-from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config
+from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
 
 CONFIG = from_hf(tiny_qwen2_5_config()).thinker
 LETTERS = {

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.processing import audio, media, vision
 from omni_jax.processing.conversation import SPOKEN_SYSTEM, speaks
 from omni_jax.processing.conversation import media as list_media
-from omni_jax.processing.media import Reader
+from omni_jax.processing.media import audio, patches, reader
+from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import per_conversation
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.prompt import load_tokenizer, render
 from omni_jax.processing.request import Batch, prepare
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tokenizer
-from omni_jax.testing.config_qwen2_5 import preprocessor_qwen2_5
+from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5
 
 PUBLISHED = {
@@ -63,7 +63,7 @@ def test_the_published_numbers():
     reader = Reader.from_hf(PUBLISHED, CONFIG)
     assert reader.sound == audio.FeatureConfig(pad_seconds=300)
     clip = {"mean": tuple(PUBLISHED["image_mean"]), "std": tuple(PUBLISHED["image_std"])}
-    assert reader.patches == vision.PatchConfig(patch=14, min_pixels=3136, max_pixels=12_845_056, **clip)
+    assert reader.patches == patches.PatchConfig(patch=14, min_pixels=3136, max_pixels=12_845_056, **clip)
     assert reader.patches.factor == 28
 
 
@@ -156,7 +156,7 @@ def test_two_frames_a_second_are_steps_of_a_second(make):
 
 def test_a_film_with_sound_takes_turns_with_it(make, films):
     film = {"video": str(films / "sounding.mp4")}
-    made = media.read(list_media(user(film)), READER, per_conversation(None, {"use_audio_in_video": True}, 1)[0][0])
+    made = reader.read(list_media(user(film)), READER, per_conversation(None, {"use_audio_in_video": True}, 1)[0][0])
     (seen,), (clip,), (run,) = made.videos, made.mel, made.runs[CONFIG.video_token]
     mixed = interleave(seen.grid, seen.seconds, CONFIG.audio_encoder.tokens(clip.shape[1]), CONFIG)
     assert run == [CONFIG.audio_start, *mixed, CONFIG.audio_end]

@@ -24,7 +24,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from omni_jax.processing import local_file, source
+from omni_jax.processing.media import local_file, source
 from omni_jax.processing.options import MediaOptions
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

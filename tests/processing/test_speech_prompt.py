@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.processing.media import Visual
+from omni_jax.processing.media.reader import Visual
 from omni_jax.processing.positions import batch_positions, interleave
 from omni_jax.processing.request import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omni_jax.processing import video, video_track, vision
+from omni_jax.processing.media import patches, video, video_track
 from omni_jax.processing.options import MediaOptions
 
-CONFIG = vision.PatchConfig()
+CONFIG = patches.PatchConfig()
 CONTEXT = 65_536
 ROWS, COLUMNS = 2, 8  # of the black and white blocks in which a picture states its number
 RATE = 25
@@ -98,7 +98,7 @@ def in_turn(path, size):
     """All pictures of a file, decoded one after another by one thread, in the size of a clip's frames."""
     with av.open(str(path)) as container:
         return [
-            vision.resize(Image.fromarray(frame.to_ndarray(format="rgb24")), size)
+            patches.resize(Image.fromarray(frame.to_ndarray(format="rgb24")), size)
             for frame in container.decode(video=0)
         ]
 
@@ -542,7 +542,7 @@ def test_arrays(tmp_path):
         np.testing.assert_array_equal(clip.frames, frames)
         assert clip.interval == pytest.approx(0.2)
     resized = load(frames).frames
-    np.testing.assert_array_equal(resized[2], vision.resize(Image.fromarray(frames[2]), resized.shape[1:3]))
+    np.testing.assert_array_equal(resized[2], patches.resize(Image.fromarray(frames[2]), resized.shape[1:3]))
 
 
 def test_given_frames_are_all_taken():
@@ -816,12 +816,12 @@ def test_a_frame_that_does_not_decode_is_a_dropped_one(tmp_path):
 
 MEASURE = """
 import resource, sys
-from omni_jax.processing import video, vision
+from omni_jax.processing.media import video, patches
 from omni_jax.processing.options import MediaOptions
 def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-video.load(sys.argv[1], vision.PatchConfig(), MediaOptions(nframes=4), context=65536)
+video.load(sys.argv[1], patches.PatchConfig(), MediaOptions(nframes=4), context=65536)
 before = used()
-clip = video.load(sys.argv[2], vision.PatchConfig(), MediaOptions(nframes=40), context=65536)
+clip = video.load(sys.argv[2], patches.PatchConfig(), MediaOptions(nframes=40), context=65536)
 assert len(clip.frames) == 40
 print(used() - before - clip.frames.nbytes)
 """

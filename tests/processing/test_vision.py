@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from omni_jax.processing import vision
-from omni_jax.processing.image import MAX_PIXELS
+from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media.image import MAX_PIXELS
 from omni_jax.processing.options import MediaOptions
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "patches.npz"

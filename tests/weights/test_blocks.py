@@ -14,12 +14,12 @@ from omni_jax.checkpoint import tensors
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
-from omni_jax.weights import blocks, pieces
-from omni_jax.weights.rows import bind, parse
-from omni_jax.weights.source import Safetensors
+from omni_jax.weights import layerwise, shards
+from omni_jax.weights.safetensors_reader import Safetensors
+from omni_jax.weights.table import bind, parse
 
 CONFIG = from_hf(tiny_config())
-FOUND = pieces.leaves(parts.abstract(CONFIG, "float32"))
+FOUND = layerwise.leaves(parts.abstract(CONFIG, "float32"))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_every_leaf_along_every_axis(tiny, loaded, folder, counted, axis):
 
 
 def test_a_large_stack_is_filled_in_place(tiny, loaded, folder, monkeypatch):
-    monkeypatch.setattr(pieces, "SMALL_BYTES", 1 << 16)
+    monkeypatch.setattr(layerwise, "SMALL_BYTES", 1 << 16)
     assert sum(leaf.stacked and leaf.size > 1 << 16 for leaf in FOUND.values()) > 3
     mesh = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     where = NamedSharding(mesh, PartitionSpec(None, "expert"))
@@ -121,17 +121,17 @@ def test_any_rectangle_of_any_pattern(pattern, shape, tensors):
         def __exit__(self, *error):
             pass
 
-    leaf = pieces.Leaf(shape=shape, stacked=False, dtype=np.dtype(np.float64))
-    source = pieces.Published(
+    leaf = layerwise.Leaf(shape=shape, stacked=False, dtype=np.dtype(np.float64))
+    source = layerwise.Published(
         tensors=Tensors(), bindings=bound, names={name: name for name in drawn}, leaves={"leaf": leaf}, dtype=leaf.dtype
     )
-    group = pieces.Group(part="x", layer=None, paths=("leaf",))
+    group = layerwise.Group(part="x", layer=None, paths=("leaf",))
     ((_, everything),) = source.read(group)
     ends = [list(itertools.combinations(range(size + 1), 2)) for size in shape]
     wanted = list(itertools.product(*ends))
     ((_, found),) = source.blocks(group, {"leaf": wanted})
     for block, values in zip(wanted, found, strict=True):
-        np.testing.assert_array_equal(values, everything[blocks.slices(block)])
+        np.testing.assert_array_equal(values, everything[shards.slices(block)])
 
 
 def test_pieces_are_written_in_chunks_that_devices_read(folder):

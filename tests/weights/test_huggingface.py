@@ -19,8 +19,8 @@ from omni_jax.config import from_hf, read_json
 from omni_jax.errors import UnreachedError
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, write_tiny
-from omni_jax.weights import pieces, writer
-from omni_jax.weights.source import Safetensors
+from omni_jax.weights import layerwise, safetensors_writer
+from omni_jax.weights.safetensors_reader import Safetensors
 
 EXPERT = "thinker.model.layers.1.mlp.experts.3.up_proj.weight"
 CONFIG = from_hf(tiny_config())
@@ -45,7 +45,7 @@ def test_known_places(loaded, tensors):
 
 
 def test_large_leaves_are_filled_layer_by_layer(tiny, loaded, monkeypatch):
-    monkeypatch.setattr(pieces, "SMALL_BYTES", 0)
+    monkeypatch.setattr(layerwise, "SMALL_BYTES", 0)
     device = SingleDeviceSharding(jax.devices()[3])
     shardings = dict.fromkeys(parts.leaves(loaded), device)
     made = weights.load(tiny, CONFIG, dtype="float32", speech=False, shardings=shardings)
@@ -56,7 +56,7 @@ def test_large_leaves_are_filled_layer_by_layer(tiny, loaded, monkeypatch):
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 @pytest.mark.parametrize("small", [0, 32 << 20])
 def test_placed_on_eight_devices(tiny, loaded, monkeypatch, kind, small):
-    monkeypatch.setattr(pieces, "SMALL_BYTES", small)
+    monkeypatch.setattr(layerwise, "SMALL_BYTES", small)
     mesh = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(kind, kind))
     experts = NamedSharding(mesh, PartitionSpec(None, "expert"))
     table = NamedSharding(mesh, PartitionSpec("data", None))
@@ -345,7 +345,7 @@ def test_parts_without_speech_are_saved_as_a_text_model(tiny, loaded, tmp_path):
 
 
 def test_large_leaves_are_saved_layer_by_layer(tiny, loaded, tensors, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "SMALL_BYTES", 0)
+    monkeypatch.setattr(layerwise, "SMALL_BYTES", 0)
     thinking = {name: part for name, part in loaded.items() if name not in parts.SPEECH}
     saved = everything(weights.save(thinking, tmp_path / "saved", read_json(tiny / "config.json")))
     assert all(np.array_equal(saved[name], tensors[name]) for name in saved)
@@ -374,7 +374,7 @@ def test_save_refuses_parts_of_another_shape(tiny, loaded, tmp_path):
 
 def test_a_full_disk_leaves_nothing_behind(tiny, loaded, tmp_path, monkeypatch):
     written = []
-    write_shard = writer._write_shard
+    write_shard = safetensors_writer._write_shard
 
     def full(path, shard, stream):
         if written:
@@ -383,7 +383,7 @@ def test_a_full_disk_leaves_nothing_behind(tiny, loaded, tmp_path, monkeypatch):
         written.append(path)
         write_shard(path, shard, stream)
 
-    monkeypatch.setattr(writer, "_write_shard", full)
+    monkeypatch.setattr(safetensors_writer, "_write_shard", full)
     with pytest.raises(OSError, match=r"cannot be written .No space left on device"):
         weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"), shard_bytes=500_000)
     assert list((tmp_path / "saved").iterdir()) == []
@@ -437,7 +437,7 @@ def test_weights_that_cannot_be_read_now_are_not_called_a_disk_that_is_full(tiny
         raise UnreachedError("gs://bucket/thinker: cannot be read now; try again")
         yield
 
-    monkeypatch.setattr(pieces, "drain", late)
+    monkeypatch.setattr(layerwise, "drain", late)
     with pytest.raises(UnreachedError, match=r"^gs://bucket/thinker: cannot be read now; try again$"):
         weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"))
     assert list((tmp_path / "saved").iterdir()) == []

@@ -18,8 +18,8 @@ from omni_jax import weights
 from omni_jax.config import from_hf, read_json
 from omni_jax.models import parts
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
-from omni_jax.testing.config_qwen2_5 import three_b, tiny_speakers
-from omni_jax.weights.source import Safetensors
+from omni_jax.testing.qwen2_5_omni import three_b, tiny_speakers
+from omni_jax.weights.safetensors_reader import Safetensors
 from omni_jax.weights.speakers import FILE, read_speakers, write_speakers
 
 CONFIG = from_hf(tiny_qwen2_5_config())

@@ -14,9 +14,9 @@ import pytest
 from omni_jax.config import from_hf
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
-from omni_jax.weights.huggingface import TABLES
-from omni_jax.weights.pieces import leaves
-from omni_jax.weights.rows import bind, parse, report
+from omni_jax.weights.layerwise import leaves
+from omni_jax.weights.published import TABLES
+from omni_jax.weights.table import bind, parse, report
 from omni_jax.weights.tables import common, qwen2_5_omni, qwen3_omni
 
 HERE = Path(__file__).parent

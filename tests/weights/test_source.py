@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omni_jax.weights.source import INDEX, Safetensors
+from omni_jax.weights.safetensors_reader import INDEX, Safetensors
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.ones(4, ml_dtypes.bfloat16)

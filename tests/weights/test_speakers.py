@@ -16,8 +16,8 @@ import pytest
 
 from omni_jax.config.qwen2_5_omni import read
 from omni_jax.config.speech import Speaker
-from omni_jax.testing.config_qwen2_5 import tiny_qwen2_5_config, tiny_speakers
-from omni_jax.weights import torch_file
+from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config, tiny_speakers
+from omni_jax.weights import torch_pickle
 from omni_jax.weights.speakers import FILE, read_speakers, write_speakers
 
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
@@ -427,9 +427,9 @@ def test_a_huge_place_in_memory_is_no_memory(path):
 
 def test_sizes_are_bounded(path, monkeypatch):
     save(path)
-    monkeypatch.setattr(torch_file, "MAX_PICKLE_BYTES", 100)
+    monkeypatch.setattr(torch_pickle, "MAX_PICKLE_BYTES", 100)
     refused(path, "its data.pkl has more than 100 bytes")
-    monkeypatch.setattr(torch_file, "MAX_BYTES", 500)
+    monkeypatch.setattr(torch_pickle, "MAX_BYTES", 500)
     refused(path, "it has more than 500 bytes")
 
 

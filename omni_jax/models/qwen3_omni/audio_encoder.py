@@ -2,7 +2,7 @@
 
 Static shapes: every clip is cut into chunks of 100 frames; a call takes a fixed number of chunk slots, filled with the chunks
 of any number of clips one after another. What the reference does with lists of lengths is carried by three small arrays a
-chunk (valid frames, frames that exist for the convolutions, attention window), see processing/clip_packing.py.
+chunk (valid frames, frames that exist for the convolutions, attention window), see processing/audio_packing.py.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """The vision encoder of Qwen3-Omni: patches of images and video frames to features of the thinker's width.
 
 Static shapes: a call takes a number of patches, filled with the frames of any number of images and videos one after another
-(processing/patch_packing.py). Each patch brings its place in its frame, the frame's size and where the frame begins; that is
+(processing/vision_packing.py). Each patch brings its place in its frame, the frame's size and where the frame begins; that is
 all that positions, rope and attention need. A video's frame pair attends to itself alone, as an image does.
 """
 

@@ -1,6 +1,6 @@
 """Qwen2.5-Omni, 7B and 3B: where each parameter of ours lies in the published checkpoints.
 
-The grammar of the rows is explained in `weights/rows.py`; both names go on from the prefixes of their block (see the end).
+The grammar of the rows is explained in `weights/table.py`; both names go on from the prefixes of their block (see the end).
 
 Thinker and talker are published in bfloat16, token2wav in float32. Voices are not among the tensors: `weights/speakers.py`.
 A linear weight of theirs is [out, in]; a convolution [out, in, width], a transposed one [in, out, width].
@@ -9,7 +9,7 @@ A linear weight of theirs is [out, in]; a convolution [out, in, width], a transp
 from collections.abc import Iterator, Sequence
 
 from omni_jax.config import Omni25Config
-from omni_jax.weights.rows import Row, parse
+from omni_jax.weights.table import Row, parse
 from omni_jax.weights.tables import common
 
 AUDIO_ENCODER = """

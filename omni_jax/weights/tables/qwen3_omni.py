@@ -1,6 +1,6 @@
 """Qwen3-Omni: where each parameter of ours lies in the published checkpoints.
 
-The grammar of the rows is explained in `weights/rows.py`; both names go on from the prefixes of their block (see the end).
+The grammar of the rows is explained in `weights/table.py`; both names go on from the prefixes of their block (see the end).
 
 Names and shapes are the published files' own, one tensor an expert and projection; `or` lines (of `common.py`) admit
 what Transformers writes from its memory. A linear weight of theirs is [out, in]; a convolution [out, in, width], a
@@ -10,7 +10,7 @@ transposed one [in, out, width].
 from collections.abc import Iterator, Sequence
 
 from omni_jax.config import Omni3Config
-from omni_jax.weights.rows import Row, parse
+from omni_jax.weights.table import Row, parse
 from omni_jax.weights.tables import common
 
 AUDIO_ENCODER = """

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from urllib.request import url2pathname
 
 from omni_jax.errors import cut, shown
-from omni_jax.processing.local_file import RefusedError, open_path, read_all, require_bytes
+from omni_jax.processing.media.local_file import RefusedError, open_path, read_all, require_bytes
 from omni_jax.processing.options import MediaOptions
 
 DEFAULTS = MediaOptions()

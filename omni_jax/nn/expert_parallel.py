@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from omni_jax.nn import grouped
+from omni_jax.nn import grouped_matmul
 from omni_jax.parallel.sharding import AXES
 
 # Tokens a device from which on they are sent: what is sent of fewer is mostly room for the worst case.
@@ -53,7 +53,7 @@ def _added(x, chosen, weights, gate_up, down, layer, *, axes):
     count = gate_up.shape[1]
     own = chosen - jax.lax.axis_index(axes) * count
     own = jnp.where((own >= 0) & (own < count), own, count)
-    return jax.lax.psum(grouped.mixture(x, own, weights, gate_up, down, layer), axes)
+    return jax.lax.psum(grouped_matmul.mixture(x, own, weights, gate_up, down, layer), axes)
 
 
 def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
@@ -77,7 +77,7 @@ def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
 def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
     devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
     # Experts lie on the devices in their order, so slots (t * R + r) in the order of experts are in that of receivers.
-    order, loads = grouped.group(chosen, devices * count)
+    order, loads = grouped_matmul.group(chosen, devices * count)
     loads = jax.lax.all_gather(loads, axes)  # [sender, expert]
     sizes = jnp.sum(loads.reshape(devices, devices, count), axis=-1)  # [sender, receiver]
     rows = _send(x[order // chosen.shape[1]], room, sizes, axes)
@@ -85,9 +85,9 @@ def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
     ends = jnp.cumsum(jax.lax.dynamic_slice_in_dim(loads, jax.lax.axis_index(axes) * count, count, axis=1))
     run = jnp.searchsorted(ends, jnp.arange(room), side="right", method="compare_all")
     own = jnp.where(run < len(ends), run % count, count)[:, None]
-    made = grouped.mixture(rows, own, jnp.ones(own.shape, x.dtype), gate_up, down, layer)
+    made = grouped_matmul.mixture(rows, own, jnp.ones(own.shape, x.dtype), gate_up, down, layer)
     y = _send(made.astype(x.dtype), chosen.size, sizes.T, axes)
-    return grouped.combine(y, order, chosen, weights, devices * count)
+    return grouped_matmul.combine(y, order, chosen, weights, devices * count)
 
 
 def _send(rows: Float[Array, "S D"], room: int, sizes: Int[Array, "sender receiver"], axes) -> Float[Array, "room D"]:

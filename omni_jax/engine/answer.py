@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax import perceive
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.generate import CALL_STEPS, Made, generate
+from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.defaults import DEFAULT_NEW_TOKENS
-from omni_jax.perceive import Placed
+from omni_jax.decoding.text import CALL_STEPS, Made, generate
+from omni_jax.engine import encode
+from omni_jax.engine.encode import Placed
+from omni_jax.engine.reply import Draft, Event
 from omni_jax.processing.transcript import Transcript
-from omni_jax.reply import Draft, Event
 from omni_jax.speech.stream import Speech, Voices
 
 
@@ -84,7 +84,7 @@ def _write(
 ) -> Iterator[Made]:
     """Generates, each row reading its tokens; yields after each call."""
     context, sampling = config.thinker.context, request.sampling
-    padded, embedded = request.prompts.batch, perceive.embed(parts, request.prompts, config.thinker)
+    padded, embedded = request.prompts.batch, encode.embed(parts, request.prompts, config.thinker)
     assert padded.positions is not None  # place has counted them
     longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
     most = [min(longest, context - int(length)) for length in padded.lengths]

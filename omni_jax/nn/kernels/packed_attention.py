@@ -1,8 +1,9 @@
 """Attention inside spans on a TPU: a Pallas kernel that multiplies just the keys that a block of queries sees.
 
-Splash attention (nn/flash.py) leaves out blocks by a mask that is known when it is compiled. Where frames and windows begin and
-end is known at run time, so the bounds of each block of queries are read before it begins, and a loop visits the blocks of
-keys between them. Scores and what is carried along (online softmax, arXiv:1805.02867) never leave the processor's memory.
+Splash attention (nn/kernels/splash_attention.py) leaves out blocks by a mask that is known when it is compiled. Where frames
+and windows begin and end is known at run time, so the bounds of each block of queries are read before it begins, and a loop
+visits the blocks of keys between them. Scores and what is carried along (online softmax, arXiv:1805.02867) never leave the
+processor's memory.
 
 Queries lie along the lanes, so that a query's maximum, sum and bounds are rows and only the keys' width is padded to 128.
 """

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from omni_jax.processing.arrays import to_numpy
+from omni_jax.processing.media.source import DEFAULTS, MediaSource, describe, opened, reason
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened, reason
 
 # Asked before anything is decoded, which takes up to 16 bytes a pixel: a picture in a file, or a frame, has 8K at most, and no
 # model sees half of that. A photo, which phones take of 200 million pixels, is decoded at a half, a quarter or an eighth.

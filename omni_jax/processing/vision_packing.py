@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from omni_jax.buckets import CALL_PATCHES, patch_slots
 from omni_jax.processing.arrays import is_numeric, to_numpy
-from omni_jax.processing.clip_packing import rows_of
+from omni_jax.processing.audio_packing import rows_of
 
 Grid = tuple[int, int, int]
 

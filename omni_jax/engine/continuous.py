@@ -17,16 +17,16 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jaxtyping import Array, Float
 
-from omni_jax import perceive
-from omni_jax.answer import Request
 from omni_jax.buckets import bucket
-from omni_jax.decoding.generate import Made
+from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS, Defaults
 from omni_jax.decoding.slots import Slots, Written
-from omni_jax.defaults import DEFAULT_NEW_TOKENS, Defaults
+from omni_jax.decoding.text import Made
+from omni_jax.engine import encode
+from omni_jax.engine.answer import Request
+from omni_jax.engine.reply import Draft, Reply
 from omni_jax.omni import Omni
 from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
 from omni_jax.processing.request import Batch
-from omni_jax.reply import Draft, Reply
 
 # Seconds between two questions of whether all hosts have read what comes next, where none can go on without it.
 PATIENCE = 1.0
@@ -143,7 +143,7 @@ def _begin(omni: Omni, desk: Slots, number: int, item: Item, alone: bool) -> _Ro
     most = min(sampling.max_new_tokens or DEFAULT_NEW_TOKENS, config.context - item.length)
     try:
         states = desk.put(
-            number, perceive.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
+            number, encode.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
             sampling, request.seeds[0], most,
             candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
         )  # fmt: skip

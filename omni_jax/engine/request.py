@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config import read_json
+from omni_jax.decoding.defaults import Defaults, sampling_options
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.defaults import Defaults, sampling_options
+from omni_jax.engine.transformers_keywords import translated
 from omni_jax.errors import check_progress, cut, listed, shown
 from omni_jax.processing.conversation import speaks
+from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.request import PROCESSED, Batch
-from omni_jax.processing.video_track import Progress
 from omni_jax.speech.synthesizer import Synthesizer
-from omni_jax.transformers_keywords import translated
 
 KNOWN = "speaker, return_audio, compat, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from omni_jax.errors import listed, shown
-from omni_jax.processing.image import ImageSource, load, require_area, require_ratio
+from omni_jax.processing.media.image import ImageSource, load, require_area, require_ratio
+from omni_jax.processing.media.source import DEFAULTS, describe
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import DEFAULTS, describe
 
 
 @dataclass(frozen=True)

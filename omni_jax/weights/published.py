@@ -15,12 +15,12 @@ from omni_jax.config import OmniConfig, foreign, from_hf, speech
 from omni_jax.errors import cut, shown
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
-from omni_jax.weights import pieces, speakers, writer
-from omni_jax.weights.assemble import Shardings, assemble
-from omni_jax.weights.pieces import InMemory, Progress, Published, Source
-from omni_jax.weights.rows import Binding, bind, report
-from omni_jax.weights.source import Safetensors, held_names
+from omni_jax.weights import layerwise, safetensors_writer, speakers
+from omni_jax.weights.layerwise import InMemory, Progress, Published, Source
+from omni_jax.weights.safetensors_reader import Safetensors, held_names
+from omni_jax.weights.table import Binding, bind, report
 from omni_jax.weights.tables import common, qwen2_5_omni, qwen3_omni
+from omni_jax.weights.to_devices import Shardings, assemble
 
 TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni, "qwen2_5_omni": qwen2_5_omni}
 
@@ -104,7 +104,7 @@ def published(
     _count(Path(folder), table.counted(config), names)
     given = float_dtype("bfloat16" if dtype is None else dtype)
     abstract = model_parts.abstract(config, given, speech=speech)
-    found = pieces.leaves(abstract)
+    found = layerwise.leaves(abstract)
     bound, faults = bind(table.rows(config), {path: leaf.shape for path, leaf in found.items()}, names)
     expected = {name: binding.shape for binding in bound.values() for name in binding.names()}
     missing = [(name, "missing") for name in expected if name not in names]
@@ -124,7 +124,7 @@ def published(
         if {tensors.tensors[names[name]].dtype for binding in chosen for name in binding.names()} != {"BF16"}:
             given = float_dtype("float32")
             abstract = model_parts.abstract(config, given, speech=speech)
-            found = pieces.leaves(abstract)
+            found = layerwise.leaves(abstract)
     return Published(tensors=tensors, bindings=bound, names=names, leaves=found, dtype=given), abstract
 
 
@@ -136,7 +136,7 @@ def save(
     dtype: Any = None,
     speech: bool = True,
     files_from: str | Path | None = None,
-    shard_bytes: int = writer.SHARD_BYTES,
+    shard_bytes: int = safetensors_writer.SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Path:
     """Writes weights in the published layout: config.json, safetensors shards and their index.
@@ -165,7 +165,7 @@ def save(
     speech = speech and config.talker is not None
     abstract = model_parts.abstract(config, dtype, speech=speech)
     if isinstance(weights, Mapping):
-        pieces.agree(pieces.leaves(abstract), pieces.leaves(weights), "the parts")
+        layerwise.agree(layerwise.leaves(abstract), layerwise.leaves(weights), "the parts")
     voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
     described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
     if not speech and "thinker_config" in described:  # that of a thinker alone has nothing to say of it
@@ -174,12 +174,12 @@ def save(
     def beside() -> None:
         if files_from is not None:
             copy_files(files_from, folder, voices)
-        writer.write_json(folder / "config.json", described)
+        safetensors_writer.write_json(folder / "config.json", described)
 
     with only_writer(folder):
-        writer.write(
+        safetensors_writer.write(
             given,
-            pieces.leaves(abstract),
+            layerwise.leaves(abstract),
             bindings(config, abstract),
             folder,
             shard_bytes=shard_bytes,
@@ -193,7 +193,7 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
     """How each leaf of the abstract parts is stored in the published layout."""
     bound, faults = bind(
         TABLES[config.family].rows(config),
-        {path: leaf.shape for path, leaf in pieces.leaves(abstract).items()},
+        {path: leaf.shape for path, leaf in layerwise.leaves(abstract).items()},
     )
     if faults:
         raise ValueError(f"the weight table does not cover the model: {report(faults)}")
@@ -220,11 +220,11 @@ def copy_files(
             continue
         if path.stat().st_size <= COPIED_BYTES and (again or not (target / path.name).exists()):
             content = path.read_bytes()
-            with writer.whole(target / path.name) as temporary:
+            with safetensors_writer.whole(target / path.name) as temporary:
                 temporary.write_bytes(content)
                 temporary.replace(target / path.name)
     if voices and (again or not (target / speakers.FILE).exists()):
-        with writer.whole(target / speakers.FILE):
+        with safetensors_writer.whole(target / speakers.FILE):
             speakers.write_speakers(target, voices)
 
 
@@ -238,7 +238,7 @@ def float_dtype(dtype: Any) -> np.dtype:
         found = np.dtype(jnp.dtype(dtype))
     except TypeError:
         found = None
-    if found is None or found.name not in writer.CODES:
+    if found is None or found.name not in safetensors_writer.CODES:
         raise ValueError(f"dtype: expected float32 or bfloat16, got {shown(dtype)}")
     return found
 

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from omni_jax.config import PooledAudioEncoderConfig, ThinkerConfig
-from omni_jax.processing import audio, image, source, video, vision
 from omni_jax.processing.conversation import Media
+from omni_jax.processing.media import audio, image, source, video
+from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.processor_files import Numbers, read_processor
-from omni_jax.processing.video_track import Progress
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Visual:
     """An image or a video as the vision encoder takes it.
 
     Attributes:
-        patches: frame after frame, as ``vision.patches`` makes them.
+        patches: frame after frame, as ``patches.patches`` makes them.
         grid: frames (pairs of pictures), rows and columns, in patches.
         seconds: time from one frame of the grid to the next; 0 for an image.
     """
@@ -156,7 +157,7 @@ def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[
 
 
 def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visual:
-    """``vision.prepare``, but that a picture beyond the context is refused before it is resized."""
+    """``patches.prepare``, but that a picture beyond the context is refused before it is resized."""
     name = source.describe(given, "image")
     picture = image.load(given, name=name, options=options)
     try:

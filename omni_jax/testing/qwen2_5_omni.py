@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.config.speech import DiTConfig, Speaker
-from omni_jax.testing import config
+from omni_jax.testing import qwen3_omni
 from omni_jax.testing.tokenizer_qwen2_5 import token_ids_qwen2_5
 
 # What the talker reads beside words has rows of the thinker's table, beyond the tokenizer's last, and no spelling.
@@ -205,7 +205,7 @@ def unspelt_id(name: str) -> int:
 def preprocessor_qwen2_5(thinker: Mapping[str, Any]) -> dict[str, Any]:
     """preprocessor_config.json, as published, for the sizes of a thinker's configuration."""
     return {
-        **config.preprocessor(thinker),
+        **qwen3_omni.preprocessor(thinker),
         "processor_class": "Qwen2_5OmniProcessor",
         "chunk_length": 300,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],

@@ -14,9 +14,9 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
-from omni_jax.processing import container
-from omni_jax.processing.container import HOLE, Packets
-from omni_jax.processing.image import JPEG_SCAN, MAX_JPEG_SCANS, MAX_PIXELS, to_rgb
+from omni_jax.processing.media import container
+from omni_jax.processing.media.container import HOLE, Packets
+from omni_jax.processing.media.image import JPEG_SCAN, MAX_JPEG_SCANS, MAX_PIXELS, to_rgb
 
 Progress = Callable[[int, int, str], None]  # (done, total, name)
 

@@ -12,17 +12,17 @@ from jax.sharding import Sharding
 
 from omni_jax.errors import check_progress
 from omni_jax.models import parts
-from omni_jax.weights import blocks, pieces
+from omni_jax.weights import layerwise, shards
 
 Shardings = Mapping[str, Sharding]
 
 
 def assemble(
-    source: pieces.Folder,
+    source: layerwise.Folder,
     abstract: Mapping[str, nnx.Module],
     *,
     shardings: Shardings | None = None,
-    progress: pieces.Progress | None = None,
+    progress: layerwise.Progress | None = None,
 ) -> dict[str, nnx.Module]:
     """The parts with a source's weights. In a job of several processes, each reads what its own devices hold.
 
@@ -38,11 +38,11 @@ def assemble(
             a piece, it counts as the whole.
     """
     check_progress(progress)
-    found, shardings = pieces.leaves(abstract), shardings or {}
+    found, shardings = layerwise.leaves(abstract), shardings or {}
     homes = {path: _Home(leaf, shardings.get(path)) for path, leaf in found.items()}
     wanted = {path: home.wanted for path, home in homes.items()}
     total, done = sum(leaf.size for leaf in found.values()), 0
-    for group in pieces.groups(found):
+    for group in layerwise.groups(found):
         for path, arrays in source.blocks(group, wanted):
             homes[path].take(group.layer, arrays)
             done += found[path].piece_size
@@ -59,12 +59,12 @@ class _Home:
         value: the leaf, when it has taken every piece.
     """
 
-    def __init__(self, leaf: pieces.Leaf, sharding: Sharding | None):
+    def __init__(self, leaf: layerwise.Leaf, sharding: Sharding | None):
         self._leaf, self._sharding = leaf, sharding
-        self._of_piece = blocks.of_layer(sharding) if leaf.stacked else sharding
-        self.wanted = blocks.held(self._of_piece, leaf.piece)
+        self._of_piece = shards.of_layer(sharding) if leaf.stacked else sharding
+        self.wanted = shards.held(self._of_piece, leaf.piece)
         shared = sharding is None and jax.default_backend() == "cpu"
-        self._on_host = leaf.stacked and (leaf.size <= pieces.SMALL_BYTES or shared)
+        self._on_host = leaf.stacked and (leaf.size <= layerwise.SMALL_BYTES or shared)
         self._stacks: list[np.ndarray] = []
         self.value: Any = None
 
@@ -75,7 +75,7 @@ class _Home:
             self.value = self._put(arrays, leaf.shape, self._sharding)
         elif self._on_host:
             if layer == 0:
-                self._stacks = [pieces.empty((leaf.shape[0], *array.shape), leaf.dtype) for array in arrays]
+                self._stacks = [layerwise.empty((leaf.shape[0], *array.shape), leaf.dtype) for array in arrays]
             for stack, array in zip(self._stacks, arrays, strict=True):
                 stack[layer] = array
             if layer == leaf.shape[0] - 1:
@@ -92,7 +92,7 @@ class _Home:
     def _put(
         self, arrays: list[np.ndarray], shape: tuple[int, ...], sharding: Sharding | None, *, stacked: bool = False
     ) -> jax.Array:
-        return blocks.put(dict(zip(self.wanted, arrays, strict=True)), shape, sharding, stacked=stacked)
+        return shards.put(dict(zip(self.wanted, arrays, strict=True)), shape, sharding, stacked=stacked)
 
 
 @cache

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from omni_jax.config.foreign import other_weights
 from omni_jax.errors import cut, shown
-from omni_jax.weights import blocks
-from omni_jax.weights.blocks import Span
+from omni_jax.weights import shards
+from omni_jax.weights.shards import Span
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -139,12 +139,12 @@ def _read(opened: Any, name: str, spans: Sequence[Sequence[Span]] | None) -> np.
     if spans is None:
         return opened.get_tensor(name)
     tensor = opened.get_slice(name)
-    read = [(target, tensor[blocks.slices(source)]) for source, target in blocks.gathered(spans)]
+    read = [(target, tensor[shards.slices(source)]) for source, target in shards.gathered(spans)]
     if len(read) == 1:
         return read[0][1]
     found = np.empty([sum(stop - start for start, stop in axis) for axis in spans], read[0][1].dtype)
     for target, values in read:
-        found[blocks.slices(target)] = values
+        found[shards.slices(target)] = values
     return found
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from omni_jax.models import parts
-from omni_jax.weights import blocks
-from omni_jax.weights.blocks import Block
-from omni_jax.weights.rows import Binding, report
-from omni_jax.weights.source import Safetensors
+from omni_jax.weights import shards
+from omni_jax.weights.safetensors_reader import Safetensors
+from omni_jax.weights.shards import Block
+from omni_jax.weights.table import Binding, report
 
 # Of each leaf, by path, the blocks of a piece that are to be read.
 Wanted = Mapping[str, Sequence[Block]]
@@ -160,7 +160,7 @@ class Published:
     dtype: np.dtype
 
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
-        wanted = {path: [blocks.whole(self.leaves[path].piece)] for path in group.paths}
+        wanted = {path: [shards.whole(self.leaves[path].piece)] for path in group.paths}
         for path, found in self.blocks(group, wanted):
             yield path, found.pop()
 
@@ -174,9 +174,9 @@ class Published:
         spans = binding.spans(block)
         if spans is None:
             # Devices that share a joined axis unevenly: the whole is read, and cut.
-            piece = self._block(path, layer, blocks.whole(leaf.piece))
-            return piece[blocks.slices(block)].copy()
-        values = empty(blocks.shape_of(block), leaf.dtype)
+            piece = self._block(path, layer, shards.whole(leaf.piece))
+            return piece[shards.slices(block)].copy()
+        values = empty(shards.shape_of(block), leaf.dtype)
         for name, index, runs in binding.within(layer, spans):
             binding.put(values, index, self.tensors.read(self.names[name], runs), spans)
         return values

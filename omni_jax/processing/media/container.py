@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import av
 from av.error import FFmpegError
 
-from omni_jax.processing.source import reason
+from omni_jax.processing.media.source import reason
 
 # Whose headers state the length; of other containers, FFmpeg estimates it.
 _STATE_LENGTH = ("mov", "matroska", "flv", "flac", "aiff", "au")

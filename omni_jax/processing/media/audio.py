@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from omni_jax.errors import listed, shown
-from omni_jax.processing import audio_file
 from omni_jax.processing.arrays import to_numpy
-from omni_jax.processing.audio_file import (
+from omni_jax.processing.media import audio_file
+from omni_jax.processing.media.audio_file import (
     BLOCK_FRAMES,
     MAX_CHANNELS,
     SAMPLE_RATE,
@@ -23,8 +23,8 @@ from omni_jax.processing.audio_file import (
     downmix,
     take,
 )
+from omni_jax.processing.media.source import DEFAULTS, MediaSource, describe, opened
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened
 
 AudioSource = MediaSource | np.ndarray | tuple[np.ndarray, float]
 _MEL_FRAMES = 1024  # mel frames at a time: under 5 MB an array, which stays in cache, however long the clip

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 
 from omni_jax.errors import UnreachedError
-from omni_jax.weights import pieces
-from omni_jax.weights.rows import Binding, Shape
-from omni_jax.weights.source import INDEX, SINGLE
+from omni_jax.weights import layerwise
+from omni_jax.weights.safetensors_reader import INDEX, SINGLE
+from omni_jax.weights.table import Binding, Shape
 
 CODES = {"float32": "F32", "bfloat16": "BF16"}
 SHARD_BYTES = 5_000_000_000
 
 
 def write(
-    source: pieces.Source,
-    found: Mapping[str, pieces.Leaf],
+    source: layerwise.Source,
+    found: Mapping[str, layerwise.Leaf],
     bindings: Mapping[str, Binding],
     folder: Path,
     *,
     shard_bytes: int = SHARD_BYTES,
-    progress: pieces.Progress | None = None,
+    progress: layerwise.Progress | None = None,
     beside: Callable[[], None] | None = None,
 ) -> None:
     """Writes a source's weights into ``folder`` as safetensors in the published layout, each leaf in its dtype.
@@ -137,12 +137,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _plan(
-    found: Mapping[str, pieces.Leaf], bindings: Mapping[str, Binding], limit: int
+    found: Mapping[str, layerwise.Leaf], bindings: Mapping[str, Binding], limit: int
 ) -> list[dict[str, tuple[Shape, np.dtype]]]:
     """Which tensors each shard holds, with their shapes and dtypes, in the order in which they will come."""
     shards: list[dict[str, tuple[Shape, np.dtype]]] = [{}]
     filled = 0
-    for group in pieces.groups(found):
+    for group in layerwise.groups(found):
         for path in group.paths:
             shape, dtype = bindings[path].shape, found[path].dtype
             size = math.prod(shape) * dtype.itemsize
@@ -156,12 +156,12 @@ def _plan(
 
 
 def _tensors(
-    source: pieces.Source,
-    found: Mapping[str, pieces.Leaf],
+    source: layerwise.Source,
+    found: Mapping[str, layerwise.Leaf],
     bindings: Mapping[str, Binding],
-    progress: pieces.Progress | None,
+    progress: layerwise.Progress | None,
 ) -> Iterator[np.ndarray]:
-    for group, path, piece in pieces.drain(found, source, progress):
+    for group, path, piece in layerwise.drain(found, source, progress):
         for _, index in bindings[path].tensors(group.layer):
             yield bindings[path].take(piece, index)
 

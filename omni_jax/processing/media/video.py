@@ -10,13 +10,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from omni_jax.processing import image, video_track, vision
 from omni_jax.processing.arrays import to_numpy
-from omni_jax.processing.image import ImageSource
+from omni_jax.processing.media import image, patches, video_track
+from omni_jax.processing.media.image import ImageSource
+from omni_jax.processing.media.patches import PatchConfig
+from omni_jax.processing.media.source import DEFAULTS, MediaSource, describe, opened
+from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.source import DEFAULTS, MediaSource, describe, opened
-from omni_jax.processing.video_track import Progress
-from omni_jax.processing.vision import PatchConfig
 
 # The limits that Qwen's own examples and utilities document.
 FPS = 2.0  # frames a second taken from a file, and assumed of frames given without a rate
@@ -145,7 +145,7 @@ def frame_size(
         share = _total_area(config, options, context / videos) / count * pair
         high = max(min(FRAME_TOKENS[1] * cell, share), int(low * 1.05))
         high = high if options.max_pixels is None else min(high, options.max_pixels)
-    height, width = vision.smart_resize(height, width, factor=config.factor, min_pixels=low, max_pixels=int(high))
+    height, width = patches.smart_resize(height, width, factor=config.factor, min_pixels=low, max_pixels=int(high))
     tokens = count // pair * (height * width // cell)
     if tokens > context:
         raise ValueError(
@@ -223,7 +223,7 @@ def _from_pictures(
                 f"{name}: frame {number} is {picture.height} x {picture.width} pixels, but the first is "
                 f"{first.height} x {first.width}; expected one size; crop or resize them, or give them as images"
             )
-        frames[number] = vision.resize(picture, frames.shape[1:3])
+        frames[number] = patches.resize(picture, frames.shape[1:3])
         if progress:
             progress(number + 1, given, name)
     frames[given:] = frames[given - 1]
@@ -264,7 +264,7 @@ def _from_file(
                 f"{index.width}; expected one size; convert it to one, or cut it into files of one size"
             )
         slots = chosen == number
-        frames[slots] = vision.resize(Image.fromarray(pixels), frames.shape[1:3])
+        frames[slots] = patches.resize(Image.fromarray(pixels), frames.shape[1:3])
         found |= slots
         del pixels  # or it would live while the next is decoded
     if not found.all():

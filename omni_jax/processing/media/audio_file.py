@@ -14,9 +14,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from omni_jax.processing import container
-from omni_jax.processing.container import HOLE, Packets, Steady
-from omni_jax.processing.source import reason
+from omni_jax.processing.media import container
+from omni_jax.processing.media.container import HOLE, Packets, Steady
+from omni_jax.processing.media.source import reason
 
 SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
 RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording

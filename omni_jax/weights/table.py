@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from omni_jax.errors import cut, listed
-from omni_jax.weights import blocks
-from omni_jax.weights.blocks import Block, Span
+from omni_jax.weights import shards
+from omni_jax.weights.shards import Block, Span
 
 Shape = tuple[int, ...]
 Groups = tuple[tuple[str, ...], ...]
@@ -102,7 +102,7 @@ class Binding:
         """A block of a piece by single axes; None where it is no rectangle of them."""
         spans: list[Span] = []
         for sizes, span in zip(_split(self.atoms, self.ours), block, strict=True):
-            found = blocks.apart(sizes, span)
+            found = shards.apart(sizes, span)
             if found is None:
                 return None
             spans += found
@@ -123,7 +123,7 @@ class Binding:
         lying = [spans[place] for place in self.order]
         slots = lying[: len(lying) - len(self.inner)]
         axes = zip(_split(self.inner, self.theirs), _split(lying[len(slots) :], self.theirs), strict=True)
-        runs: tuple[tuple[Span, ...], ...] | None = tuple(blocks.runs(sizes, chosen) for sizes, chosen in axes)
+        runs: tuple[tuple[Span, ...], ...] | None = tuple(shards.runs(sizes, chosen) for sizes, chosen in axes)
         if runs == tuple(((0, size),) for size in self.shape):
             runs = None
         for name, index in self.tensors(layer):
@@ -135,7 +135,7 @@ class Binding:
 
         The slots are its first axes, the single axes of their tensor follow.
         """
-        return piece.reshape(blocks.shape_of(spans) if spans else self.atoms).transpose(self.order)
+        return piece.reshape(shards.shape_of(spans) if spans else self.atoms).transpose(self.order)
 
     def take(self, piece: np.ndarray, index: Shape) -> np.ndarray:
         """Their tensor out of a piece of ours."""

@@ -14,7 +14,7 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.models.thinker import Embedded
 from omni_jax.parallel.jitted import jitted
 from omni_jax.parallel.multihost import fetch
-from omni_jax.processing import clip_packing, patch_packing
+from omni_jax.processing import audio_packing, vision_packing
 from omni_jax.processing.request import Batch
 
 _embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
@@ -57,25 +57,25 @@ def place(batch: Batch, config: ThinkerConfig) -> Placed:
     ids = padded.tokens
     if ids.max() >= config.vocabulary or ids.min() < 0:
         raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
-    clip_packing.split_clips(padded.mel, mel_bins=config.audio_encoder.mel_bins)
+    audio_packing.split_clips(padded.mel, mel_bins=config.audio_encoder.mel_bins)
     return Placed(padded, padded.audio_index(config), padded.visual_index(config))
 
 
 def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Embedded:
     """Embeddings with media in place."""
     batch, heard, seen = placed
-    clips = clip_packing.split_clips(batch.mel, mel_bins=config.audio_encoder.mel_bins)
+    clips = audio_packing.split_clips(batch.mel, mel_bins=config.audio_encoder.mel_bins)
     visuals = (*batch.images, *batch.videos)
     taps = len(config.vision_encoder.taps) if visuals else 0
     embedded = _embed(parts["thinker"], batch.tokens, taps=taps)
-    for call in clip_packing.pack(clips, config.audio_encoder):
+    for call in audio_packing.pack(clips, config.audio_encoder):
         features = _hear(parts["audio_encoder"], *call.inputs)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:
         return embedded
     encoder = parts["vision_encoder"]
     patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
-    for call in patch_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
+    for call in vision_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
         features, deep = _see(encoder, call.patches, call.place, call.size, call.first)
         embedded = _put_sight(embedded, features, deep, call.rows(seen))
     return embedded
@@ -88,7 +88,7 @@ def encode_audio(
     if not clips:
         return []
     rows, order = [], []
-    for call in clip_packing.pack(clips, config.audio_encoder):
+    for call in audio_packing.pack(clips, config.audio_encoder):
         features = fetch(_hear(parts["audio_encoder"], *call.inputs))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])
@@ -101,14 +101,14 @@ def encode_audio(
 def encode_vision(
     parts: Mapping[str, Any],
     media: Sequence[Float[np.ndarray, "P C"]],
-    grids: Sequence[patch_packing.Grid],
+    grids: Sequence[vision_packing.Grid],
     config: ThinkerConfig,
 ) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
     """Features of images and videos one after another, and their deepstack features."""
     encoder, sight = parts["vision_encoder"], config.vision_encoder
     features = [np.empty((0, sight.out_width), encoder.dtype)]
     deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
-    for call in patch_packing.pack(media, grids, sight.merge, encoder.dtype):
+    for call in vision_packing.pack(media, grids, sight.merge, encoder.dtype):
         seen, seen_deep = fetch(_see(encoder, call.patches, call.place, call.size, call.first))
         real = np.flatnonzero(call.order >= 0)
         features.append(seen[real])
