@@ -1,0 +1,5 @@
+"""The first name of ``qwen2_5_omni.py``, for those who import it by that."""
+
+from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5, three_b, tiny_qwen2_5_config, tiny_speakers
+
+__all__ = ["preprocessor_qwen2_5", "three_b", "tiny_qwen2_5_config", "tiny_speakers"]
