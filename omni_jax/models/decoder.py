@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.config import DecoderConfig
-from omni_jax.nn.attention import attend_causal
 from omni_jax.nn.cache import KVCache
+from omni_jax.nn.causal_attention import attend_causal
 from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
 from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import rotate, rotation

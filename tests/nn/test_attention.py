@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_jax.nn import attention, layers
 from omni_jax.nn import cache as cache_module
+from omni_jax.nn import causal_attention, layers, packed_attention
 from omni_jax.nn.cache import KVCache
 
 
@@ -37,10 +37,10 @@ def causal(length, window=None):
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("scores", [1 << 25, 100, 1])
 def test_blocks_of_queries_equal_the_whole(monkeypatch, window, scores):
-    monkeypatch.setattr(attention, "SCORES", scores)
+    monkeypatch.setattr(causal_attention, "SCORES", scores)
     q, k, v = qkv(2, 11)
     mask = np.broadcast_to(causal(11, window), (2, 11, 11))
-    np.testing.assert_allclose(attention.attend_causal(q, k, v, window=window), plain(q, k, v, mask), atol=2e-6)
+    np.testing.assert_allclose(causal_attention.attend_causal(q, k, v, window=window), plain(q, k, v, mask), atol=2e-6)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -50,7 +50,7 @@ def test_cache_then_new_tokens_equal_the_whole(window, cut):
     cache = KVCache.empty(layers=1, batch=2, slots=16, kv_heads=2, head_width=6, dtype=jnp.float32)
     cache = cache.append(k[None, :, :cut], v[None, :, :cut], jnp.array([cut, cut]))
     past = (cache.k[0], cache.v[0], cache.length)
-    out = attention.attend_causal(q[:, cut:], k[:, cut:], v[:, cut:], past, window=window)
+    out = causal_attention.attend_causal(q[:, cut:], k[:, cut:], v[:, cut:], past, window=window)
     mask = np.broadcast_to(causal(11, window), (2, 11, 11))
     np.testing.assert_allclose(out, plain(q, k, v, mask)[:, cut:], atol=2e-6)
 
@@ -72,14 +72,14 @@ def test_segments_see_only_themselves(lengths, seed):
     q, k, v = (x[0] for x in qkv(1, total, kv_heads=4, seed=seed))
     ids = np.repeat(np.arange(len(lengths)), lengths)
     mask = (ids[:, None] == ids[None])[None]
-    out = attention.attend_segments(q, k, v, jnp.asarray(ids), reach=8)
+    out = packed_attention.attend_segments(q, k, v, jnp.asarray(ids), reach=8)
     np.testing.assert_allclose(out, plain(q[None], k[None], v[None], mask)[0], atol=2e-6)
 
 
 def test_segments_hold_no_square_of_the_length():
     """The compiled program for 832 tokens in windows of 104 has no array of 832 x 832 or more scores."""
     shapes = [jax.ShapeDtypeStruct((832, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((832,), jnp.int32)]
-    text = jax.jit(lambda *a: attention.attend_segments(*a, reach=104)).lower(*shapes).compile().as_text()
+    text = jax.jit(lambda *a: packed_attention.attend_segments(*a, reach=104)).lower(*shapes).compile().as_text()
     assert "104,312]" in text
     assert "832,832]" not in text
 
@@ -103,17 +103,17 @@ def test_spans_of_any_length_see_only_themselves(lengths, padding, rows, columns
     ids = np.repeat(np.arange(len(lengths)), lengths)
     expected = plain(*(x[None, :total] for x in (q, k, v)), (ids[:, None] == ids[None])[None])[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SPAN_ROWS", rows)
-        patch.setattr(attention, "SPAN_COLUMNS", columns)
-        out = np.asarray(attention.attend_spans(q, k, v, *spans(lengths, padding)))
+        patch.setattr(packed_attention, "SPAN_ROWS", rows)
+        patch.setattr(packed_attention, "SPAN_COLUMNS", columns)
+        out = np.asarray(packed_attention.attend_spans(q, k, v, *spans(lengths, padding)))
     np.testing.assert_allclose(out[:total], expected, atol=3e-6)
     np.testing.assert_array_equal(out[total:], 0)
 
 
 def test_gradients_of_spans(monkeypatch):
     """The backward pass in blocks equals that of the book's attention."""
-    monkeypatch.setattr(attention, "SPAN_ROWS", 8)
-    monkeypatch.setattr(attention, "SPAN_COLUMNS", 12)
+    monkeypatch.setattr(packed_attention, "SPAN_ROWS", 8)
+    monkeypatch.setattr(packed_attention, "SPAN_COLUMNS", 12)
     lengths, total = [13, 1, 30, 6], 50
     q, k, v = (x[0] for x in qkv(1, total + 3, kv_heads=4))
     ids = jnp.asarray(np.repeat(np.arange(5), [*lengths, 3]))
@@ -125,7 +125,9 @@ def test_gradients_of_spans(monkeypatch):
         scores = jnp.where(ids[:, None] == ids, scores, -jnp.inf)
         return jnp.sum(jnp.einsum("nts,snh->tnh", jax.nn.softmax(scores), v) * weights)
 
-    ours = jax.grad(lambda *a: jnp.sum(attention.attend_spans(*a, first, last) * weights), argnums=(0, 1, 2))(q, k, v)
+    ours = jax.grad(lambda *a: jnp.sum(packed_attention.attend_spans(*a, first, last) * weights), argnums=(0, 1, 2))(
+        q, k, v
+    )
     for mine, expected in zip(ours, jax.grad(by_the_book, argnums=(0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(mine, expected, atol=3e-6)
 
@@ -133,7 +135,7 @@ def test_gradients_of_spans(monkeypatch):
 def test_spans_hold_no_square_of_the_length():
     """The program for 4,096 patches, forward and backward, has scores of one block only: 256 queries on 512 keys."""
     arrays = [jax.ShapeDtypeStruct((4096, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((4096,), jnp.int32)] * 2
-    whole = jax.jit(jax.grad(lambda *a: jnp.sum(attention.attend_spans(*a)), argnums=(0, 1, 2)))
+    whole = jax.jit(jax.grad(lambda *a: jnp.sum(packed_attention.attend_spans(*a)), argnums=(0, 1, 2)))
     compiled = whole.lower(*arrays).compile()
     assert "256,512]" in compiled.as_text()
     assert "4096,4096" not in compiled.as_text()

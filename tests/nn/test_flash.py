@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn import attention
+from omni_jax.nn import causal_attention
 from omni_jax.nn.kernels import splash_attention
 
 NEW, SLOTS = 512, 256
@@ -36,7 +36,7 @@ def test_kernels_equal_plain_attention(width, lengths):
         past = (*(jnp.where(beyond, 1e9, x) for x in past), jnp.asarray(lengths))
     past = None if lengths is None else past
     found = splash_attention.attend(q, k, v, past, interpret=True)
-    np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
+    np.testing.assert_allclose(found, causal_attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
 def test_bfloat16_rounds_scaled_queries_and_what_comes_out():
@@ -45,7 +45,7 @@ def test_bfloat16_rounds_scaled_queries_and_what_comes_out():
     found = splash_attention.attend(q, k, v, interpret=True)
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     scaled = (q * 128**-0.5).astype(jnp.bfloat16).astype(jnp.float32) * 128**0.5
-    expected = attention._in_blocks(scaled, k, v, None, window=None)
+    expected = causal_attention._in_blocks(scaled, k, v, None, window=None)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=2e-5)
 
@@ -63,7 +63,7 @@ def test_each_device_attends_for_its_own_rows_and_heads(batch, groups):
     where = jax.NamedSharding(mesh, jax.P(None, None, "model"))
     found = jax.jit(run)(jax.device_put(q, where), k, v, past)
     assert {shard.data.shape[:4] for shard in found.addressable_shards} == {(1, NEW, 1, 1)}
-    np.testing.assert_allclose(found, attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
+    np.testing.assert_allclose(found, causal_attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
 def test_gradients_of_a_prompt():
@@ -77,7 +77,7 @@ def test_gradients_of_a_prompt():
         jax.grad(lambda *given, attend=attend: loss(attend, *given), argnums=(0, 1, 2))(q, k, v)
         for attend in (
             lambda *given: splash_attention.attend(*given, interpret=True),
-            lambda *given: attention._in_blocks(*given, None, window=None),
+            lambda *given: causal_attention._in_blocks(*given, None, window=None),
         )
     )
     for mine, theirs in zip(found, expected, strict=True):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn import attention
+from omni_jax.nn import packed_attention
 from omni_jax.nn.kernels import packed_attention as kernel
 
 
@@ -43,7 +43,7 @@ def test_kernel_equals_blocks(monkeypatch, lengths, padding, width, panel, dtype
     found = kernel.attend(q, k, v, *ends(lengths, padding), interpret=True)
     assert found.dtype == dtype
     found, q, k, v = (x.astype(jnp.float32) for x in (found, q, k, v))
-    blocks = jax.jit(attention.attend_spans)
+    blocks = jax.jit(packed_attention.attend_spans)
     off = np.abs(found - blocks(q, k, v, *ends(lengths, padding)))
     # Eight bits of bfloat16: each weight is off by at most 2^-8 of itself, and so is what comes of them.
     rounded = 0 if dtype == jnp.float32 else 2**-7 * blocks(q, k, jnp.abs(v), *ends(lengths, padding))
@@ -56,7 +56,7 @@ def test_segments_by_their_bounds():
     ids = np.repeat([0, 1, -1, 4, 5, -1], [104, 30, 9, 104, 90, 27])
     q, k, v = arrays(len(ids), 2, 64)
     found = kernel.attend(q, k, v, *kernel.bounds(jnp.asarray(ids)), interpret=True)
-    expected = jax.jit(partial(attention.attend_segments, reach=104))(q, k, v, jnp.asarray(ids))
+    expected = jax.jit(partial(packed_attention.attend_segments, reach=104))(q, k, v, jnp.asarray(ids))
     np.testing.assert_allclose(found[ids >= 0], expected[ids >= 0], atol=2e-6)
     np.testing.assert_array_equal(found[ids < 0], 0)
 
@@ -80,8 +80,8 @@ def test_a_tpus_programs_call_the_kernel_and_no_others(form):
 
     def attend(q, k, v, first, last, reach=104):
         if form == "spans":
-            return attention.attend_spans(q, k, v, first, last)
-        return attention.attend_segments(q, k, v, first, reach=reach)
+            return packed_attention.attend_spans(q, k, v, first, last)
+        return packed_attention.attend_segments(q, k, v, first, reach=reach)
 
     def lowered(function, platform):
         given = (*arrays(300, 2, 64), *ends([104, 196], 0))

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.config import PooledAudioEncoderConfig, halve
 from omni_jax.models.qwen3_omni.audio_encoder import sinusoids
-from omni_jax.nn.attention import attend_segments
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
+from omni_jax.nn.packed_attention import attend_segments
 from omni_jax.nn.stack import scan, stack
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config.speech import DiTConfig
 from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
-from omni_jax.nn.attention import MASKED
+from omni_jax.nn.causal_attention import MASKED
 from omni_jax.nn.layers import Embedding, Init, Linear, Mlp
 from omni_jax.nn.rope import frequencies
 from omni_jax.nn.stack import scan, stack

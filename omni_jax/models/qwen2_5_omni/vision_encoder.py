@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.config import WindowedVisionEncoderConfig
 from omni_jax.models.qwen3_omni.vision_encoder import ROPE_THETA, in_rows
-from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
+from omni_jax.nn.packed_attention import attend_spans
 from omni_jax.nn.rope import frequencies, rotate
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import mesh_of

@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import AudioEncoderConfig, halve
-from omni_jax.nn.attention import attend_segments
 from omni_jax.nn.layers import Init, LayerNorm, Linear, Mlp
+from omni_jax.nn.packed_attention import attend_segments
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import mesh_of
 

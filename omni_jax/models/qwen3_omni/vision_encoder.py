@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import VisionEncoderConfig
-from omni_jax.nn.attention import attend_spans
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
+from omni_jax.nn.packed_attention import attend_spans
 from omni_jax.nn.rope import frequencies, rotate
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import mesh_of

@@ -37,7 +37,7 @@ def attend(
     mesh: AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "T N H"]:
-    """As ``attention.attend_spans``. On a mesh, each device attends for its own heads.
+    """As ``packed_attention.attend_spans``. On a mesh, each device attends for its own heads.
 
     Args:
         interpret: runs the kernel on any platform, for tests.

@@ -41,7 +41,7 @@ def attend(
     mesh: AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G H"]:
-    """As ``attention.attend_causal`` without a window. On a mesh, each device attends for its own rows and heads.
+    """As ``causal_attention.attend_causal`` without a window. On a mesh, each device attends for its own rows and heads.
 
     Args:
         interpret: runs the kernels on any platform, for tests.

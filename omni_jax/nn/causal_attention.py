@@ -1,0 +1,97 @@
+"""Attention of a row's new tokens over themselves and over its cache, causal. Softmax in float32."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jaxtyping import Array, Float, Int
+
+from omni_jax.nn.kernels import packed_attention_cpu, splash_attention
+
+# Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
+MASKED = -1e30
+# Scores of one block of queries stay near this many elements, so that no T x T array is held for long prompts.
+SCORES = 1 << 25
+
+
+def scaled_scores(q: Float[Array, "B T K G H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K T G S"]:
+    # This order of axes is the one in which the product comes out: any other costs a transposition of all scores.
+    scores = jnp.einsum("BTKGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32)
+    return scores * jnp.float32(q.shape[-1] ** -0.5)
+
+
+def attend_causal(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    past: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]] | None = None,
+    *,
+    window: int | None = None,
+    mesh: AbstractMesh | None = None,
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention of new tokens over themselves and over a cache that does not hold them yet.
+
+    Keeping the new keys beside the cache leaves the cache read-only inside the scan over layers; all layers are then written
+    in one update. Query t of a row whose cache holds s entries sees cache slots 0 .. s-1 and new tokens 0 .. t.
+
+    Args:
+        past: keys, values and the number of filled slots of each row.
+        window: how many keys a query may see, itself included.
+        mesh: what the arrays lie on.
+    """
+    batch, new, heads, width = q.shape
+    q = q.reshape(batch, new, k.shape[2], heads // k.shape[2], width)
+    forms: dict[str, Callable[..., Any]] = {"default": partial(_in_blocks, window=window)}
+    if window is None and splash_attention.fits(new, past[0].shape[2] if past else 0, width):
+        forms["tpu"] = partial(splash_attention.attend, mesh=mesh)
+    if past is None and new >= packed_attention_cpu.FEW:
+        own = partial(packed_attention_cpu.attend_causal, window=window)
+        forms["cpu"] = lambda q, k, v, _: differentiated_as(partial(_in_blocks, past=None, window=window), own)(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, past, **forms).reshape(batch, new, heads, width)
+
+
+def _in_blocks(q, k, v, past, *, window: int | None) -> Float[Array, "B T K G H"]:
+    """A block of queries after the other, so that no array of T x T scores is held."""
+    batch, new, kv_heads, groups = q.shape[:4]
+    heads, slots = kv_heads * groups, past[0].shape[2] if past else 0
+    block = max(1, min(new, SCORES // max(1, batch * heads * (new + slots))))
+
+    def attend(q_block, start):
+        rows = start + jnp.arange(q_block.shape[1])
+        columns = jnp.arange(new)
+        mask = columns <= rows[:, None]
+        if window is not None:
+            mask &= columns > rows[:, None] - window
+        scores = jnp.where(mask[:, None], scaled_scores(q_block, jnp.swapaxes(k, 1, 2)), MASKED)
+        if past is not None:
+            past_k, _, length = past
+            seen = jnp.arange(slots) < length[:, None, None]
+            if window is not None:
+                seen &= jnp.arange(slots) > length[:, None, None] + rows[:, None] - window
+            past_scores = jnp.where(seen[:, None, :, None], scaled_scores(q_block, past_k), MASKED)
+            scores = jnp.concatenate([past_scores, scores], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        out = jnp.einsum("BKTGS,BSKH->BTKGH", weights[..., slots:], v)
+        if past is not None:
+            out += jnp.einsum("BKTGS,BKSH->BTKGH", weights[..., :slots], past[1])
+        return out
+
+    if block >= new:
+        out = attend(q, 0)
+    else:
+        blocks = -(-new // block)
+        padded = jnp.pad(q, [(0, 0), (0, blocks * block - new), (0, 0), (0, 0), (0, 0)])
+        padded = jnp.moveaxis(padded.reshape(batch, blocks, block, *q.shape[2:]), 1, 0)
+        out = jax.lax.map(lambda item: attend(*item), (padded, jnp.arange(blocks) * block))
+        out = jnp.moveaxis(out, 0, 1).reshape(batch, blocks * block, *q.shape[2:])[:, :new]
+    return out
+
+
+def differentiated_as(form, other):
+    """``other``, and where gradients are asked for ``form``, which gives the same."""
+    attend = jax.custom_vjp(other)
+    attend.defvjp(lambda *arrays: jax.vjp(form, *arrays), lambda pullback, gradient: pullback(gradient))
+    return attend
