@@ -37,10 +37,10 @@ from omni_jax.models.placement import shardings
 from omni_jax.models.qwen3_omni.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
 from omni_jax.processing import prompt
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.media import reader
 from omni_jax.processing.options import MediaOptions
-from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.speech.stream import Voices
 from omni_jax.testing import tiny_config

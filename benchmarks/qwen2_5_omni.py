@@ -21,7 +21,7 @@ from omni_jax.config.speech import Speaker
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, listen, speak
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.models.qwen2_5_omni.dit import frame_noise
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config, tiny_speakers
 from omni_jax.weights.speakers import write_speakers
 

@@ -29,9 +29,9 @@ from transformers import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omni_jax import Omni
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.media import patches
 from omni_jax.processing.media.patches import PatchConfig
-from omni_jax.processing.request import Batch
 from omni_jax.testing import tiny_config, write_tiny
 
 PROMPT, NEW, SECONDS = 512, 32, 30

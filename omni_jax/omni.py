@@ -31,13 +31,13 @@ from omni_jax.parallel.multihost import fetch
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio_packing import split_clips
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import check
 from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media.reader import FolderReader, Reader
 from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.prompt import load_tokenizer
-from omni_jax.processing.request import Batch
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.vision_packing import split_patches
 from omni_jax.room import ensure_memory, weights_dtype

@@ -12,7 +12,7 @@ from omni_jax.config import from_hf
 from omni_jax.decoding import text as generation
 from omni_jax.decoding.text import Made
 from omni_jax.models.parts import SPEECH, leaves
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 from omni_jax.testing import write_tiny
 
 # Prompts of up to 16 tokens and 24 new ones: the tests share their programs, and those of tests/decoding.

@@ -12,9 +12,9 @@ from omni_jax.config import from_hf
 from omni_jax.engine import encode
 from omni_jax.models import parts as model_parts
 from omni_jax.processing.audio_packing import pack
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.media.reader import Reader, Visual
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.request import Batch
 from omni_jax.testing import tiny_qwen2_5_config
 from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 

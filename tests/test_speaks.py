@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omni_jax import Omni, Sampling
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 from omni_jax.speech import stream
 
 WRITTEN = {"thinker_do_sample": False, "thinker_max_new_tokens": 9, "thinker_eos_token_id": -1}

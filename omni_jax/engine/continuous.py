@@ -26,7 +26,7 @@ from omni_jax.engine.answer import Request
 from omni_jax.engine.reply import Draft, Reply
 from omni_jax.omni import Omni
 from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 
 # Seconds between two questions of whether all hosts have read what comes next, where none can go on without it.
 PATIENCE = 1.0

@@ -15,7 +15,7 @@ from omni_jax.models.thinker import Embedded
 from omni_jax.parallel.jitted import jitted
 from omni_jax.parallel.multihost import fetch
 from omni_jax.processing import audio_packing, vision_packing
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 
 _embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
 _hear = jitted(lambda encoder, *arrays: encoder.encode(*arrays))

@@ -13,10 +13,10 @@ from omni_jax.decoding.defaults import Defaults, sampling_options
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine.transformers_keywords import translated
 from omni_jax.errors import check_progress, cut, listed, shown
+from omni_jax.processing.batch import PROCESSED, Batch
 from omni_jax.processing.conversation import speaks
 from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
-from omni_jax.processing.request import PROCESSED, Batch
 from omni_jax.speech.synthesizer import Synthesizer
 
 KNOWN = "speaker, return_audio, compat, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."

@@ -20,8 +20,8 @@ from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
 from omni_jax.parallel.multihost import fetch
 from omni_jax.processing.arrays import is_numeric, to_numpy
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
-from omni_jax.processing.request import Batch
 from omni_jax.processing.talker_prompt import qwen2_5_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech import token2wav

@@ -18,7 +18,7 @@ from omni_jax.errors import shown
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
 from omni_jax.parallel.multihost import fetch
 from omni_jax.parallel.sharding import zeros
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech.stream import Chunk, Speech, Voices

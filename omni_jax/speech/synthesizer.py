@@ -14,7 +14,7 @@ from omni_jax.config import OmniConfig
 from omni_jax.decoding.defaults import Defaults
 from omni_jax.errors import cut, shown
 from omni_jax.processing.arrays import to_numpy
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 from omni_jax.speech.stream import Speech
 
 Whole = TypeVar("Whole", bound=OmniConfig)

@@ -15,7 +15,7 @@ from omni_jax.decoding.sampling import SamplingRows
 from omni_jax.engine import encode
 from omni_jax.models import decoder
 from omni_jax.models.thinker import Embedded
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.transcript import Transcript
 
 NEW = 24  # with prompts of up to 16 tokens and rows of 1 or 4 the tests share their programs

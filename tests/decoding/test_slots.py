@@ -8,7 +8,7 @@ import pytest
 from omni_jax import Sampling
 from omni_jax.decoding.slots import Slots
 from omni_jax.engine import encode
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 
 NEW = 24  # prompts of up to 16 tokens share their programs
 GREEDY = Sampling(eos_token_id=-1, max_new_tokens=NEW, do_sample=False)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from parity_inputs import clip, pad, reference_inputs
 
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.media.reader import Visual
 from omni_jax.processing.positions import interleave
-from omni_jax.processing.request import Batch
 from omni_jax.testing.tokenizer import token_ids
 
 NEWLINE = 198  # of the tiny tokenizer, as of the published one

@@ -7,7 +7,7 @@ import pytest
 import torch
 from parity_inputs import clip, ids, pad, reference_inputs
 
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 
 NEW = 24
 

@@ -17,11 +17,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.whisper import feature_extraction_whisper
 
 from omni_jax.config import from_hf
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.media import audio
 from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.prompt import load_tokenizer
-from omni_jax.processing.request import Batch, prepare
+from omni_jax.processing.request import prepare
 from omni_jax.testing import tiny_qwen2_5_config, write_tokenizer
 from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5

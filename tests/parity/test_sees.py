@@ -6,7 +6,7 @@ import torch
 from parity_close import assert_close
 from parity_scenes import batch, scene, theirs
 
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 
 NEW = 16
 VIDEO, SOUNDING = ("video", (3, 4, 6), 1.0), ("sounding", (3, 4, 4), 1.0, 300)

@@ -6,7 +6,7 @@ import torch
 from parity_close import assert_close
 from parity_inputs import clip, ids, pad, reference_inputs
 
-from omni_jax.processing.request import Batch
+from omni_jax.processing.batch import Batch
 
 
 def theirs(reference, tokens, mask, clips=()):

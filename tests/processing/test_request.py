@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from omni_jax.buckets import bucket
 from omni_jax.config import from_hf
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.media.audio import FeatureConfig, log_mel
 from omni_jax.processing.media.patches import PatchConfig
 from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import per_conversation
 from omni_jax.processing.positions import text_positions
 from omni_jax.processing.prompt import load_tokenizer
-from omni_jax.processing.request import Batch, prepare
+from omni_jax.processing.request import prepare
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import SPOKEN_SYSTEM, speaks
 from omni_jax.processing.conversation import media as list_media
 from omni_jax.processing.media import audio, patches, reader
@@ -13,7 +14,7 @@ from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import per_conversation
 from omni_jax.processing.positions import interleave
 from omni_jax.processing.prompt import load_tokenizer, render
-from omni_jax.processing.request import Batch, prepare
+from omni_jax.processing.request import prepare
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tokenizer
 from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.media.reader import Visual
 from omni_jax.processing.positions import batch_positions, interleave
-from omni_jax.processing.request import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni
 from omni_jax.testing import tiny_config
 

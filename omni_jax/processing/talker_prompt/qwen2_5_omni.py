@@ -6,8 +6,8 @@ import numpy as np
 
 from omni_jax.buckets import bucket
 from omni_jax.config import DualTrackTalkerConfig, OmniConfig
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.positions import next_position
-from omni_jax.processing.request import Batch
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
 # Positions and the codec's marks as Transformers 5.23 has them where no row is padded.

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 
 from omni_jax.buckets import bucket
 from omni_jax.config import Omni3Config
+from omni_jax.processing.batch import Batch
 from omni_jax.processing.positions import Grid, batch_positions
-from omni_jax.processing.request import Batch
 
 # "<|im_start|>", "assistant" and a newline.
 HEADER = 3
