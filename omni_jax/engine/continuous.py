@@ -5,12 +5,12 @@ thinker is kept for each row, on the host, until then.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,18 +18,33 @@ from jax.errors import JaxRuntimeError
 from jaxtyping import Array, Float
 
 from omni_jax.buckets import bucket
+from omni_jax.config import OmniConfig
 from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS, Defaults
 from omni_jax.decoding.slots import Slots, Written
 from omni_jax.decoding.text import Made
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request
 from omni_jax.engine.reply import Draft, Reply
-from omni_jax.omni import Omni
 from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
-from omni_jax.processing.batch import Batch
+from omni_jax.processing.batch import Batch, joined
 
 # Seconds between two questions of whether all hosts have read what comes next, where none can go on without it.
 PATIENCE = 1.0
+
+
+class Model(Protocol):
+    """What is needed of a loaded model; ``Omni`` is one."""
+
+    @property
+    def parts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def config(self) -> OmniConfig: ...
+
+    @property
+    def synthesizer(
+        self,
+    ) -> Any: ...  # a Synthesizer: pyright refuses Omni's cached property where this names the class
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class _Row:
 
 
 def answers(
-    omni: Omni, items: Iterable[Item], *, slots: int, window: int | None = None, hosts: Hosts | None = None
+    omni: Model, items: Iterable[Item], *, slots: int, window: int | None = None, hosts: Hosts | None = None
 ) -> Iterator[list[Outcome]]:
     """Answers items; after each call of the device, those that are complete, with their replies or faults.
 
@@ -134,7 +149,7 @@ def answers(
         ahead.close()
 
 
-def _begin(omni: Omni, desk: Slots, number: int, item: Item, alone: bool) -> _Row | str:
+def _begin(omni: Model, desk: Slots, number: int, item: Item, alone: bool) -> _Row | str:
     """Prefills an item; or says that it is too much for the device, as far as no other host has to know."""
     request, padded, config = item.request, item.batch, omni.config.thinker
     assert request is not None
@@ -167,7 +182,7 @@ def _too_much(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _told(omni: Omni, rows: list[_Row], alone: bool) -> list[Outcome]:
+def _told(omni: Model, rows: list[_Row], alone: bool) -> list[Outcome]:
     """The replies of rows whose words are all there: spoken together, by halves where that is too much for the device."""
     try:
         return _spoken(omni, rows)
@@ -181,7 +196,7 @@ def _told(omni: Omni, rows: list[_Row], alone: bool) -> list[Outcome]:
     return [(rows[0].item.key, f"{fault}; ask for a shorter reply, or try it again with fewer slots")]
 
 
-def _spoken(omni: Omni, rows: list[_Row]) -> list[Outcome]:
+def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
     """As ``_told``; where it fails, the rows are as they were."""
     (talker, predictor, compat), requests = _manner(rows[0]), [row.request for row in rows]
     names = [row.item.speaker for row in rows]
@@ -221,25 +236,6 @@ def _stacked(parts: list[Any], shape: tuple[int, ...]) -> Float[np.ndarray, "B T
         if part is not None:
             made[number, : len(part)] = part
     return made
-
-
-def joined(batches: list[Batch]) -> Batch:
-    """Rows of one batch each, as one batch; padding rows are left out."""
-    rows = [(batch, row) for batch in batches for row in np.flatnonzero(batch.lengths).tolist()]
-    width = max(int(batch.lengths[row]) for batch, row in rows)
-    tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
-    positions = np.zeros((3, len(rows), width), np.float64)
-    for number, (batch, row) in enumerate(rows):
-        real, length = batch.mask[row], int(batch.lengths[row])
-        tokens[number, :length], mask[number, :length] = batch.tokens[row][real], True
-        assert batch.positions is not None
-        positions[:, number, :length] = batch.positions[:, row, real]
-    return replace(
-        batches[0], tokens=tokens, mask=mask, positions=positions.astype(batches[0].positions.dtype),  # pyright: ignore
-        mel=sum((batch.mel for batch in batches), ()),
-        images=sum((batch.images for batch in batches), ()),
-        videos=sum((batch.videos for batch in batches), ()),
-    )  # fmt: skip
 
 
 class _Ahead:

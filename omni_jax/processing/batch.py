@@ -190,3 +190,22 @@ def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | No
         raise ValueError(f"{seconds}: expected one number for each of the {len(grids)} videos, got {got}")
     steps = array.astype(np.float64).tolist()
     return [Visual(*item) for item in zip(media, grids, steps, strict=True)]
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """Rows of one batch each, as one batch; padding rows are left out."""
+    rows = [(batch, row) for batch in batches for row in np.flatnonzero(batch.lengths).tolist()]
+    width = max(int(batch.lengths[row]) for batch, row in rows)
+    tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+    positions = np.zeros((3, len(rows), width), np.float64)
+    for number, (batch, row) in enumerate(rows):
+        real, length = batch.mask[row], int(batch.lengths[row])
+        tokens[number, :length], mask[number, :length] = batch.tokens[row][real], True
+        assert batch.positions is not None
+        positions[:, number, :length] = batch.positions[:, row, real]
+    return replace(
+        batches[0], tokens=tokens, mask=mask, positions=positions.astype(batches[0].positions.dtype),  # pyright: ignore
+        mel=sum((batch.mel for batch in batches), ()),
+        images=sum((batch.images for batch in batches), ()),
+        videos=sum((batch.videos for batch in batches), ()),
+    )  # fmt: skip
