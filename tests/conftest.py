@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from compiling import flags
+from tests.support.compiling import flags
 
 os.environ.setdefault("XLA_FLAGS", flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -48,13 +48,24 @@ def pytest_terminal_summary(terminalreporter):
 
 # Two processes share the files: one that takes minutes and comes last leaves a core idle.
 LONGEST = (
-    "test_compiled.py", "test_speaks.py", "test_sharding.py", "test_flow_voice.py", "test_generate.py", "test_elder.py",
-    "test_full_size.py", "test_pod.py", "test_sees.py",
-)  # fmt: skip
+    "plan/test_compiled.py",
+    "end_to_end/test_speaks.py",
+    "parity/test_speaks.py",
+    "parallel/test_sharding.py",
+    "speech/test_token2wav.py",
+    "decoding/test_text.py",
+    "parity/test_generate.py",
+    "end_to_end/test_qwen2_5_omni.py",
+    "end_to_end/test_full_size.py",
+    "tpu/test_pod.py",
+    "end_to_end/test_sees.py",
+    "parity/test_sees.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).as_posix() not in LONGEST)
 
 
 COMPILED: list[int] = []  # programs since the memory maps were last counted

@@ -1,10 +1,11 @@
 """A share of the fuzzing, always the same cases; ``python -m tests.fuzz`` tries others, and more (tests/fuzz/README.md)."""
 
-from fuzz.cases import Bounds
-from fuzz.harness import try_all
-from fuzz.planted import number_of
+from tests.fuzz.cases import Bounds
+from tests.fuzz.harness import try_all
+from tests.fuzz.planted import number_of
 
-# Options are left to tests/test_wrong_options.py, which tries each with wrong kinds: fuzzed ones compile programs for minutes.
+# Options are left to tests/engine/test_wrong_options.py, which tries each with wrong kinds: fuzzed ones compile programs for
+# minutes.
 SHARE = {
     "media": 120,
     "config": 80,

@@ -31,10 +31,9 @@ def reference(tiny):
 @pytest.fixture(scope="session")
 def elders(tmp_path_factory):
     """Random Qwen2.5-Omnis by a name of ``parity_elder.CONFIGS``: ``.folder``, ``.omni`` of it and ``.reference`` of it."""
-    from parity_elder import CONFIGS, load_reference
-
     from omni_jax import Omni
     from omni_jax.testing import write_tiny
+    from tests.parity.parity_elder import CONFIGS, load_reference
 
     @cache
     def elder(name: str) -> SimpleNamespace:

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from parity_inputs import clip, pad, reference_inputs
 
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.media.reader import Visual
 from omni_jax.processing.positions import interleave
 from omni_jax.testing.tokenizer import token_ids
+from tests.parity.parity_inputs import clip, pad, reference_inputs
 
 NEWLINE = 198  # of the tiny tokenizer, as of the published one
 

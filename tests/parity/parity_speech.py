@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from parity_scenes import batch, theirs
+
+from tests.parity.parity_scenes import batch, theirs
 
 GREEDY = {"thinker_do_sample": False, "talker_do_sample": False}
 ASSISTANT = 9  # slots of the talker's prompt behind the user's turns

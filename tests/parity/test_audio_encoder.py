@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
+
+from tests.parity.parity_close import assert_close
 
 # The attention window of the tiny model is 2 chunks (200 frames): 450 frames are three windows, 999 are five.
 SINGLE = [1, 2, 7, 8, 9, 37, 49, 50, 99, 100, 101, 108, 199, 200, 201, 237, 450, 999]

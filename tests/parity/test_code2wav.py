@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
 
 from omni_jax.speech.qwen3_omni import decode
+from tests.parity.parity_close import assert_close
 
 step = jax.jit(lambda model, state, codes, lengths: model.step(state, codes, lengths))
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_scenes import batch, scene
-from parity_scenes import theirs as keywords
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as modeling
 
 from omni_jax.engine import encode
 from omni_jax.nn.rope import rotate, rotation
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_scenes import batch, scene
+from tests.parity.parity_scenes import theirs as keywords
 
 # --- rope
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_elder import generate, load_reference
-from parity_scenes import scene
-from parity_scenes import theirs as keywords
 
 from omni_jax import weights
 from omni_jax.config import from_hf
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_elder import generate, load_reference
+from tests.parity.parity_scenes import scene
+from tests.parity.parity_scenes import theirs as keywords
 
 SIZES = ["7B", "3B", "7B's heads", "3B's heads"]
 SHORT = {"thinker_max_new_tokens": 5, "talker_max_new_tokens": 8}

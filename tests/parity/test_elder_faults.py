@@ -7,10 +7,11 @@ this is one thing, whatever the batch and the padding.
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_elder import GREEDY, NO_PIXELS, generate, load_reference, seeded_noise, stops
-from parity_scenes import scene
-from parity_scenes import theirs as keywords
+
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_elder import GREEDY, NO_PIXELS, generate, load_reference, seeded_noise, stops
+from tests.parity.parity_scenes import scene
+from tests.parity.parity_scenes import theirs as keywords
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 0.7)
 SHORT = {"thinker_max_new_tokens": 6, "talker_max_new_tokens": 12}

@@ -8,13 +8,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from parity_close import assert_close
-from parity_elder import generate, stops
-from parity_scenes import batch, conversation, theirs
 
 from omni_jax.processing.talker_prompt import qwen2_5_omni
 from omni_jax.processing.talker_prompt.qwen2_5_omni import COMPAT
 from omni_jax.speech.qwen2_5_omni import noise_seed
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_elder import generate, stops
+from tests.parity.parity_scenes import batch, conversation, theirs
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
 # A video of 3 s with its sound: both are cut into chunks of 2 s.

@@ -5,9 +5,9 @@
 
 import pytest
 import torch
-from parity_inputs import clip, ids, pad, reference_inputs
 
 from omni_jax.processing.batch import Batch
+from tests.parity.parity_inputs import clip, ids, pad, reference_inputs
 
 NEW = 24
 

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from parity_close import assert_close
-from parity_scenes import batch, scene, theirs
 
 from omni_jax.models.memory_layout import declared
 from omni_jax.models.parts import leaves
 from omni_jax.processing import audio_packing, vision_packing
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_scenes import batch, scene, theirs
 
 # Ours and theirs, the axes that theirs must be moved by, and which layer of a stack.
 PAIRS = {

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_elder import filled
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config import PooledAudioEncoderConfig, halve
 from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_elder import filled
 
 # Chunks as long as published.
 CONFIG = PooledAudioEncoderConfig(

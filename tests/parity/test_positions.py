@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from parity_inputs import pad
 
 from omni_jax.config import from_hf
 from omni_jax.processing.positions import batch_positions, interleave, next_position, token_positions
 from omni_jax.testing import tiny_config
 from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
+from tests.parity.parity_inputs import pad
 
 SECONDS = (0.7, 1.0, 2.0, 0.5339, 5.3)
 FAMILIES = ("qwen3", "qwen2.5")

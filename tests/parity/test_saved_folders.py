@@ -9,11 +9,11 @@ import torch
 import transformers
 from transformers import ProcessorMixin, WhisperFeatureExtractor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from trees import same
 
 from omni_jax import weights
 from omni_jax.processing.media.reader import FolderReader
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
+from tests.support.trees import same
 
 WHOLE = {
     "Qwen3-Omni": ("Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"),

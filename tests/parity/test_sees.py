@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_scenes import batch, scene, theirs
 
 from omni_jax.processing.batch import Batch
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_scenes import batch, scene, theirs
 
 NEW = 16
 VIDEO, SOUNDING = ("video", (3, 4, 6), 1.0), ("sounding", (3, 4, 4), 1.0, 300)

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity_close import assert_close
-from parity_scenes import Scene, batch, conversation
-from parity_speech import answer, say, stops
 
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import generate
 from omni_jax.engine import encode
 from omni_jax.processing.talker_prompt import qwen3_omni
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_scenes import Scene, batch, conversation
+from tests.parity.parity_speech import answer, say, stops
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
 SOUNDING, STILL = ("sounding", (2, 4, 4), 1.0, 200), ("sounding", (1, 12, 12), 2.0, 20)

@@ -6,9 +6,10 @@
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_scenes import conversation
-from parity_speech import ASSISTANT, MENDS, answer, say, stops
+
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_scenes import conversation
+from tests.parity.parity_speech import ASSISTANT, MENDS, answer, say, stops
 
 # All prompts of thinker and talker have 49 to 64 tokens, for they are one program.
 IMAGE, AUDIO, SOUNDING = ("image", 4, 6), ("audio", 120), ("sounding", (2, 4, 4), 1.0, 200)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
+
+from tests.parity.parity_close import assert_close
 
 
 @pytest.fixture(scope="module")

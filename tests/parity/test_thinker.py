@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_inputs import clip, ids, pad, reference_inputs
 
 from omni_jax.processing.batch import Batch
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_inputs import clip, ids, pad, reference_inputs
 
 
 def theirs(reference, tokens, mask, clips=()):

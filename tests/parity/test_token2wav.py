@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_elder import filled, given_noise
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config.speech import BigVGANConfig, DiTConfig, SpeakerEncoderConfig
@@ -23,6 +21,8 @@ from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
 from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import FILTER, Span, smooth
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_elder import filled, given_noise
 
 BINS, VOICE, CODES = 16, 24, 128
 ENCODER = SpeakerEncoderConfig(

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
 
 from omni_jax.models.parts import leaves
 from omni_jax.processing import vision_packing
+from tests.parity.parity_close import assert_close
 
 # Frames, rows and columns in patches: least, odd numbers of groups, tall, wide, more patches than the table has, videos.
 GRIDS = [

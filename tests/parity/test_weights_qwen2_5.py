@@ -14,7 +14,6 @@ from transformers import (
     Qwen2_5OmniConfig,
     Qwen2_5OmniForConditionalGeneration,
 )
-from trees import same
 
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf, read_json
@@ -22,6 +21,7 @@ from omni_jax.models import parts
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 from omni_jax.testing.qwen2_5_omni import three_b
 from omni_jax.weights.speakers import FILE
+from tests.support.trees import same
 
 
 def everything(folder):

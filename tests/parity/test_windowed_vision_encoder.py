@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity_close import assert_close
-from parity_elder import filled
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
 from omni_jax.config import WindowedVisionEncoderConfig
 from omni_jax.models import parts
 from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder
 from omni_jax.processing import vision_packing
+from tests.parity.parity_close import assert_close
+from tests.parity.parity_elder import filled
 
 # Windows of 4 x 4 groups as published; blocks of both kinds at both ends of a run.
 CONFIG = WindowedVisionEncoderConfig(

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.processing.prompt import encode, expand, load_tokenizer, render
-
-from .tiny_tokenizer import CHAT_TEMPLATE, write_tiny_tokenizer
+from tests.support.tiny_tokenizer import CHAT_TEMPLATE, write_tiny_tokenizer
 
 AUDIO = "<|audio_start|><|audio_pad|><|audio_end|>"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from omni_jax.processing.prompt import encode, expand, load_tokenizer, render
 from omni_jax.processing.transcript import Transcript
-
-from .real_tokenizer import load_ranks, write_qwen_tokenizer
-from .tiny_tokenizer import CHAT_TEMPLATE
+from tests.support.real_tokenizer import load_ranks, write_qwen_tokenizer
+from tests.support.tiny_tokenizer import CHAT_TEMPLATE
 
 # How Qwen cuts text into words before merging, given to tiktoken apart from transformers' copy of it.
 WORDS = "|".join(

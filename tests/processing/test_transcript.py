@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from omni_jax.processing.prompt import encode, load_tokenizer, render
 from omni_jax.processing.transcript import TAGS, Piece, Transcript, byte_alphabet
-
-from .tiny_tokenizer import byte_letters, write_tiny_tokenizer
+from tests.support.tiny_tokenizer import byte_letters, write_tiny_tokenizer
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
 WEATHER = {"name": "weather", "arguments": {"city": "Zürich"}}

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hosts import two_processes
 
 from omni_jax import checkpoint
 from omni_jax.testing import tiny_config, write_tiny
+from tests.support.hosts import two_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS, EXPERTS, WIDTH, FFN = 8, 32, 256, 512

@@ -1,0 +1,482 @@
+"""Converted checkpoints: equal to their source, resumed after a stop, never half taken for whole."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omni_jax import checkpoint, weights
+from omni_jax.checkpoint.tensors import quiet
+from omni_jax.config import from_hf, read_json
+from omni_jax.locks import only_writer
+from omni_jax.models import parts
+from omni_jax.models.memory_layout import arranged
+from omni_jax.testing import tiny_config, write_tiny
+from tests.support.trees import same
+
+CONFIG = from_hf(tiny_config())
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def converted(tiny, tmp_path_factory):
+    return checkpoint.convert(tiny, tmp_path_factory.mktemp("converted") / "new" / "folder")
+
+
+@pytest.fixture
+def copy(converted, tmp_path):
+    return Path(shutil.copytree(converted, tmp_path / "copy"))
+
+
+def refuses(folder, *words, **options):
+    with pytest.raises(ValueError, match=re.escape(str(folder))) as caught:
+        checkpoint.load(folder, options.pop("config", CONFIG), dtype="float32", **options)
+    for word in words:
+        assert word in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_manifest_is_as_it_ever_was(converted):
+    """Folders of older versions load, and are found finished by a second conversion."""
+    manifest = json.loads((converted / "omni_jax.json").read_text())
+    assert (manifest["format"], manifest["dtype"]) == (1, "float32")
+    assert {tuple(leaf) for leaf in manifest["leaves"].values()} == {("shape", "stacked")}
+    assert "spk_dict.pt" not in manifest["origin"]
+
+
+def test_loads_what_was_converted(converted, tiny, loaded):
+    assert checkpoint.is_converted(converted)
+    assert not checkpoint.is_converted(tiny)
+    same(checkpoint.load(converted, from_hf(converted), dtype="float32"), loaded)
+
+
+def test_small_files_are_copied_and_weights_are_not(converted, tiny):
+    small = {path.name for path in tiny.iterdir() if "safetensors" not in path.name}
+    assert {path.name for path in converted.iterdir()} == small | {"omni_jax.json", "weights"}
+    for name in small:
+        assert (converted / name).read_bytes() == (tiny / name).read_bytes()
+
+
+def test_one_orbax_checkpoint_a_part_and_a_layer(converted):
+    found = {path.name for path in (converted / "weights").iterdir()}
+    assert {"thinker", "thinker.000", "thinker.003", "audio_encoder.001", "code2wav.002", "code_predictor.002"} <= found
+    assert "thinker.004" not in found
+    assert len(found) == 6 + 4 + 2 + 4 + 3 + 3 + 3
+
+
+def test_cast_while_converting_and_while_loading(tiny, loaded, converted, tmp_path):
+    brain = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), loaded)
+    folder = checkpoint.convert(tiny, tmp_path / "brain", dtype="bfloat16")
+    same(checkpoint.load(folder, CONFIG), brain)
+    same(checkpoint.load(converted, CONFIG, dtype="bfloat16"), brain)
+
+
+def test_placed_on_eight_devices(converted, loaded):
+    mesh = jax.make_mesh((2, 4), ("data", "expert"))
+    where = NamedSharding(mesh, PartitionSpec(None, "expert"))
+    made = checkpoint.load(converted, CONFIG, dtype="float32", shardings={"talker.decoder.experts.gate_up": where})
+    same(made, loaded)
+    assert parts.leaves(made)["talker.decoder.experts.gate_up"].sharding.is_equivalent_to(where, 4)
+
+
+def test_progress_ends_at_all_bytes(tiny, tmp_path, loaded):
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
+    for action in (
+        lambda progress: checkpoint.convert(tiny, tmp_path / "a", progress=progress),
+        lambda progress: checkpoint.load(tmp_path / "a", CONFIG, progress=progress),
+        lambda progress: checkpoint.export(tmp_path / "a", tmp_path / "b", progress=progress),
+    ):
+        calls = []
+        action(lambda *call, calls=calls: calls.append(call))
+        assert calls[-1][:2] == (total, total)
+        assert [call[0] for call in calls] == sorted(call[0] for call in calls)
+
+
+def test_without_speech_nothing_of_it_is_touched(copy, loaded):
+    for path in (copy / "weights").iterdir():
+        if path.name.split(".")[0] in parts.SPEECH:
+            shutil.rmtree(path)
+    made = checkpoint.load(copy, CONFIG, dtype="float32", speech=False)
+    same(made, {name: part for name, part in loaded.items() if name not in parts.SPEECH})
+    refuses(copy, "12 of 25 pieces are gone", "convert the checkpoint again")
+
+
+def test_converting_again_changes_nothing(tiny, copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    checkpoint.convert(tiny, copy)
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def test_another_checkpoint_is_not_overwritten(tiny, copy, tmp_path):
+    with pytest.raises(ValueError, match="already holds a converted checkpoint"):
+        checkpoint.convert(tiny, copy, dtype="bfloat16")
+    with pytest.raises(ValueError, match="already holds a converted checkpoint"):
+        checkpoint.convert(write_tiny(tmp_path / "other", seed=1), copy)
+
+
+def test_source_and_target_must_be_folders_of_their_kind(tiny, converted, tmp_path):
+    with pytest.raises(ValueError, match="got a converted one"):
+        checkpoint.convert(converted, tmp_path / "new")
+    with pytest.raises(ValueError, match="holds a checkpoint in safetensors"):
+        checkpoint.convert(tiny, shutil.copytree(tiny, tmp_path / "hf"))
+    with pytest.raises(ValueError, match="no such folder"):
+        checkpoint.convert(tmp_path / "gone", tmp_path / "new")
+    with pytest.raises(ValueError, match="gcloud storage cp -r FOLDER gs://b/model"):
+        checkpoint.save({}, "gs://b/model", files_from=tiny)
+    with pytest.raises(ValueError, match="which it is made from"):
+        checkpoint.export(converted, converted / "new")
+    (tmp_path / "mine" / "weights").mkdir(parents=True)
+    with pytest.raises(ValueError, match="not of a conversion"):
+        checkpoint.convert(tiny, tmp_path / "mine")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_not_converted(tiny, tmp_path):
+    refuses(tiny, "found no omni_jax.json")
+    refuses(tmp_path / "gone", "no such folder")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": None},
+        {"dtype": "int8"},
+        {"leaves": None},
+        {"leaves": []},
+        {"leaves": {"thinker.norm": {"shape": [64]}}},
+        {"leaves": {"thinker.norm": {"shape": 64, "stacked": False}}},
+        {"bytes": None},
+        {"pieces": "elsewhere"},
+        {"pieces": "http://127.0.0.1:9/x"},
+        {"pieces": "gs://" + "x" * 5000},
+    ],
+)
+def test_a_manifest_that_lacks_something(copy, change):
+    manifest = json.loads((copy / "omni_jax.json").read_text()) | change
+    kept = {name: value for name, value in manifest.items() if value is not None or name not in change}
+    (copy / "omni_jax.json").write_text(json.dumps(kept))
+    text = refuses(copy, "omni_jax.json: damaged; convert the checkpoint again")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("content", ['{"format": 1, "leaves": {', '{"format": 1}', "[]"])
+def test_a_damaged_manifest(copy, content):
+    (copy / "omni_jax.json").write_text(content)
+    refuses(copy, "omni_jax.json: damaged; convert the checkpoint again")
+
+
+def test_a_manifest_of_another_format(copy):
+    manifest = json.loads((copy / "omni_jax.json").read_text())
+    (copy / "omni_jax.json").write_text(json.dumps(manifest | {"format": 99}))
+    refuses(copy, "format 99")
+
+
+def test_a_config_of_another_model(copy):
+    config = tiny_config()
+    config["thinker_config"]["text_config"]["num_hidden_layers"] = 5
+    text = refuses(
+        copy, "thinker.decoder.experts.down: expected shape [5, 8, 32, 64], got [4, 8, 32, 64]", config=from_hf(config)
+    )
+    assert "not the model that config.json describes" in text
+    assert "\n" not in text
+
+
+def test_a_truncated_piece_is_named(copy):
+    largest = max((copy / "weights" / "thinker.002").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    text = refuses(copy, "1 of 25 pieces", "truncated", "weights/thinker.002", "convert the checkpoint again")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("other", ["talker", "thinker.001"])
+def test_pieces_of_another_checkpoint_are_refused(copy, other):
+    """The sizes are made to fit, so that the piece itself is looked at."""
+    shutil.rmtree(copy / "weights" / "thinker")
+    shutil.copytree(copy / "weights" / other, copy / "weights" / "thinker")
+    manifest = json.loads((copy / "omni_jax.json").read_text())
+    manifest["bytes"]["thinker"] = manifest["bytes"][other]
+    (copy / "omni_jax.json").write_text(json.dumps(manifest))
+    text = refuses(copy, "weights/thinker: damaged")
+    assert "\n" not in text
+
+
+def test_export_is_the_inverse_of_convert(converted, tiny, loaded, tmp_path):
+    folder = checkpoint.export(converted, tmp_path / "hf", shard_bytes=1_000_000)
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    same(weights.load(folder, from_hf(folder), dtype="float32"), loaded)
+    assert not list(folder.glob("omni_jax*"))
+    assert read_json(folder / "config.json") == read_json(tiny / "config.json")
+
+
+def test_export_of_an_address_has_the_small_files_too(converted, tmp_path):
+    folder = checkpoint.export(converted.as_uri(), tmp_path / "hf")
+    small = {path.name for path in converted.iterdir()} - {"omni_jax.json", "weights"}
+    assert small < {path.name for path in folder.iterdir()}
+    assert read_json(folder / "config.json") == read_json(converted / "config.json")
+
+
+def test_save_of_layers_that_lie_apart_stacks_none(converted, loaded, tmp_path):
+    """As ``Omni.load`` lays them on a CPU; no second copy of a decoder is made."""
+    apart = arranged(loaded, "cpu")
+    before, most = sum(array.nbytes for array in jax.live_arrays()), []
+
+    def watch(*_):
+        most.append(sum(array.nbytes for array in jax.live_arrays()))
+
+    same(
+        checkpoint.load(checkpoint.save(apart, tmp_path / "saved", files_from=converted, progress=watch), CONFIG),
+        loaded,
+    )
+    assert max(most) - before < max(leaf.nbytes for leaf in jax.tree.leaves(loaded["thinker"].decoder))
+
+
+def test_save(converted, loaded, tmp_path):
+    folder = checkpoint.save(loaded, tmp_path / "saved", files_from=converted)
+    same(checkpoint.load(folder, from_hf(folder)), loaded)
+    with pytest.raises(ValueError, match="already holds a converted checkpoint"):
+        checkpoint.save(loaded, folder, files_from=converted)
+
+
+def test_save_without_speech_says_so(converted, loaded, tmp_path):
+    thinking = {name: part for name, part in loaded.items() if name not in parts.SPEECH}
+    folder = checkpoint.save(thinking, tmp_path / "saved", files_from=converted)
+    assert from_hf(folder).talker is None
+    same(checkpoint.load(folder, from_hf(folder)), thinking)
+
+
+def test_save_refuses_parts_of_another_model(tiny, loaded, tmp_path):
+    config = tiny_config()
+    config["thinker_config"]["text_config"]["vocab_size"] = 600
+    other = weights.load(write_tiny(tmp_path / "other", config=config), from_hf(config), dtype="float32")
+    with pytest.raises(ValueError, match=r"thinker\.head\.kernel: expected shape \[64, 512\], got \[64, 600\]"):
+        checkpoint.save(other, tmp_path / "saved", files_from=tiny)
+
+
+def stop_at(monkeypatch, count, error):
+    """Makes the writing of the given group raise."""
+    written, write = [], checkpoint.write_group
+
+    def stopping(held, where, leaves):
+        if len(written) == count:
+            raise error
+        written.append(where.name)
+        write(held, where, leaves)
+
+    monkeypatch.setattr(checkpoint, "write_group", stopping)
+    return written
+
+
+def test_goes_on_where_it_stopped(tiny, loaded, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    first = stop_at(monkeypatch, 5, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(tiny, target)
+    assert checkpoint.is_converted(target)
+    refuses(target, "was not finished; run it again")
+    monkeypatch.undo()
+    second = stop_at(monkeypatch, -1, None)
+    checkpoint.convert(tiny, target)
+    assert len(first) == 5
+    assert not set(first) & set(second)
+    same(checkpoint.load(target, CONFIG), loaded)
+
+
+@pytest.mark.parametrize("change", ["source", "dtype"])
+def test_pieces_of_another_plan_are_not_kept(tiny, tmp_path, monkeypatch, change):
+    target = tmp_path / "target"
+    source = write_tiny(tmp_path / "other", seed=1) if change == "source" else tiny
+    stop_at(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(source, target, dtype="bfloat16" if change == "dtype" else None)
+    assert len(list((target / "weights").iterdir())) == 3
+    stop_at(monkeypatch, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(tiny, target)
+    assert list((target / "weights").iterdir()) == []
+    assert not (target / "weights.stale").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, loaded, tmp_path, monkeypatch):
+    write = ocp.Checkpointer.save
+
+    def full(self, where, *args, **options):
+        if where.name == "thinker.001":
+            where.with_name(f"{where.name}.orbax-checkpoint-tmp").mkdir()  # what Orbax leaves behind
+            raise OSError(28, "No space left on device")
+        return write(self, where, *args, **options)
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    with pytest.raises(
+        OSError, match=r"thinker\.001: cannot be written .the disk is full.*finished pieces are kept"
+    ) as caught:
+        checkpoint.convert(tiny, tmp_path / "target")
+    assert caught.value.errno == 28
+    refuses(tmp_path / "target", "was not finished")
+    monkeypatch.undo()
+    checkpoint.convert(tiny, tmp_path / "target")
+    same(checkpoint.load(tmp_path / "target", CONFIG), loaded)
+    assert not list((tmp_path / "target").rglob("*tmp*"))
+
+
+def test_no_room_is_said_before_writing(tiny, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="are needed"):
+        checkpoint.convert(tiny, tmp_path / "target")
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from omni_jax import checkpoint
+
+source, target, moment = sys.argv[1:]
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+def watch():
+    while not list((Path(target) / "weights").glob("thinker.*orbax-checkpoint-tmp*")):
+        time.sleep(0.0005)
+    die()
+
+if moment == "while a piece is written":
+    threading.Thread(target=watch, daemon=True).start()
+elif moment == "before the manifest":
+    Path.rename = lambda self, to: die() if to.name == "omni_jax.json" else os.rename(self, to)
+calls = []
+
+def progress(*call):
+    calls.append(call)
+    if moment == "after the third piece" and len(calls) == 3:
+        die()
+
+checkpoint.convert(source, target, progress=progress)
+"""
+
+
+def test_killed_at_any_moment(tiny, loaded, tmp_path):
+    """A killed conversion is never taken for a whole one, and the next run finishes it."""
+    moments = ("after the third piece", "while a piece is written", "before the manifest")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    runs = {
+        moment: subprocess.Popen(
+            [sys.executable, "-c", KILLED, tiny, tmp_path / moment, moment], env=environment, stderr=subprocess.PIPE
+        )
+        for moment in moments
+    }
+    for moment, run in runs.items():
+        _, errors = run.communicate()
+        assert run.returncode == -9, errors.decode()
+        refuses(tmp_path / moment, "was not finished; run it again")
+        checkpoint.convert(tiny, tmp_path / moment)
+        same(checkpoint.load(tmp_path / moment, CONFIG), loaded)
+
+
+def test_two_conversions_at_once_leave_a_whole_folder(tiny, loaded, tmp_path):
+    """Processes that begin together: one writes, another says so or finds it finished, and nothing broken counts as whole."""
+    command = [sys.executable, "-c", "import sys; from omni_jax import checkpoint; checkpoint.convert(*sys.argv[1:])"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    target = tmp_path / "target"
+    runs = [
+        subprocess.Popen([*command, tiny, target], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = [run.communicate()[1] for run in runs]
+    assert 0 in [run.returncode for run in runs]
+    for run, errors in zip(runs, said, strict=True):
+        assert run.returncode == 0 or "another process is writing there" in errors
+    same(checkpoint.load(target, CONFIG), loaded)
+    assert not list(target.glob(".*"))
+
+
+@pytest.mark.parametrize("write", [checkpoint.convert, weights.save])
+def test_a_folder_that_is_being_written_is_left_alone(tiny, loaded, converted, tmp_path, write):
+    target = tmp_path / "target"
+    with (
+        only_writer(target),
+        pytest.raises(ValueError, match=rf"^{re.escape(str(target))}: another process is writing there; [^\n]+$"),
+    ):
+        write(tiny, target) if write is checkpoint.convert else write(loaded, target, tiny_config())
+    assert list(target.iterdir()) == []
+    with only_writer(target):
+        pass
+
+
+def test_without_locks_that_is_said(tmp_path, monkeypatch):
+    def none(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.warns(UserWarning, match="no locks"), only_writer(tmp_path / "folder"):
+        pass
+
+
+def test_a_group_that_another_process_changes_is_no_whole_checkpoint(tiny, loaded, tmp_path, monkeypatch):
+    """Where a file system has no locks: the manifest has the sizes that were written, not those that were found."""
+    target, write = tmp_path / "target", checkpoint.write_group
+
+    def meddled(held, where, leaves):
+        write(held, where, leaves)
+        if where.name == "thinker.002":
+            shutil.rmtree(where.with_name("thinker.001"))
+
+    monkeypatch.setattr(checkpoint, "write_group", meddled)
+    with pytest.raises(OSError, match=r"thinker\.001 changed while the others were written"):
+        checkpoint.convert(tiny, target)
+    refuses(target, "was not finished")
+    monkeypatch.undo()
+    checkpoint.convert(tiny, target)
+    same(checkpoint.load(target, CONFIG), loaded)
+
+
+def test_the_same_command_mends_a_finished_folder(tiny, copy, loaded, monkeypatch):
+    shutil.rmtree(copy / "weights" / "thinker.001")
+    (copy / "weights" / "thinker.002" / "_METADATA").write_bytes(b"")
+    (copy / "vocab.json").unlink()
+    (copy / "generation_config.json").write_text("{}")  # somebody's own, which is kept
+    refuses(copy, "pieces are gone, truncated or changed")
+    written = stop_at(monkeypatch, -1, None)
+    checkpoint.convert(tiny, copy)
+    assert sorted(written) == ["thinker.001", "thinker.002"]
+    same(checkpoint.load(copy, CONFIG), loaded)
+    checkpoint.convert(tiny, copy)
+    assert len(written) == 2
+    assert (copy / "vocab.json").exists()
+
+
+def test_writes_that_end_after_an_error_print_nothing(monkeypatch):
+    """Of a full disk: TensorStore's threads find Orbax's loop closed, one after the other, also when the line is said."""
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
+    before = sys.unraisablehook
+    with quiet():
+        pass
+    assert sys.unraisablehook is before
+    with pytest.raises(OSError, match="full"), quiet():
+        raise OSError("full")
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert said == ["another", "Event loop is closed"]
+
+
+def test_a_note_that_has_no_room_says_where(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"omni_jax.json: cannot be written \(No space left on device\); make room"
+    ) as caught:
+        weights.write_json(tmp_path / "omni_jax.json", {})
+    assert caught.value.errno == 28
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,263 @@
+"""Pictures become patches of the right size, order and values; a published config is read whole or refused whole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media.image import MAX_PIXELS
+from omni_jax.processing.options import MediaOptions
+
+GOLDEN = Path(__file__).parents[2] / "goldens" / "patches.npz"
+CONFIG = vision.PatchConfig()
+PUBLISHED = {
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+
+
+def noise(*shape):
+    return np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def test_the_golden_picture():
+    golden = np.load(GOLDEN)
+    patches, grid = vision.prepare(golden["picture"], CONFIG)
+    assert grid == tuple(golden["grid"])
+    assert patches.dtype == np.float32
+    assert patches.shape == (np.prod(grid), 3 * 2 * 16 * 16)
+    np.testing.assert_allclose(patches.ravel()[:: golden["step"]], golden["patches"], rtol=0, atol=2e-6)
+
+
+def test_the_published_file_is_the_default():
+    assert vision.PatchConfig.from_hf(json.loads(json.dumps(PUBLISHED))) == CONFIG
+    assert CONFIG.factor == 32
+    assert hash(CONFIG) == hash(vision.PatchConfig.from_hf(PUBLISHED))
+
+
+def test_bounds_by_their_newer_names():
+    size = {"shortest_edge": 1000, "longest_edge": 2000}
+    newer = {**PUBLISHED, "min_pixels": None, "size": size, "do_resize": True, "resample": 3, "rescale_factor": 1 / 255}
+    del newer["max_pixels"]
+    config = vision.PatchConfig.from_hf(newer)
+    assert (config.min_pixels, config.max_pixels) == (1000, 2000)
+    both = vision.PatchConfig.from_hf({**PUBLISHED, "size": size})
+    assert (both.min_pixels, both.max_pixels) == (3136, 12845056)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("patch_size", 16.0, r"patch_size is 16\.0 \(expected a whole number from 1 to 1024\)"),
+        ("patch_size", True, "patch_size is True"),
+        ("merge_size", 0, "merge_size is 0"),
+        ("temporal_patch_size", None, "temporal_patch_size is None"),
+        ("image_mean", [0.5, 0.5], r"image_mean is \[0\.5, 0\.5\] \(expected three numbers from 0 to 1\)"),
+        ("image_mean", 0.5, "image_mean is 0.5"),
+        ("image_mean", [123.7, 116.3, 103.5], "image_mean is"),
+        ("image_mean", [0.5, 0.5, float("nan")], "image_mean is"),
+        ("image_mean", [0.5, 0.5, "0.5"], "image_mean is"),
+        ("image_std", [0.5, 0, 0.5], r"image_std is \[0\.5, 0, 0\.5\] \(expected three numbers above 0, up to 1\)"),
+        ("image_std", [0.5, True, 0.5], "image_std is"),
+        ("min_pixels", -1, r"min_pixels is -1 \(expected a whole number up to max_pixels\)"),
+        ("min_pixels", 12845057, "min_pixels is 12845057"),
+        ("max_pixels", "many", r"max_pixels is 'many' \(expected a whole number above 0\)"),
+        ("max_pixels", None, "max_pixels is missing"),
+        ("do_normalize", False, r"do_normalize is False \(expected True\)"),
+        ("resample", 2, r"resample is 2 \(expected 3\)"),
+        ("rescale_factor", 1 / 127.5, "rescale_factor is 0.0078"),
+    ],
+)
+def test_an_impossible_value_is_named(key, value, words):
+    with pytest.raises(ValueError, match=rf"^preprocessor_config\.json: {words}"):
+        vision.PatchConfig.from_hf({**PUBLISHED, key: value})
+
+
+def test_all_faults_are_one_line():
+    with pytest.raises(ValueError, match="missing") as caught:
+        vision.PatchConfig.from_hf({"image_std": [0, 0, 0], "do_rescale": False})
+    words = str(caught.value)
+    assert "\n" not in words
+    for key in PUBLISHED:
+        assert (f"{key} is missing" in words) == (key != "image_std")
+    assert "image_std is [0, 0, 0]" in words
+    assert "do_rescale is False" in words
+    with pytest.raises(ValueError, match=r"^PatchConfig: patch_size is 0 .*; max_pixels is 0"):
+        vision.PatchConfig(patch=0, max_pixels=0, min_pixels=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1, 1), (64, 64)),  # grown to the least area
+        ((720, 1280), (704, 1280)),  # 22.5 blocks: Python rounds to the even number
+        ((752, 1280), (768, 1280)),  # 23.5 too
+        ((1, 200), (32, 800)),
+        ((4000, 6000), (2912, 4384)),  # shrunk to the largest
+        ((64, 64), (64, 64)),
+    ],
+)
+def test_sizes(size, expected):
+    assert vision.image_size(*size, CONFIG, MediaOptions()) == expected
+
+
+@given(
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    factor=st.integers(1, 64),
+    bounds=st.tuples(st.integers(0, 1 << 24), st.integers(1, 1 << 24)),
+)
+def test_smart_resize_gives_whole_blocks_within_bounds(height, width, factor, bounds):
+    ratio = max(height, width) / min(height, width)
+    least, most = min(bounds), max(bounds)
+    call = {"factor": factor, "min_pixels": least, "max_pixels": most}
+    if ratio > 200:
+        with pytest.raises(ValueError, match=rf"^{height} x {width} pixels \(height x width\), one side more than 200"):
+            vision.smart_resize(height, width, **call)
+        return
+    rows, columns = vision.smart_resize(height, width, **call)
+    assert rows % factor == columns % factor == 0
+    assert min(rows, columns) >= factor
+    nearest = round(height / factor) * factor, round(width / factor) * factor
+    if nearest[0] * nearest[1] > most:
+        assert rows * columns <= most or min(rows, columns) == factor
+    elif nearest[0] * nearest[1] < least:
+        assert rows * columns >= least
+    elif min(nearest):
+        assert (rows, columns) == nearest
+    assert vision.smart_resize(width, height, **call) == (columns, rows)
+
+
+def test_one_block_is_the_least_whatever_the_bounds():
+    assert vision.smart_resize(500, 500, factor=32, min_pixels=0, max_pixels=1) == (32, 32)
+    assert vision.smart_resize(2, 3, factor=32, min_pixels=0, max_pixels=10**6) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_pixels": 128 * 128}, (96, 160)),
+        ({"max_pixels": 1}, (32, 32)),
+        ({"min_pixels": 2_000_000}, (1088, 1888)),
+        ({"min_pixels": 0}, (704, 1280)),
+        ({"resized_height": 100, "resized_width": 300}, (96, 288)),
+        ({"resized_height": 100, "resized_width": 300, "max_pixels": 5000}, (96, 288)),
+        ({"resized_height": 5, "resized_width": 5}, (64, 64)),
+        ({"resized_height": 100_000, "resized_width": 100_000}, (3584, 3584)),
+    ],
+)
+def test_sizes_under_options(options, expected):
+    assert vision.image_size(720, 1280, CONFIG, MediaOptions(**options)) == expected
+
+
+def test_a_size_beyond_reason_is_refused():
+    with pytest.raises(ValueError, match=f"pixels .* expected at most {MAX_PIXELS} in all"):
+        vision.image_size(720, 1280, CONFIG, MediaOptions(min_pixels=10**12))
+
+
+def test_resizing_is_bicubic_and_skipped_where_it_changes_nothing():
+    picture = Image.fromarray(noise(40, 56))
+    np.testing.assert_array_equal(vision.resize(picture, (40, 56)), np.asarray(picture))
+    resized = vision.resize(picture, (64, 32))
+    assert resized.shape == (64, 32, 3)
+    np.testing.assert_array_equal(resized, np.asarray(picture.resize((32, 64), Image.Resampling.BICUBIC)))
+
+
+def lay_out(frames, config):
+    """Patches by the description alone, one at a time."""
+    count, height, width, _ = frames.shape
+    patch, merge, pair = config.patch, config.merge, config.temporal_patch
+    pixels = (frames / 255 - np.array(config.mean)) / np.array(config.std)
+    rows = []
+    for start in range(0, count, pair):
+        for top in range(0, height, config.factor):
+            for left in range(0, width, config.factor):
+                for row in range(merge):
+                    for column in range(merge):
+                        y, x = top + row * patch, left + column * patch
+                        taken = [pixels[min(start + i, count - 1), y : y + patch, x : x + patch] for i in range(pair)]
+                        rows.append(np.stack(taken).transpose(3, 0, 1, 2).ravel())
+    return np.stack(rows), (-(-count // pair), height // patch, width // patch)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(
+    "config",
+    [
+        vision.PatchConfig(patch=4),
+        vision.PatchConfig(patch=3, **CLIP),
+        vision.PatchConfig(patch=2, merge=1, temporal_patch=1),
+        vision.PatchConfig(patch=2, merge=3, temporal_patch=3),
+    ],
+)
+def test_the_layout_of_patches(config, count):
+    frames = noise(count, 2 * config.factor, 3 * config.factor)
+    patches, grid = vision.patches(frames, config)
+    expected, expected_grid = lay_out(frames, config)
+    assert grid == expected_grid
+    assert patches.dtype == np.float32
+    assert patches.flags.c_contiguous
+    np.testing.assert_allclose(patches, expected, rtol=0, atol=2e-6)
+
+
+def test_frames_may_lie_in_any_order_in_memory_and_stay_as_they_are():
+    frames = noise(4, 32, 64)
+    expected, grid = vision.patches(frames, CONFIG)
+    frames.flags.writeable = False
+    for other in (np.asfortranarray(frames), frames[:, :, ::-1][:, :, ::-1], frames.repeat(2, 0)[::2]):
+        found, found_grid = vision.patches(other, CONFIG)
+        assert found_grid == grid
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (noise(32, 32), r"expected uint8 frames \[n, h, w, 3\], got uint8 \[32, 32, 3\]"),
+        (noise(1, 32, 32).astype(np.float32), r"got float32 \[1, 32, 32, 3\]"),
+        (noise(1, 32, 32)[..., :1], r"got uint8 \[1, 32, 32, 1\]"),
+        (noise(0, 32, 32), r"got uint8 \[0, 32, 32, 3\]"),
+        (noise(1, 32, 40), r"frames of 32 x 40; expected multiples of 32"),
+    ],
+)
+def test_wrong_frames_are_refused(frames, words):
+    with pytest.raises(ValueError, match=f"^patches: .*{words}"):
+        vision.patches(frames, CONFIG)
+
+
+def test_a_picture_from_its_source_to_its_patches(tmp_path):
+    path = tmp_path / "picture.png"
+    own = Image.fromarray(noise(50, 90))
+    own.save(path)
+    expected, grid = vision.patches(vision.resize(own, (64, 96))[None], CONFIG)
+    found, found_grid = vision.prepare(path, CONFIG)
+    assert found_grid == grid == (1, 4, 6)
+    np.testing.assert_array_equal(found, expected)
+    _, small = vision.prepare(path, CONFIG, MediaOptions(max_pixels=1024))
+    assert small == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (noise(1, 300), r"1 x 300 pixels \(height x width\), one side more than 200 times the other; expected at most"),
+        (noise(300, 1), "300 x 1 pixels"),
+        (noise(0, 7), "0 x 7 pixels .*; expected at least one"),
+    ],
+)
+def test_a_picture_of_impossible_size_is_named(picture, words):
+    for name in (None, "message 1, image 2"):
+        with pytest.raises(ValueError, match=rf"^{name or r'image .ndarray.'}: {words}") as caught:
+            vision.prepare(picture, CONFIG, name=name)
+        assert "\n" not in str(caught.value)
