@@ -1,6 +1,7 @@
-"""The arrows between folders: who may import whom, read from the sources."""
+"""The tree of the package and its arrows: every file and folder, and what it may import, read from the sources."""
 
 import ast
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,19 +9,54 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "omni_jax"
 
-# Which of our own modules a folder or file may import; of libraries, all but those in FORBIDDEN.
+# Files and folders of the package, from the lowest to the highest: what of ours each may import beside itself. Of libraries,
+# all but those in FORBIDDEN.
 ARROWS = {
-    "buckets": [],
-    "config": ["config", "buckets", "errors"],
-    "parallel": ["errors", "parallel"],
-    "nn": ["parallel", "nn"],
-    "models": ["config", "parallel", "nn", "models"],
-    "processing": ["config", "buckets", "errors", "processing"],
-    "errors": [],
-    "decoding": ["config", "buckets", "parallel", "errors", "nn.cache", "decoding"],
-    "locks": [],
-    "weights": ["config", "locks", "errors", "models", "parallel", "weights"],
-    "cli.sound_file": [],
+    "errors": "",
+    "buckets": "",
+    "locks": "",
+    "config": "buckets errors",
+    "parallel": "errors",
+    "nn": "parallel",
+    "models": "config nn parallel",
+    "processing": "buckets config errors",
+    "decoding": "buckets config errors nn.cache parallel",
+    "weights": "config errors locks models",
+    "speech": "buckets config decoding errors models parallel processing weights.speakers",
+    "engine": "buckets config decoding errors models parallel processing speech",
+    "checkpoint": "config errors locks models processing.processor_files weights",
+    "room": "checkpoint.hub models parallel weights",
+    "omni": "checkpoint config decoding engine errors models parallel processing room speech weights",
+    "__init__": "decoding.sampling engine.reply omni",
+    "testing": "config models weights",
+    "plan": "buckets checkpoint.hub config decoding engine.encode errors models nn parallel speech weights",
+    "jobs": "checkpoint.hub config decoding engine errors locks omni parallel processing",
+    "cli": "checkpoint decoding engine errors jobs omni plan processing speech testing weights __version__",
+}
+# What is in each folder; assets and py.typed are no code.
+ENTRIES = {
+    "": " ".join([*ARROWS, "assets", "py.typed"]),
+    "config": "common decoder defaults encoders fields foreign parts qwen2_5_omni qwen3_omni speech words",
+    "parallel": "jitted mesh multihost param_paths sharding topology",
+    "nn": "cache causal_attention conv expert_parallel grouped_matmul kernels layers moe packed_attention resample rope stack",
+    "nn/kernels": "packed_attention packed_attention_cpu splash_attention",
+    "models": "decoder memory_layout parts placement qwen2_5_omni qwen3_omni thinker",
+    "models/qwen3_omni": "audio_encoder code2wav talker vision_encoder",
+    "models/qwen2_5_omni": "audio_encoder bigvgan dit ecapa_tdnn talker vision_encoder",
+    "processing": "arrays audio_packing batch content_part conversation limits media options positions processor_files prompt "
+    "request talker_prompt tmrope_clock transcript vision_packing",
+    "processing/media": "audio audio_file container image local_file patches reader source video video_track",
+    "processing/talker_prompt": "qwen2_5_omni qwen3_omni",
+    "decoding": "defaults frames sampling slots text",
+    "weights": "layerwise published safetensors_reader safetensors_writer shards speakers table tables to_devices torch_pickle",
+    "weights/tables": "common qwen2_5_omni qwen3_omni",
+    "speech": "families qwen2_5_omni qwen3_omni stream synthesizer token2wav",
+    "engine": "answer continuous encode reply request transformers_keywords",
+    "checkpoint": "describe hub manifest tensors",
+    "testing": "checkpoint config_qwen2_5 qwen2_5_omni qwen3_omni tokenizer tokenizer_qwen2_5",
+    "plan": "hlo kernel_costs lower_bound lowering",
+    "jobs": "input output",
+    "cli": "__main__ batch convert demo generate inspect main options plan sound_file speak terminal",
 }
 FORBIDDEN = {
     "processing": ["jax", "jaxlib", "flax", "orbax"],
@@ -51,17 +87,79 @@ def within(name, parents):
 
 
 def own(path):
-    """Modules of ours that a file imports, without the package's name: ``nn.cache`` and the like."""
-    return {name.removeprefix("omni_jax.") for name in imports(path) if name.startswith("omni_jax.")}
+    """Modules of ours that a file imports, without the package's name: ``nn.cache`` and the like; and what it asks the package
+    itself for."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if is_module(name) or node.module == "omni_jax" else node.module for name in names}
+    return {name.removeprefix("omni_jax.") for name in found if name.startswith("omni_jax.")}
+
+
+def is_module(name):
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_name(f"{path.name}.py").exists()
+
+
+def block():
+    """The tree as CONTRIBUTING.md draws it."""
+    lines = []
+    for part, allowed in ARROWS.items():
+        folders = [folder for folder in ENTRIES if folder == part or folder.startswith(f"{part}/")]
+        lines.append(f"    {part + '/' * bool(folders):<12} {', '.join(allowed.split()) or '-'}")
+        for folder in folders:
+            head = f"        {folder.removeprefix(part).lstrip('/') or '.':<14} "
+            lines += textwrap.wrap(ENTRIES[folder], 110, initial_indent=head, subsequent_indent=" " * len(head))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("folder", ENTRIES)
+def test_every_entry_is_known(folder):
+    """A new file or folder gets its place, and its arrows, here and in CONTRIBUTING.md."""
+    found = {path.name.removesuffix(".py") for path in (PACKAGE / folder).iterdir() if path.name != "__pycache__"}
+    assert found - ({"__init__"} if folder else set()) == set(ENTRIES[folder].split())
+
+
+def test_every_folder_is_listed():
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in sources(PACKAGE)}
+    assert {"" if folder == "." else folder for folder in folders} == set(ENTRIES)
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
 @pytest.mark.parametrize("part", ARROWS)
 def test_a_part_imports_only_what_is_below_it(part):
-    files = sources(PACKAGE / part) if (PACKAGE / part).is_dir() else [PACKAGE / f"{part.replace('.', '/')}.py"]
+    files = sources(PACKAGE / part) if (PACKAGE / part).is_dir() else [PACKAGE / f"{part}.py"]
     assert files
     for path in files:
         for name in own(path):
-            assert within(name, ARROWS[part]), f"{path.relative_to(ROOT)} imports omni_jax.{name}"
+            assert within(name, [part, *ARROWS[part].split()]), f"{path.relative_to(ROOT)} imports omni_jax.{name}"
+
+
+def test_arrows_point_down():
+    order = list(ARROWS)
+    for part, allowed in ARROWS.items():
+        for name in allowed.split():
+            assert name == "__version__" or order.index(name.split(".")[0]) < order.index(part), f"{part} -> {name}"
+
+
+def test_the_package_is_imported_for_its_version_alone():
+    """``import omni_jax`` reaches up to Omni; the manifest of a converted folder needs the version."""
+    for path in sources(PACKAGE):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import) and any(alias.name == "omni_jax" for alias in node.names):
+                uses = [
+                    found.attr
+                    for found in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                    if isinstance(found, ast.Attribute) and getattr(found.value, "id", "") == "omni_jax"
+                ]
+                assert set(uses) == {"__version__"}, path.relative_to(ROOT)
+
+
+def test_the_guide_for_contributors_draws_this_tree():
+    assert block() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), f"expected there:\n{block()}"
 
 
 @pytest.mark.parametrize("part", FORBIDDEN)
@@ -90,5 +188,5 @@ def test_torch_is_the_references_alone():
 def test_imports_are_found(tmp_path):
     (tmp_path / "a.py").write_text("import x.y\nfrom omni_jax.nn import cache\ndef f():\n    import torch\n")
     assert imports(tmp_path / "a.py") == {"x.y", "omni_jax.nn", "omni_jax.nn.cache", "torch"}
-    assert own(tmp_path / "a.py") == {"nn", "nn.cache"}
+    assert own(tmp_path / "a.py") == {"nn.cache"}
     assert not within("torchaudio", ["torch"])
