@@ -42,7 +42,7 @@ from omni_jax.processing.conversation import Media
 from omni_jax.processing.media import reader
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.transcript import Transcript
-from omni_jax.speech.stream import Voices
+from omni_jax.speech.stream import SpeechStream
 from omni_jax.testing import tiny_config
 from omni_jax.testing.qwen3_omni import preprocessor
 
@@ -259,7 +259,7 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
         omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker
     ).x.block_until_ready()
 
-    def listen() -> tuple[Voices, Any]:
+    def listen() -> tuple[SpeechStream, Any]:
         voices = spoken.make(omni.parts, omni.config, spoken, states, streamed=True)
         return voices, voices.states
 

@@ -31,7 +31,7 @@ TALKER, TALKER_LAYERS, DIT, DIT_LAYERS, BIGVGAN, CODES = 512, 8, 512, 8, 512, 81
 SPEAKER, MEL = 192, 80
 
 
-def elder_config() -> dict:
+def qwen2_5_config() -> dict:
     """The tiny configuration at mid size; its vision encoder stays tiny."""
     config = tiny_qwen2_5_config()
     thinker, talker = config["thinker_config"], config["talker_config"]
@@ -138,7 +138,7 @@ def compare(folder: Path, repeat: int) -> dict:
     times: dict[tuple[str, int], list[float]] = {}
     measured = []
     for _ in range(repeat):
-        measured.append(rates.measure("elder"))
+        measured.append(rates.measure("qwen2_5"))
         for name, (ours, theirs) in tasks.items():
             times.setdefault((name, 0), []).append(spent(ours))
             for count in threads:
@@ -147,11 +147,11 @@ def compare(folder: Path, repeat: int) -> dict:
     torch.set_num_threads(threads[-1])
     rows: dict[str, tuple[float, float]] = {}
     for label, task, less, steps in (
-        (f"elder: prefill of {PROMPT} tokens", "prefill", None, 1),
-        ("elder: decoding a token", "prefill and decode", "prefill", NEW),
-        (f"elder: encoding {SECONDS} s of audio", "audio", None, 1),
-        ("elder: a code of speech", "codes", "a code", CALL_FRAMES - 1),
-        (f"elder: sound of {SPOKEN} codes", "sound", None, 1),
+        (f"Qwen2.5: prefill of {PROMPT} tokens", "prefill", None, 1),
+        ("Qwen2.5: decoding a token", "prefill and decode", "prefill", NEW),
+        (f"Qwen2.5: encoding {SECONDS} s of audio", "audio", None, 1),
+        ("Qwen2.5: a code of speech", "codes", "a code", CALL_FRAMES - 1),
+        (f"Qwen2.5: sound of {SPOKEN} codes", "sound", None, 1),
     ):
 
         def took(side: int, task=task, less=less, steps=steps) -> float:
@@ -164,10 +164,10 @@ def compare(folder: Path, repeat: int) -> dict:
         print(f"{label}: torch takes {', '.join(f'{t * 1e3:.1f} ms on {n}' for n, t in their.items())} threads")
         rows[label] = took(0), min(their.values())
     products, reading = rates.best(measured)
-    rates.show("elder", products, reading)
+    rates.show("qwen2_5", products, reading)
     return {
-        "elder_tokens_equal": equal[0], "elder_codes_equal": equal[1], "elder_audio_error": errors[0],
-        "elder_sound_error": errors[1], "rows": rows, "rates": {"elder": products},
+        "qwen2_5_tokens_equal": equal[0], "qwen2_5_codes_equal": equal[1], "qwen2_5_audio_error": errors[0],
+        "qwen2_5_sound_error": errors[1], "rows": rows, "rates": {"qwen2_5": products},
     }  # fmt: skip
 
 

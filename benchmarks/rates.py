@@ -32,7 +32,7 @@ PRODUCTS = {
         "code predictor, up, of one row": (1, 512, 3072),
         "vocoder, a convolution's product": (2000, 384, 768),
     },
-    "elder": {
+    "qwen2_5": {
         LARGE: (2048, 2048, 2048),
         "a projection of the prompt": (512, 1024, 1024),
         "dense network, up": (512, 1024, 4096),

@@ -1,6 +1,6 @@
 """Ours against Transformers: the same random model, the same inputs, one run, alternating; medians and ratios.
 
-    python benchmarks/vs_transformers.py [--pinned] [--repeat 7] [--json FILE] [--keep FOLDER] [--only thinker|speech|elder]
+    python benchmarks/vs_transformers.py [--pinned] [--repeat 7] [--json FILE] [--keep FOLDER] [--only thinker|speech|qwen2_5]
 
 The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary folder)
 and loaded by both from there. float32 on the CPU; both use all cores or, with --pinned, one thread on one core, timed by
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("thinker", "speech", "elder"), help="these rows alone")
+    parser.add_argument("--only", choices=("thinker", "speech", "qwen2_5"), help="these rows alone")
     clock.add_option(parser)
     parser.add_argument("--keep", type=Path, help="make the model in this folder and leave it there for the next run")
     arguments = parser.parse_args()
@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         result: dict = {"rows": {}}
-        wanted = [arguments.only] if arguments.only else ["thinker", "speech", "elder"]
+        wanted = [arguments.only] if arguments.only else ["thinker", "speech", "qwen2_5"]
         if "thinker" in wanted:
             if not (folder / "config.json").exists():
                 write_tiny(folder, config=mid_config())
@@ -116,11 +116,11 @@ def main() -> None:
             if not (folder / "speech" / "config.json").exists():
                 write_tiny(folder / "speech", config=speaking.speech_config())
             found.append(speaking.compare(folder / "speech", arguments.repeat))
-        if "elder" in wanted:
-            if not (folder / "elder" / "config.json").exists():
-                write_tiny(folder / "elder", config=qwen2_5_omni.elder_config())
-                qwen2_5_omni.write_voices(folder / "elder")
-            found.append(qwen2_5_omni.compare(folder / "elder", arguments.repeat))
+        if "qwen2_5" in wanted:
+            if not (folder / "qwen2_5" / "config.json").exists():
+                write_tiny(folder / "qwen2_5", config=qwen2_5_omni.qwen2_5_config())
+                qwen2_5_omni.write_voices(folder / "qwen2_5")
+            found.append(qwen2_5_omni.compare(folder / "qwen2_5", arguments.repeat))
         for more in found:
             for name, (mine, their) in more.pop("rows").items():
                 print(f"{name:36}{mine * 1e3:9.1f}ms{their * 1e3:9.1f}ms{their / mine:7.2f}x")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from omni_jax import checkpoint, weights
 from omni_jax.checkpoint.hub import locate
-from omni_jax.config import Omni3Config, OmniConfig, read_json
+from omni_jax.config import OmniConfig, Qwen3OmniConfig, read_json
 from omni_jax.models import parts
 from omni_jax.processing.processor_files import FLAT, NESTED
 
@@ -97,7 +97,7 @@ def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
 def _speakers(folder: Path, config: OmniConfig) -> Iterable[str]:
     """Voices, whether they are ids of the configuration or come in a file."""
     match config:
-        case Omni3Config(talker=talker) if talker:
+        case Qwen3OmniConfig(talker=talker) if talker:
             return [name for name, _ in talker.speakers]
         case _:
             return weights.voices(folder, config)

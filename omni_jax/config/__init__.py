@@ -15,15 +15,15 @@ from omni_jax.config.encoders import (
     AudioEncoderConfig,
     MelEncoderConfig,
     PatchEncoderConfig,
-    PooledAudioEncoderConfig,
+    Qwen25AudioEncoderConfig,
+    Qwen25VisionEncoderConfig,
     VisionEncoderConfig,
-    WindowedVisionEncoderConfig,
     halve,
 )
 from omni_jax.config.fields import read_json
 from omni_jax.config.foreign import refuse_foreign, refuse_quantized
-from omni_jax.config.parts import Omni3Config, Omni25Config, OmniConfig, ThinkerConfig
-from omni_jax.config.speech import Code2WavConfig, DualTrackTalkerConfig, TalkerConfig
+from omni_jax.config.parts import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig, ThinkerConfig
+from omni_jax.config.speech import Code2WavConfig, Qwen25TalkerConfig, TalkerConfig
 from omni_jax.config.words import TokenizerFiles, no_words
 from omni_jax.errors import shown
 
@@ -35,18 +35,18 @@ __all__ = [
     "AudioEncoderConfig",
     "Code2WavConfig",
     "DecoderConfig",
-    "DualTrackTalkerConfig",
     "ExpertsConfig",
     "MelEncoderConfig",
-    "Omni3Config",
-    "Omni25Config",
     "OmniConfig",
     "PatchEncoderConfig",
-    "PooledAudioEncoderConfig",
+    "Qwen3OmniConfig",
+    "Qwen25AudioEncoderConfig",
+    "Qwen25OmniConfig",
+    "Qwen25TalkerConfig",
+    "Qwen25VisionEncoderConfig",
     "TalkerConfig",
     "ThinkerConfig",
     "VisionEncoderConfig",
-    "WindowedVisionEncoderConfig",
     "from_hf",
     "halve",
     "read_json",

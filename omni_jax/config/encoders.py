@@ -63,7 +63,7 @@ class AudioEncoderConfig(MelEncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PooledAudioEncoderConfig(MelEncoderConfig):
+class Qwen25AudioEncoderConfig(MelEncoderConfig):
     """The audio encoder of Qwen2.5-Omni: two convolutions over time, attention inside a chunk, then pairs averaged."""
 
     @property
@@ -110,7 +110,7 @@ class VisionEncoderConfig(PatchEncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowedVisionEncoderConfig(PatchEncoderConfig):
+class Qwen25VisionEncoderConfig(PatchEncoderConfig):
     """The vision encoder of Qwen2.5-Omni: attention in square windows, in some blocks over the whole frame.
 
     Attributes:

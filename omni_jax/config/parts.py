@@ -8,11 +8,11 @@ from omni_jax.config.encoders import (
     AudioEncoderConfig,
     MelEncoderConfig,
     PatchEncoderConfig,
-    PooledAudioEncoderConfig,
+    Qwen25AudioEncoderConfig,
+    Qwen25VisionEncoderConfig,
     VisionEncoderConfig,
-    WindowedVisionEncoderConfig,
 )
-from omni_jax.config.speech import Code2WavConfig, DualTrackTalkerConfig, TalkerConfig, Token2WavConfig
+from omni_jax.config.speech import Code2WavConfig, Qwen25TalkerConfig, TalkerConfig, Token2WavConfig
 
 Hears = TypeVar("Hears", bound=MelEncoderConfig)
 Sees = TypeVar("Sees", bound=PatchEncoderConfig)
@@ -55,7 +55,7 @@ class OmniConfig:
 
     family: str
     thinker: ThinkerConfig
-    talker: TalkerConfig | DualTrackTalkerConfig | None
+    talker: TalkerConfig | Qwen25TalkerConfig | None
     im_start: int
     im_end: int
     user: int
@@ -70,7 +70,7 @@ class OmniConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omni3Config(OmniConfig):
+class Qwen3OmniConfig(OmniConfig):
     """A whole Qwen3-Omni. ``talker`` and ``code2wav`` are None for the text-only releases (Thinking, Captioner)."""
 
     thinker: ThinkerConfig[AudioEncoderConfig, VisionEncoderConfig]
@@ -81,9 +81,9 @@ class Omni3Config(OmniConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omni25Config(OmniConfig):
+class Qwen25OmniConfig(OmniConfig):
     """A whole Qwen2.5-Omni. Its voices come beside it, in spk_dict.pt."""
 
-    thinker: ThinkerConfig[PooledAudioEncoderConfig, WindowedVisionEncoderConfig]
-    talker: DualTrackTalkerConfig | None
+    thinker: ThinkerConfig[Qwen25AudioEncoderConfig, Qwen25VisionEncoderConfig]
+    talker: Qwen25TalkerConfig | None
     token2wav: Token2WavConfig | None

@@ -22,23 +22,23 @@ from omni_jax.config.common import (
 )
 from omni_jax.config.decoder import DecoderConfig
 from omni_jax.config.defaults import QWEN2_5
-from omni_jax.config.encoders import PooledAudioEncoderConfig, WindowedVisionEncoderConfig
+from omni_jax.config.encoders import Qwen25AudioEncoderConfig, Qwen25VisionEncoderConfig
 from omni_jax.config.fields import MOST, Fields
-from omni_jax.config.parts import Omni25Config, ThinkerConfig
+from omni_jax.config.parts import Qwen25OmniConfig, ThinkerConfig
 from omni_jax.config.speech import (
     BigVGANConfig,
     DiTConfig,
-    DualTrackTalkerConfig,
+    Qwen25TalkerConfig,
     SpeakerEncoderConfig,
     Token2WavConfig,
 )
 from omni_jax.config.words import UNKNOWN, Words, no_words
 from omni_jax.errors import shown
 
-Thinker = ThinkerConfig[PooledAudioEncoderConfig, WindowedVisionEncoderConfig]
+Thinker = ThinkerConfig[Qwen25AudioEncoderConfig, Qwen25VisionEncoderConfig]
 
 
-def read(config: Mapping[str, Any], words: Words = no_words) -> Omni25Config:
+def read(config: Mapping[str, Any], words: Words = no_words) -> Qwen25OmniConfig:
     """The whole configuration, or one ValueError with the mistyped and contradictory fields.
 
     Args:
@@ -58,7 +58,7 @@ def read(config: Mapping[str, Any], words: Words = no_words) -> Omni25Config:
         if not root.faults:
             _agree(thinker, talker_fields, talker)
     root.report()
-    return Omni25Config(family="qwen2_5_omni", thinker=thinker, talker=talker, token2wav=token2wav, **ids)
+    return Qwen25OmniConfig(family="qwen2_5_omni", thinker=thinker, talker=talker, token2wav=token2wav, **ids)
 
 
 _TURNS = {
@@ -114,8 +114,8 @@ def _thinker(fields: Fields, words: Words) -> Thinker:
     )
 
 
-def _audio_encoder(audio: Fields) -> PooledAudioEncoderConfig:
-    found = PooledAudioEncoderConfig(**mel_encoder(audio))
+def _audio_encoder(audio: Fields) -> Qwen25AudioEncoderConfig:
+    found = Qwen25AudioEncoderConfig(**mel_encoder(audio))
     places, table = found.chunk_places, audio.size("max_source_positions")
     if places % 2 and audio.sound:
         audio.fault(
@@ -126,7 +126,7 @@ def _audio_encoder(audio: Fields) -> PooledAudioEncoderConfig:
     return found
 
 
-def _vision_encoder(vision: Fields) -> WindowedVisionEncoderConfig:
+def _vision_encoder(vision: Fields) -> Qwen25VisionEncoderConfig:
     vision.must("hidden_act", "silu", "the published encoder's feed-forward uses SiLU")
     shared, size, whole = patch_encoder(vision), vision.size("window_size"), vision.ints("fullatt_block_indexes")
     cell = shared["patch"] * shared["merge"]
@@ -139,12 +139,12 @@ def _vision_encoder(vision: Fields) -> WindowedVisionEncoderConfig:
             f"{vision.path}fullatt_block_indexes {list(whole)}: expected rising blocks from 0 to {shared['layers'] - 1}, "
             f"of depth {shared['layers']}"
         )
-    return WindowedVisionEncoderConfig(**shared, window=size // shared["patch"], whole=whole)
+    return Qwen25VisionEncoderConfig(**shared, window=size // shared["patch"], whole=whole)
 
 
-def _talker(fields: Fields, codes: int) -> DualTrackTalkerConfig:
+def _talker(fields: Fields, codes: int) -> Qwen25TalkerConfig:
     fields.must("tie_word_embeddings", False, "the published head is a tensor of its own")
-    found = DualTrackTalkerConfig(
+    found = Qwen25TalkerConfig(
         decoder=_decoder(fields),
         vocabulary=fields.size("vocab_size"),
         codes=codes,
@@ -160,7 +160,7 @@ def _talker(fields: Fields, codes: int) -> DualTrackTalkerConfig:
     return found
 
 
-def _agree(thinker: Thinker, fields: Fields, talker: DualTrackTalkerConfig) -> None:
+def _agree(thinker: Thinker, fields: Fields, talker: Qwen25TalkerConfig) -> None:
     """What the talker's object repeats of the thinker's, it must repeat as it is."""
     if talker.embedding_width != thinker.decoder.width:
         fields.fault(

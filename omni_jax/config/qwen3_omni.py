@@ -19,7 +19,7 @@ from omni_jax.config.decoder import DecoderConfig, ExpertsConfig
 from omni_jax.config.defaults import QWEN3
 from omni_jax.config.encoders import AudioEncoderConfig, VisionEncoderConfig
 from omni_jax.config.fields import Fields
-from omni_jax.config.parts import Omni3Config, ThinkerConfig
+from omni_jax.config.parts import Qwen3OmniConfig, ThinkerConfig
 from omni_jax.config.speech import Code2WavConfig, TalkerConfig
 from omni_jax.config.words import Words, no_words
 from omni_jax.errors import cut, shown
@@ -27,7 +27,7 @@ from omni_jax.errors import cut, shown
 EXPERTS = 1 << 12  # of a layer, at most
 
 
-def read(config: Mapping[str, Any], words: Words = no_words) -> Omni3Config:
+def read(config: Mapping[str, Any], words: Words = no_words) -> Qwen3OmniConfig:
     """The whole configuration, or one ValueError with the mistyped and contradictory fields.
 
     Args:
@@ -47,7 +47,7 @@ def read(config: Mapping[str, Any], words: Words = no_words) -> Omni3Config:
     if talker and code2wav and not root.faults:
         _agree(root, thinker, talker, code2wav)
     root.report()
-    return Omni3Config(family="qwen3_omni_moe", thinker=thinker, talker=talker, code2wav=code2wav, **ids)
+    return Qwen3OmniConfig(family="qwen3_omni_moe", thinker=thinker, talker=talker, code2wav=code2wav, **ids)
 
 
 _TURNS = {

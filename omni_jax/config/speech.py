@@ -128,7 +128,7 @@ class TalkerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualTrackTalkerConfig:
+class Qwen25TalkerConfig:
     """The talker of Qwen2.5-Omni, which reads the thinker's states and words and writes one codec id a frame.
 
     Its voices are no ids of its own: they come with the checkpoint, in spk_dict.pt.

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from omni_jax.config import DualTrackTalkerConfig, OmniConfig, TalkerConfig, read_json
+from omni_jax.config import OmniConfig, Qwen25TalkerConfig, TalkerConfig, read_json
 from omni_jax.decoding.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 1024
@@ -15,7 +15,7 @@ PARTS = ("thinker", "talker", "predictor")
 TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, repetition_penalty=1.05)
 TALKERS: dict[type, Sampling] = {
     TalkerConfig: replace(TALKER, top_k=50, top_p=1.0),
-    DualTrackTalkerConfig: replace(TALKER, top_k=40, top_p=0.8),
+    Qwen25TalkerConfig: replace(TALKER, top_k=40, top_p=0.8),
     NoneType: TALKER,
 }
 PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)

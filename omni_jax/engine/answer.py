@@ -14,7 +14,7 @@ from omni_jax.engine import encode
 from omni_jax.engine.encode import Placed
 from omni_jax.engine.reply import Draft, Event
 from omni_jax.processing.transcript import Transcript
-from omni_jax.speech.stream import Speech, Voices
+from omni_jax.speech.stream import Speech, SpeechStream
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def answer(
         streamed: sound comes in chunks that grow from one frame, while the thinker still writes.
     """
     rows = [Draft(request.transcript(row), request.sampling) for row in range(len(request.seeds))]
-    voices: Voices | None = None
+    voices: SpeechStream | None = None
     writing = set(range(len(rows)))
     for made in _recite(parts, config, request, rows) if request.given else _write(parts, config, request, rows, steps):
         for number in sorted(writing):
@@ -72,7 +72,7 @@ def answer(
             yield number, Event(reply=row.reply(voices.codebooks, cut=number in voices.cut))
 
 
-def _spoken(voices: Voices, rows: list[Draft]) -> Iterator[tuple[int, Event]]:
+def _spoken(voices: SpeechStream, rows: list[Draft]) -> Iterator[tuple[int, Event]]:
     for chunk in voices.advance():
         rows[chunk.row].hear(chunk.codes, chunk.samples)
         if chunk.samples.size:

@@ -4,7 +4,7 @@ A TPU's product reads a kernel with the contracted axis next to the last. One of
 otherwise, and each program that takes it as it is turns it around first: held beside the weights, and moved at every call. Heads
 narrower than a tile (64), and a share of a feed-forward width that tiles do not divide (192 of a shared expert's 768), lie next
 to the last instead, for innermost they would take more than their room.
-Of a feed-forward width that its tiles do not divide (3,420, the elder's vision encoder) it puts other axes innermost than a
+Of a feed-forward width that its tiles do not divide (3,420, Qwen2.5-Omni's vision encoder) it puts other axes innermost than a
 product reads, with the same end: 0.84 GB beside the weights at every call.
 
 A CPU's product reads an array from its beginning. Each layer of a stack is copied out first, at every token: three times the

@@ -9,22 +9,14 @@ from flax import nnx
 
 from omni_jax.config import (
     AudioEncoderConfig,
-    Omni3Config,
-    Omni25Config,
     OmniConfig,
-    PooledAudioEncoderConfig,
+    Qwen3OmniConfig,
+    Qwen25AudioEncoderConfig,
+    Qwen25OmniConfig,
+    Qwen25VisionEncoderConfig,
     VisionEncoderConfig,
-    WindowedVisionEncoderConfig,
 )
-from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
-from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
-from omni_jax.models.qwen2_5_omni.dit import DiT
-from omni_jax.models.qwen2_5_omni.talker import DualTrackTalker
-from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder
-from omni_jax.models.qwen3_omni.audio_encoder import AudioEncoder
-from omni_jax.models.qwen3_omni.code2wav import Code2Wav
-from omni_jax.models.qwen3_omni.talker import CodePredictor, Talker
-from omni_jax.models.qwen3_omni.vision_encoder import VisionEncoder
+from omni_jax.models import qwen2_5_omni, qwen3_omni
 from omni_jax.models.thinker import Thinker
 from omni_jax.nn.layers import Init
 from omni_jax.parallel.param_paths import axes, leaves, replace
@@ -34,10 +26,10 @@ __all__ = ["SPEECH", "abstract", "axes", "builders", "leaves", "random", "replac
 SPEECH = ("talker", "code_predictor", "code2wav", "dit", "bigvgan")
 # Which module a configuration is of.
 ENCODERS: dict[type, Callable[..., nnx.Module]] = {
-    AudioEncoderConfig: AudioEncoder,
-    VisionEncoderConfig: VisionEncoder,
-    PooledAudioEncoderConfig: PooledAudioEncoder,
-    WindowedVisionEncoderConfig: WindowedVisionEncoder,
+    AudioEncoderConfig: qwen3_omni.AudioEncoder,
+    VisionEncoderConfig: qwen3_omni.VisionEncoder,
+    Qwen25AudioEncoderConfig: qwen2_5_omni.AudioEncoder,
+    Qwen25VisionEncoderConfig: qwen2_5_omni.VisionEncoder,
 }
 
 
@@ -50,14 +42,14 @@ def builders(config: OmniConfig, *, speech: bool = True) -> dict[str, Callable[[
         "vision_encoder": lambda init: ENCODERS[type(thinker.vision_encoder)](init, thinker.vision_encoder),
     }
     match config:
-        case Omni3Config(talker=talker, code2wav=code2wav) if speech and talker and code2wav:
-            parts["talker"] = lambda init: Talker(init, talker)
-            parts["code_predictor"] = lambda init: CodePredictor(init, talker)
-            parts["code2wav"] = lambda init: Code2Wav(init, code2wav)
-        case Omni25Config(talker=talker, token2wav=token2wav) if speech and talker and token2wav:
-            parts["talker"] = lambda init: DualTrackTalker(init, talker)
-            parts["dit"] = lambda init: DiT(init, token2wav.dit)
-            parts["bigvgan"] = lambda init: BigVGAN(init, token2wav.bigvgan)
+        case Qwen3OmniConfig(talker=talker, code2wav=code2wav) if speech and talker and code2wav:
+            parts["talker"] = lambda init: qwen3_omni.Talker(init, talker)
+            parts["code_predictor"] = lambda init: qwen3_omni.CodePredictor(init, talker)
+            parts["code2wav"] = lambda init: qwen3_omni.Code2Wav(init, code2wav)
+        case Qwen25OmniConfig(talker=talker, token2wav=token2wav) if speech and talker and token2wav:
+            parts["talker"] = lambda init: qwen2_5_omni.Talker(init, talker)
+            parts["dit"] = lambda init: qwen2_5_omni.DiT(init, token2wav.dit)
+            parts["bigvgan"] = lambda init: qwen2_5_omni.BigVGAN(init, token2wav.bigvgan)
     return parts
 
 

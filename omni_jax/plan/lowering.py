@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
-from omni_jax.config import AudioEncoderConfig, DualTrackTalkerConfig, Omni25Config, OmniConfig, TalkerConfig
+from omni_jax.config import AudioEncoderConfig, OmniConfig, Qwen25OmniConfig, Qwen25TalkerConfig, TalkerConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, speak
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import CALL_STEPS, DecodeState, advance, grow, start
@@ -236,7 +236,7 @@ class Entries:
             finished=self.array((batch,), bool),
         )
         thinker, options = self.parts["thinker"], {"candidates": CANDIDATES}
-        if self.workload.speech and isinstance(self.config, Omni25Config):
+        if self.workload.speech and isinstance(self.config, Qwen25OmniConfig):
             options["follow"] = True
         return Entry(
             f"decode, a token of {batch} x {self.slots:,}", advance,
@@ -251,7 +251,7 @@ class Entries:
         config = self.config.talker
         assert config is not None
         assert self.speech_cache is not None
-        width = config.embedding_width if isinstance(config, DualTrackTalkerConfig) else config.decoder.width
+        width = config.embedding_width if isinstance(config, Qwen25TalkerConfig) else config.decoder.width
         options = self._options(batch)
         state = SpeechState(
             cache=self.speech_cache,

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_jax.config import Omni3Config, Omni25Config, OmniConfig
-from omni_jax.speech.qwen2_5_omni import DualTrackSynthesizer
-from omni_jax.speech.qwen3_omni import FrameSynthesizer
+from omni_jax.config import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig
+from omni_jax.speech.qwen2_5_omni import Qwen25Synthesizer
+from omni_jax.speech.qwen3_omni import Qwen3Synthesizer
 from omni_jax.speech.synthesizer import Synthesizer
 
-SYNTHESIZERS: dict[type, type[Synthesizer]] = {Omni3Config: FrameSynthesizer, Omni25Config: DualTrackSynthesizer}
+SYNTHESIZERS: dict[type, type[Synthesizer]] = {Qwen3OmniConfig: Qwen3Synthesizer, Qwen25OmniConfig: Qwen25Synthesizer}
 
 
 def synthesizer(config: OmniConfig, folder: Path, parts: Mapping[str, Any] | None = None) -> Synthesizer:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.buckets import bucket
-from omni_jax.config import Omni25Config
+from omni_jax.config import Qwen25OmniConfig
 from omni_jax.config.speech import Speaker
 from omni_jax.decoding.defaults import Defaults
 from omni_jax.decoding.frames import SpeechState, listen
@@ -25,7 +25,7 @@ from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.processing.talker_prompt import qwen2_5_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech import token2wav
-from omni_jax.speech.stream import Chunk, Speech, Voices, part_seed
+from omni_jax.speech.stream import Chunk, Speech, SpeechStream, part_seed
 from omni_jax.speech.synthesizer import Synthesizer, checked
 from omni_jax.weights.speakers import read_speakers
 
@@ -64,8 +64,8 @@ def _pick(states, index):
     return jnp.where(index[..., None] >= 0, taken, 0)
 
 
-class DualTrackVoices(Voices):
-    """Voices of a talker that reads states. ``speakers`` are those of the rows."""
+class Qwen25SpeechStream(SpeechStream):
+    """The speech of a talker that reads states. ``speakers`` are those of the rows."""
 
     chunks = (CHUNK,)
 
@@ -152,7 +152,7 @@ class DualTrackVoices(Voices):
             self.flow.take(index)
 
 
-class DualTrackSynthesizer(Synthesizer[Omni25Config]):
+class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
     """Its voices are a mark, an embedding and mel frames each, in spk_dict.pt beside the weights."""
 
     first, frame_rate, system = "chelsie", 50.0, SPOKEN_SYSTEM
@@ -187,7 +187,7 @@ class DualTrackSynthesizer(Synthesizer[Omni25Config]):
                 f"{sampling.talker.max_new_tokens}"
             )
         layers = self.config.thinker.decoder.layers
-        make = partial(DualTrackVoices, speakers=tuple(voices))
+        make = partial(Qwen25SpeechStream, speakers=tuple(voices))
         return Speech(prompt, seeds, sampling.talker, sampling.predictor, make, keep=layers, follow=words is None)
 
     def decode(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from omni_jax.config import Omni3Config
+from omni_jax.config import Qwen3OmniConfig
 from omni_jax.decoding.defaults import Defaults
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, listen, take_rows
 from omni_jax.decoding.text import Made
@@ -21,7 +21,7 @@ from omni_jax.parallel.sharding import zeros
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
-from omni_jax.speech.stream import Chunk, Speech, Voices
+from omni_jax.speech.stream import Chunk, Speech, SpeechStream
 from omni_jax.speech.synthesizer import Synthesizer, checked
 
 # New frames a call: a stream begins with one, so that its first sound is early, and grows so that it stays ahead of its
@@ -54,8 +54,8 @@ def _quiet(code2wav: Any, batch: int) -> Code2WavState:
     return jax.tree.map(lambda leaf, names: zeros(leaf.shape, leaf.dtype, names, table), made, axes(made))
 
 
-class FrameVoices(Voices):
-    """Voices of a talker with a code predictor."""
+class Qwen3SpeechStream(SpeechStream):
+    """The speech of a talker with a code predictor."""
 
     chunks = CHUNKS
 
@@ -100,7 +100,7 @@ class FrameVoices(Voices):
         self.heard = _take(self.parts["code2wav"], self.heard, index)
 
 
-class FrameSynthesizer(Synthesizer[Omni3Config]):
+class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
     """Its voices are codec ids, in config.json."""
 
     first, frame_rate = "ethan", 12.5
@@ -133,7 +133,7 @@ class FrameSynthesizer(Synthesizer[Omni3Config]):
         if words is not None:
             prompt = replace(prompt, words=(tuple(words),))
         keep = self.parts["talker"].config.accept_layer if prompt.hears else None
-        return Speech(prompt, seeds, sampling.talker, sampling.predictor, FrameVoices, keep)
+        return Speech(prompt, seeds, sampling.talker, sampling.predictor, Qwen3SpeechStream, keep)
 
     def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
         if given := [name for name, value in options.items() if value is not None]:

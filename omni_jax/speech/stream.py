@@ -1,4 +1,4 @@
-"""Voices: rows of speech in the making, called in static shapes, chunk by chunk. How a family speaks is a file of its own."""
+"""Rows of speech in the making, called in static shapes, chunk by chunk. How a family speaks is a file of its own."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Speech:
     seeds: tuple[int, ...]
     talker: Sampling
     predictor: Sampling
-    make: Callable[..., "Voices"]
+    make: Callable[..., "SpeechStream"]
     keep: int | None = None
     follow: bool = False
 
@@ -47,7 +47,7 @@ class Chunk:
     samples: Float[np.ndarray, "w"]
 
 
-class Voices(ABC):
+class SpeechStream(ABC):
     """Speech of several rows: words come in by ``say``, sound goes out by ``advance``.
 
     The batch shrinks to the next power of two when half of its rows have finished, and they cost nothing more.

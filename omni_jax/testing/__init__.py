@@ -2,7 +2,7 @@
 
     folder = write_tiny(tmp_path)             # about 1 M parameters, 4 MB, under a second
     omni = Omni.load(folder)
-    write_tiny(tmp_path / "elder", config=tiny_qwen2_5_config())          # a Qwen2.5-Omni instead of a Qwen3-Omni
+    write_tiny(tmp_path / "qwen2_5", config=tiny_qwen2_5_config())          # a Qwen2.5-Omni instead of a Qwen3-Omni
 
 A folder holds what the hub's holds: config.json in the hub's spelling, generation and preprocessor configuration,
 vocab.json, merges.txt and tokenizer_config.json (no tokenizer.json), a chat template, safetensors shards with an index,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax import weights
-from omni_jax.config import DualTrackTalkerConfig, Omni3Config, Omni25Config, TalkerConfig, from_hf
+from omni_jax.config import Qwen3OmniConfig, Qwen25OmniConfig, Qwen25TalkerConfig, TalkerConfig, from_hf
 from omni_jax.models import parts
 from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5, tiny_speakers
 from omni_jax.testing.qwen3_omni import preprocessor, tiny_config
@@ -52,8 +52,8 @@ class _Family:
 
 _ENDS = {"eos_token_id": [token_ids_qwen2_5()[token] for token in ("<|im_end|>", "<|endoftext|>")]}
 _FAMILIES = {
-    Omni3Config: _Family(dialect=QWEN3, preprocessor=preprocessor, speaking=SPEAKING, writing=THINKING),
-    Omni25Config: _Family(dialect=QWEN2_5, preprocessor=preprocessor_qwen2_5, speaking=_ENDS, writing=_ENDS),
+    Qwen3OmniConfig: _Family(dialect=QWEN3, preprocessor=preprocessor, speaking=SPEAKING, writing=THINKING),
+    Qwen25OmniConfig: _Family(dialect=QWEN2_5, preprocessor=preprocessor_qwen2_5, speaking=_ENDS, writing=_ENDS),
 }
 
 
@@ -100,17 +100,17 @@ def write_tiny(
     write_tokenizer(folder, family.dialect)
     write_json(folder / "generation_config.json", family.speaking if speech else family.writing)
     write_json(folder / "preprocessor_config.json", family.preprocessor(config["thinker_config"]))
-    if isinstance(model, Omni25Config) and model.token2wav:
+    if isinstance(model, Qwen25OmniConfig) and model.token2wav:
         write_speakers(folder, tiny_speakers(dit=model.token2wav.dit))
     return folder
 
 
-def _silent(talker: TalkerConfig | DualTrackTalkerConfig | None) -> Sequence[int]:
+def _silent(talker: TalkerConfig | Qwen25TalkerConfig | None) -> Sequence[int]:
     """Codec ids that greedy speech never chooses."""
     match talker:
         case None:
             return ()
-        case DualTrackTalkerConfig():
+        case Qwen25TalkerConfig():
             return range(talker.codes, talker.vocabulary)
         case TalkerConfig():
             return (talker.codec_eos,)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.config import Omni25Config, OmniConfig
+from omni_jax.config import OmniConfig, Qwen25OmniConfig
 from omni_jax.config.speech import Speaker
 from omni_jax.errors import shown
 from omni_jax.weights.torch_pickle import MAX_BYTES, read_torch, write_torch
@@ -15,7 +15,7 @@ from omni_jax.weights.torch_pickle import MAX_BYTES, read_torch, write_torch
 FILE = "spk_dict.pt"
 
 
-def read_speakers(path: str | Path, config: Omni25Config | None = None) -> dict[str, Speaker]:
+def read_speakers(path: str | Path, config: Qwen25OmniConfig | None = None) -> dict[str, Speaker]:
     """Reads the voices of a checkpoint, without torch and without running what the file may hold.
 
     Args:
@@ -54,7 +54,7 @@ def voices(folder: str | Path, config: OmniConfig, *, speech: bool = True) -> di
     Raises:
         ValueError: as in ``read_speakers``.
     """
-    if isinstance(config, Omni25Config) and config.talker is not None and speech:
+    if isinstance(config, Qwen25OmniConfig) and config.talker is not None and speech:
         return read_speakers(folder, config)
     return {}
 
@@ -109,7 +109,7 @@ def _checked(name: str, voice: Any) -> dict[str, Any]:
     return voice
 
 
-def _faults(speakers: Mapping[str, Speaker], config: Omni25Config) -> list[str]:
+def _faults(speakers: Mapping[str, Speaker], config: Qwen25OmniConfig) -> list[str]:
     """Why these cannot be voices of a model."""
     if config.token2wav is None:
         return ["config.json has no audio output"]

@@ -13,7 +13,7 @@ import soundfile
 from omni_jax import Omni, Reply, Sampling
 from omni_jax.engine.reply import Event
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
-from omni_jax.speech.qwen3_omni import FrameSynthesizer
+from omni_jax.speech.qwen3_omni import Qwen3Synthesizer
 from tests.support.shell_calls import call
 
 SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
@@ -170,7 +170,7 @@ def test_options_of_speech_reach_the_talker(run, tiny, tmp_path, monkeypatch):
     assert asked["talker"] == Sampling(max_new_tokens=26, temperature=0.5, top_k=3, top_p=0.9)
     assert asked["speaker"] == "Ethan"
     # Of a family that speaks behind one system prompt alone, its absence is said in a line.
-    monkeypatch.setattr(FrameSynthesizer, "system", SPOKEN_SYSTEM)
+    monkeypatch.setattr(Qwen3Synthesizer, "system", SPOKEN_SYSTEM)
     _, _, err = run("generate", tiny, "Hi", "--speak", path)
     assert [line.split(":")[0] for line in err.splitlines()] == ["note", f"wrote {path}"]
     assert err.startswith("note: speech wants the system prompt")

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from omni_jax.config import Omni25Config, from_hf
+from omni_jax.config import Qwen25OmniConfig, from_hf
 from omni_jax.config.qwen2_5_omni import read
 from omni_jax.models import parts
 from omni_jax.testing.qwen2_5_omni import UNSPELT, three_b, tiny_qwen2_5_config, tiny_speakers, unspelt_id
@@ -290,5 +290,5 @@ def test_no_value_of_any_field_is_more_than_a_fault(value):
 def test_reads_a_dict_a_file_and_a_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny_qwen2_5_config()))
     config = from_hf(tiny_qwen2_5_config())
-    assert isinstance(config, Omni25Config)
+    assert isinstance(config, Qwen25OmniConfig)
     assert from_hf(tmp_path) == from_hf(str(tmp_path / "config.json")) == config

@@ -89,7 +89,7 @@ def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
     assert out.splitlines()[-1] == "the converted checkpoint differs"
 
 
-def test_the_elder_family_in_its_two_dtypes(script, tmp_path, capsys):
+def test_qwen2_5_in_its_two_dtypes(script, tmp_path, capsys):
     source, there, back = (tmp_path / name for name in ("source", "there", "back"))
     write_tiny(source, config=tiny_qwen2_5_config(), dtype="bfloat16", shards=6)
     assert script("from_hf").main([str(source), str(there)]) == 0

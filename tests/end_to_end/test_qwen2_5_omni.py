@@ -20,7 +20,7 @@ STREAMED = 1e-4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("elder") / "model", config=tiny_qwen2_5_config())
+    return write_tiny(tmp_path_factory.mktemp("qwen2_5") / "model", config=tiny_qwen2_5_config())
 
 
 @pytest.fixture(scope="module")

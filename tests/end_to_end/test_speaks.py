@@ -199,8 +199,8 @@ def test_nothing_of_the_thinker_is_held_while_the_rest_is_spoken(omni, given):
 def test_stop_strings_are_not_spoken(omni, monkeypatch):
     """Neither the string nor what may yet become it; the rest is spoken as if nothing else had been said."""
     said = []
-    real = stream.Voices.say
-    monkeypatch.setattr(stream.Voices, "say", lambda self, row, words, ended: said.extend(words) or real(
+    real = stream.SpeechStream.say
+    monkeypatch.setattr(stream.SpeechStream, "say", lambda self, row, words, ended: said.extend(words) or real(
         self, row, words, ended=ended))  # fmt: skip
     whole = omni.generate(user(), return_audio=False, **WRITTEN)
     middle = omni.tokenizer.decode(whole.tokens[4:6])

@@ -22,7 +22,7 @@ from omni_jax.errors import UnreachedError
 from omni_jax.jobs.output import Ledger
 from omni_jax.parallel.multihost import Hosts
 from omni_jax.processing.options import MediaOptions
-from omni_jax.speech.stream import Voices
+from omni_jax.speech.stream import SpeechStream
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 
 HOW = {"thinker_max_new_tokens": 24, "thinker_eos_token_id": -1}
@@ -329,21 +329,21 @@ def test_lines_are_read_ahead_and_sorted_to_and_fro():
 
 
 @pytest.fixture(scope="module")
-def elder(tmp_path_factory):
-    return Omni.load(write_tiny(tmp_path_factory.mktemp("elder"), config=tiny_qwen2_5_config()))
+def qwen2_5(tmp_path_factory):
+    return Omni.load(write_tiny(tmp_path_factory.mktemp("qwen2_5"), config=tiny_qwen2_5_config()))
 
 
-@pytest.mark.parametrize("name", ["omni", "elder"])
+@pytest.mark.parametrize("name", ["omni", "qwen2_5"])
 def test_answers_are_spoken_as_those_of_generate_are(name, request, tmp_path, monkeypatch):
     """A line that hears something and one that does not, with other voices and seeds; rows of a batch are what they are alone
     (end_to_end/test_speaks.py, end_to_end/test_qwen2_5_omni.py). That the device fails once takes nothing from them."""
-    model, told, advance = request.getfixturevalue(name), continuous._spoken, Voices.advance
+    model, told, advance = request.getfixturevalue(name), continuous._spoken, SpeechStream.advance
 
     def fail_once(omni, rows):
-        monkeypatch.setattr(Voices, "advance", full)
+        monkeypatch.setattr(SpeechStream, "advance", full)
         with pytest.raises(JaxRuntimeError):
             told(omni, rows)
-        monkeypatch.setattr(Voices, "advance", advance)
+        monkeypatch.setattr(SpeechStream, "advance", advance)
         return told(omni, rows)
 
     monkeypatch.setattr(continuous, "_spoken", fail_once)

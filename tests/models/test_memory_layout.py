@@ -37,7 +37,7 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
 
 
 def test_a_width_that_tiles_do_not_divide_lies_next_to_the_last():
-    """The elder's vision encoder; of other widths only the kernel with two output axes is turned."""
+    """Qwen2.5-Omni's vision encoder; of other widths only the kernel with two output axes is turned."""
     assert _order(("embed", None, "ffn"), (32, 1280, 2, 3420)) == (0, 2, 3, 1)
     assert _order(("ffn", "embed"), (32, 3420, 1280)) == (0, 1, 2)
     assert _order(("embed", None, "ffn"), (36, 2048, 2, 11008)) == (0, 2, 1, 3)

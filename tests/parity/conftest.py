@@ -29,21 +29,21 @@ def reference(tiny):
 
 
 @pytest.fixture(scope="session")
-def elders(tmp_path_factory):
-    """Random Qwen2.5-Omnis by a name of ``parity_elder.CONFIGS``: ``.folder``, ``.omni`` of it and ``.reference`` of it."""
+def qwen2_5_of(tmp_path_factory):
+    """Random Qwen2.5-Omnis by a name of ``parity_qwen2_5.CONFIGS``: ``.folder``, ``.omni`` of it and ``.reference`` of it."""
     from omni_jax import Omni
     from omni_jax.testing import write_tiny
-    from tests.parity.parity_elder import CONFIGS, load_reference
+    from tests.parity.parity_qwen2_5 import CONFIGS, load_reference
 
     @cache
-    def elder(name: str) -> SimpleNamespace:
-        folder: Path = write_tiny(tmp_path_factory.mktemp("elder") / "model", config=CONFIGS[name]())
+    def qwen2_5(name: str) -> SimpleNamespace:
+        folder: Path = write_tiny(tmp_path_factory.mktemp("qwen2_5") / "model", config=CONFIGS[name]())
         return SimpleNamespace(folder=folder, omni=Omni.load(folder), reference=load_reference(folder))
 
-    return elder
+    return qwen2_5
 
 
 @pytest.fixture(scope="session")
-def elder(elders):
+def qwen2_5(qwen2_5_of):
     """The tiny one."""
-    return elders("7B")
+    return qwen2_5_of("7B")

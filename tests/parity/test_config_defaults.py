@@ -4,7 +4,7 @@ import json
 import warnings
 
 import pytest
-from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as elder
+from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as qwen2_5
 from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as newer
 
 from omni_jax.config import from_hf
@@ -22,19 +22,19 @@ CLASSES = {
     "talker_config.code_predictor_config": newer.Qwen3OmniMoeTalkerCodePredictorConfig,
     "code2wav_config": newer.Qwen3OmniMoeCode2WavConfig,
 }
-ELDERS = {
-    "": elder.Qwen2_5OmniConfig,
-    "thinker_config": elder.Qwen2_5OmniThinkerConfig,
-    "thinker_config.audio_config": elder.Qwen2_5OmniAudioEncoderConfig,
-    "thinker_config.vision_config": elder.Qwen2_5OmniVisionEncoderConfig,
-    "thinker_config.text_config": elder.Qwen2_5OmniTextConfig,
-    "talker_config": elder.Qwen2_5OmniTalkerConfig,
-    "token2wav_config": elder.Qwen2_5OmniToken2WavConfig,
-    "token2wav_config.dit_config": elder.Qwen2_5OmniDiTConfig,
-    "token2wav_config.bigvgan_config": elder.Qwen2_5OmniBigVGANConfig,
+QWEN2_5_CLASSES = {
+    "": qwen2_5.Qwen2_5OmniConfig,
+    "thinker_config": qwen2_5.Qwen2_5OmniThinkerConfig,
+    "thinker_config.audio_config": qwen2_5.Qwen2_5OmniAudioEncoderConfig,
+    "thinker_config.vision_config": qwen2_5.Qwen2_5OmniVisionEncoderConfig,
+    "thinker_config.text_config": qwen2_5.Qwen2_5OmniTextConfig,
+    "talker_config": qwen2_5.Qwen2_5OmniTalkerConfig,
+    "token2wav_config": qwen2_5.Qwen2_5OmniToken2WavConfig,
+    "token2wav_config.dit_config": qwen2_5.Qwen2_5OmniDiTConfig,
+    "token2wav_config.bigvgan_config": qwen2_5.Qwen2_5OmniBigVGANConfig,
 }
 # Asked of rope_parameters by the model itself, which has these where nothing is stated.
-SECTIONS = {"newer": [24, 20, 20], "elder": [16, 24, 24]}
+SECTIONS = {"newer": [24, 20, 20], "qwen2_5": [16, 24, 24]}
 
 
 # Spellings that the published files have beside the reference's: we read them, so a field is left out where both are.
@@ -52,7 +52,7 @@ def plain(value):
 
 @pytest.mark.parametrize(
     ("table", "classes", "sections"),
-    [(QWEN3, CLASSES, SECTIONS["newer"]), (QWEN2_5, ELDERS, SECTIONS["elder"])],
+    [(QWEN3, CLASSES, SECTIONS["newer"]), (QWEN2_5, QWEN2_5_CLASSES, SECTIONS["qwen2_5"])],
     ids=["Qwen3-Omni", "Qwen2.5-Omni"],
 )
 def test_every_default_is_the_classs(table, classes, sections):
@@ -87,7 +87,7 @@ def read(config):
 
 @pytest.mark.parametrize(
     ("config", "reference"),
-    [(tiny_config(), newer.Qwen3OmniMoeConfig), (tiny_qwen2_5_config(), elder.Qwen2_5OmniConfig)],
+    [(tiny_config(), newer.Qwen3OmniMoeConfig), (tiny_qwen2_5_config(), qwen2_5.Qwen2_5OmniConfig)],
     ids=["Qwen3-Omni", "Qwen2.5-Omni"],
 )
 def test_a_file_without_a_field_means_the_same_to_both(config, reference):

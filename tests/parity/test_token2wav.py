@@ -22,7 +22,7 @@ from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import FILTER, Span, smooth
 from tests.parity.parity_close import assert_close
-from tests.parity.parity_elder import filled, given_noise
+from tests.parity.parity_qwen2_5 import filled, given_noise
 
 BINS, VOICE, CODES = 16, 24, 128
 ENCODER = SpeakerEncoderConfig(

@@ -38,7 +38,7 @@ def reference(folder, dtype=torch.float32):
 
 @pytest.fixture(scope="module", params=[dict, three_b], ids=["as the 7B", "as the 3B"])
 def folder(request, tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("elder"), config=request.param(tiny_qwen2_5_config()))
+    return write_tiny(tmp_path_factory.mktemp("qwen2_5"), config=request.param(tiny_qwen2_5_config()))
 
 
 @pytest.fixture(scope="module")

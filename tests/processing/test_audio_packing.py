@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.buckets import CHUNK_SLOTS
-from omni_jax.config import AudioEncoderConfig, PooledAudioEncoderConfig
+from omni_jax.config import AudioEncoderConfig, Qwen25AudioEncoderConfig
 from omni_jax.processing.audio_packing import pack, split_clips
 
 LENGTHS = st.lists(st.integers(1, 1300), min_size=1, max_size=9)
@@ -21,7 +21,7 @@ def config(window_chunks):
 
 
 # Of Qwen2.5-Omni's, with chunks of 200.
-POOLED = PooledAudioEncoderConfig(mel_bins=2, layers=1, width=8, heads=1, ffn_width=8, chunk_frames=200, out_width=8)
+POOLED = Qwen25AudioEncoderConfig(mel_bins=2, layers=1, width=8, heads=1, ffn_width=8, chunk_frames=200, out_width=8)
 WINDOWED = st.sampled_from([config(chunks) for chunks in (1, 2, 3, 8)])
 ENCODERS = st.one_of(WINDOWED, st.just(POOLED))
 

@@ -19,24 +19,24 @@ def tensors_of(folder):
 
 
 @pytest.fixture(scope="module")
-def elder(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("elder"), config=tiny_qwen2_5_config())
+def qwen2_5(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("qwen2_5"), config=tiny_qwen2_5_config())
 
 
 @pytest.fixture(scope="module")
-def tensors(elder):
-    return tensors_of(elder)
+def tensors(qwen2_5):
+    return tensors_of(qwen2_5)
 
 
-def test_the_files_are_those_of_the_hub(elder):
+def test_the_files_are_those_of_the_hub(qwen2_5):
     shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
     words = {"vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"}
     configs = {"config.json", "generation_config.json", "preprocessor_config.json"}
-    assert {path.name for path in elder.iterdir()} == shards | words | configs | {FILE}
+    assert {path.name for path in qwen2_5.iterdir()} == shards | words | configs | {FILE}
 
 
-def test_the_config_is_the_tiny_one(elder):
-    assert from_hf(elder) == from_hf(tiny_qwen2_5_config())
+def test_the_config_is_the_tiny_one(qwen2_5):
+    assert from_hf(qwen2_5) == from_hf(tiny_qwen2_5_config())
 
 
 @pytest.mark.parametrize(("change", "count"), [(dict, 455_924), (three_b, 448_100)], ids=["as the 7B", "as the 3B"])
@@ -56,9 +56,9 @@ def test_the_same_on_every_machine(tensors):
         np.testing.assert_allclose(tensors[name].reshape(-1)[:3], values, rtol=1e-6, err_msg=name)
 
 
-def test_the_same_bytes_each_time(elder, tmp_path):
+def test_the_same_bytes_each_time(qwen2_5, tmp_path):
     again = write_tiny(tmp_path, config=tiny_qwen2_5_config())
-    for path in elder.iterdir():
+    for path in qwen2_5.iterdir():
         assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 
@@ -102,8 +102,8 @@ def test_a_model_that_only_writes(tmp_path):
     assert set(weights.load(folder, from_hf(config), dtype="float32")) == {"thinker", "audio_encoder", "vision_encoder"}
 
 
-def test_voices_are_of_the_model(elder, tmp_path):
-    found = read_speakers(elder, from_hf(elder))
+def test_voices_are_of_the_model(qwen2_5, tmp_path):
+    found = read_speakers(qwen2_5, from_hf(qwen2_5))
     assert {name: voice.bos_token for name, voice in found.items()} == {
         name: unspelt_id(name) for name in ("Chelsie", "Ethan")
     }
@@ -114,10 +114,10 @@ def test_voices_are_of_the_model(elder, tmp_path):
     assert read_speakers(folder, from_hf(folder))["Ethan"].cond.shape == (1, 10)
 
 
-def test_settings_are_the_published_ones(elder):
-    ids = load_tokenizer(elder).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert read_json(elder / "generation_config.json") == {"eos_token_id": ids}
-    found = read_json(elder / "preprocessor_config.json")
+def test_settings_are_the_published_ones(qwen2_5):
+    ids = load_tokenizer(qwen2_5).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert read_json(qwen2_5 / "generation_config.json") == {"eos_token_id": ids}
+    found = read_json(qwen2_5 / "preprocessor_config.json")
     wanted = {
         "processor_class": "Qwen2_5OmniProcessor",
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -138,8 +138,8 @@ def test_settings_are_the_published_ones(elder):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(elder):
-    return load_tokenizer(elder)
+def tokenizer(qwen2_5):
+    return load_tokenizer(qwen2_5)
 
 
 def test_roles_and_added_tokens_are_single_tokens_with_the_configs_ids(tokenizer):

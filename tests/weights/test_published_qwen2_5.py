@@ -39,8 +39,8 @@ def equal(left, right):
 
 
 @pytest.fixture(scope="module")
-def elder(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("elder"), config=tiny_qwen2_5_config())
+def qwen2_5(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("qwen2_5"), config=tiny_qwen2_5_config())
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +51,22 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tensors(elder):
-    return everything(elder)
+def tensors(qwen2_5):
+    return everything(qwen2_5)
 
 
 @pytest.fixture(scope="module")
-def loaded(elder):
-    return weights.load(elder, CONFIG, dtype="float32")
+def loaded(qwen2_5):
+    return weights.load(qwen2_5, CONFIG, dtype="float32")
 
 
 @pytest.fixture
-def folder_of(elder, tmp_path):
+def folder_of(qwen2_5, tmp_path):
     """Makes a folder like the tiny one out of other tensors, in one file."""
 
     def make(tensors, name="changed"):
         folder = tmp_path / name
-        shutil.copytree(elder, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+        shutil.copytree(qwen2_5, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
         save_file(tensors, folder / "model.safetensors")
         return folder
 
@@ -102,8 +102,8 @@ def test_known_places(loaded, tensors):
     np.testing.assert_array_equal(found["dit.speaker_encoder.blocks.2.before.kernel"], before[..., 0].T)
     upsample = tensors["token2wav.code2wav_bigvgan_model.ups.1.0.weight"]
     np.testing.assert_array_equal(found["bigvgan.upsamples.1.kernel"], upsample.transpose(2, 0, 1))
-    dilated = tensors["token2wav.code2wav_bigvgan_model.resblocks.17.convs1.2.weight"]
-    np.testing.assert_array_equal(found["bigvgan.residuals.17.dilated.kernel"][2], dilated.transpose(2, 1, 0))
+    dilated = tensors["token2wav.code2wav_bigvgan_model.resblocks.5.convs1.2.weight"]
+    np.testing.assert_array_equal(found["bigvgan.residuals.5.dilated.kernel"][2], dilated.transpose(2, 1, 0))
 
 
 def test_the_ears_end_marks_are_kept(loaded, tensors, folder_of):
@@ -116,19 +116,19 @@ def test_the_ears_end_marks_are_kept(loaded, tensors, folder_of):
 # --- two dtypes
 
 
-def test_a_part_of_sound_is_float32_in_a_model_of_bfloat16(elder, loaded):
-    made = parts.leaves(weights.load(elder, CONFIG, dtype="bfloat16"))
+def test_a_part_of_sound_is_float32_in_a_model_of_bfloat16(qwen2_5, loaded):
+    made = parts.leaves(weights.load(qwen2_5, CONFIG, dtype="bfloat16"))
     for path, leaf in parts.leaves(loaded).items():
         kind = np.dtype(np.float32) if path.startswith(("dit.", "bigvgan.")) else BFLOAT16
         assert made[path].dtype == kind, path
         np.testing.assert_array_equal(made[path], np.asarray(leaf).astype(kind))
 
 
-def test_the_stored_dtype_is_that_of_what_may_be_stored_in_either(elder, published, tensors, folder_of):
+def test_the_stored_dtype_is_that_of_what_may_be_stored_in_either(qwen2_5, published, tensors, folder_of):
     def stored(folder, **options):
         return weights.published(folder, CONFIG, **options)[0].dtype
 
-    assert stored(elder) == np.float32
+    assert stored(qwen2_5) == np.float32
     assert stored(published) == BFLOAT16
     brain = {name: tensor.astype(BFLOAT16) for name, tensor in tensors.items()}
     assert stored(folder_of(brain, "sound too")) == BFLOAT16
@@ -156,8 +156,8 @@ def test_progress_counts_bytes_of_both(published, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_save_is_the_inverse_of_load(elder, published, tmp_path, dtype):
-    source = elder if dtype == "float32" else published
+def test_save_is_the_inverse_of_load(qwen2_5, published, tmp_path, dtype):
+    source = qwen2_5 if dtype == "float32" else published
     made = weights.load(source, CONFIG, dtype=dtype)
     folder = weights.save(
         made, tmp_path / "saved", read_json(source / "config.json"), files_from=source, shard_bytes=10**6
@@ -313,17 +313,17 @@ def zipped_anew(path):
             archive.writestr(f"other/{name}", content)
 
 
-def test_voices_are_read_and_written_and_their_file_is_not_copied(elder, loaded, tmp_path):
+def test_voices_are_read_and_written_and_their_file_is_not_copied(qwen2_5, loaded, tmp_path):
     folder = tmp_path / "published"
-    shutil.copytree(elder, folder)
+    shutil.copytree(qwen2_5, folder)
     zipped_anew(folder / FILE)
-    assert (folder / FILE).read_bytes() != (elder / FILE).read_bytes()
+    assert (folder / FILE).read_bytes() != (qwen2_5 / FILE).read_bytes()
     saved = weights.save(loaded, tmp_path / "saved", tiny_qwen2_5_config(), files_from=folder)
-    assert (saved / FILE).read_bytes() == (elder / FILE).read_bytes()
+    assert (saved / FILE).read_bytes() == (qwen2_5 / FILE).read_bytes()
     assert list(read_speakers(saved, CONFIG)) == ["Chelsie", "Ethan"]
 
 
-def test_voices_that_have_no_room_let_the_same_command_run_again(elder, loaded, tmp_path, monkeypatch):
+def test_voices_that_have_no_room_let_the_same_command_run_again(qwen2_5, loaded, tmp_path, monkeypatch):
     replace_file, saved = Path.replace, tmp_path / "saved"
 
     def full(path, target):
@@ -333,10 +333,10 @@ def test_voices_that_have_no_room_let_the_same_command_run_again(elder, loaded, 
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match=rf"{FILE}: cannot be written .No space left on device.; make room and run"):
-        weights.save(loaded, saved, tiny_qwen2_5_config(), files_from=elder)
+        weights.save(loaded, saved, tiny_qwen2_5_config(), files_from=qwen2_5)
     assert not [path for path in saved.iterdir() if path.suffix in (".safetensors", ".partial")]
     monkeypatch.undo()
-    weights.save(loaded, saved, tiny_qwen2_5_config(), files_from=elder)
+    weights.save(loaded, saved, tiny_qwen2_5_config(), files_from=qwen2_5)
     assert list(read_speakers(saved, CONFIG)) == ["Chelsie", "Ethan"]
 
 
@@ -348,9 +348,9 @@ def test_voices_that_have_no_room_let_the_same_command_run_again(elder, loaded, 
         ("others", "cond has 7 numbers, expected 24 as in config.json"),
     ],
 )
-def test_no_weight_is_written_without_the_models_own_voices(elder, loaded, tmp_path, content, words):
+def test_no_weight_is_written_without_the_models_own_voices(qwen2_5, loaded, tmp_path, content, words):
     folder = tmp_path / "published"
-    shutil.copytree(elder, folder)
+    shutil.copytree(qwen2_5, folder)
     (folder / FILE).unlink()
     if content == "others":
         voices = tiny_speakers()

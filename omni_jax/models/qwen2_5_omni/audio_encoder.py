@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from omni_jax.config import PooledAudioEncoderConfig, halve
+from omni_jax.config import Qwen25AudioEncoderConfig, halve
 from omni_jax.models.qwen3_omni.audio_encoder import sinusoids
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
 from omni_jax.nn.packed_attention import attend_segments
@@ -36,7 +36,7 @@ class Conv1d(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm encoder block, attention inside a chunk; every projection but the keys' has a bias."""
 
-    def __init__(self, init: Init, config: PooledAudioEncoderConfig):
+    def __init__(self, init: Init, config: Qwen25AudioEncoderConfig):
         heads = (config.heads, config.width // config.heads)
         inward = ("embed", "heads", "head")
         self.attention_norm = LayerNorm(init, config.width, eps=1e-5)
@@ -54,10 +54,10 @@ class Block(nnx.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class PooledAudioEncoder(nnx.Module):
+class AudioEncoder(nnx.Module):
     """Reference: Qwen2_5OmniAudioEncoder (arXiv:2503.20215)."""
 
-    def __init__(self, init: Init, config: PooledAudioEncoderConfig):
+    def __init__(self, init: Init, config: Qwen25AudioEncoderConfig):
         self.conv1 = Conv1d(init, config.mel_bins, config.width)
         self.conv2 = Conv1d(init, config.width, config.width)
         self.layers = stack(init, config.layers, lambda init: Block(init, config))

@@ -5,20 +5,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from omni_jax.config import DualTrackTalkerConfig
+from omni_jax.config import Qwen25TalkerConfig
 from omni_jax.models.decoder import Decoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
 
 
-class DualTrackTalker(nnx.Module):
+class Talker(nnx.Module):
     """Dense decoder over two tracks, a sum of text and codes (arXiv:2503.20215).
 
     Both tracks have the thinker's width and are projected to the decoder's together. What text is read, and with which
     sampling, is not decided here. Reference: Qwen2_5OmniTalkerForConditionalGeneration.
     """
 
-    def __init__(self, init: Init, config: DualTrackTalkerConfig):
+    def __init__(self, init: Init, config: Qwen25TalkerConfig):
         width = config.decoder.width
         self.table = Embedding(init, config.vocabulary, config.embedding_width)
         self.projection = Linear(init, (config.embedding_width,), (width,), axes=("embed", None), bias=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from omni_jax.config import WindowedVisionEncoderConfig
+from omni_jax.config import Qwen25VisionEncoderConfig
 from omni_jax.models.qwen3_omni.vision_encoder import ROPE_THETA, in_rows
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
 from omni_jax.nn.packed_attention import attend_spans
@@ -33,7 +33,7 @@ class BiasedGatedMlp(GatedMlp):
 class Block(nnx.Module):
     """Pre-norm block: RMS norms, queries, keys and values from one kernel, SwiGLU, biases everywhere."""
 
-    def __init__(self, init: Init, config: WindowedVisionEncoderConfig):
+    def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
         d, n, h = config.width, config.heads, config.width // config.heads
         self.attention_norm = RMSNorm(init, d, eps=EPS)
         self.qkv = Linear(init, (d,), (3, n, h), axes=("embed", None, "heads", "head"), bias=True)
@@ -59,7 +59,7 @@ class Block(nnx.Module):
 class Merger(nnx.Module):
     """merge x merge patches to one feature, normalised before they are joined."""
 
-    def __init__(self, init: Init, config: WindowedVisionEncoderConfig):
+    def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
         self.joined = config.width * config.merge**2
         self.norm = RMSNorm(init, config.width, eps=EPS)
         self.mlp = Mlp(init, self.joined, self.joined, config.out_width)
@@ -68,10 +68,10 @@ class Merger(nnx.Module):
         return self.mlp(self.norm(x).reshape(-1, self.joined))
 
 
-class WindowedVisionEncoder(nnx.Module):
+class VisionEncoder(nnx.Module):
     """Reference: Qwen2_5OmniVisionEncoder (arXiv:2503.20215); the windows: arXiv:2502.13923."""
 
-    def __init__(self, init: Init, config: WindowedVisionEncoderConfig):
+    def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
         patch = (config.channels, config.temporal_patch, config.patch, config.patch)
         self.patches = Linear(init, patch, (config.width,), axes=(None, None, None, None, "embed"))
         self.layers = stack(init, config.layers, lambda init: Block(init, config))

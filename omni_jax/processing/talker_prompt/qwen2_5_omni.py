@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from omni_jax.buckets import bucket
-from omni_jax.config import DualTrackTalkerConfig, OmniConfig
+from omni_jax.config import OmniConfig, Qwen25TalkerConfig
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.positions import next_position
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
@@ -30,7 +30,7 @@ def prepare(
             no row is padded, for it loses the attention mask and, with it, what depends on one.
     """
     talker = config.talker
-    assert isinstance(talker, DualTrackTalkerConfig)
+    assert isinstance(talker, Qwen25TalkerConfig)
     assert batch.positions is not None
     own = batch.lengths - len(words) * (batch.lengths > 0)
     rows, width = len(own), bucket(int(own.max()) + 1)

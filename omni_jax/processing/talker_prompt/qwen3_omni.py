@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from omni_jax.buckets import bucket
-from omni_jax.config import Omni3Config
+from omni_jax.config import Qwen3OmniConfig
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.positions import Grid, batch_positions
 
@@ -44,7 +44,7 @@ class SpeechPrompt:
         return bool((self.heard >= 0).any())
 
 
-def prepare(batch: Batch, speakers: Sequence[int], config: Omni3Config) -> SpeechPrompt:
+def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> SpeechPrompt:
     """The talker's prompts for rows of the thinker's.
 
     Of the prompt, the user's turns are read, media at their own positions, and of the assistant's turns only the last, which
@@ -105,7 +105,7 @@ def prepare(batch: Batch, speakers: Sequence[int], config: Omni3Config) -> Speec
     return SpeechPrompt(tokens, np.where(mask, heard, -1), np.where(mask, codes, -1), positions, lengths, tuple(words))
 
 
-def open_turn(tokens: Int[np.ndarray, "T"], config: Omni3Config) -> int | None:
+def open_turn(tokens: Int[np.ndarray, "T"], config: Qwen3OmniConfig) -> int | None:
     """Where the open turn of the assistant begins that a prompt ends in; None where it does not, so cannot be spoken."""
     starts = np.flatnonzero(tokens == config.im_start)
     start = int(starts[-1]) if len(starts) else len(tokens)
@@ -113,7 +113,7 @@ def open_turn(tokens: Int[np.ndarray, "T"], config: Omni3Config) -> int | None:
     return start if opened and config.im_end not in tokens[start:] else None
 
 
-def _user_turns(batch: Batch, config: Omni3Config) -> Bool[np.ndarray, "B T"]:
+def _user_turns(batch: Batch, config: Qwen3OmniConfig) -> Bool[np.ndarray, "B T"]:
     """Which tokens stand in a turn of the user, its marks included."""
     starts = (batch.tokens == config.im_start) & batch.mask
     after = np.pad(batch.tokens[:, 1:], [(0, 0), (0, 1)], constant_values=-1)
@@ -124,7 +124,7 @@ def _user_turns(batch: Batch, config: Omni3Config) -> Bool[np.ndarray, "B T"]:
 
 
 def _of_user(
-    batch: Batch, grids: Sequence[Grid], placeholder: int, spoken: Bool[np.ndarray, "B T"], config: Omni3Config
+    batch: Batch, grids: Sequence[Grid], placeholder: int, spoken: Bool[np.ndarray, "B T"], config: Qwen3OmniConfig
 ) -> list[int]:
     """The numbers of the media that stand in turns of the user."""
     counts = [int(np.prod(grid)) // config.thinker.vision_encoder.merge**2 for grid in grids]

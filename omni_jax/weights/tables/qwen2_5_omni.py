@@ -8,7 +8,7 @@ A linear weight of theirs is [out, in]; a convolution [out, in, width], a transp
 
 from collections.abc import Iterator, Sequence
 
-from omni_jax.config import Omni25Config
+from omni_jax.config import Qwen25OmniConfig
 from omni_jax.weights.table import Row, parse
 from omni_jax.weights.tables import common
 
@@ -127,7 +127,7 @@ def is_spoken(name: str) -> bool:
 FLOAT32 = ("token2wav_config",)
 
 
-def rows(config: Omni25Config) -> Sequence[Row]:
+def rows(config: Qwen25OmniConfig) -> Sequence[Row]:
     """The table for one checkpoint; what it has no leaf for finds none."""
     dit, bigvgan = "token2wav.code2wav_dit_model", "token2wav.code2wav_bigvgan_model"
     blocks = (
@@ -144,7 +144,7 @@ def rows(config: Omni25Config) -> Sequence[Row]:
     return [row for ours, theirs, text in blocks for row in parse(text, ours, theirs)]
 
 
-def counted(config: Omni25Config) -> Iterator[tuple[str, str, int]]:
+def counted(config: Qwen25OmniConfig) -> Iterator[tuple[str, str, int]]:
     """Fields of config.json that count tensors: the field, what the tensors' names have before the number, and the count."""
     thinker = config.thinker
     yield "thinker_config.text_config.num_hidden_layers", "thinker.model.layers", thinker.decoder.layers

@@ -9,7 +9,7 @@ transposed one [in, out, width].
 
 from collections.abc import Iterator, Sequence
 
-from omni_jax.config import Omni3Config
+from omni_jax.config import Qwen3OmniConfig
 from omni_jax.weights.table import Row, parse
 from omni_jax.weights.tables import common
 
@@ -121,7 +121,7 @@ def is_spoken(name: str) -> bool:
 FLOAT32 = ()
 
 
-def rows(config: Omni3Config) -> Sequence[Row]:
+def rows(config: Qwen3OmniConfig) -> Sequence[Row]:
     """The table for one checkpoint; what it has no leaf for finds none."""
     stages = len(config.code2wav.rates) if config.code2wav else 0
     blocks = (
@@ -139,7 +139,7 @@ def rows(config: Omni3Config) -> Sequence[Row]:
     return [row for ours, theirs, text in blocks for row in parse(text, ours, theirs)]
 
 
-def counted(config: Omni3Config) -> Iterator[tuple[str, str, int]]:
+def counted(config: Qwen3OmniConfig) -> Iterator[tuple[str, str, int]]:
     """Fields of config.json that count tensors: the field, what the tensors' names have before the number, and the count."""
     thinker, talker = config.thinker, config.talker
     yield "thinker_config.audio_config.encoder_layers", "thinker.audio_tower.layers", thinker.audio_encoder.layers

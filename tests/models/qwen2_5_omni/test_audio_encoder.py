@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.config import PooledAudioEncoderConfig
-from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
+from omni_jax.config import Qwen25AudioEncoderConfig
+from omni_jax.models.qwen2_5_omni.audio_encoder import AudioEncoder
 from omni_jax.nn.layers import Init
 from omni_jax.weights.layerwise import leaves
 
-SMALL = PooledAudioEncoderConfig(mel_bins=5, layers=2, width=16, heads=2, ffn_width=24, chunk_frames=40, out_width=12)
-PUBLISHED = PooledAudioEncoderConfig(
+SMALL = Qwen25AudioEncoderConfig(mel_bins=5, layers=2, width=16, heads=2, ffn_width=24, chunk_frames=40, out_width=12)
+PUBLISHED = Qwen25AudioEncoderConfig(
     mel_bins=128, layers=32, width=1280, heads=20, ffn_width=5120, chunk_frames=200, out_width=3584
 )
 EXTENTS = np.array([40, 7, 0, 3, 39, 40, 1, 20])
 
 
 def abstract(config, dtype=jnp.float32):
-    return jax.eval_shape(lambda: PooledAudioEncoder(Init(jax.random.key(0), dtype), config))
+    return jax.eval_shape(lambda: AudioEncoder(Init(jax.random.key(0), dtype), config))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.config import from_hf
-from omni_jax.models.qwen2_5_omni.talker import DualTrackTalker
+from omni_jax.models.qwen2_5_omni.talker import Talker
 from omni_jax.nn.layers import Init
 from omni_jax.testing.qwen2_5_omni import three_b, tiny_qwen2_5_config
 
@@ -19,7 +19,7 @@ def build(size, dtype=jnp.float32):
 
     @jax.jit
     def make():
-        talker = DualTrackTalker(Init(jax.random.key(0), dtype), from_hf(CONFIGS[size]).talker)
+        talker = Talker(Init(jax.random.key(0), dtype), from_hf(CONFIGS[size]).talker)
         leaves, tree = jax.tree.flatten(talker)
         keys = jax.random.split(jax.random.key(1), len(leaves))
         noise = [0.1 * jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves, strict=True)]

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.config import WindowedVisionEncoderConfig
-from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder, windows
+from omni_jax.config import Qwen25VisionEncoderConfig
+from omni_jax.models.qwen2_5_omni.vision_encoder import VisionEncoder, windows
 from omni_jax.models.qwen3_omni import vision_encoder
 from omni_jax.nn.layers import Init
 from omni_jax.processing import vision_packing
 
-SMALL = WindowedVisionEncoderConfig(
+SMALL = Qwen25VisionEncoderConfig(
     layers=2, width=16, heads=2, ffn_width=20, channels=1, patch=2, temporal_patch=1, merge=2, out_width=12, window=4,
     whole=(1,),
 )  # fmt: skip
-PUBLISHED = WindowedVisionEncoderConfig(
+PUBLISHED = Qwen25VisionEncoderConfig(
     layers=32, width=1280, heads=16, ffn_width=3420, channels=3, patch=14, temporal_patch=2, merge=2, out_width=3584,
     window=8, whole=(7, 15, 23, 31),
 )  # fmt: skip
@@ -25,7 +25,7 @@ GRIDS = [(3, 4, 6), (1, 2, 8), (1, 12, 10)]
 
 
 def abstract(config, dtype=jnp.float32):
-    return jax.eval_shape(lambda: WindowedVisionEncoder(Init(jax.random.key(0), dtype), config))
+    return jax.eval_shape(lambda: VisionEncoder(Init(jax.random.key(0), dtype), config))
 
 
 def filled(config, dtype=jnp.float32):

@@ -9,7 +9,7 @@ import torch
 from omni_jax import weights
 from omni_jax.config import from_hf
 from tests.parity.parity_close import assert_close
-from tests.parity.parity_elder import generate, load_reference
+from tests.parity.parity_qwen2_5 import generate, load_reference
 from tests.parity.parity_scenes import scene
 from tests.parity.parity_scenes import theirs as keywords
 
@@ -17,10 +17,12 @@ SIZES = ["7B", "3B", "7B's heads", "3B's heads"]
 SHORT = {"thinker_max_new_tokens": 5, "talker_max_new_tokens": 8}
 
 
-def tracks(elder, length, seed=0):
+def tracks(qwen2_5, length, seed=0):
     """Both tracks added, of random words and codes."""
     return (
-        np.random.default_rng([seed, length]).normal(size=(length, elder.omni.config.thinker.decoder.width)).astype("f")
+        np.random.default_rng([seed, length])
+        .normal(size=(length, qwen2_5.omni.config.thinker.decoder.width))
+        .astype("f")
     )
 
 
@@ -55,22 +57,22 @@ def whole(talker, x, positions):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_prompt(elders, size):
-    elder = elders(size)
-    x, positions = tracks(elder, 14), rope(14)
-    found = whole(elder.omni.parts["talker"], x, positions)
-    for mine, expected in zip(found, theirs(elder.reference, x, positions), strict=True):
+def test_a_prompt(qwen2_5_of, size):
+    qwen2_5 = qwen2_5_of(size)
+    x, positions = tracks(qwen2_5, 14), rope(14)
+    found = whole(qwen2_5.omni.parts["talker"], x, positions)
+    for mine, expected in zip(found, theirs(qwen2_5.reference, x, positions), strict=True):
         assert_close(mine, expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_prefill_and_steps_of_unequal_rows(elders, size):
+def test_prefill_and_steps_of_unequal_rows(qwen2_5_of, size):
     """Prompts of 11 and 4 in one batch, then five steps of each: all states and logits are those of the whole."""
-    elder, prompts, steps = elders(size), [11, 4], 5
-    talker = elder.omni.parts["talker"]
-    rows = [tracks(elder, length + steps, row) for row, length in enumerate(prompts)]
+    qwen2_5, prompts, steps = qwen2_5_of(size), [11, 4], 5
+    talker = qwen2_5.omni.parts["talker"]
+    rows = [tracks(qwen2_5, length + steps, row) for row, length in enumerate(prompts)]
     places = [rope(length + steps, row) for row, length in enumerate(prompts)]
-    expected = [theirs(elder.reference, x, at) for x, at in zip(rows, places, strict=True)]
+    expected = [theirs(qwen2_5.reference, x, at) for x, at in zip(rows, places, strict=True)]
     x, positions = np.ones((2, 11, rows[0].shape[1]), np.float32), np.ones((3, 2, 11), int)
     for row, length in enumerate(prompts):
         x[row, :length], positions[:, row, :length] = rows[row][:length], places[row][:, :length]
@@ -97,12 +99,12 @@ CASES = {
 
 @pytest.mark.parametrize("size", ["7B", "3B"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_spoken_reply(elders, size, case):
+def test_a_spoken_reply(qwen2_5_of, size, case):
     """What the reference's talker read and where in a whole run of it, and what it made of that: states and logits."""
-    elder = elders(size)
-    said = generate(elder.reference, keywords([scene(elder.omni, *CASES[case])]), **SHORT)[0]
+    qwen2_5 = qwen2_5_of(size)
+    said = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni, *CASES[case])]), **SHORT)[0]
     read = slice(said.prompt - 1, None)
-    states, logits = whole(elder.omni.parts["talker"], said.fed, said.positions)
+    states, logits = whole(qwen2_5.omni.parts["talker"], said.fed, said.positions)
     assert_close(states[read], said.states)
     assert_close(logits[read], said.logits)
     counted = said.positions[:, : said.prompt] == np.arange(said.prompt)
@@ -110,49 +112,49 @@ def test_a_spoken_reply(elders, size, case):
 
 
 @pytest.mark.parametrize("size", ["7B", "3B"])
-def test_both_tracks(elders, size):
+def test_both_tracks(qwen2_5_of, size):
     """The codes' embeddings and the text beside them add up to what the reference's talker read."""
-    elder = elders(size)
-    talker, thinker, config = elder.omni.parts["talker"], elder.omni.parts["thinker"], elder.omni.config
-    said = generate(elder.reference, keywords([scene(elder.omni)]), **SHORT)[0]
+    qwen2_5 = qwen2_5_of(size)
+    talker, thinker, config = qwen2_5.omni.parts["talker"], qwen2_5.omni.parts["thinker"], qwen2_5.omni.config
+    said = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni)]), **SHORT)[0]
     codes, fed = said.codes[:-1], said.fed[said.prompt :]
     words = said.words[np.minimum(np.arange(len(codes)), len(said.words) - 1)]
     assert_close(talker.embedding(codes) + words, fed)
     unread = thinker.embedding(np.array([config.tts_eos, config.tts_pad]))
     np.testing.assert_array_equal(talker.text(unread, jnp.zeros_like(unread)), said.words[-2:])
-    unmended = generate(elder.reference, keywords([scene(elder.omni)]), mend=False, **SHORT)[0]
+    unmended = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni)]), mend=False, **SHORT)[0]
     marks = talker.embedding(np.array([config.talker.codec_pad, config.talker.codec_bos]))
     assert_close(said.fed[said.prompt - 2 : said.prompt] - unmended.fed[said.prompt - 2 : said.prompt], marks)
 
 
-def test_no_code_is_nothing(elder):
-    assert not np.any(elder.omni.parts["talker"].embedding(np.array([-1, -1])))
+def test_no_code_is_nothing(qwen2_5):
+    assert not np.any(qwen2_5.omni.parts["talker"].embedding(np.array([-1, -1])))
 
 
-def test_codes_are_what_the_vocoder_knows(elder):
+def test_codes_are_what_the_vocoder_knows(qwen2_5):
     """Of an id beyond, the reference's vocoder has no row: it breaks, and so do the marks; ours may not be chosen."""
-    codes, voice = elder.omni.parts["talker"].codes, elder.reference.speaker_map["Ethan"]
-    assert codes.shape == (elder.reference.config.talker_config.vocab_size,)
+    codes, voice = qwen2_5.omni.parts["talker"].codes, qwen2_5.reference.speaker_map["Ethan"]
+    assert codes.shape == (qwen2_5.reference.config.talker_config.vocab_size,)
     known, unknown = np.flatnonzero(codes), np.flatnonzero(~codes)
-    embed = elder.reference.token2wav.code2wav_dit_model.text_embed
+    embed = qwen2_5.reference.token2wav.code2wav_dit_model.text_embed
     assert embed(torch.from_numpy(known)[None]).shape[1] == 2 * len(known)
     for code in unknown:
         with pytest.raises(IndexError):
-            elder.reference.token2wav(torch.tensor([[code]]), voice["cond"], voice["ref_mel"])
+            qwen2_5.reference.token2wav(torch.tensor([[code]]), voice["cond"], voice["ref_mel"])
 
 
 @pytest.mark.parametrize("size", ["7B", "3B"])
-def test_logits_of_a_bfloat16_model(elders, size):
+def test_logits_of_a_bfloat16_model(qwen2_5_of, size):
     """Are float32, for its scores are compared and punished; its states are bfloat16."""
-    elder = elders(size)
-    talker = weights.load(elder.folder, from_hf(elder.folder), dtype="bfloat16")["talker"]
-    reference = load_reference(elder.folder, torch.bfloat16)
-    x, positions = tracks(elder, 14), rope(14)
+    qwen2_5 = qwen2_5_of(size)
+    talker = weights.load(qwen2_5.folder, from_hf(qwen2_5.folder), dtype="bfloat16")["talker"]
+    reference = load_reference(qwen2_5.folder, torch.bfloat16)
+    x, positions = tracks(qwen2_5, 14), rope(14)
     states, logits = whole(talker, x.astype(jnp.bfloat16), positions)
     assert states.dtype == jnp.bfloat16
     assert logits.dtype == np.float32
     expected = theirs(reference, x, positions)
-    exact = theirs(elder.reference, x, positions)
+    exact = theirs(qwen2_5.reference, x, positions)
     for mine, rounded, true in zip((states, logits), expected, exact, strict=True):
         mine = np.asarray(mine, np.float32)
         # As far from the float32 model as the reference's own bfloat16, give or take.

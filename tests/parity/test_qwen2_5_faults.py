@@ -1,6 +1,6 @@
 """Where the reference's Qwen2.5-Omni goes wrong or refuses, shown. If one fails, Transformers may have been mended.
 
-What it means to do is ``parity_elder.generate`` with its talker mended, by which ours are measured: the first tests say that
+What it means to do is ``parity_qwen2_5.generate`` with its talker mended, by which ours are measured: the first tests say that
 this is one thing, whatever the batch and the padding.
 """
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.parity.parity_close import assert_close
-from tests.parity.parity_elder import GREEDY, NO_PIXELS, generate, load_reference, seeded_noise, stops
+from tests.parity.parity_qwen2_5 import GREEDY, NO_PIXELS, generate, load_reference, seeded_noise, stops
 from tests.parity.parity_scenes import scene
 from tests.parity.parity_scenes import theirs as keywords
 
@@ -18,8 +18,8 @@ SHORT = {"thinker_max_new_tokens": 6, "talker_max_new_tokens": 12}
 KINDS = [(), (AUDIO,), (IMAGE,), (VIDEO, AUDIO), (("sounding", (2, 4, 4), 1.0, 200),)]
 
 
-def asked(elder, *parts, **options):
-    return keywords([scene(elder.omni, *parts, **options)])
+def asked(qwen2_5, *parts, **options):
+    return keywords([scene(qwen2_5.omni, *parts, **options)])
 
 
 def same(found, expected):
@@ -34,14 +34,14 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_mended_a_row_is_itself_in_any_batch(elder, silent):
+def test_mended_a_row_is_itself_in_any_batch(qwen2_5, silent):
     """Rows of other lengths, media, voices of noise and ends, left-padded."""
     kinds = KINDS[:4] if silent else [KINDS[0], KINDS[4], KINDS[2]]
-    rows = [scene(elder.omni, *parts, words=4 + 3 * seed, seed=seed) for seed, parts in enumerate(kinds)]
+    rows = [scene(qwen2_5.omni, *parts, words=4 + 3 * seed, seed=seed) for seed, parts in enumerate(kinds)]
     alone = [keywords([row]) for row in rows]
-    options = stops(elder.reference, alone)
-    together = generate(elder.reference, keywords(rows), seed=list(range(len(rows))), **options)
-    expected = [generate(elder.reference, row, seed=seed, **options)[0] for seed, row in enumerate(alone)]
+    options = stops(qwen2_5.reference, alone)
+    together = generate(qwen2_5.reference, keywords(rows), seed=list(range(len(rows))), **options)
+    expected = [generate(qwen2_5.reference, row, seed=seed, **options)[0] for seed, row in enumerate(alone)]
     assert len({len(row.codes) for row in expected}) > 1
     assert len({len(row.tokens) for row in expected}) > 1
     for found, row in zip(together, expected, strict=True):
@@ -50,9 +50,9 @@ def test_mended_a_row_is_itself_in_any_batch(elder, silent):
         same(found, row)
 
 
-def test_noise_is_given(elder):
+def test_noise_is_given(qwen2_5):
     """The waveform is that of the codes and the seed's noise, to the last bit."""
-    first, again, other = (generate(elder.reference, asked(elder), seed=seed, **SHORT)[0] for seed in (3, 3, 4))
+    first, again, other = (generate(qwen2_5.reference, asked(qwen2_5), seed=seed, **SHORT)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.audio, again.audio)
     np.testing.assert_array_equal(first.codes, other.codes)
     assert np.abs(first.audio - other.audio).max() > 0.01 * np.abs(first.audio).max()
@@ -64,13 +64,15 @@ def test_noise_is_given(elder):
 
 
 @pytest.mark.parametrize("parts", KINDS)
-def test_a_prompt_without_padding_lacks_its_marks_and_its_positions(elder, parts):
+def test_a_prompt_without_padding_lacks_its_marks_and_its_positions(qwen2_5, parts):
     """The last two embeddings of the talker's prompt miss codec_pad and codec_bos, and media are where text would be."""
-    wrong, right = (generate(elder.reference, asked(elder, *parts), mend=mend, **SHORT)[0] for mend in (False, True))
+    wrong, right = (
+        generate(qwen2_5.reference, asked(qwen2_5, *parts), mend=mend, **SHORT)[0] for mend in (False, True)
+    )
     assert wrong.tokens == right.tokens
-    talker, end = elder.reference.config.talker_config, right.prompt
+    talker, end = qwen2_5.reference.config.talker_config, right.prompt
     marks = torch.tensor([talker.tts_codec_pad_token_id, talker.tts_codec_start_token_id])
-    marks = elder.reference.talker.get_input_embeddings()(marks).detach().numpy()
+    marks = qwen2_5.reference.talker.get_input_embeddings()(marks).detach().numpy()
     np.testing.assert_array_equal(wrong.fed[: end - 2], right.fed[: end - 2])
     assert_close(right.fed[end - 2 : end] - wrong.fed[end - 2 : end], marks)
     np.testing.assert_array_equal(wrong.positions, np.broadcast_to(np.arange(len(wrong.fed)), wrong.positions.shape))
@@ -78,15 +80,15 @@ def test_a_prompt_without_padding_lacks_its_marks_and_its_positions(elder, parts
     assert np.abs(wrong.logits[0] - right.logits[0]).max() > 0.01 * np.abs(right.logits[0]).max()
 
 
-def test_the_same_prompt_is_said_otherwise_alone_and_beside_a_longer_one(elder):
+def test_the_same_prompt_is_said_otherwise_alone_and_beside_a_longer_one(qwen2_5):
     """Padding keeps the mask, so the row without any is right too; of equal lengths both are wrong."""
-    rows = [scene(elder.omni, IMAGE, words=words, seed=words) for words in (5, 17)]
-    right = [generate(elder.reference, keywords([row]), **SHORT)[0] for row in rows]
-    wrong = [generate(elder.reference, keywords([row]), mend=False, **SHORT)[0] for row in rows]
-    for found, row in zip(generate(elder.reference, keywords(rows), mend=False, **SHORT), right, strict=True):
+    rows = [scene(qwen2_5.omni, IMAGE, words=words, seed=words) for words in (5, 17)]
+    right = [generate(qwen2_5.reference, keywords([row]), **SHORT)[0] for row in rows]
+    wrong = [generate(qwen2_5.reference, keywords([row]), mend=False, **SHORT)[0] for row in rows]
+    for found, row in zip(generate(qwen2_5.reference, keywords(rows), mend=False, **SHORT), right, strict=True):
         same(found, row)
     assert any(a.codes.tolist() != b.codes.tolist() for a, b in zip(right, wrong, strict=True))
-    twice = generate(elder.reference, keywords([rows[0], rows[0]]), mend=False, **SHORT)
+    twice = generate(qwen2_5.reference, keywords([rows[0], rows[0]]), mend=False, **SHORT)
     for found in twice:
         same(found, wrong[0])
 
@@ -95,38 +97,38 @@ def test_the_same_prompt_is_said_otherwise_alone_and_beside_a_longer_one(elder):
 
 
 @pytest.mark.parametrize(("parts", "name"), [((IMAGE,), "pixel_values"), ((VIDEO,), "pixel_values_videos")])
-def test_speech_about_what_is_seen(elder, parts, name):
+def test_speech_about_what_is_seen(qwen2_5, parts, name):
     """Its talker is handed the pixels and does not know them. Text is written, and with the talker's own there is speech."""
-    given = {**asked(elder, *parts), **GREEDY, **SHORT}
+    given = {**asked(qwen2_5, *parts), **GREEDY, **SHORT}
     with pytest.raises(ValueError, match=rf"model_kwargs.*\['{name}'\]"):
-        elder.reference.generate(**given)
-    text = elder.reference.generate(**given, generation_mode="text")
-    said = generate(elder.reference, asked(elder, *parts), **SHORT)[0]
+        qwen2_5.reference.generate(**given)
+    text = qwen2_5.reference.generate(**given, generation_mode="text")
+    said = generate(qwen2_5.reference, asked(qwen2_5, *parts), **SHORT)[0]
     assert text[0].tolist()[-len(said.tokens) :] == said.tokens
     assert set(NO_PIXELS) >= {f"talker_{name}"}
 
 
 @pytest.mark.parametrize("end", ["length", "token"])
-def test_a_reply_of_one_token(elder, end):
+def test_a_reply_of_one_token(qwen2_5, end):
     """Cut by its length or ended by that token, there is no text to speak: an error."""
-    first = generate(elder.reference, asked(elder), **SHORT)[0].tokens[0]
+    first = generate(qwen2_5.reference, asked(qwen2_5), **SHORT)[0].tokens[0]
     options = SHORT | ({"thinker_max_new_tokens": 1} if end == "length" else {"thinker_eos_token_id": [first]})
     with pytest.raises(ValueError, match="non-empty list"):
-        generate(elder.reference, asked(elder), **options)
+        generate(qwen2_5.reference, asked(qwen2_5), **options)
 
 
-def test_speech_of_no_code(elder):
+def test_speech_of_no_code(qwen2_5):
     """That the talker ends at once is an error; one code is not."""
-    said = generate(elder.reference, asked(elder), **SHORT | {"talker_max_new_tokens": 1})[0]
+    said = generate(qwen2_5.reference, asked(qwen2_5), **SHORT | {"talker_max_new_tokens": 1})[0]
     assert (said.codes.shape, said.audio.shape) == ((1,), (480,))
     with pytest.raises(RuntimeError, match="0 elements"):
-        generate(elder.reference, asked(elder), **SHORT, talker_eos_token_id=said.codes.tolist())
+        generate(qwen2_5.reference, asked(qwen2_5), **SHORT, talker_eos_token_id=said.codes.tolist())
 
 
-def test_the_last_token_of_a_reply_cut_by_its_length_is_not_spoken(elder):
+def test_the_last_token_of_a_reply_cut_by_its_length_is_not_spoken(qwen2_5):
     """It has no state yet."""
     shorter, longer = (
-        generate(elder.reference, asked(elder), **SHORT | {"thinker_max_new_tokens": words})[0] for words in (6, 7)
+        generate(qwen2_5.reference, asked(qwen2_5), **SHORT | {"thinker_max_new_tokens": words})[0] for words in (6, 7)
     )
     assert shorter.tokens == longer.tokens[:-1]
     assert len(shorter.words) == 4 + 2  # from the second token on, then tts_eos and tts_pad
@@ -135,26 +137,26 @@ def test_the_last_token_of_a_reply_cut_by_its_length_is_not_spoken(elder):
     assert shorter.codes.tolist() != longer.codes.tolist()
 
 
-def test_a_limit_without_a_prefix(elder):
+def test_a_limit_without_a_prefix(qwen2_5):
     """Is lost: to the thinker and to the talker."""
-    said = generate(elder.reference, asked(elder), **SHORT, max_new_tokens=2)[0]
+    said = generate(qwen2_5.reference, asked(qwen2_5), **SHORT, max_new_tokens=2)[0]
     assert (len(said.tokens), len(said.codes)) == (6, 12)
     late = said.tokens[-1]
-    text = elder.reference.generate(
-        **asked(elder), **GREEDY, max_new_tokens=2, thinker_eos_token_id=late, generation_mode="text"
+    text = qwen2_5.reference.generate(
+        **asked(qwen2_5), **GREEDY, max_new_tokens=2, thinker_eos_token_id=late, generation_mode="text"
     )
     assert text[0].tolist()[-len(said.tokens) :] == said.tokens
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_return_audio(elder, wanted):
+def test_return_audio(qwen2_5, wanted):
     """The other family's keyword."""
     with pytest.raises(ValueError, match=r"model_kwargs.*\['return_audio'\]"):
-        elder.reference.generate(**asked(elder), **GREEDY, **SHORT, return_audio=wanted)
+        qwen2_5.reference.generate(**asked(qwen2_5), **GREEDY, **SHORT, return_audio=wanted)
 
 
-def test_without_a_talker_it_does_not_even_write(elder):
-    reference = load_reference(elder.folder)
+def test_without_a_talker_it_does_not_even_write(qwen2_5):
+    reference = load_reference(qwen2_5.folder)
     reference.disable_talker()
     with pytest.raises(AttributeError, match="talker"):
-        reference.generate(**asked(elder), **GREEDY, **SHORT, generation_mode="text")
+        reference.generate(**asked(qwen2_5), **GREEDY, **SHORT, generation_mode="text")

@@ -1,6 +1,6 @@
 """Whole spoken replies of Qwen2.5-Omni: text, codes and waveform equal Transformers', greedy, of the same noise.
 
-The reference computes what it means to, ``parity_elder.intended``; what it does by itself is ``compat``, shown here too. All
+The reference computes what it means to, ``parity_qwen2_5.intended``; what it does by itself is ``compat``, shown here too. All
 replies and all speech end by tokens that the model does emit.
 """
 
@@ -13,7 +13,7 @@ from omni_jax.processing.talker_prompt import qwen2_5_omni
 from omni_jax.processing.talker_prompt.qwen2_5_omni import COMPAT
 from omni_jax.speech.qwen2_5_omni import noise_seed
 from tests.parity.parity_close import assert_close
-from tests.parity.parity_elder import generate, stops
+from tests.parity.parity_qwen2_5 import generate, stops
 from tests.parity.parity_scenes import batch, conversation, theirs
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
@@ -52,18 +52,18 @@ def same(reply, spoken):
 
 
 @pytest.fixture(scope="module")
-def spoken(elders):
+def spoken(qwen2_5_of):
     """The model, the row of a case, the options that end it, and the reference's reply."""
 
     @cache
     def make(case, mode="intended", size="7B"):
-        elder = elders(size)
-        row = row_of(elder.omni, case)
+        qwen2_5 = qwen2_5_of(size)
+        row = row_of(qwen2_5.omni, case)
         inputs = theirs([row])
-        options = stops(elder.reference, [inputs])
+        options = stops(qwen2_5.reference, [inputs])
         mend, _ = MODES[mode]
-        made = generate(elder.reference, inputs, mend=mend, seed=noise_seed(0), **options)[0]
-        return elder.omni, row, options, made
+        made = generate(qwen2_5.reference, inputs, mend=mend, seed=noise_seed(0), **options)[0]
+        return qwen2_5.omni, row, options, made
 
     return make
 
@@ -97,36 +97,36 @@ def test_positions_of_the_talker(spoken, case, mode):
 
 
 @pytest.mark.parametrize("speaker", ["Chelsie", "ethan"])
-def test_speakers(elder, spoken, speaker):
+def test_speakers(qwen2_5, spoken, speaker):
     omni, row, _, _ = spoken("text")
     inputs = theirs([row])
-    options = stops(elder.reference, [inputs], [speaker.title()])
-    expected = generate(elder.reference, inputs, speaker=speaker.title(), seed=noise_seed(0), **options)[0]
+    options = stops(qwen2_5.reference, [inputs], [speaker.title()])
+    expected = generate(qwen2_5.reference, inputs, speaker=speaker.title(), seed=noise_seed(0), **options)[0]
     same(omni.generate(batch([row]), speaker=speaker, **options_of(options)), expected)
 
 
-def test_seeds_draw_the_noise(elder, spoken):
+def test_seeds_draw_the_noise(qwen2_5, spoken):
     """Another seed is another sound of the same codes, the reference's of that noise."""
     omni, row, options, first = spoken("text")
-    expected = generate(elder.reference, theirs([row]), seed=noise_seed(7), **options)[0]
+    expected = generate(qwen2_5.reference, theirs([row]), seed=noise_seed(7), **options)[0]
     reply = omni.generate(batch([row]), speaker="Ethan", seed=7, **options_of(options))
     same(reply, expected)
     assert np.abs(reply.audio - first.audio).max() > 1e-3
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_the_penalty_of_repetition_covers_the_prompts_marks(elder, spoken, penalty):
+def test_the_penalty_of_repetition_covers_the_prompts_marks(qwen2_5, spoken, penalty):
     omni, row, options, _ = spoken("text")
     options = {**options, "talker_repetition_penalty": penalty, "talker_max_new_tokens": 12}
-    expected = generate(elder.reference, theirs([row]), seed=noise_seed(0), **options)[0]
+    expected = generate(qwen2_5.reference, theirs([row]), seed=noise_seed(0), **options)[0]
     same(omni.generate(batch([row]), speaker="Ethan", **options_of(options)), expected)
 
 
-def test_a_batch(elder):
+def test_a_batch(qwen2_5):
     """Rows of other lengths and media, left-padded there, where the reference does what it means to: no row is padded alone."""
-    rows = [row_of(elder.omni, case, seed) for seed, case in enumerate(("text", "image", "audio", "turns"))]
-    options = stops(elder.reference, [theirs([row]) for row in rows])
-    expected = generate(elder.reference, theirs(rows), seed=[noise_seed(number) for number in range(4)], **options)
-    replies = elder.omni.generate_batch(batch(rows), speaker="Ethan", seed=[0, 1, 2, 3], **options_of(options))
+    rows = [row_of(qwen2_5.omni, case, seed) for seed, case in enumerate(("text", "image", "audio", "turns"))]
+    options = stops(qwen2_5.reference, [theirs([row]) for row in rows])
+    expected = generate(qwen2_5.reference, theirs(rows), seed=[noise_seed(number) for number in range(4)], **options)
+    replies = qwen2_5.omni.generate_batch(batch(rows), speaker="Ethan", seed=[0, 1, 2, 3], **options_of(options))
     for reply, own in zip(replies, expected, strict=True):
         same(reply, own)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
-from omni_jax.config import PooledAudioEncoderConfig, halve
-from omni_jax.models.qwen2_5_omni.audio_encoder import PooledAudioEncoder
+from omni_jax.config import Qwen25AudioEncoderConfig, halve
+from omni_jax.models.qwen2_5_omni.audio_encoder import AudioEncoder
 from tests.parity.parity_close import assert_close
-from tests.parity.parity_elder import filled
+from tests.parity.parity_qwen2_5 import filled
 
 # Chunks as long as published.
-CONFIG = PooledAudioEncoderConfig(
+CONFIG = Qwen25AudioEncoderConfig(
     mel_bins=16, layers=3, width=32, heads=4, ffn_width=48, chunk_frames=200, out_width=24
 )
 LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 99, 100, 199, 200, 201, 237, 450]
@@ -39,7 +39,7 @@ def tower():
 
 @pytest.fixture(scope="module")
 def encoder(tower):
-    return filled("audio_encoder", lambda init: PooledAudioEncoder(init, CONFIG), "thinker.audio_tower", tower)
+    return filled("audio_encoder", lambda init: AudioEncoder(init, CONFIG), "thinker.audio_tower", tower)
 
 
 def mel(frames, seed=0):

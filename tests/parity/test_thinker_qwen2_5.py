@@ -60,15 +60,15 @@ CASES = {
 SIZES = ["7B's heads", "3B's heads"]
 
 
-def theirs(elder, scenes, *, left=True):
+def theirs(qwen2_5, scenes, *, left=True):
     """Logits and all states of the reference."""
     with torch.no_grad():
-        return elder.reference.thinker(**keywords(scenes, left=left), output_hidden_states=True)
+        return qwen2_5.reference.thinker(**keywords(scenes, left=left), output_hidden_states=True)
 
 
-def ours(elder, asked):
+def ours(qwen2_5, asked):
     """Embeddings and final-normed states of a batch whose rows stand left in it, and how many tokens each has."""
-    parts, config = elder.omni.parts, elder.omni.config.thinker
+    parts, config = qwen2_5.omni.parts, qwen2_5.omni.config.thinker
     placed = encode.place(asked, config)
     made, thinker = placed.batch, parts["thinker"]
     embedded = encode.embed(parts, placed, config)
@@ -79,22 +79,22 @@ def ours(elder, asked):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits(elder, case):
-    row = scene(elder.omni, *CASES[case])
-    assert_close(elder.omni.logits(batch([row])), theirs(elder, [row]).logits)
+def test_logits(qwen2_5, case):
+    row = scene(qwen2_5.omni, *CASES[case])
+    assert_close(qwen2_5.omni.logits(batch([row])), theirs(qwen2_5, [row]).logits)
 
 
 @pytest.mark.parametrize("words", [1, 13, 200])
-def test_text(elder, words):
-    row = scene(elder.omni, words=words)
-    assert_close(elder.omni.logits(batch([row])), theirs(elder, [row]).logits)
+def test_text(qwen2_5, words):
+    row = scene(qwen2_5.omni, words=words)
+    assert_close(qwen2_5.omni.logits(batch([row])), theirs(qwen2_5, [row]).logits)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", ["text", "audio between image and video", "images and videos with sound"])
-def test_published_heads(elders, size, case):
-    row = scene(elders(size).omni, *CASES[case], words=11)
-    assert_close(elders(size).omni.logits(batch([row])), theirs(elders(size), [row]).logits)
+def test_published_heads(qwen2_5_of, size, case):
+    row = scene(qwen2_5_of(size).omni, *CASES[case], words=11)
+    assert_close(qwen2_5_of(size).omni.logits(batch([row])), theirs(qwen2_5_of(size), [row]).logits)
 
 
 BATCHES = {
@@ -105,53 +105,54 @@ BATCHES = {
 
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("kind", BATCHES)
-def test_unequal_rows_and_padding(elder, kind, left):
-    rows = [scene(elder.omni, *CASES[case], words=3 + 5 * n, seed=n) for n, case in enumerate(BATCHES[kind])]
+def test_unequal_rows_and_padding(qwen2_5, kind, left):
+    rows = [scene(qwen2_5.omni, *CASES[case], words=3 + 5 * n, seed=n) for n, case in enumerate(BATCHES[kind])]
     asked = batch(rows, left=left)
     assert_close(
-        np.asarray(elder.omni.logits(asked))[asked.mask], theirs(elder, rows, left=left).logits.numpy()[asked.mask]
+        np.asarray(qwen2_5.omni.logits(asked))[asked.mask], theirs(qwen2_5, rows, left=left).logits.numpy()[asked.mask]
     )
 
 
-def test_videos_with_and_without_sound_in_one_batch(elder):
+def test_videos_with_and_without_sound_in_one_batch(qwen2_5):
     """The reference knows one of the two a call, so it takes the rows alone."""
-    rows = [scene(elder.omni, *CASES[case]) for case in ("video with sound", "video", "text", "video with sound")]
+    rows = [scene(qwen2_5.omni, *CASES[case]) for case in ("video with sound", "video", "text", "video with sound")]
     asked = batch(rows)
-    found = np.asarray(elder.omni.logits(asked))
+    found = np.asarray(qwen2_5.omni.logits(asked))
     for row, logits, mask in zip(rows, found, asked.mask, strict=True):
-        assert_close(logits[mask], theirs(elder, [row]).logits[0])
+        assert_close(logits[mask], theirs(qwen2_5, [row]).logits[0])
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_states_that_the_talker_reads(elder, kind):
+def test_states_that_the_talker_reads(qwen2_5, kind):
     """The first, media in their places, and the last, after the final norm."""
-    rows = [scene(elder.omni, *CASES[case], words=3 + 5 * n, seed=n) for n, case in enumerate(BATCHES[kind])]
-    embedded, states, lengths = ours(elder, batch(rows))
-    expected = theirs(elder, rows, left=False).hidden_states
+    rows = [scene(qwen2_5.omni, *CASES[case], words=3 + 5 * n, seed=n) for n, case in enumerate(BATCHES[kind])]
+    embedded, states, lengths = ours(qwen2_5, batch(rows))
+    expected = theirs(qwen2_5, rows, left=False).hidden_states
     for row, length in enumerate(lengths):
         assert_close(embedded[row, :length], expected[0][row, :length])
         assert_close(states[row, :length], expected[-1][row, :length])
 
 
 @pytest.mark.parametrize("size", ["7B", *SIZES])
-def test_steps(elders, size):
+def test_steps(qwen2_5_of, size):
     """Prompts of unequal length, then six tokens one by one: logits and states are those of the whole."""
-    elder, steps = elders(size), 6
+    qwen2_5, steps = qwen2_5_of(size), 6
     rows = [
-        scene(elder.omni, *CASES[case], words=20 - 9 * n, seed=n) for n, case in enumerate(["text", "image and audio"])
+        scene(qwen2_5.omni, *CASES[case], words=20 - 9 * n, seed=n)
+        for n, case in enumerate(["text", "image and audio"])
     ]
     said = np.random.default_rng(0).integers(0, 200, (2, steps))
-    config, thinker = elder.omni.config.thinker, elder.omni.parts["thinker"]
+    config, thinker = qwen2_5.omni.config.thinker, qwen2_5.omni.parts["thinker"]
     placed = encode.place(batch(rows), config)
     asked = placed.batch
     prefill = jax.jit(thinker.prefill, static_argnames="fresh")
     logits, cache, _ = prefill(
-        encode.embed(elder.omni.parts, placed, config), asked.positions, asked.lengths,
+        encode.embed(qwen2_5.omni.parts, placed, config), asked.positions, asked.lengths,
         thinker.empty_cache(len(asked.tokens), asked.tokens.shape[1] + steps), fresh=True,
     )  # fmt: skip
     for row, words in zip(rows, said, strict=True):
         row.tokens += words.tolist()
-    expected = [theirs(elder, [row]) for row in rows]
+    expected = [theirs(qwen2_5, [row]) for row in rows]
     step, states = jax.jit(thinker.step), None
     for number in range(steps + 1):
         for row, whole in enumerate(expected):

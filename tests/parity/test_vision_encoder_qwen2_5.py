@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as theirs
 
-from omni_jax.config import WindowedVisionEncoderConfig
+from omni_jax.config import Qwen25VisionEncoderConfig
 from omni_jax.models import parts
-from omni_jax.models.qwen2_5_omni.vision_encoder import WindowedVisionEncoder
+from omni_jax.models.qwen2_5_omni.vision_encoder import VisionEncoder
 from omni_jax.processing import vision_packing
 from tests.parity.parity_close import assert_close
-from tests.parity.parity_elder import filled
+from tests.parity.parity_qwen2_5 import filled
 
 # Windows of 4 x 4 groups as published; blocks of both kinds at both ends of a run.
-CONFIG = WindowedVisionEncoderConfig(
+CONFIG = Qwen25VisionEncoderConfig(
     layers=5, width=48, heads=3, ffn_width=60, channels=3, patch=2, temporal_patch=2, merge=2, out_width=40, window=8,
     whole=(1, 4),
 )  # fmt: skip
@@ -62,7 +62,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def encoder(reference):
-    return filled("vision_encoder", lambda init: WindowedVisionEncoder(init, CONFIG), "thinker.visual", reference)
+    return filled("vision_encoder", lambda init: VisionEncoder(init, CONFIG), "thinker.visual", reference)
 
 
 def pixels(grids):
