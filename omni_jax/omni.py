@@ -41,8 +41,7 @@ from omni_jax.processing.prompt import load_tokenizer
 from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.vision_packing import split_patches
 from omni_jax.room import ensure_memory, weights_dtype
-from omni_jax.speech.families import synthesizer
-from omni_jax.speech.synthesizer import Synthesizer
+from omni_jax.speech.synthesizer import Synthesizer, synthesizer
 
 # What the user of a text that is only to be spoken has asked for.
 READ_ALOUD = "Please read the following text aloud.\n\n"

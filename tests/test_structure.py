@@ -36,7 +36,7 @@ ARROWS = {
 # What is in each folder; assets and py.typed are no code.
 ENTRIES = {
     "": " ".join([*ARROWS, "assets", "py.typed"]),
-    "config": "common decoder defaults encoders fields foreign parts qwen2_5_omni qwen3_omni speech words",
+    "config": "common decoder defaults encoders family fields foreign parts qwen2_5_omni qwen3_omni speech words",
     "parallel": "jitted mesh multihost param_paths sharding topology",
     "nn": "cache causal_attention conv expert_parallel grouped_matmul kernels layers moe packed_attention resample rope stack",
     "nn/kernels": "packed_attention packed_attention_cpu splash_attention",
@@ -50,10 +50,10 @@ ENTRIES = {
     "decoding": "defaults frames sampling slots text",
     "weights": "layerwise published safetensors_reader safetensors_writer shards speakers table tables to_devices torch_pickle",
     "weights/tables": "common qwen2_5_omni qwen3_omni",
-    "speech": "families qwen2_5_omni qwen3_omni stream synthesizer token2wav",
+    "speech": "qwen2_5_omni qwen3_omni stream synthesizer token2wav",
     "engine": "answer continuous encode reply request transformers_keywords",
     "checkpoint": "describe hub manifest tensors",
-    "testing": "checkpoint config_qwen2_5 qwen2_5_omni qwen3_omni tokenizer tokenizer_qwen2_5",
+    "testing": "checkpoint config_qwen2_5 family qwen2_5_omni qwen3_omni tokenizer tokenizer_qwen2_5",
     "plan": "hlo kernel_costs lower_bound lowering",
     "jobs": "input output",
     "cli": "__main__ batch convert demo generate inspect main options plan sound_file speak terminal",

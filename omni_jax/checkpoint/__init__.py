@@ -227,7 +227,7 @@ def converted(
     abstract = model_parts.abstract(config, dtype, speech=speech)
     wanted, held = layerwise.leaves(abstract), manifests.leaves(manifest)
     if not speech:
-        held = {path: leaf for path, leaf in held.items() if path.split(".")[0] not in model_parts.SPEECH}
+        held = {path: leaf for path, leaf in held.items() if not model_parts.is_spoken(path.split(".")[0])}
     layerwise.agree(wanted, held, str(folder))
     names = [group.name for group in layerwise.groups(wanted)]
     if ELSEWHERE in manifest:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from omni_jax import checkpoint, weights
 from omni_jax.checkpoint.hub import locate
-from omni_jax.config import OmniConfig, Qwen3OmniConfig, read_json
+from omni_jax.config import OmniConfig, read_json
 from omni_jax.models import parts
 from omni_jax.processing.processor_files import FLAT, NESTED
 
@@ -96,8 +96,6 @@ def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
 
 def _speakers(folder: Path, config: OmniConfig) -> Iterable[str]:
     """Voices, whether they are ids of the configuration or come in a file."""
-    match config:
-        case Qwen3OmniConfig(talker=talker) if talker:
-            return [name for name, _ in talker.speakers]
-        case _:
-            return weights.voices(folder, config)
+    if config.talker and config.talker.speakers is not None:
+        return [name for name, _ in config.talker.speakers]
+    return weights.voices(folder, config)

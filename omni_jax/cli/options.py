@@ -116,7 +116,7 @@ def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     from omni_jax import weights
     from omni_jax.checkpoint.hub import locate
     from omni_jax.engine.request import silence
-    from omni_jax.speech.families import synthesizer
+    from omni_jax.speech.synthesizer import synthesizer
 
     max_speech = given["max_speech"]
     if max_speech is not None and not 0 < max_speech < math.inf:

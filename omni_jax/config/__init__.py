@@ -20,6 +20,7 @@ from omni_jax.config.encoders import (
     VisionEncoderConfig,
     halve,
 )
+from omni_jax.config.family import FAMILIES, Family, family_of, register
 from omni_jax.config.fields import read_json
 from omni_jax.config.foreign import refuse_foreign, refuse_quantized
 from omni_jax.config.parts import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig, ThinkerConfig
@@ -27,15 +28,18 @@ from omni_jax.config.speech import Code2WavConfig, Qwen25TalkerConfig, TalkerCon
 from omni_jax.config.words import TokenizerFiles, no_words
 from omni_jax.errors import shown
 
-FAMILIES = {"qwen3_omni_moe": qwen3_omni.read, "qwen2_5_omni": qwen2_5_omni.read}
-# What a thinker saved without the rest calls itself, and its family.
-THINKERS = {f"{family}_thinker": family for family in FAMILIES}
+register(
+    Family("qwen3_omni", "qwen3_omni_moe", qwen3_omni.read),
+    Family("qwen2_5_omni", "qwen2_5_omni", qwen2_5_omni.read),
+)
+_ALONE = "_thinker"  # with which the model_type of a thinker saved without the rest ends
 
 __all__ = [
     "AudioEncoderConfig",
     "Code2WavConfig",
     "DecoderConfig",
     "ExpertsConfig",
+    "Family",
     "MelEncoderConfig",
     "OmniConfig",
     "PatchEncoderConfig",
@@ -47,9 +51,11 @@ __all__ = [
     "TalkerConfig",
     "ThinkerConfig",
     "VisionEncoderConfig",
+    "family_of",
     "from_hf",
     "halve",
     "read_json",
+    "register",
 ]
 
 
@@ -72,17 +78,18 @@ def from_hf(config: Mapping[str, Any] | str | Path) -> OmniConfig:
             refuse_foreign(path)
             path = path / "config.json"
         config, words = read_json(path), TokenizerFiles(path.parent)
-    family = config.get("model_type")
-    alone = isinstance(family, str) and THINKERS.get(family)
-    if not isinstance(family, str) or (family not in FAMILIES and not alone):
+    model_type = config.get("model_type")
+    name = model_type if isinstance(model_type, str) else ""
+    family, alone = FAMILIES.get(name), FAMILIES.get(name.removesuffix(_ALONE))
+    if alone is None:
         known = " or ".join(FAMILIES)
         raise ValueError(
-            f"config.json: expected model_type {known}, got {shown(family)}; this is another model's folder"
+            f"config.json: expected model_type {known}, got {shown(model_type)}; this is another model's folder"
         )
     refuse_quantized(config)
-    if not alone:
-        return FAMILIES[family](config, words)
+    if family:
+        return family.read(config, words)
     try:
-        return FAMILIES[alone]({**config, "thinker_config": config, "enable_audio_output": False}, words)
+        return alone.read({**config, "thinker_config": config, "enable_audio_output": False}, words)
     except ValueError as error:
         raise ValueError(str(error).replace("thinker_config.", "")) from None

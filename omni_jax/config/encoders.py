@@ -1,7 +1,7 @@
 """The configuration of the encoders of sound and of pictures."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ class MelEncoderConfig:
     Attributes:
         chunk_frames: mel frames of a chunk (2 * n_window); a convolution sees none beyond its own.
         out_width: width of the features, equal to the thinker's.
+        pads_clips: whether the encoder was trained on clips padded to one length.
+        windowed: whether chunks attend to each other, in windows, by a kernel.
     """
 
     mel_bins: int
@@ -24,6 +26,18 @@ class MelEncoderConfig:
     ffn_width: int
     chunk_frames: int
     out_width: int
+    pads_clips: ClassVar[bool] = False
+    windowed: ClassVar[bool] = False
+
+    @property
+    def span_chunks(self) -> int:
+        """Chunks that attend to each other."""
+        return 1
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens in a full attention window."""
+        return self.chunk_tokens * self.span_chunks
 
     @property
     def chunk_tokens(self) -> int:
@@ -52,19 +66,21 @@ class AudioEncoderConfig(MelEncoderConfig):
 
     channels: int
     window_chunks: int
+    windowed: ClassVar[bool] = True
 
     def _of_chunk(self, frames: Frames) -> Frames:
         return halve(halve(halve(frames)))  # three convolutions of stride 2: 13 of 100 frames
 
     @property
-    def window_tokens(self) -> int:
-        """Tokens in a full attention window."""
-        return self.chunk_tokens * self.window_chunks
+    def span_chunks(self) -> int:
+        return self.window_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen25AudioEncoderConfig(MelEncoderConfig):
     """The audio encoder of Qwen2.5-Omni: two convolutions over time, attention inside a chunk, then pairs averaged."""
+
+    pads_clips: ClassVar[bool] = True
 
     @property
     def chunk_places(self) -> int:

@@ -6,7 +6,9 @@ names sizes as the library that reads it does not (``depth`` for layers, ``dim``
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -103,7 +105,13 @@ class Token2WavConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TalkerConfig:
-    """The talker and its code predictor. ``speakers`` pairs each name with its codec id."""
+    """The talker and its code predictor.
+
+    Attributes:
+        speakers: pairs of a name and its codec id.
+        sampling: what Transformers samples codes with where a generation config says nothing.
+        reads_reply: whether it reads the thinker's states at the reply's tokens, and not at the prompt's alone.
+    """
 
     decoder: DecoderConfig
     predictor: DecoderConfig
@@ -120,6 +128,17 @@ class TalkerConfig:
     codec_think_bos: int
     codec_think_eos: int
     speakers: tuple[tuple[str, int], ...]
+    sampling: ClassVar[Mapping[str, float]] = {"top_k": 50, "top_p": 1.0}
+    reads_reply: ClassVar[bool] = False
+
+    @property
+    def frame_width(self) -> int:
+        """Width of what it reads at each frame."""
+        return self.decoder.width
+
+    def read_layer(self, layers: int) -> int:
+        """After how many of the thinker's ``layers`` it reads states at the prompt."""
+        return self.accept_layer
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -137,6 +156,9 @@ class Qwen25TalkerConfig:
         embedding_width: of what it reads and of its table of codec ids: the thinker's width, projected to its own.
         codec_pad, codec_eos: both end speech. codec_bos: begins it, and is never spoken.
         codec_mask: stands for the prompt where ids are counted, as the penalty of repetition does.
+        sampling: what Transformers samples codes with where a generation config says nothing.
+        reads_reply: whether it reads the thinker's states at the reply's tokens, and not at the prompt's alone.
+        speakers: None, for they are in a file beside the weights.
         codes: ids below it are sound, as many as the vocoder's table has rows; of the others only marks have a meaning.
     """
 
@@ -148,6 +170,18 @@ class Qwen25TalkerConfig:
     codec_bos: int
     codec_eos: int
     codec_mask: int
+    sampling: ClassVar[Mapping[str, float]] = {"top_k": 40, "top_p": 0.8}
+    reads_reply: ClassVar[bool] = True
+    speakers: ClassVar[None] = None
+
+    @property
+    def frame_width(self) -> int:
+        """Width of what it reads at each frame."""
+        return self.embedding_width
+
+    def read_layer(self, layers: int) -> int:
+        """After how many of the thinker's ``layers`` it reads states at the prompt."""
+        return layers
 
     @property
     def ends(self) -> tuple[int, ...]:

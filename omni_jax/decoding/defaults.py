@@ -3,21 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-from omni_jax.config import OmniConfig, Qwen25TalkerConfig, TalkerConfig, read_json
+from omni_jax.config import OmniConfig, read_json
 from omni_jax.decoding.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 1024
 PARTS = ("thinker", "talker", "predictor")
-# Transformers' own, where a generation config says nothing, for each kind of talker.
+# Transformers' own, where a generation config says nothing; what differs by family is ``sampling`` of its talker.
 TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, repetition_penalty=1.05)
-TALKERS: dict[type, Sampling] = {
-    TalkerConfig: replace(TALKER, top_k=50, top_p=1.0),
-    Qwen25TalkerConfig: replace(TALKER, top_k=40, top_p=0.8),
-    NoneType: TALKER,
-}
 PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 # A frame has always as many codes, and there is nothing that ends it.
 OF_PREDICTOR = ("do_sample", "temperature", "top_k", "top_p")
@@ -47,11 +41,11 @@ class Defaults:
             for part, values in named.items()
         }
         thinker = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=config.im_end)
-        eos = Sampling(eos_token_id=config.talker.ends if config.talker else None)
+        talker = replace(TALKER, eos_token_id=config.talker.ends, **config.talker.sampling) if config.talker else TALKER
         try:
             return cls(
                 thinker=Sampling.named(known["thinker"]).over(thinker),
-                talker=Sampling.named(known["talker"]).over(eos.over(TALKERS[type(config.talker)])),
+                talker=Sampling.named(known["talker"]).over(talker),
                 predictor=Sampling.named(known["predictor"]).over(PREDICTOR),
             )
         except ValueError as error:

@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
-from omni_jax.config import AudioEncoderConfig, OmniConfig, Qwen25OmniConfig, Qwen25TalkerConfig, TalkerConfig
+from omni_jax.config import OmniConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, speak
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import CALL_STEPS, DecodeState, advance, grow, start
@@ -218,8 +218,8 @@ class Entries:
         )  # fmt: skip
         keep = None
         if self.workload.speech:
-            talker = self.config.talker
-            keep = talker.accept_layer if isinstance(talker, TalkerConfig) else config.decoder.layers
+            assert self.config.talker is not None
+            keep = self.config.talker.read_layer(config.decoder.layers)
         return Entry(
             f"prefill, {rows} x {tokens:,} tokens", start, arguments, partial(self._least().prefill, rows, tokens), held(thinker),
             options={"candidates": CANDIDATES, "keep": keep}, grouped=self._grouped("thinker", rows * tokens),
@@ -236,7 +236,8 @@ class Entries:
             finished=self.array((batch,), bool),
         )
         thinker, options = self.parts["thinker"], {"candidates": CANDIDATES}
-        if self.workload.speech and isinstance(self.config, Qwen25OmniConfig):
+        talker = self.config.talker
+        if self.workload.speech and talker and talker.reads_reply:
             options["follow"] = True
         return Entry(
             f"decode, a token of {batch} x {self.slots:,}", advance,
@@ -251,7 +252,7 @@ class Entries:
         config = self.config.talker
         assert config is not None
         assert self.speech_cache is not None
-        width = config.embedding_width if isinstance(config, Qwen25TalkerConfig) else config.decoder.width
+        width = config.frame_width
         options = self._options(batch)
         state = SpeechState(
             cache=self.speech_cache,
@@ -294,8 +295,8 @@ class Entries:
         mel = [
             self.array((chunks, config.mel_bins, config.chunk_frames), jnp.float32), self.array((chunks,), jnp.int32)
         ]  # fmt: skip
-        window = 0  # of the other family, which attends without a kernel
-        if isinstance(config, AudioEncoderConfig):
+        window = 0  # where chunks attend by themselves, without a kernel
+        if config.windowed:
             mel.append(self.array((chunks, config.chunk_tokens), jnp.int32))
             window = visited(chunks * config.chunk_tokens, config.window_tokens, BLOCK)
         yield self._whole(f"audio encoder, {chunks} chunks", encode._hear, (audio, *mel), seen=window)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from omni_jax.buckets import CHUNK_SLOTS
-from omni_jax.config import AudioEncoderConfig, MelEncoderConfig
+from omni_jax.config import MelEncoderConfig
 from omni_jax.processing.arrays import is_numeric, to_numpy
 
 
@@ -68,8 +68,7 @@ def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: MelEncoderConfig) ->
 
 def _windows(clips: Sequence[np.ndarray], config: MelEncoderConfig) -> Iterator[tuple[int, int, int, int]]:
     """(clip, first frame, last frame, number of its first token) of each attention window."""
-    chunks = config.window_chunks if isinstance(config, AudioEncoderConfig) else 1
-    span, token = config.chunk_frames * chunks, 0
+    span, token = config.chunk_frames * config.span_chunks, 0
     for clip, mel in enumerate(clips):
         for first in range(0, mel.shape[1], span):
             last = min(first + span, mel.shape[1])
@@ -80,7 +79,7 @@ def _windows(clips: Sequence[np.ndarray], config: MelEncoderConfig) -> Iterator[
 def _fill(clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, int]], config: MelEncoderConfig) -> Pack:
     frames, tokens = config.chunk_frames, config.chunk_tokens
     used = sum(-(-(last - first) // frames) for _, first, last, _ in windows)
-    slots, windowed = next(size for size in CHUNK_SLOTS if size >= used), isinstance(config, AudioEncoderConfig)
+    slots, windowed = next(size for size in CHUNK_SLOTS if size >= used), config.windowed
     mel = np.zeros((slots, config.mel_bins, frames), np.float32)
     extent = np.full(slots, frames if windowed else 0, np.int32)
     window = np.full((slots, tokens), -1, np.int32)

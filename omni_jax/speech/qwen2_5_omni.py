@@ -227,3 +227,6 @@ def _noise(noise: Any, *, alone: bool) -> Float32[np.ndarray, "B T Z"]:
     if not is_numeric(given):
         raise ValueError(f"noise: expected an array of numbers, got {given.dtype} of shape {list(given.shape)}")
     return np.asarray(given[None] if alone and given.ndim == 2 else given, np.float32)
+
+
+SYNTHESIZER = Qwen25Synthesizer

@@ -158,3 +158,6 @@ def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarr
         sound.append(samples)
     joined = np.concatenate([np.zeros((rows, 0), np.float32), *fetch(sound)], axis=1)
     return joined[:batch, code2wav.lag :][:, : code2wav.samples(frames)]
+
+
+SYNTHESIZER = Qwen3Synthesizer

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int
 
-from omni_jax.config import OmniConfig
+from omni_jax.config import OmniConfig, family_of
 from omni_jax.decoding.defaults import Defaults
 from omni_jax.errors import cut, shown
 from omni_jax.processing.arrays import to_numpy
@@ -139,3 +139,8 @@ def checked(
     if ids.size and (own.min() < 0 or own.max() >= codebook):
         raise ValueError(f"codes: expected ids from 0 to {codebook - 1}, got {own.min()} to {own.max()}")
     return own, frames
+
+
+def synthesizer(config: OmniConfig, folder: Path, parts: Mapping[str, Any] | None = None) -> Synthesizer:
+    """What a checkpoint speaks with; without ``parts`` it can only say with which voices."""
+    return family_of(config).module("speech").SYNTHESIZER(parts or {}, config, folder)

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,51 +10,17 @@ from typing import Any
 import numpy as np
 
 from omni_jax import weights
-from omni_jax.config import Qwen3OmniConfig, Qwen25OmniConfig, Qwen25TalkerConfig, TalkerConfig, from_hf
+from omni_jax.config import family_of, from_hf
 from omni_jax.models import parts
-from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5, tiny_speakers
-from omni_jax.testing.qwen3_omni import preprocessor, tiny_config
-from omni_jax.testing.tokenizer import QWEN3, Dialect, readable_ids, write_tokenizer
-from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5, token_ids_qwen2_5
+from omni_jax.testing.family import TinyFamily
+from omni_jax.testing.qwen3_omni import tiny_config
+from omni_jax.testing.tokenizer import readable_ids, write_tokenizer
 from omni_jax.weights import write_json
 from omni_jax.weights.layerwise import Group, Leaf, leaves
-from omni_jax.weights.speakers import write_speakers
 from omni_jax.weights.table import Binding
 
-# generation_config.json of the releases that speak, and of those that only write.
-SPEAKING = {
-    "talker_max_new_tokens": 4096,
-    "talker_repetition_penalty": 1.05,
-    "talker_temperature": 0.9,
-    "talker_top_k": 50,
-    "talker_top_p": 1.0,
-}
-THINKING = {"max_new_tokens": 32768, "repetition_penalty": 1.0, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
 # Objects of config.json that only speaking needs.
 SPOKEN = ("talker_config", "code2wav_config", "token2wav_config")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Family:
-    """What a folder holds beside weights.
-
-    Attributes:
-        dialect: of the tokenizer.
-        preprocessor: makes preprocessor_config.json for a thinker's configuration.
-        speaking, writing: generation_config.json of the releases that speak, and of those that only write.
-    """
-
-    dialect: Dialect
-    preprocessor: Callable[[Mapping[str, Any]], dict[str, Any]]
-    speaking: Mapping[str, Any]
-    writing: Mapping[str, Any]
-
-
-_ENDS = {"eos_token_id": [token_ids_qwen2_5()[token] for token in ("<|im_end|>", "<|endoftext|>")]}
-_FAMILIES = {
-    Qwen3OmniConfig: _Family(dialect=QWEN3, preprocessor=preprocessor, speaking=SPEAKING, writing=THINKING),
-    Qwen25OmniConfig: _Family(dialect=QWEN2_5, preprocessor=preprocessor_qwen2_5, speaking=_ENDS, writing=_ENDS),
-}
 
 
 def write_tiny(
@@ -90,30 +56,19 @@ def write_tiny(
     speech = model.talker is not None
     abstract = parts.abstract(model, weights.float_dtype(dtype), speech=speech)
     bound, found = weights.bindings(model, abstract), leaves(abstract)
-    drawn, silent = np.dtype(np.float32), _silent(model.talker)
+    family: TinyFamily = family_of(model).module("testing").TINY
+    drawn, silent = np.dtype(np.float32), family.silent(model.talker) if speech else ()
     source = _Random(dtype=drawn, bindings=bound, leaves=found, seed=seed, silent=silent)
     total = sum(leaf.size for leaf in found.values())
     largest = max(math.prod(binding.shape) * found[path].dtype.itemsize for path, binding in bound.items())
     shard_bytes = -(-total // shards) + largest if shards > 1 else total
     weights.save(source, folder, config, dtype=dtype, speech=speech, shard_bytes=shard_bytes)
-    family = _FAMILIES[type(model)]
     write_tokenizer(folder, family.dialect)
     write_json(folder / "generation_config.json", family.speaking if speech else family.writing)
     write_json(folder / "preprocessor_config.json", family.preprocessor(config["thinker_config"]))
-    if isinstance(model, Qwen25OmniConfig) and model.token2wav:
-        write_speakers(folder, tiny_speakers(dit=model.token2wav.dit))
+    if speech and family.write_speakers:
+        family.write_speakers(folder, model)
     return folder
-
-
-def _silent(talker: TalkerConfig | Qwen25TalkerConfig | None) -> Sequence[int]:
-    """Codec ids that greedy speech never chooses."""
-    match talker:
-        case None:
-            return ()
-        case Qwen25TalkerConfig():
-            return range(talker.codes, talker.vocabulary)
-        case TalkerConfig():
-            return (talker.codec_eos,)
 
 
 _SCALES = {

@@ -7,7 +7,9 @@ import numpy as np
 
 from omni_jax.config.speech import DiTConfig, Speaker
 from omni_jax.testing import qwen3_omni
-from omni_jax.testing.tokenizer_qwen2_5 import token_ids_qwen2_5
+from omni_jax.testing.family import TinyFamily
+from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5, token_ids_qwen2_5
+from omni_jax.weights.speakers import write_speakers
 
 # What the talker reads beside words has rows of the thinker's table, beyond the tokenizer's last, and no spelling.
 UNSPELT = ("pad", "start", "end", "Ethan", "Chelsie")
@@ -211,3 +213,14 @@ def preprocessor_qwen2_5(thinker: Mapping[str, Any]) -> dict[str, Any]:
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
+
+
+_ENDS = {"eos_token_id": [token_ids_qwen2_5()[token] for token in ("<|im_end|>", "<|endoftext|>")]}
+TINY = TinyFamily(
+    dialect=QWEN2_5,
+    preprocessor=preprocessor_qwen2_5,
+    speaking=_ENDS,
+    writing=_ENDS,
+    silent=lambda talker: range(talker.codes, talker.vocabulary),
+    write_speakers=lambda folder, config: write_speakers(folder, tiny_speakers(dit=config.token2wav.dit)),
+)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omni_jax.testing.tokenizer import token_ids
+from omni_jax.testing.family import TinyFamily
+from omni_jax.testing.tokenizer import QWEN3, token_ids
 
 CODEBOOK, CODEBOOKS = 64, 4
 
@@ -196,3 +197,18 @@ def preprocessor(thinker: Mapping[str, Any]) -> dict[str, Any]:
         "min_pixels": 3136,
         "max_pixels": 12845056,
     }
+
+
+TINY = TinyFamily(
+    dialect=QWEN3,
+    preprocessor=preprocessor,
+    speaking={
+        "talker_max_new_tokens": 4096,
+        "talker_repetition_penalty": 1.05,
+        "talker_temperature": 0.9,
+        "talker_top_k": 50,
+        "talker_top_p": 1.0,
+    },
+    writing={"max_new_tokens": 32768, "repetition_penalty": 1.0, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
+    silent=lambda talker: (talker.codec_eos,),
+)

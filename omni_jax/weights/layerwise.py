@@ -111,7 +111,7 @@ def groups(found: Mapping[str, Leaf]) -> list[Group]:
     for path in found:
         by_part.setdefault(path.split(".")[0], []).append(path)
     result = []
-    for part in sorted(by_part, key=lambda part: (part in parts.SPEECH, part)):
+    for part in sorted(by_part, key=lambda part: (parts.is_spoken(part), part)):
         paths = by_part[part]
         result.append(Group(part=part, layer=None, paths=tuple(path for path in paths if not found[path].stacked)))
         depth = max((found[path].shape[0] for path in paths if found[path].stacked), default=0)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from omni_jax.config import OmniConfig, foreign, from_hf, speech
+from omni_jax.config import OmniConfig, family_of, foreign, from_hf, speech
 from omni_jax.errors import cut, shown
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
@@ -19,10 +19,8 @@ from omni_jax.weights import layerwise, safetensors_writer, speakers
 from omni_jax.weights.layerwise import InMemory, Progress, Published, Source
 from omni_jax.weights.safetensors_reader import Safetensors, held_names
 from omni_jax.weights.table import Binding, bind, report
-from omni_jax.weights.tables import common, qwen2_5_omni, qwen3_omni
+from omni_jax.weights.tables import common
 from omni_jax.weights.to_devices import Shardings, assemble
-
-TABLES: dict[str, ModuleType] = {"qwen3_omni_moe": qwen3_omni, "qwen2_5_omni": qwen2_5_omni}
 
 # What a checkpoint's folder holds beside the weights is small: configuration, tokenizer, templates, notes.
 COPIED_BYTES = 64 << 20
@@ -40,6 +38,11 @@ NOT_COPIED = (
 NOT_COPIED += ("*.onnx", "*.partial", "omni_jax*.json", ".*")
 
 
+def _table(config: OmniConfig) -> ModuleType:
+    """The table of a configuration's family."""
+    return family_of(config).module("weights.tables")
+
+
 def config_of(folder: str | Path) -> OmniConfig:
     """The configuration of a folder, as far as its weights go.
 
@@ -51,7 +54,7 @@ def config_of(folder: str | Path) -> OmniConfig:
     """
     config = from_hf(folder)
     names = held_names(folder) if config.talker is not None else []
-    return config.silent() if names and not any(map(TABLES[config.family].is_spoken, names)) else config
+    return config.silent() if names and not any(map(_table(config).is_spoken, names)) else config
 
 
 def load(
@@ -96,7 +99,7 @@ def published(
     Raises:
         ValueError: as in ``load``.
     """
-    table = TABLES[config.family]
+    table = _table(config)
     speech = speech and config.talker is not None
     tensors = Safetensors(folder, wanted=lambda name: speech or not table.is_spoken(name))
     names, twice = _names(tensors, table)
@@ -167,7 +170,7 @@ def save(
     if isinstance(weights, Mapping):
         layerwise.agree(layerwise.leaves(abstract), layerwise.leaves(weights), "the parts")
     voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
-    described = _stored_as(config_json, dtype.name, TABLES[config.family].FLOAT32)
+    described = _stored_as(config_json, dtype.name, _table(config).FLOAT32)
     if not speech and "thinker_config" in described:  # that of a thinker alone has nothing to say of it
         described = {**described, "enable_audio_output": False}
 
@@ -192,7 +195,7 @@ def save(
 def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str, Binding]:
     """How each leaf of the abstract parts is stored in the published layout."""
     bound, faults = bind(
-        TABLES[config.family].rows(config),
+        _table(config).rows(config),
         {path: leaf.shape for path, leaf in layerwise.leaves(abstract).items()},
     )
     if faults:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -54,8 +54,8 @@ def voices(folder: str | Path, config: OmniConfig, *, speech: bool = True) -> di
     Raises:
         ValueError: as in ``read_speakers``.
     """
-    if isinstance(config, Qwen25OmniConfig) and config.talker is not None and speech:
-        return read_speakers(folder, config)
+    if speech and config.talker is not None and config.talker.speakers is None:
+        return read_speakers(folder, cast(Qwen25OmniConfig, config))
     return {}
 
 

@@ -134,9 +134,9 @@ def test_without_speech_nothing_of_it_is_needed(published, converted, loaded, tm
     folder = Path(shutil.copytree(converted, tmp_path / "copy"))
     (folder / FILE).unlink()
     for path in (folder / "weights").iterdir():
-        if path.name.split(".")[0] in parts.SPEECH:
+        if parts.is_spoken(path.name.split(".")[0]):
             shutil.rmtree(path)
-    thinking = {name: part for name, part in loaded.items() if name not in parts.SPEECH}
+    thinking = {name: part for name, part in loaded.items() if not parts.is_spoken(name)}
     same(checkpoint.load(folder, CONFIG, speech=False), thinking)
     saved = checkpoint.save(thinking, tmp_path / "saved", files_from=published)
     assert from_hf(saved).talker is None

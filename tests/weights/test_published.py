@@ -62,7 +62,7 @@ def test_placed_on_eight_devices(tiny, loaded, monkeypatch, kind, small):
     table = NamedSharding(mesh, PartitionSpec("data", None))
     shardings = {"thinker.decoder.experts.down": experts, "thinker.embedding.table": table}
     made = weights.load(tiny, CONFIG, dtype="float32", speech=False, shardings=shardings)
-    same(made, {name: part for name, part in loaded.items() if name not in parts.SPEECH})
+    same(made, {name: part for name, part in loaded.items() if not parts.is_spoken(name)})
     found = parts.leaves(made)
     assert found["thinker.decoder.experts.down"].sharding.is_equivalent_to(experts, 4)
     assert found["thinker.embedding.table"].addressable_shards[0].data.shape == (256, 64)
@@ -336,7 +336,7 @@ def test_save_casts_and_says_so(tiny, loaded, tmp_path):
 
 
 def test_parts_without_speech_are_saved_as_a_text_model(tiny, loaded, tmp_path):
-    thinking = {name: part for name, part in loaded.items() if name not in parts.SPEECH}
+    thinking = {name: part for name, part in loaded.items() if not parts.is_spoken(name)}
     folder = weights.save(thinking, tmp_path / "saved", read_json(tiny / "config.json"))
     assert all(name.startswith("thinker.") for name in everything(folder))
     config = from_hf(folder)
@@ -346,7 +346,7 @@ def test_parts_without_speech_are_saved_as_a_text_model(tiny, loaded, tmp_path):
 
 def test_large_leaves_are_saved_layer_by_layer(tiny, loaded, tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(layerwise, "SMALL_BYTES", 0)
-    thinking = {name: part for name, part in loaded.items() if name not in parts.SPEECH}
+    thinking = {name: part for name, part in loaded.items() if not parts.is_spoken(name)}
     saved = everything(weights.save(thinking, tmp_path / "saved", read_json(tiny / "config.json")))
     assert all(np.array_equal(saved[name], tensors[name]) for name in saved)
     assert "thinker.lm_head.weight" in saved

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.config import from_hf
+from omni_jax.config import family_of, from_hf
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
 from omni_jax.weights.layerwise import leaves
-from omni_jax.weights.published import TABLES
 from omni_jax.weights.table import bind, parse, report
 from omni_jax.weights.tables import common, qwen2_5_omni, qwen3_omni
 
@@ -56,7 +55,7 @@ def full_size(release):
 
 
 def table(config):
-    return TABLES[config.family].rows(config)
+    return family_of(config).module("weights.tables").rows(config)
 
 
 @pytest.mark.parametrize("release", RELEASES)

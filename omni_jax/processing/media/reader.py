@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float
 
-from omni_jax.config import Qwen25AudioEncoderConfig, ThinkerConfig
+from omni_jax.config import ThinkerConfig
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.media import audio, image, source, video
 from omni_jax.processing.media import patches as vision
@@ -82,7 +82,7 @@ class FolderReader(Reader):
 
 def _sound_of(numbers: Numbers, thinker: ThinkerConfig) -> audio.FeatureConfig:
     # What the encoder was trained on: Qwen2.5-Omni's processor pads all clips, Qwen3-Omni's to the longest of a call.
-    padded = isinstance(thinker.audio_encoder, Qwen25AudioEncoderConfig)
+    padded = thinker.audio_encoder.pads_clips
     return audio.FeatureConfig.from_hf(numbers.values, padded=padded, file=numbers.file)
 
 
