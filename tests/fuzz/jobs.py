@@ -164,8 +164,9 @@ def _shell(draw: random.Random, folder: Path) -> Case:
 def _call(arguments: list[str]) -> None:
     sys.argv = ["omni-jax", *arguments]
     printed = io.StringIO()
-    before = terminal.note
     from omni_jax.cli import terminal
+
+    before = terminal.note
 
     terminal.note = type(before)(file=printed, highlight=False, soft_wrap=True)
     try:
