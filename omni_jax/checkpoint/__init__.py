@@ -1,19 +1,19 @@
-"""Converted checkpoints: our own layout, saved with Orbax, which load onto any mesh without a table.
+"""Converted checkpoints: our own layout, saved with Orbax, which loads onto any mesh without a table.
 
     config.json, tokenizer files, ...   copied from the Hugging Face folder
-    spk_dict.pt                         the voices of Qwen2.5-Omni, read from there and written anew
+    spk_dict.pt                         the speakers of Qwen2.5-Omni, read from there and written anew
     weights/thinker                     one Orbax checkpoint a group of pieces: a part's leaves that are not stacked,
     weights/thinker.000, .001 ...       and each layer of those that are; in each, a dict keyed by path
     omni_jax.json                       the manifest: format, dtype, shapes, sizes on the disk
     omni_jax.partial.json               the plan, while the conversion runs
 
-What is converted loads onto any mesh, each process reading the blocks of its own devices, from a disk or from a URL that
-TensorStore reads: gs://bucket/folder, s3://bucket/folder.
+A converted checkpoint loads onto any mesh, from a disk or from a URL that TensorStore can read (gs://bucket/folder,
+s3://bucket/folder). Each process reads the blocks of its own devices.
 
-A folder counts only with its manifest, which is put there, atomically, when everything else is on the disk. The plan
-notes each group when it is whole, and its size, so a conversion that was stopped goes on with the first one that is not
-noted, if its plan is still the same. One process writes at a time (``locks.py``), and run again over a finished folder, a
-conversion writes anew what has no longer the size that was noted.
+A folder is valid only with its manifest, which is written atomically after everything else is on the disk. The plan
+records each complete group with its size. So a conversion that was stopped continues with the first group that is not
+recorded, if its plan is still the same. Only one process writes at a time (``locks.py``). Run again over a finished
+folder, a conversion rewrites the groups whose size has changed.
 """
 
 import atexit
@@ -48,15 +48,15 @@ T = TypeVar("T")
 
 
 def is_converted(folder: str | Path) -> bool:
-    """Whether a folder of this machine is a converted checkpoint, finished or not."""
+    """Whether a local folder is a converted checkpoint, finished or not."""
     return (Path(folder) / MANIFEST).exists() or (Path(folder) / UNFINISHED).exists()
 
 
 @cache
 def nearby(url: str) -> Path:
-    """A folder of this machine for a converted checkpoint at a URL: its small files are copied, its weights stay there.
+    """A local folder for a converted checkpoint at a URL: small files are copied, weights stay at the URL.
 
-    What ``load`` reads of the folder comes from the URL. It is deleted when the process ends.
+    ``load`` of the folder reads the weights from the URL. The folder is deleted when the process ends.
 
     Raises:
         ValueError: the URL cannot be read, or holds no converted checkpoint.
@@ -72,21 +72,22 @@ def nearby(url: str) -> Path:
 def convert(
     source: str | Path, target: str | Path, *, dtype: Any = None, progress: layerwise.Progress | None = None
 ) -> Path:
-    """Converts a folder in the published layout, layer by layer; run again after a stop, it goes on where it was.
+    """Converts a folder in the published layout, group by group. Run again after a stop, it continues where it stopped.
 
     Args:
         source: a Hugging Face folder.
-        target: made where it is not there. A finished conversion of the same files is left as it is.
+        target: the folder to write; created if it does not exist. A finished conversion of the same files is kept.
         dtype: float32 or bfloat16; None for the stored one.
-        progress: called with (bytes done, bytes in all, path) after each piece.
+        progress: called with (bytes done, bytes in all, name of the group) after each group.
 
     Returns:
         The target.
 
     Raises:
-        ValueError: the source is not a whole checkpoint, voices included, or the target holds another one, lies in the source
-            or is an address.
-        OSError: the target cannot be written, the disk is full say; what is finished stays for the next run.
+        ValueError: the source is not a complete checkpoint, speakers included, or the target holds another one, is
+            inside the source or is a URL.
+        OSError: the target cannot be written, for example because the disk is full; finished groups are kept for the
+            next run.
     """
     if jax.process_count() > 1:
         raise ValueError("convert: expected one process, and this job has several; convert before it starts")
@@ -125,17 +126,19 @@ def save(
 ) -> Path:
     """Saves parts as a converted checkpoint.
 
-    In a job of several processes all call it, and each writes what its devices hold.
+    In a job of several processes all must call it, and each writes the shards of its devices.
 
     Args:
-        parts: of a whole model, or of one without its speaking parts, which config.json then says; as declared, or as
-            ``memory_layout.arranged`` lays them.
-        folder: made where it is not there; must not hold a checkpoint yet. Of several processes all must see it.
-        files_from: the folder whose config.json, tokenizer, voices and other small files belong to the parts.
+        parts: parts of a whole model, or of one without the parts that speak (the written config.json then says so); as
+            they are declared, or as ``memory_layout.arranged`` returns them.
+        folder: the folder to write; created if it does not exist. It must not hold a checkpoint yet, and all processes
+            must share it.
+        files_from: the folder whose config.json, tokenizer, speakers and other small files belong to the parts.
+        progress: called with (bytes done, bytes in all, name of the group) after each group.
 
     Raises:
-        ValueError: the folder is an address or holds a checkpoint, the parts are not the model that config.json describes, or
-            its file of voices is missing or is not one.
+        ValueError: the folder is a URL or holds a checkpoint, the parts are not the model that config.json describes,
+            or the speakers' file is missing or broken.
         OSError: the folder cannot be written.
     """
     folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts
@@ -165,14 +168,14 @@ def load(
     shardings: weights.Shardings | None = None,
     progress: layerwise.Progress | None = None,
 ) -> dict[str, nnx.Module]:
-    """Reads a converted folder, or URL; arguments, result and memory as in ``weights.load``.
+    """Reads a converted folder or URL; arguments, result and memory as in ``weights.load``.
 
-    It does not matter on which mesh, or whether on one, the parts were that were saved.
+    The mesh need not be the one on which the parts were saved, if there was any.
 
     Raises:
-        ValueError: the conversion was not finished, the folder is not this model's, or a piece is gone, cannot be
-            read, or has another size on the disk than when it was written. Sizes are compared, not contents: bytes
-            that changed in place may pass, and only a comparison with the source finds them.
+        ValueError: the conversion was not finished, the folder is not this model's, or a piece is missing, cannot be
+            read, or has another size on the disk than when it was written. Only sizes are compared, not contents: bytes
+            that changed in place may go unnoticed, and only a comparison with the source finds them.
     """
     source, abstract = converted(folder, config, dtype=dtype, speech=speech)
     return weights.assemble(source, abstract, shardings=shardings, progress=progress)
@@ -190,12 +193,12 @@ def export(
 
     Args:
         source: a converted folder, or its URL.
-        target: made where it is not there; must not hold weights yet.
+        target: the folder to write; created if it does not exist. It must not hold weights yet.
         dtype: float32 or bfloat16; None for the stored one.
-        **options: of ``weights.save``.
+        **options: further arguments of ``weights.save``.
 
     Raises:
-        ValueError: as in ``load`` and ``weights.save``, or a target that lies in the source or is an address.
+        ValueError: as in ``load`` and ``weights.save``, or the target is inside the source or is a URL.
     """
     target = room_for(target, beside=source)
     folder = _folder(source)
@@ -215,7 +218,7 @@ def converted(
         dtype: as in ``load``; None for the stored one.
 
     Returns:
-        The folder as a source of pieces, and the abstract parts that it fills.
+        The folder as a source of pieces, and the abstract parts for its weights.
 
     Raises:
         ValueError: as in ``load``.
@@ -263,7 +266,7 @@ def _write(
     }
     groups = layerwise.groups(found)
     sizes = {group.name: sum(found[path].piece_size for path in group.paths) for group in groups}
-    whole: dict[str, int] = {}  # the groups that are on the disk, and their sizes there when they were written
+    whole: dict[str, int] = {}  # the groups that are on the disk, and their sizes when they were written
 
     def begin() -> list[str] | None:
         lock.enter_context(only_writer(target))
@@ -299,7 +302,7 @@ def _write(
         total, written = sum(sizes.values()), 0
         for group in groups:
             if group.name not in done:
-                # Named nowhere, or it would stay beside the next group.
+                # Not bound to a name, because the group would then stay in memory beside the next one.
                 write_group(
                     {path: piece.astype(found[path].dtype, copy=False) for path, piece in source.read(group)},
                     target / PIECES / group.name,
@@ -314,7 +317,7 @@ def _write(
 
 
 def _by_one(action: Callable[[], T], others: T) -> T:
-    """Runs an action on the first of several processes; the others wait for it, stop with it, and get ``others``."""
+    """Runs an action on the first of several processes. The others wait for it; they return ``others`` or fail too."""
     if jax.process_count() == 1:
         return action()
     result, error = others, None
@@ -332,9 +335,10 @@ def _by_one(action: Callable[[], T], others: T) -> T:
 
 
 def _prepare(target: Path, plan: Mapping[str, Any], names: Sequence[str]) -> dict[str, int] | None:
-    """Makes the target ready: the groups that a run of the same plan left whole and their sizes, None where nothing is to do.
+    """Prepares the target and returns the groups to keep from an earlier run of the same plan, with their sizes.
 
-    A group counts that is as large as it was when it was written; another is written anew, also in a finished folder.
+    None means that the target is finished. A group is kept if its size is that recorded when it was written; others are
+    written anew, in a finished folder too.
     """
     held, finished = target / PIECES, (target / MANIFEST).exists()
     noted = target / MANIFEST if finished else target / UNFINISHED
@@ -361,13 +365,13 @@ def _prepare(target: Path, plan: Mapping[str, Any], names: Sequence[str]) -> dic
 
 
 def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:
-    """Where a checkpoint is to be written, as far as that can be said before one is read.
+    """Checks a folder to write a checkpoint to, as far as is possible before the source is read.
 
     Args:
-        beside: what it is made from, in which it must not lie.
+        beside: the source of ``target``, which must not contain the target.
 
     Raises:
-        ValueError: an address, a file, or a folder in ``beside``.
+        ValueError: the target is a URL or a file, or is inside ``beside``.
     """
     check_path("folder", target)
     if is_url(target):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: parts, parameters, stored dtypes, memory. Reads configuration and headers, no weights."""
+"""Describes a checkpoint: parts, parameters, stored dtypes, memory. Reads configuration and headers, but no weights."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,13 +18,13 @@ NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def describe(model: str | Path) -> dict[str, Any]:
-    """Parts, parameters, sizes and voices of a Hugging Face folder, a converted one or a hub id, ready for JSON.
+    """Parts, parameters, sizes and speakers of a Hugging Face folder, a converted one or a hub id, ready for JSON.
 
-    A hub id costs its small files alone. Where the folder holds weights, their names, shapes and dtypes are checked
-    against the configuration on the way; so is the file of voices, if there has to be one.
+    Of a hub id only the small files are downloaded. If the folder holds weights, their names, shapes and dtypes are
+    checked against the configuration; so is the speakers' file, if the model needs one.
 
     Raises:
-        ValueError: not a checkpoint, or one whose weights or voices are not those of its config.json.
+        ValueError: it is no checkpoint, or its weights or speakers are not those of its config.json.
     """
     folder = locate(model, weights=False)
     config = weights.config_of(folder)
@@ -58,7 +58,7 @@ def describe(model: str | Path) -> dict[str, Any]:
 
 
 def missing(folder: Path) -> list[str]:
-    """What a folder lacks beside config.json and weights, and what does not work, or how, without it."""
+    """Files that a folder lacks beside config.json and weights, each with what does not work or is used without it."""
 
     def lacks(*names: str) -> bool:
         return not any((folder / name).is_file() for name in names)
@@ -78,7 +78,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
-    """The dtypes in which each part lies on the disk."""
+    """The stored dtypes of each part."""
     if checkpoint.is_converted(folder):
         source, _ = checkpoint.converted(folder, config)
         found = {path: {leaf.dtype.name} for path, leaf in source.leaves.items()}
@@ -95,7 +95,7 @@ def _stored(folder: Path, config: OmniConfig) -> Mapping[str, str]:
 
 
 def _speakers(folder: Path, config: OmniConfig) -> Iterable[str]:
-    """Voices, whether they are ids of the configuration or come in a file."""
+    """The speakers' names, from the configuration or from the speakers' file."""
     if config.talker and config.talker.speakers is not None:
         return [name for name, _ in config.talker.speakers]
     return weights.voices(folder, config)

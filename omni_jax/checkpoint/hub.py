@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder on this machine, or a download from the Hugging Face hub."""
+"""Locates a checkpoint: a local folder, a URL, or a download from the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -15,19 +15,23 @@ from omni_jax.weights.safetensors_writer import ensure_room
 from omni_jax.weights.speakers import FILE as VOICES
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Beside texts, a checkpoint's small files are the voices of Qwen2.5-Omni.
+# A checkpoint's small files are texts and the speakers of Qwen2.5-Omni.
 SMALL, WEIGHTS = ("*.json", "*.txt", "*.jinja", VOICES), ("*.safetensors",)
 
 
 def locate(path: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded (or found in the hub's cache) first. Of a converted folder at an
-    address (``gs://``), the small files are; its weights are read where they are.
+    """The folder of a checkpoint.
+
+    A hub id is first downloaded, or found in the hub's cache. Of a converted folder at a URL (``gs://``) only the small
+    files are downloaded; its weights are read from the URL.
 
     Args:
-        weights: False leaves them out of the download.
+        path: a folder, a URL or a hub id.
+        weights: False leaves the weights out of the download.
 
     Raises:
-        ValueError: neither a folder nor a hub id, or a hub that cannot be reached.
+        ValueError: the path is neither a folder nor a hub id, or the hub does not have it.
+        UnreachedError: the hub cannot be reached.
         OSError: the disk has no room for the download.
     """
     check_path("model", path)
@@ -49,7 +53,7 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=[*SMALL, *(WEIGHTS if weights else ())]))
     except Exception as error:  # The hub's client raises many kinds, from its own and from its network library.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        # A hub that knows no such name says so, and one that nobody is to ask never answers; all else may pass.
+        # An unknown name and offline mode are final. Any other error may be temporary.
         final = huggingface_hub.constants.HF_HUB_OFFLINE or isinstance(
             error, HFValidationError | RepositoryNotFoundError
         )
@@ -60,27 +64,26 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
 
 
 def cache() -> Path:
-    """The folder that downloads go to, or the one above it that is there already."""
+    """The folder that downloads go to, or its nearest parent that exists."""
     folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def to_download(path: str | Path) -> int:
-    """Bytes of a checkpoint's files that the hub has and this machine has not; 0 for a folder, an address, and a hub that
-    does not answer."""
+    """Bytes of a hub id that are still to be downloaded; 0 for a folder, a URL, or a hub that does not answer."""
     if is_url(path) or isinstance(path, Path) or Path(path).exists() or not HUB_ID.fullmatch(path):
         return 0
     try:
         files = huggingface_hub.snapshot_download(
             path, allow_patterns=[*SMALL, *WEIGHTS], dry_run=True, tqdm_class=_Silent
         )
-    except Exception:  # What is wrong is said by the download itself.
+    except Exception:  # The download itself reports what is wrong.
         return 0
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 class _Silent(huggingface_hub.utils.tqdm):
-    """No bar for a look that takes a second."""
+    """Shows no progress bar: the dry run takes about a second."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options | {"disable": True})

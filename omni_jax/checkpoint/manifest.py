@@ -1,4 +1,4 @@
-"""The manifest of a converted checkpoint: what it holds, which source it is of, and that it is whole."""
+"""The manifest of a converted checkpoint: its content, its source, and that it is complete."""
 
 import json
 import re
@@ -14,18 +14,18 @@ from omni_jax.weights.published import float_dtype
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "omni_jax.json", "omni_jax.partial.json"
-ELSEWHERE = "pieces"  # in the manifest of a folder whose pieces stay where this URL says
+ELSEWHERE = "pieces"  # key in the manifest of a folder whose pieces are at a URL
 
 
 def read_manifest(folder: Path, *, name: str | None = None) -> dict[str, Any]:
     """The manifest of a folder.
 
     Args:
-        folder: that holds it.
-        name: what errors call the folder, if not by its path.
+        folder: the folder that holds it.
+        name: name of the folder in error messages; None for its path.
 
     Raises:
-        ValueError: there is none, it is damaged or of another format, or the conversion was not finished.
+        ValueError: there is no manifest, it is damaged or of another format, or the conversion was not finished.
     """
     name = name or str(folder)
     if not (folder / MANIFEST).exists():
@@ -46,14 +46,14 @@ def read_manifest(folder: Path, *, name: str | None = None) -> dict[str, Any]:
 
 
 def matches(plan: Mapping[str, Any], path: Path) -> bool:
-    """Whether the manifest at ``path`` is of this plan: the same source, untouched since, into the same leaves."""
+    """Whether the manifest or plan at ``path`` is of this plan: the same unchanged source and the same leaves."""
     other = _read(path)
     keys = ("format", "dtype", "leaves", "origin")
     return other is not None and plan["origin"] is not None and all(other.get(key) == plan[key] for key in keys)
 
 
 def sizes(path: Path) -> dict[str, int]:
-    """The sizes on the disk of the groups that a manifest, or a plan, says are whole."""
+    """The sizes on the disk of the groups that a manifest or plan records as complete."""
     found = (_read(path) or {}).get("bytes")
     return {name: size for name, size in found.items() if type(size) is int} if isinstance(found, dict) else {}
 
@@ -71,7 +71,7 @@ def leaves(manifest: Mapping[str, Any]) -> dict[str, layerwise.Leaf]:
 
 
 def described(found: Mapping[str, layerwise.Leaf], dtype: np.dtype) -> dict[str, dict[str, Any]]:
-    """Leaves for a manifest; those that have not the dtype of the whole name theirs."""
+    """Leaves in a manifest's form; a leaf has a dtype of its own only where it differs from ``dtype``."""
     result: dict[str, dict[str, Any]] = {}
     for path, leaf in found.items():
         result[path] = {"shape": list(leaf.shape), "stacked": leaf.stacked}
@@ -89,12 +89,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_store(url: Any) -> bool:
-    """Whether it is the URL of an object store. Files at http addresses cannot be listed, so no conversion is read from there."""
+    """Whether it is the URL of an object store. HTTP cannot list files, so no conversion is read from it."""
     return isinstance(url, str) and len(url) < 2000 and re.match(r"(?!https?:)[a-z0-9]+://", url) is not None
 
 
 def _whole(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest says what a reader asks of it."""
+    """Whether a manifest has all fields that readers need, of the right types."""
     found, sizes = manifest.get("leaves"), manifest.get("bytes")
     return (
         manifest.get("dtype") in ("float32", "bfloat16")

@@ -1,8 +1,8 @@
 """The pieces of a converted checkpoint, which Orbax writes: one Orbax checkpoint a group, a dict keyed by path in each.
 
-They are written in chunks, no more than a device's block in each, so that who reads a block decodes little else. Orbax
-reads a whole array or a sharded one; here it is blocks on the host, so TensorStore, through which Orbax reads, is asked
-itself. It reads from a local disk and from gs:// (and s3://, file://) alike.
+Pieces are written in chunks that are no larger than a device's block, so that reading a block decodes little else.
+Orbax can read only a whole array or a sharded one. Blocks on the host are needed here, so they are read with
+TensorStore, which Orbax uses too. It reads from a local disk and from gs:// (and s3://, file://) alike.
 """
 
 import errno
@@ -24,22 +24,23 @@ from omni_jax.weights import layerwise, shards
 
 PIECES = "weights"  # the folder of the groups
 CHUNK_BYTES = 4 << 20
-# Axes along which devices may hold very little: each index of them is a chunk of its own.
+# Axes of which a device may hold very few indices: each index is a chunk of its own.
 CHUNKED = ("expert", "heads", "kv_heads")
-# How TensorStore's errors begin where a store did not answer in time, or not in full; it has tried again itself by then.
+# Prefixes of TensorStore's errors where a store answered late or incompletely. TensorStore has already retried by then.
 PASSING = ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 def is_url(folder: str | Path) -> bool:
-    """Whether a folder is not on this machine's file systems."""
+    """Whether a folder is a URL, not a path on this machine."""
     return "://" in str(folder)
 
 
 def fetch(folder: str, target: Path) -> None:
-    """Copies the files of a folder that is a URL, but not the pieces or what lies in other folders.
+    """Copies the files of a folder at a URL, without its subfolders (such as the pieces).
 
     Raises:
-        ValueError: what keeps them cannot be reached.
+        ValueError: the folder cannot be read.
+        UnreachedError: the store did not answer in time; another try may succeed.
     """
     try:
         store = ts.KvStore.open(f"{folder.rstrip('/')}/").result()
@@ -57,9 +58,9 @@ class Converted:
     """Source: the pieces of a converted checkpoint.
 
     Attributes:
-        folder: that holds them, or its URL.
+        folder: the folder that holds the pieces, or its URL.
         dtype: as in ``layerwise.Source``.
-        leaves: shapes and dtypes of the pieces, by path; other floats are cast.
+        leaves: shapes and dtypes of the leaves, by path; pieces of other float dtypes are cast.
     """
 
     folder: str | Path
@@ -74,7 +75,7 @@ class Converted:
         where = self.folder if is_url(self.folder) else Path(self.folder).absolute().as_uri()
         base = f"{str(where).rstrip('/')}/{PIECES}/{group.name}/"
         try:
-            # One context for all: they share what was read of the checkpoint's index.
+            # One context for all arrays: they share what was read of the checkpoint's index.
             context = ts.Context({"cache_pool": {"total_bytes_limit": 64 << 20}})
             opening = {path: ts.open(_spec(base, path), context=context) for path in group.paths}
             begun = {
@@ -82,7 +83,7 @@ class Converted:
                 for path, array in opening.items()
                 if self.leaves[path].piece_size <= layerwise.SMALL_BYTES
             }
-            # Small pieces come all at once, for a cloud takes its time to answer; a large one when its turn has come.
+            # Small pieces are requested all at once, because a cloud store has a long latency; large ones in turn.
             for path in group.paths:
                 leaf = self.leaves[path]
                 reading = begun.pop(path, None) or _begin(opening[path].result(), leaf, wanted[path], path)
@@ -95,12 +96,12 @@ class Converted:
 
 
 def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, layerwise.Leaf]) -> None:
-    """Writes the pieces of a group, arrays of NumPy or JAX; the folder is there when all of it is.
+    """Writes the pieces of a group, NumPy or JAX arrays. The folder appears only when it is complete.
 
-    In a job of several processes all of them call it, and each writes what its devices hold.
+    In a job of several processes all must call it, and each writes the shards of its devices.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the group cannot be written.
     """
     chunks = {path: _chunked(leaves[path]) for path in held}
     try:
@@ -117,10 +118,10 @@ def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, layer
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Orbax logs the tracebacks of its threads; the error itself is raised, and said once.
+    """Suppresses tracebacks that Orbax logs from its threads: the error itself is raised anyway.
 
-    After an error, writes that are still on their way end when Orbax has closed the loop that waited for them. A thread of
-    TensorStore's would print a traceback of each, also when the error is said: those stay unsaid from then on.
+    After an error, pending writes end after Orbax has closed the event loop that waited for them, and a thread of
+    TensorStore's would print a traceback for each. From then on these tracebacks stay suppressed.
     """
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     before, logger.disabled = logger.disabled, True
@@ -139,7 +140,7 @@ def _but_late_ends(hook: Callable[[Any], object], unraisable: Any) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Size of all files under a folder; 0 where there is none."""
+    """Size of all files under a folder in bytes; 0 where there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -151,7 +152,7 @@ def _chunked(leaf: layerwise.Leaf) -> ocp.SaveArgs:
 
 
 def _begin(array: Any, leaf: layerwise.Leaf, wanted: Sequence[shards.Block], path: str) -> list[Any]:
-    """Begins to read blocks of an array."""
+    """Starts to read blocks of an array."""
     if array.shape != leaf.piece:
         raise ValueError(f"{path} has shape {list(array.shape)}, not {list(leaf.piece)}")
     return [array[shards.slices(block)].read() for block in wanted]
@@ -162,7 +163,7 @@ def _spec(base: str, path: str) -> dict[str, Any]:
 
 
 def _passing(error: Exception) -> bool:
-    """Whether another try may do. TensorStore has a ValueError for all, which begins with the status."""
+    """Whether another try may succeed. TensorStore raises only ValueErrors, whose messages begin with the status."""
     return str(error).startswith(PASSING) or (isinstance(error, OSError) and not is_mistake(error))
 
 

@@ -1,8 +1,8 @@
 """Model configuration, read once from a published ``config.json``.
 
-The published files and the library that reads them disagree in defaults (head width, experts per token, rope base, ...). A field
-that is there counts; one that is left out is what that library has (``defaults.py``), for its writers leave out what equals
-their default. All faults come in one report.
+The published files and Transformers disagree in defaults (head width, experts per token, rope base, ...). A field that
+is present counts. A field that is left out gets Transformers' default (``defaults.py``), because Transformers does not
+write a field that equals its default. All faults are collected in one report.
 """
 
 from collections.abc import Mapping
@@ -62,14 +62,16 @@ __all__ = [
 def from_hf(config: Mapping[str, Any] | str | Path) -> OmniConfig:
     """Reads a published configuration, or that of a thinker saved alone.
 
-    A field that is left out is what Transformers' class of the object has; an id of a token is first asked of the tokenizer.
+    A field that is left out gets the default of Transformers' class. A token id that is left out is first looked up in
+    the tokenizer.
 
     Args:
-        config: the content of ``config.json``, or the path of the file or of its folder, where the tokenizer's files may be too.
+        config: the content of ``config.json``, or the path of the file or of its folder, which may also hold the
+            tokenizer's files.
 
     Raises:
-        ValueError: a folder of something else, an unknown ``model_type``, or one report of the mistyped and contradictory
-            fields.
+        ValueError: the folder is no checkpoint of these models, ``model_type`` is unknown, or fields are mistyped or
+            contradictory (all in one report).
     """
     words = no_words
     if not isinstance(config, Mapping):

@@ -1,4 +1,4 @@
-"""What the readers of both families do alike: rope in every spelling, decoder blocks, encoders, ids in a vocabulary."""
+"""Shared by the readers of both families: rope in every spelling, decoder blocks, encoders, ids in a vocabulary."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from omni_jax.config.fields import LARGEST, MOST, Fields
 from omni_jax.config.words import UNKNOWN, Words
 from omni_jax.errors import cut, shown
 
-# The most that is taken for a number of layers, of tokens in a context, and of coordinates a second.
+# Upper bounds on the number of layers, of tokens in a context, and of coordinates a second.
 LAYERS, CONTEXT, PER_SECOND = 1 << 10, 1 << 24, 1e4
 
 
 def within(fields: Fields, ids: Mapping[str, int], vocabulary: int) -> None:
-    """A fault for each id that the vocabulary does not have."""
+    """Reports a fault for each id that is outside the vocabulary."""
     for name, token in ids.items():
         if not 0 <= token < vocabulary:
             fields.fault(f"{fields.path}{name} {shown(token)} is outside the vocabulary of {vocabulary}")
@@ -23,12 +23,13 @@ def within(fields: Fields, ids: Mapping[str, int], vocabulary: int) -> None:
 
 @dataclass(frozen=True)
 class Id:
-    """Where an id stands.
+    """Where to find a token id.
 
     Attributes:
-        names: the spellings of its field; the first one that is there counts.
-        text: of its token, which the tokenizer knows where the field is left out.
-        published: of all checkpoints, where neither tells it and Transformers' class has none.
+        names: spellings of its field; the first one that is present counts.
+        text: text of its token, which is looked up in the tokenizer where the field is left out.
+        published: the id in all published checkpoints, used where the file and the tokenizer lack it and Transformers'
+            class has no default.
     """
 
     names: tuple[str, ...]
@@ -37,14 +38,15 @@ class Id:
 
 
 def token_ids(fields: Fields, ids: Mapping[str, Id], vocabulary: Fields, size: int, words: Words) -> dict[str, int]:
-    """Ids in the thinker's vocabulary, by our names: as the file has them, else the tokenizer, else the class.
+    """Ids in the thinker's vocabulary, by our names: from the file, else from the tokenizer, else the class's default.
 
     Args:
-        fields: the object that they stand in.
-        ids: by our names.
-        vocabulary: the object that states its size; what is wrong there is no second fault here.
-        size: of the vocabulary.
-        words: of the tokenizer.
+        fields: the object that holds the ids.
+        ids: where to find each id, by our names.
+        vocabulary: the object that states the vocabulary's size; if it is at fault, ids are not checked against the
+            size.
+        size: size of the vocabulary.
+        words: looks up ids in the tokenizer.
     """
     found: dict[str, int] = {}
     for ours, known in ids.items():
@@ -61,7 +63,7 @@ def token_ids(fields: Fields, ids: Mapping[str, Id], vocabulary: Fields, size: i
 
 
 def rope(fields: Fields, head_width: int, *, sections: bool) -> tuple[float, tuple[int, int, int] | None]:
-    """Base and sections from ``rope_theta`` + ``rope_scaling`` (the hub's files) or ``rope_parameters`` (newer files)."""
+    """Base and sections of rope, from ``rope_theta`` + ``rope_scaling`` (hub) or ``rope_parameters`` (newer files)."""
     nested = {}
     for name in ("rope_scaling", "rope_parameters"):
         value = fields.values.get(name)
@@ -112,12 +114,13 @@ def decoder(
     mixture: Callable[[Fields], ExpertsConfig] | None = None,
     **rest: Any,
 ) -> DecoderConfig:
-    """A stack of decoder blocks.
+    """Reads the configuration of a stack of decoder blocks.
 
     Args:
-        sections: of M-RoPE are there.
+        fields: the decoder's object.
+        sections: whether the object has M-RoPE sections.
         mixture: reads the experts; None for a dense feed-forward.
-        rest: what is no field of the file but the family's own.
+        rest: fields of DecoderConfig that the family fixes and the file does not state.
     """
     stated = fields.values["head_dim"] if "head_dim" in fields.values else fields.default("head_dim", None)
     head_width = fields.size("head_dim") if stated is not None else 0
@@ -200,7 +203,7 @@ def equal_widths(
     audio: tuple[Fields, MelEncoderConfig],
     vision: tuple[Fields, PatchEncoderConfig],
 ) -> None:
-    """Features take the place of embeddings, so both encoders' are as wide as the thinker."""
+    """Checks that both encoders' features are as wide as the thinker: they replace its embeddings."""
     for (part, encoder), name in ((audio, "output_dim"), (vision, "out_hidden_size")):
         if encoder.out_width != width and part.sound and text.sound:
             part.fault(f"{part.path}{name} {encoder.out_width} differs from the thinker's hidden_size {width}")

@@ -19,14 +19,19 @@ class DecoderConfig:
     """A stack of pre-norm decoder blocks: thinker, talker, code predictor and the transformer of code2wav.
 
     Attributes:
-        layers, width, heads, kv_heads, head_width: sizes (head_width is the file's, never width / heads).
+        layers: number of blocks.
+        width: width of the residual stream.
+        heads: number of query heads.
+        kv_heads: number of key heads.
+        head_width: width of a head; the file's own where it states one, which need not be width / heads.
         ffn_width: width of the dense SwiGLU; 0 where every layer is a mixture of experts.
         experts: the mixture, or None for a dense stack.
         mrope_section: frequencies for time, height and width; None for one-dimensional rope.
-        mrope_interleaved: time, height and width take frequencies in turn; False for a run of them each, in that order.
+        mrope_interleaved: time, height and width take frequencies in turn; False where each has a contiguous run of
+            them, in that order.
         qk_norm: RMSNorm over the head width on queries and keys, before rope.
         bias: biases of the query, key and value projections; the output projection has none.
-        layer_scale: a learned scale a channel on each residual branch.
+        layer_scale: a learned scale for each channel on each residual branch.
         window: keys a query may see, itself included; None for all.
     """
 

@@ -1,10 +1,12 @@
-"""What a field of config.json is where it is left out: what Transformers' own classes of these models have.
+"""Defaults of config.json's fields, by the path of their object: those of Transformers' own classes of these models.
 
-Its writers leave out what equals the default of the class, so such a file means this value and no other. The published
-checkpoints state nearly all of them, and differently. By the object's path; tests/parity compares each with its class.
+Transformers does not write a field that equals the class's default, so a missing field means exactly this value. The
+published checkpoints state nearly all of these fields, with other values. tests/parity compares each table with its
+class.
 
-Left out on purpose, for nothing else can tell it: the objects themselves and talker_config.speaker_id. Ids that mark a text come
-from the tokenizer beside the file before they come from here.
+Two things have no default on purpose, because no default could be right: the objects themselves and
+talker_config.speaker_id. Ids that mark a text are looked up in the tokenizer beside the file before they are taken from
+here.
 """
 
 from collections.abc import Mapping

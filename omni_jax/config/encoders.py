@@ -10,10 +10,10 @@ Frames = TypeVar("Frames", int, np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class MelEncoderConfig:
-    """What the audio encoders of both families have: chunks of mel frames, convolutions, blocks of attention.
+    """What the audio encoders of both families share: chunks of mel frames, convolutions, blocks of attention.
 
     Attributes:
-        chunk_frames: mel frames of a chunk (2 * n_window); a convolution sees none beyond its own.
+        chunk_frames: mel frames of a chunk (2 * n_window); a convolution never sees past its chunk.
         out_width: width of the features, equal to the thinker's.
         pads_clips: whether the encoder was trained on clips padded to one length.
         windowed: whether chunks attend to each other, in windows, by a kernel.
@@ -41,12 +41,12 @@ class MelEncoderConfig:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens that a full chunk becomes."""
+        """Tokens of a full chunk."""
         return int(self.tokens(self.chunk_frames))
 
     def tokens(self, frames: Frames) -> Frames:
-        """Tokens that a clip of so many mel frames (an integer or an array of them, at least 0) becomes."""
-        # A full chunk's number of tokens is the same in any clip.
+        """Tokens of a clip of so many mel frames (an integer or an array of them, at least 0)."""
+        # A full chunk has the same number of tokens in any clip.
         full, rest = frames // self.chunk_frames, frames % self.chunk_frames
         return full * self._of_chunk(self.chunk_frames) + self._of_chunk(rest)
 
@@ -84,19 +84,20 @@ class Qwen25AudioEncoderConfig(MelEncoderConfig):
 
     @property
     def chunk_places(self) -> int:
-        """Places of a full chunk, which attend to each other: one convolution of stride 2. Each pair becomes a token."""
+        """Places of a full chunk after the convolution of stride 2. All attend to each other; each pair is a token."""
         return halve(self.chunk_frames)
 
     def _of_chunk(self, frames: Frames) -> Frames:
-        return halve(frames) // 2  # an odd last place is dropped, so one or two frames are no token
+        return halve(frames) // 2  # an odd last place is dropped, so one or two frames give no token
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchEncoderConfig:
-    """What the vision encoders of both families have: patches, blocks of attention, a merger of squares of patches.
+    """What the vision encoders of both families share: patches, blocks of attention, a merger of squares of patches.
 
     Attributes:
-        patch, temporal_patch: rows (and columns) of pixels, and pictures, that make a patch.
+        patch: rows (and columns) of pixels in a patch.
+        temporal_patch: pictures in a patch.
         merge: rows (and columns) of patches that become one token.
         out_width: width of the features, equal to the thinker's.
     """
@@ -113,7 +114,7 @@ class PatchEncoderConfig:
 
     @property
     def patch_width(self) -> int:
-        """Numbers that make a patch: channels, pictures of a pair, rows and columns."""
+        """Values in a patch: channels x pictures x rows x columns."""
         return self.channels * self.temporal_patch * self.patch**2
 
 
@@ -131,7 +132,7 @@ class Qwen25VisionEncoderConfig(PatchEncoderConfig):
 
     Attributes:
         window: rows (and columns) of patches in a window, a multiple of ``merge`` (window_size / patch_size).
-        whole: the blocks that attend to the whole frame.
+        whole: indices of the blocks that attend to the whole frame.
     """
 
     window: int

@@ -8,12 +8,16 @@ from typing import Any
 from omni_jax.config.defaults import Defaults
 from omni_jax.errors import REPORT, cut, listed, shown
 
-# No size, id or number of these models comes near its bound; what is beyond would only fill the memory.
+# No size, id or number of these models comes near these upper bounds; a larger one would only fill the memory.
 MOST, LARGEST = 1 << 20, 1e12
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError in one line where it is absent, unreadable or not an object."""
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: the file is absent, unreadable or holds no object, in one line.
+    """
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -38,8 +42,9 @@ class Fields:
 
     Args:
         values: the object.
-        path: where it lies, with a dot at its end.
-        defaults: what fields are that it leaves out, by the path of their object.
+        path: the object's path, with a dot at its end.
+        faults: the list to which faults are added; None for a new one.
+        defaults: values of fields that are left out, by the path of their object.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class Fields:
         self.left_out: list[str] = []
 
     def report(self) -> None:
-        """Raises what is wrong, and says what was not there: sizes that disagree may be for that."""
+        """Raises all faults as one ValueError, with the missing fields: they may be why sizes disagree."""
         if not self.faults:
             return
         said, left = listed(self.faults), ", ".join(self.left_out)
@@ -69,11 +74,11 @@ class Fields:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing under this path is at fault yet; what contradicts a missing field is no second fault."""
+        """Whether nothing under this path is at fault yet: what contradicts a faulty field is no second fault."""
         return not any(fault.startswith(self.path) for fault in self.faults)
 
     def default(self, name: str, otherwise: Any = ABSENT) -> Any:
-        """What a field is that is left out."""
+        """The default of a field that is left out; it is noted in ``left_out``."""
         found = self.defaults.get(self.path.removesuffix("."), {}).get(name, otherwise)
         if found is not otherwise and f"{self.path}{name}" not in self.left_out:
             self.left_out.append(f"{self.path}{name}")
@@ -120,7 +125,7 @@ class Fields:
         return value or 1.0
 
     def ints(self, name: str, most: int = 256) -> tuple[int, ...]:
-        """A list of at most so many whole numbers."""
+        """A list of at most ``most`` integers."""
         value = self.get(name, list)
         if len(value) > most or not all(type(item) is int and abs(item) <= MOST for item in value):
             self.fault(f"{self.path}{name}: expected a list of integers, got {shown(value)}")
@@ -128,13 +133,13 @@ class Fields:
         return tuple(value)
 
     def must(self, name: str, wanted: Any, why: str) -> None:
-        """Refuses a value other than the only one that this architecture has; null says no more than absence."""
+        """Reports a value other than the only one that this architecture supports; null counts as absent."""
         value = self.values.get(name)
         if value is not None and value != wanted:
             self.fault(f"{self.path}{name}: expected {wanted!r}, got {shown(value)} ({why})")
 
     def same(self, *names: str) -> str:
-        """The first of several spellings that is present; a fault where two of them differ."""
+        """The first of several spellings that is present. Reports a fault where two of them differ."""
         found = [name for name in names if self.values.get(name) is not None]
         first = self.values.get(found[0]) if found else None
         if any(self.values[name] != first or type(self.values[name]) is not type(first) for name in found):
@@ -144,7 +149,7 @@ class Fields:
 
 
 class Silent(Fields):
-    """Stands in for an absent object, whose absence is already reported."""
+    """Stands in for an absent object: its absence is already reported, so nothing else is."""
 
     @property
     def sound(self) -> bool:

@@ -1,6 +1,7 @@
-"""What a folder is that is no checkpoint of ours, and what to do: adapters, trainers' output, quantized weights, other formats.
+"""Recognizes folders that are no readable checkpoint (adapters, trainers' output, quantized weights, other formats) and
+says what to do.
 
-It looks at names of files and at small JSON files alone.
+Only names of files and small JSON files are read.
 """
 
 import json
@@ -17,7 +18,7 @@ SAVE_ANEW = (
     "which may hold code that runs on loading; where you trust it, open it with Transformers, call "
     "model.save_pretrained(NEW_FOLDER), which writes safetensors, and give that folder"
 )
-# By a pattern that some file has, what holds weights in another format, and what to do.
+# Weights in other formats: a pattern that some file's name matches, and the format with what to do.
 FORMATS = (
     ("*.gguf", "GGUF files of llama.cpp, which are quantized; give the published safetensors that they were made from"),
     ("*.onnx", "ONNX files; give the published safetensors that they were made from"),
@@ -31,7 +32,7 @@ FORMATS = (
     ("*.msgpack", "weights of another Flax model; give the published safetensors"),
     ("*.h5", "weights of TensorFlow; give the published safetensors"),
 )  # fmt: skip
-# What quantizers add to the name of a tensor.
+# Suffixes that quantizers add to the name of a tensor.
 QUANTIZED = (
     ".qweight",
     ".qzeros",
@@ -45,10 +46,10 @@ QUANTIZED = (
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Says what a folder is where it is none that can be read.
+    """Refuses a folder that holds no readable checkpoint.
 
     Raises:
-        ValueError: one line.
+        ValueError: what the folder is instead, and what to do, in one line.
     """
     if (folder / ADAPTER).is_file() and not _has_weights(folder):
         about = _json(folder / ADAPTER)
@@ -70,7 +71,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def other_weights(folder: Path) -> str:
-    """What weights a folder has that are no safetensors, and what to do with them; nothing where it has none."""
+    """Names a folder's weights that are not safetensors and says what to do with them; empty where it has none."""
     for pattern, said in FORMATS:
         if any(folder.glob(pattern)):
             return said
@@ -79,7 +80,11 @@ def other_weights(folder: Path) -> str:
 
 
 def refuse_file(path: Path) -> None:
-    """Says which folder to give in place of a file (ValueError)."""
+    """Refuses a file in place of a folder.
+
+    Raises:
+        ValueError: which folder to give instead.
+    """
     said = next((said for pattern, said in FORMATS if path.match(pattern)), "")
     if not said and any(path.match(pattern) for pattern in PICKLED):
         said = f"a file of PyTorch, {SAVE_ANEW}"
@@ -88,7 +93,11 @@ def refuse_file(path: Path) -> None:
 
 
 def refuse_quantized(config: Mapping[str, Any]) -> None:
-    """Refuses the config.json of a quantized checkpoint (ValueError)."""
+    """Refuses the config.json of a quantized checkpoint.
+
+    Raises:
+        ValueError: which checkpoint to give instead.
+    """
     for place in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         about = place.get("quantization_config") or place.get("compression_config")
         if isinstance(about, Mapping):
@@ -99,7 +108,7 @@ def refuse_quantized(config: Mapping[str, Any]) -> None:
 
 
 def quantized(method: str, bits: Any = None) -> str:
-    """What is said of quantized weights."""
+    """The error message for quantized weights."""
     how = f"{method}, {bits} bits" if type(bits) is int else method
     return (
         f"the checkpoint is quantized ({how}); expected float32, bfloat16 or float16: give the folder or hub id of the model "
@@ -112,14 +121,14 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _trained(folder: Path) -> Path | None:
-    """The newest of a trainer's checkpoints, by its step."""
+    """The newest of a trainer's checkpoints (the highest step)."""
     steps = {path: re.fullmatch(r"checkpoint-(\d{1,18})", path.name) for path in folder.glob("checkpoint-*")}
     found = {path: int(step[1]) for path, step in steps.items() if step and path.is_dir()}
     return max(found, key=found.__getitem__) if found else None
 
 
 def _inner(folder: Path) -> Path | None:
-    """The only folder in it, or in the hub's cache the only snapshot, that is a checkpoint."""
+    """The only checkpoint inside a folder: a folder in it, or the snapshot in a model's folder of the hub's cache."""
     found = [path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/config.json")]
     return found[0] if len(found) == 1 else None
 

@@ -1,4 +1,4 @@
-"""The configuration of the thinker and of a whole model: frozen, hashable, and without defaults; see ``defaults.py``."""
+"""The configuration of the thinker and of a whole model: frozen, hashable, without defaults (see ``defaults.py``)."""
 
 from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
@@ -23,9 +23,10 @@ class ThinkerConfig(Generic[Hears, Sees]):
     """The thinker: the text decoder, its two encoders and the token ids that mark media in its vocabulary.
 
     Attributes:
-        positions_per_second: of time, the first rotary coordinate, in a video; as many as sound has tokens.
-        chunk_seconds: a video and its sound take turns of so many seconds (Qwen2.5-Omni, whose coordinates are whole
-            numbers); None where they are merged token by token.
+        positions_per_second: steps of the time coordinate (the first rotary coordinate) for a second of video; equal to
+            the audio tokens a second.
+        chunk_seconds: a video and its sound alternate in chunks of so many seconds (Qwen2.5-Omni, whose coordinates are
+            whole numbers); None where they are merged token by token.
     """
 
     decoder: DecoderConfig
@@ -46,11 +47,15 @@ class ThinkerConfig(Generic[Hears, Sees]):
 
 @dataclass(frozen=True, kw_only=True)
 class OmniConfig:
-    """What the whole of either family has. ``talker`` is None for a release that only writes; then there are no tts ids.
+    """The configuration of a whole model of either family.
 
     Attributes:
-        im_start, im_end: begin and end a turn.
-        tts_pad, tts_bos, tts_eos: ids in the thinker's vocabulary, which mark the words that the talker reads.
+        talker: None for a release that only writes text; it has no tts ids either.
+        im_start: id that begins a turn.
+        im_end: id that ends a turn.
+        tts_pad: id in the thinker's vocabulary that pads the text that the talker reads.
+        tts_bos: id in the thinker's vocabulary that begins the text that the talker reads.
+        tts_eos: id in the thinker's vocabulary that ends the text that the talker reads.
     """
 
     family: str
@@ -64,7 +69,7 @@ class OmniConfig:
     tts_eos: int = -1
 
     def silent(self) -> Self:
-        """The same without the parts that speak."""
+        """This configuration without the parts that speak."""
         spoken = {name: None for name in ("talker", "code2wav", "token2wav") if hasattr(self, name)}
         return replace(self, **spoken, tts_pad=-1, tts_bos=-1, tts_eos=-1)  # pyright: ignore[reportArgumentType]
 
@@ -82,7 +87,7 @@ class Qwen3OmniConfig(OmniConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen25OmniConfig(OmniConfig):
-    """A whole Qwen2.5-Omni. Its voices come beside it, in spk_dict.pt."""
+    """A whole Qwen2.5-Omni. Its speakers are in a file of their own, spk_dict.pt."""
 
     thinker: ThinkerConfig[Qwen25AudioEncoderConfig, Qwen25VisionEncoderConfig]
     talker: Qwen25TalkerConfig | None

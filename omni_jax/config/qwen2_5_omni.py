@@ -1,8 +1,8 @@
 """Qwen2.5-Omni's ``config.json``, in every spelling in use, to our configuration.
 
-The published 7B and 3B differ in sizes alone: the talker's heads are 128 wide (12 of them beside a width of 896) or 64, with
-M-RoPE sections [16, 24, 24] or [16, 16, 0]; the thinker's are width / heads = 128 in both, and no head_dim is written there.
-Ids of the tokens that begin and end a turn are the thinker's bos and eos; voices are no part of this file.
+The published 7B and 3B differ only in sizes. The talker's heads are 128 wide (12 of them, with a width of 896) or 64,
+with M-RoPE sections [16, 24, 24] or [16, 16, 0]. The thinker's are width / heads = 128 wide in both, and its object has
+no head_dim. The tokens that begin and end a turn are the thinker's bos and eos. Speakers are not in this file.
 """
 
 from collections.abc import Mapping
@@ -39,11 +39,14 @@ Thinker = ThinkerConfig[Qwen25AudioEncoderConfig, Qwen25VisionEncoderConfig]
 
 
 def read(config: Mapping[str, Any], words: Words = no_words) -> Qwen25OmniConfig:
-    """The whole configuration, or one ValueError with the mistyped and contradictory fields.
+    """The whole configuration.
 
     Args:
-        config: the content of config.json; where the thinker was saved alone, its object stands under its name.
-        words: of the tokenizer beside it.
+        config: the content of config.json; of a thinker saved alone, its object under ``thinker_config``.
+        words: looks up ids in the tokenizer beside the file.
+
+    Raises:
+        ValueError: one report of all mistyped and contradictory fields.
     """
     root = Fields(config, defaults=QWEN2_5)
     fields = root.sub("thinker_config")
@@ -66,7 +69,7 @@ _TURNS = {
     "im_end": Id(("eos_token_id",), "<|im_end|>", 151645),
     "user": Id(("user_token_id",), "user"),
 }
-# Rows of the thinker's table that no tokenizer spells.
+# Rows of the thinker's table that have no text in the tokenizer.
 _SPOKEN = {
     "tts_pad": Id(("tts_text_pad_token_id",)),
     "tts_bos": Id(("tts_text_start_token_id",)),
@@ -96,7 +99,8 @@ def _decoder(fields: Fields) -> DecoderConfig:
 
 def _thinker(fields: Fields, words: Words) -> Thinker:
     text, audio, vision = fields.sub("text_config"), fields.sub("audio_config"), fields.sub("vision_config")
-    # The text's own flag is true wherever the library wrote the file, and means nothing there: the head is a tensor.
+    # text_config's own flag is true in any file that Transformers wrote, and has no effect: the head is a tensor of its
+    # own.
     fields.must("tie_word_embeddings", False, "the published head is a tensor of its own")
     written, heard, seen = _decoder(text), _audio_encoder(audio), _vision_encoder(vision)
     equal_widths(text, written.width, (audio, heard), (vision, seen))
@@ -161,7 +165,7 @@ def _talker(fields: Fields, codes: int) -> Qwen25TalkerConfig:
 
 
 def _agree(thinker: Thinker, fields: Fields, talker: Qwen25TalkerConfig) -> None:
-    """What the talker's object repeats of the thinker's, it must repeat as it is."""
+    """Checks that the fields that the talker's object repeats equal the thinker's."""
     if talker.embedding_width != thinker.decoder.width:
         fields.fault(
             f"{fields.path}embedding_size / thinker hidden_size: expected equal sizes, got {talker.embedding_width} and "
@@ -284,7 +288,7 @@ def _bigvgan(fields: Fields) -> BigVGANConfig:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether a value is a list of some dilations."""
+    """Whether a value is a list of 1 to 64 dilations."""
     return (
         isinstance(value, list)
         and 0 < len(value) <= 64

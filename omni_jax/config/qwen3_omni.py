@@ -24,15 +24,18 @@ from omni_jax.config.speech import Code2WavConfig, TalkerConfig
 from omni_jax.config.words import Words, no_words
 from omni_jax.errors import cut, shown
 
-EXPERTS = 1 << 12  # of a layer, at most
+EXPERTS = 1 << 12  # upper bound on the experts of a layer
 
 
 def read(config: Mapping[str, Any], words: Words = no_words) -> Qwen3OmniConfig:
-    """The whole configuration, or one ValueError with the mistyped and contradictory fields.
+    """The whole configuration.
 
     Args:
-        config: the content of config.json; where the thinker was saved alone, its object stands under its name.
-        words: of the tokenizer beside it.
+        config: the content of config.json; of a thinker saved alone, its object under ``thinker_config``.
+        words: looks up ids in the tokenizer beside the file.
+
+    Raises:
+        ValueError: one report of all mistyped and contradictory fields.
     """
     root = Fields(config, defaults=QWEN3)
     fields = root.sub("thinker_config")
@@ -132,7 +135,12 @@ def _audio_encoder(audio: Fields) -> AudioEncoderConfig:
 
 
 def _vision_encoder(vision: Fields, layers: int) -> VisionEncoderConfig:
-    """Args: ``layers`` of the thinker, which take what the taps give."""
+    """Reads the vision encoder.
+
+    Args:
+        vision: the encoder's object.
+        layers: number of the thinker's layers; each tap's features are added after one of the first.
+    """
     vision.must("hidden_act", "gelu_pytorch_tanh", "the published encoder uses the tanh GELU")
     found = VisionEncoderConfig(
         **patch_encoder(vision),
@@ -205,7 +213,7 @@ def _code2wav(fields: Fields) -> Code2WavConfig:
 
 
 def _agree(root: Fields, thinker: ThinkerConfig, talker: TalkerConfig, code2wav: Code2WavConfig) -> None:
-    """Sizes that two parts must share."""
+    """Checks the sizes that two parts must share."""
     pairs = {
         "talker_config.thinker_hidden_size / thinker hidden_size": (talker.thinker_width, thinker.decoder.width),
         "talker_config.num_code_groups / code2wav_config.num_quantizers": (talker.codebooks, code2wav.codebooks),

@@ -1,8 +1,8 @@
-"""The configuration of the parts that speak: talkers, code2wav, and token2wav, which makes mel frames of codes (a flow), and
-samples of mel frames.
+"""The configuration of the parts that speak: talkers, code2wav, and token2wav, which turns codes into mel frames (flow
+matching) and mel frames into samples.
 
-``DiTConfig.codes`` counts the rows of the table: one more than ``num_embeds`` of the published file. The published file also
-names sizes as the library that reads it does not (``depth`` for layers, ``dim`` for width).
+``DiTConfig.codes`` counts the rows of the table: one more than ``num_embeds`` of the published file. That file also has
+names of sizes that Transformers' class does not (``depth`` for layers, ``dim`` for width).
 """
 
 import math
@@ -20,10 +20,13 @@ class SpeakerEncoderConfig:
     """An ECAPA-TDNN network: reference mel frames to one vector.
 
     Attributes:
-        channels, kernels, dilations: of the first convolution, of each squeeze-excitation block, and of the convolution that
-            joins the blocks; the last channels are the sum of the blocks'.
-        parts: into how many groups of channels a block divides its own (Res2Net).
-        squeeze_width, attention_width: hidden widths of the squeeze-excitation and of the attention over time.
+        channels: output channels of the first convolution, of each squeeze-excitation block, and of the convolution
+            that joins the blocks; the last number is the sum of the blocks'.
+        kernels: kernel widths of the same convolutions.
+        dilations: dilations of the same convolutions.
+        parts: groups into which a block divides its channels (Res2Net).
+        squeeze_width: hidden width of the squeeze-excitation.
+        attention_width: hidden width of the attention over time.
     """
 
     mel_bins: int
@@ -38,15 +41,17 @@ class SpeakerEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """The diffusion transformer: it says in which direction noise flows to become mel frames.
+    """The diffusion transformer, which gives the velocity of the flow from noise to mel frames.
 
     Attributes:
-        codes, code_width: rows and width of the table of codes.
+        codes: rows of the table of codes.
+        code_width: width of the table of codes.
         repeats: mel frames a code.
         speaker_width: width of the given speaker embedding.
-        block_frames: mel frames that attend to each other.
-        look_ahead, look_back: layers that see the next and the previous block too.
-        context: mel frames at most.
+        block_frames: mel frames in a block; the frames of a block attend to each other.
+        look_ahead: layers that also see the next block.
+        look_back: layers that also see the previous block.
+        context: upper bound on the mel frames of a row.
     """
 
     layers: int
@@ -72,9 +77,11 @@ class BigVGANConfig:
     """The vocoder proper: stages of a transposed convolution that halves the channels and a mean of residual blocks.
 
     Attributes:
-        channels: before the first stage.
-        rates, kernels: stride and width of each stage's transposed convolution; their differences are even.
-        block_kernels, dilations: of the residual blocks, alike in each stage; a convolution for each dilation.
+        channels: channels before the first stage.
+        rates: stride of each stage's transposed convolution.
+        kernels: width of each stage's transposed convolution; it exceeds the stride by an even number.
+        block_kernels: kernel width of each residual block of a stage; all stages are alike.
+        dilations: dilations of each residual block of a stage, one convolution each; all stages are alike.
     """
 
     mel_bins: int
@@ -92,7 +99,7 @@ class BigVGANConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Token2WavConfig:
-    """Codes to samples: ``dit`` makes mel frames of them, ``bigvgan`` samples of those."""
+    """Codes to samples: ``dit`` turns codes into mel frames, ``bigvgan`` mel frames into samples."""
 
     dit: DiTConfig
     bigvgan: BigVGANConfig
@@ -150,16 +157,20 @@ class TalkerConfig:
 class Qwen25TalkerConfig:
     """The talker of Qwen2.5-Omni, which reads the thinker's states and words and writes one codec id a frame.
 
-    Its voices are no ids of its own: they come with the checkpoint, in spk_dict.pt.
+    Its speakers are no codec ids: they come with the checkpoint, in spk_dict.pt.
 
     Attributes:
-        embedding_width: of what it reads and of its table of codec ids: the thinker's width, projected to its own.
-        codec_pad, codec_eos: both end speech. codec_bos: begins it, and is never spoken.
-        codec_mask: stands for the prompt where ids are counted, as the penalty of repetition does.
+        embedding_width: width of its inputs and of its table of codec ids, equal to the thinker's; it is projected to
+            the decoder's width.
+        codec_pad: ends speech, as ``codec_eos`` does.
+        codec_eos: ends speech.
+        codec_bos: begins speech, and is never spoken.
+        codec_mask: stands for the prompt where ids are counted, as for the repetition penalty.
+        codes: ids below this number are sound; it equals the rows of the vocoder's table. Of the ids from it on, only
+            the special ones have a meaning.
         sampling: what Transformers samples codes with where a generation config says nothing.
         reads_reply: whether it reads the thinker's states at the reply's tokens, and not at the prompt's alone.
         speakers: None, for they are in a file beside the weights.
-        codes: ids below it are sound, as many as the vocoder's table has rows; of the others only marks have a meaning.
     """
 
     decoder: DecoderConfig
@@ -191,7 +202,7 @@ class Qwen25TalkerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Code2WavConfig:
-    """The vocoder: a sliding-window transformer and causal (transposed) convolutions, codes to 24 kHz samples."""
+    """The vocoder, codes to 24 kHz samples: a sliding-window transformer and causal (transposed) convolutions."""
 
     decoder: DecoderConfig
     codebook: int
@@ -204,12 +215,12 @@ class Code2WavConfig:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Speaker:
-    """A voice.
+    """A speaker of Qwen2.5-Omni.
 
     Attributes:
-        bos_token: id in the thinker's vocabulary, whose embedding begins what the talker reads.
+        bos_token: id in the thinker's vocabulary; its embedding begins the text that the talker reads.
         cond: speaker embedding, float32 [1, width].
-        ref_mel: mel frames of the voice, float32 [1, frames, mel bins].
+        ref_mel: mel frames of a recording of the speaker, float32 [1, frames, mel bins].
     """
 
     bos_token: int

@@ -6,19 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# The id of a token by its text; None where nobody knows it.
+# Maps a token's text to its id; None where it is unknown.
 Words = Callable[[str], int | None]
 
-UNKNOWN = -1  # in place of an id that nothing tells; no token has it
+UNKNOWN = -1  # stands for an id that no source states; no token has it
 
 
 def no_words(text: str) -> int | None:
-    """Where there is no tokenizer."""
+    """Stands in where there is no tokenizer: knows no token."""
     del text
 
 
 class TokenizerFiles:
-    """The tokens of a folder's tokenizer, from whichever of its files are there; they are read when one is asked for."""
+    """The tokens of a folder's tokenizer, from whichever of its files exist. They are read at the first lookup."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -29,7 +29,7 @@ class TokenizerFiles:
 
     @cached_property
     def _tokens(self) -> Mapping[str, Any]:
-        """A file that is damaged tells nothing here: who loads the tokenizer says so."""
+        """Ids by text. A damaged file is ignored here: loading the tokenizer reports it."""
         whole, about = self._read("tokenizer.json"), self._read("tokenizer_config.json")
         words = dict(_object(_object(whole.get("model")).get("vocab"))) or self._read("vocab.json")
         listed, decoder = whole.get("added_tokens"), _object(about.get("added_tokens_decoder"))

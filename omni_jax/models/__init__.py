@@ -1,1 +1,1 @@
-"""Parts of the models: config in, arrays in, arrays out. Nothing here samples, tokenises or waits for the host."""
+"""Parts of the models: config in, arrays in, arrays out. They do not sample, tokenise or wait for the host."""

@@ -1,6 +1,6 @@
 """The decoder block that thinker, talker, code predictor and code2wav share, and a stack of it.
 
-What differs between them (q/k norm, biases, rope sections, mixture or dense, layer scale, window) is a number in DecoderConfig.
+They differ only in fields of DecoderConfig (q/k norm, biases, rope sections, mixture or dense, layer scale, window).
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from omni_jax.nn.rope import rotate, rotation
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import constrain, mesh_of, over
 
-# Tokens a row that go through the layers at once. What they hold there, above all the rows of each token's experts, does not
-# grow with a prompt.
+# Tokens of a row that go through the layers at once (chunked prefill). So the activations, above all those of each
+# token's experts, do not grow with the prompt.
 CHUNK = 4096
 
 
@@ -40,9 +40,15 @@ class Attention(nnx.Module):
         self.window = config.window
 
     def __call__(self, x: Float[Array, "B T D"], turn, past) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """Args: ``turn`` is rope's (cos, sin), ``past`` the layer's cached (k, v, length) or None.
+        """Attends to the new tokens and to the layer's cache.
 
-        Returns: the output, and the new rotated keys and values [B, T, K, H].
+        Args:
+            x: states of the new tokens.
+            turn: rope's (cos, sin).
+            past: the layer's cached (k, v, length), or None.
+
+        Returns:
+            The output, and the new rotated keys and values [B, T, K, H].
         """
         mesh = mesh_of(self.q.kernel[...])
         q_BTNH, k_BTKH, v_BTKH = self._spread((self.q(x), self.k(x), self.v(x)), mesh)
@@ -53,8 +59,10 @@ class Attention(nnx.Module):
         return self.o(self._spread((out,), mesh)[0]), (k_BTKH, v_BTKH)
 
     def _spread(self, arrays: Sequence[Array], mesh: AbstractMesh | None) -> list[Array]:
-        """Heads over ``model`` where key heads divide by it; else all of them on each device, as their cache is: left alone,
-        the partitioner cuts the cache up at every step."""
+        """Shards heads over ``model`` where it divides the key heads, else replicates them, as the cache is.
+
+        Without this constraint, the partitioner reshards the cache at every step.
+        """
         if mesh is None:
             return list(arrays)
         heads = "heads" if over("kv_heads", self.k.kernel.shape[-2], mesh) else None
@@ -62,7 +70,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x += attention(norm(x)); x += ffn(norm(x)), each with an optional scale a channel."""
+    """x += attention(norm(x)); x += ffn(norm(x)), each with an optional scale for each channel."""
 
     def __init__(self, init: Init, config: DecoderConfig):
         self.attention_norm = RMSNorm(init, config.width, eps=config.norm_eps)
@@ -91,7 +99,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A stack of blocks and the final norm; whole pass, prefill and step are one function over more or fewer tokens."""
+    """A stack of blocks and the final norm. A whole pass, prefill and decode steps share one function."""
 
     def __init__(self, init: Init, config: DecoderConfig):
         self.layers = stack(init, config.layers, lambda init: Block(init, config))
@@ -115,16 +123,17 @@ class Decoder(nnx.Module):
     ) -> tuple[
         Float[Array, "B T D"], tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]], Float[Array, "B T D"] | None
     ]:
-        """Final-normed states, the keys and values of the new tokens, and the states that were to be kept.
+        """Final-normed states, the keys and values of the new tokens, and the states after ``keep`` layers.
 
         Args:
             x: embeddings of T new tokens a row, real ones first.
             positions: rotary coordinates (time, height, width).
             valid: which tokens are real.
-            cache: what the rows hold already; None for a whole pass.
-            deepstack: what is added to the output of the first layers, one each; zero where there is nothing to see.
-            keep: after how many layers states are kept, before what deepstack adds there; ``layers`` for the final-normed
-                ones. None keeps nothing.
+            cache: the rows' earlier keys and values; None for a whole pass.
+            deepstack: features that are added to the outputs of the first layers, one array each; zero at tokens that
+                are not of images or videos.
+            keep: return the states after so many layers, before deepstack features are added there; ``layers`` for the
+                final-normed ones, None for none.
         """
         config = self.config
         x = constrain(x, ("batch", None, None), mesh_of(self.norm.scale[...]))
@@ -168,8 +177,13 @@ class Decoder(nnx.Module):
         """Runs T new tokens a row, of which the first ``lengths`` count, and appends them to the cache.
 
         Args:
+            x: embeddings of the new tokens.
+            positions: rotary coordinates (time, height, width).
+            lengths: real tokens of each row.
+            cache: the rows' earlier keys and values.
             fresh: the cache is known to be empty, so its slots need not be read.
-            keep: as above.
+            deepstack: as in ``__call__``.
+            keep: as in ``__call__``.
         """
         if x.shape[1] > CHUNK:
             return self._extend_in_chunks(x, positions, lengths, cache, deepstack, keep)
@@ -178,7 +192,7 @@ class Decoder(nnx.Module):
         return x, cache.append(*new, lengths, mesh), kept
 
     def _extend_in_chunks(self, x, positions, lengths, cache, deepstack, keep):
-        """The same, a piece of each row after the other: memory is a piece's, whatever the prompt's length."""
+        """``extend`` on one piece of each row at a time: memory does not grow with the prompt's length."""
         batch, new = x.shape[:2]
         count = -(-new // CHUNK)
         size = -(-new // count)

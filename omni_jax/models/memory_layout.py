@@ -1,14 +1,14 @@
-"""How weights lie in memory where a platform would read them otherwise than they are declared.
+"""Memory layouts of weights, where a platform reads them in another layout than the declared one.
 
-A TPU's product reads a kernel with the contracted axis next to the last. One of shape [D, N, H], which gives two axes, lies
-otherwise, and each program that takes it as it is turns it around first: held beside the weights, and moved at every call. Heads
-narrower than a tile (64), and a share of a feed-forward width that tiles do not divide (192 of a shared expert's 768), lie next
-to the last instead, for innermost they would take more than their room.
-Of a feed-forward width that its tiles do not divide (3,420, Qwen2.5-Omni's vision encoder) it puts other axes innermost than a
-product reads, with the same end: 0.84 GB beside the weights at every call.
+A TPU's product reads a kernel whose contracted axis is the last but one. A kernel [D, N, H], whose product has two
+axes, is not in this layout by default. Each program that takes it as it is transposes it first: a copy beside the
+weights, made at every call. Heads narrower than a tile (64), and a share of a feed-forward width that tiles do not
+divide (192 of a shared expert's 768), are made the last axis but one instead, because as the innermost axis they would
+be padded. Where tiles do not divide the feed-forward width (3,420 in Qwen2.5-Omni's vision encoder), the default layout
+has another axis innermost than a product reads, with the same result: 0.84 GB beside the weights at every call.
 
-A CPU's product reads an array from its beginning. Each layer of a stack is copied out first, at every token: three times the
-bytes of reading it. There, the layers of decoders are arrays of their own.
+A CPU's product reads an array from its beginning. So each layer of a stack is copied out first, at every token: three
+times the bytes of reading it. On a CPU the layers of decoders are therefore arrays of their own.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TILE, LANES = 8, 128
 
 
 def arranged(parts: Mapping[str, nnx.Module], platform: str) -> dict[str, nnx.Module]:
-    """The same parts as a platform reads them; programs take them as they lie."""
+    """The same parts in the layout that a platform reads. Programs take them in the layout that they have."""
     if platform == "cpu":
         return {name: _with_layers(part, _apart) for name, part in parts.items()}
     if platform != "tpu":
@@ -38,12 +38,12 @@ def arranged(parts: Mapping[str, nnx.Module], platform: str) -> dict[str, nnx.Mo
 
 
 def declared(parts: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
-    """The same parts with their layers in stacks again, as checkpoints hold them."""
+    """The same parts with their layers stacked again, as in checkpoints."""
     return {name: _with_layers(part, _together) for name, part in parts.items()}
 
 
 def formats(tree: Any) -> Any:
-    """The same for abstract parameters on a TPU, each where its sharding says."""
+    """Abstract parameters with the layouts and shardings that ``arranged`` gives on a TPU."""
 
     def place(leaf, order):
         where = leaf.sharding if order is None else _format(order, leaf.sharding)
@@ -53,7 +53,7 @@ def formats(tree: Any) -> Any:
 
 
 def _with_layers(part, form):
-    """A part with the layers of its decoder in another form."""
+    """A part with ``form`` applied to the layers of its decoder."""
     decoder = getattr(part, "decoder", None)
     if not isinstance(decoder, Decoder):
         return part
@@ -63,7 +63,7 @@ def _with_layers(part, form):
 
 
 def _apart(stacked):
-    """Layers one by one, where they lie: a CPU's array can be a view."""
+    """The layers as arrays of their own, without a copy: on a CPU they can be views."""
     views = jax.tree.map(np.asarray, stacked)
     count = jax.tree.leaves(views)[0].shape[0]
     return nnx.List(
@@ -84,13 +84,13 @@ def _mapped(tree, place):
 
 
 def _held(leaf: Any) -> tuple[int, ...]:
-    """The shape of a device's share."""
+    """The shape of one device's shard."""
     where = getattr(leaf, "sharding", None)
     return leaf.shape if where is None else where.shard_shape(leaf.shape)
 
 
 def _order(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Axes from the slowest to the fastest; names count from the right. None leaves them."""
+    """The axes from the slowest to the fastest in memory; None for the default. Names count from the right."""
     before = len(shape) - len(axes)
     if "embed" in axes and "ffn" in axes and shape[before + axes.index("ffn")] % TILE:
         width = before + axes.index("embed")

@@ -1,5 +1,5 @@
-"""Where the parameters of a model lie on a mesh: by the legend in ``parallel/sharding.py``, but for parts that every device
-holds whole."""
+"""How the parameters of a model are sharded on a mesh: by the rules in ``parallel/sharding.py``, except for parts that
+every device holds whole."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from omni_jax.parallel import param_paths
 from omni_jax.parallel.mesh import checked
 from omni_jax.parallel.sharding import candidates, over, spec
 
-# Parts that every device holds whole: they are small, and what they would send is more than what they multiply.
+# Parts that every device holds whole: they are small, and sharded they would send more than they compute.
 WHOLE = ("code2wav", "dit", "bigvgan")
 
 
 def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
     """The sharding of each parameter of an abstract tree, by path.
 
-    An axis whose size the mesh does not divide (4 key heads on 8 devices, 20 heads of the audio encoder on 8) is replicated,
-    and so are the vocoders.
+    An axis whose size the mesh does not divide (4 key heads on 8 devices, 20 heads of the audio encoder on 8) is
+    replicated, and so are the vocoders.
 
     Raises:
-        ValueError: a mesh without any of the axes ``data``, ``expert``, ``model``, or with explicit axes.
+        ValueError: the mesh has none of the axes ``data``, ``expert``, ``model``, or has explicit axes.
     """
     mesh, names, leaves = checked(mesh), param_paths.axes(tree), param_paths.leaves(tree)
 
@@ -31,7 +31,7 @@ def shardings(tree: Any, mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def undivided(tree: Any, mesh: Mesh) -> list[str]:
-    """What this mesh does not divide, and every device of an axis therefore holds, in words: a line for each part and size."""
+    """Axes that this mesh does not divide, so that they are replicated: in words, a line for each part and size."""
     names, leaves = param_paths.axes(tree), param_paths.leaves(tree)
     found = {
         f"{path.split('.')[0]}: {size} {name} over {axis}={mesh.shape[axis]}": None

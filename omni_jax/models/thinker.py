@@ -1,4 +1,4 @@
-"""The thinker: embeddings of text with media in their places, the decoder, logits."""
+"""The thinker: embeddings of text with media features at their placeholders, the decoder, logits."""
 
 from dataclasses import replace
 
@@ -18,22 +18,22 @@ class Embedded:
     """A prompt as the decoder takes it.
 
     Attributes:
-        x: embeddings, media in their places.
-        deepstack: features that join the outputs of the first layers where there is something to see, zeros elsewhere;
-            None for prompts without images and videos, which so have a program of their own.
+        x: embeddings, with media features at their placeholders.
+        deepstack: features that are added to the outputs of the first layers at tokens of images and videos, zeros
+            elsewhere; None for prompts without images and videos, which therefore have a program of their own.
     """
 
     x: Float[Array, "B T D"]
     deepstack: Float[Array, "taps B T D"] | None = None
 
     def hear(self, features: Float[Array, "M D"], index: Int[Array, "B T"]) -> "Embedded":
-        """Puts audio features where ``index`` names their row; -1 leaves a token as it is."""
+        """Puts row ``index`` of the audio features at each token; -1 leaves a token as it is."""
         return replace(self, x=place(self.x, features, index))
 
     def see(
         self, features: Float[Array, "M D"], deepstack: Float[Array, "taps M D"], index: Int[Array, "B T"]
     ) -> "Embedded":
-        """Puts features of images and videos, and their deepstack features, where ``index`` names their row."""
+        """Puts row ``index`` of the images' and videos' features and deepstack features at each token; -1 leaves it."""
         below = self.deepstack
         if below is None:
             below = jnp.zeros((deepstack.shape[0], *self.x.shape), self.x.dtype)
@@ -54,14 +54,14 @@ class Thinker(nnx.Module):
         return self.embedding(tokens)
 
     def prompt(self, tokens: Int[Array, "B T"], *, taps: int = 0) -> Embedded:
-        """Embeddings with room for media; for deepstack features of ``taps`` layers where there is something to see."""
+        """Embeddings of a prompt's tokens, and zeros for the deepstack features of ``taps`` layers (0 for none)."""
         x = self.embed(tokens)
         return Embedded(x, jnp.zeros((taps, *x.shape), x.dtype) if taps else None)
 
     def logits(
         self, embedded: Embedded, positions: Num[Array, "3 B T"], lengths: Int[Array, "B"]
     ) -> Float[Array, "B T V"]:
-        """One whole pass over rows whose first ``lengths`` tokens are real."""
+        """Logits of whole rows, without a cache. The first ``lengths`` tokens of a row are real."""
         valid = jnp.arange(embedded.x.shape[1]) < lengths[:, None]
         return self.head(self.decoder(embedded.x, positions, valid, deepstack=embedded.deepstack)[0])
 
@@ -75,7 +75,7 @@ class Thinker(nnx.Module):
         fresh: bool,
         keep: int | None = None,
     ) -> tuple[Float[Array, "B V"], KVCache, Float[Array, "B T D"] | None]:
-        """Logits after each row's last real token, the cache with the rows appended, and the states after ``keep`` layers."""
+        """Logits at each row's last real token, the cache with the tokens added, the states after ``keep`` layers."""
         x, cache, kept = self.decoder.extend(
             embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack, keep=keep
         )
@@ -85,7 +85,7 @@ class Thinker(nnx.Module):
     def step(
         self, tokens: Int[Array, "B"], positions: Num[Array, "3 B"], live: Int[Array, "B"], cache: KVCache
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
-        """One token a row: logits, final-normed states, the cache. Rows whose ``live`` is 0 stay as they are."""
+        """Decodes one token a row: logits, final-normed states, the cache. Rows whose ``live`` is 0 do not change."""
         x, cache, _ = self.decoder.extend(self.embed(tokens[:, None]), positions[:, :, None], live, cache)
         return self.head(x[:, 0]), x[:, 0], cache
 
@@ -94,6 +94,6 @@ class Thinker(nnx.Module):
 
 
 def place(x: Float[Array, "B T D"], features: Float[Array, "M D"], index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Puts media features where ``index`` names their row; -1 leaves the token's own embedding."""
+    """Puts row ``index`` of the features at each token; -1 leaves the token's own embedding."""
     taken = jnp.take(features, index, axis=0, mode="clip").astype(x.dtype)
     return jnp.where(index[..., None] >= 0, taken, x)

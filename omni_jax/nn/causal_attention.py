@@ -1,4 +1,4 @@
-"""Attention of a row's new tokens over themselves and over its cache, causal. Softmax in float32."""
+"""Causal attention of a row's new tokens to themselves and to its cache. Softmax in float32."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.nn.kernels import packed_attention_cpu, splash_attention
 
-# Finite, so that a query that may look nowhere (padding) gives finite garbage instead of NaN.
+# Finite, so that a query that sees no key (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
-# Scores of one block of queries stay near this many elements, so that no T x T array is held for long prompts.
+# A block of queries has about this many scores, so that no T x T array is held for long prompts.
 SCORES = 1 << 25
 
 
 def scaled_scores(q: Float[Array, "B T K G H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K T G S"]:
-    # This order of axes is the one in which the product comes out: any other costs a transposition of all scores.
+    # The product comes out in this order of axes; any other would transpose all scores.
     scores = jnp.einsum("BTKGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32)
     return scores * jnp.float32(q.shape[-1] ** -0.5)
 
@@ -32,15 +32,18 @@ def attend_causal(
     window: int | None = None,
     mesh: AbstractMesh | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query attention of new tokens over themselves and over a cache that does not hold them yet.
+    """Grouped-query attention of new tokens to themselves and to a cache that does not hold them yet.
 
-    Keeping the new keys beside the cache leaves the cache read-only inside the scan over layers; all layers are then written
-    in one update. Query t of a row whose cache holds s entries sees cache slots 0 .. s-1 and new tokens 0 .. t.
+    The new keys are kept beside the cache, so the cache is read-only inside the scan over layers, and one update then
+    writes all layers. Query t of a row whose cache holds s entries sees cache slots 0 .. s-1 and new tokens 0 .. t.
 
     Args:
-        past: keys, values and the number of filled slots of each row.
-        window: how many keys a query may see, itself included.
-        mesh: what the arrays lie on.
+        q: queries of the new tokens.
+        k: keys of the new tokens.
+        v: values of the new tokens.
+        past: cached keys and values, and the number of filled slots of each row.
+        window: how many keys a query may see, itself included; None for all.
+        mesh: the mesh that the arrays lie on; None for one device.
     """
     batch, new, heads, width = q.shape
     q = q.reshape(batch, new, k.shape[2], heads // k.shape[2], width)
@@ -54,7 +57,7 @@ def attend_causal(
 
 
 def _in_blocks(q, k, v, past, *, window: int | None) -> Float[Array, "B T K G H"]:
-    """A block of queries after the other, so that no array of T x T scores is held."""
+    """One block of queries at a time, so that no array of T x T scores is held."""
     batch, new, kv_heads, groups = q.shape[:4]
     heads, slots = kv_heads * groups, past[0].shape[2] if past else 0
     block = max(1, min(new, SCORES // max(1, batch * heads * (new + slots))))
@@ -91,7 +94,7 @@ def _in_blocks(q, k, v, past, *, window: int | None) -> Float[Array, "B T K G H"
 
 
 def differentiated_as(form, other):
-    """``other``, and where gradients are asked for ``form``, which gives the same."""
+    """``other``, differentiated as ``form``, which computes the same."""
     attend = jax.custom_vjp(other)
     attend.defvjp(lambda *arrays: jax.vjp(form, *arrays), lambda pullback, gradient: pullback(gradient))
     return attend

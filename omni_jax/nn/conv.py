@@ -1,6 +1,6 @@
-"""Convolutions over time that look back only, their past carried from call to call, and the activation between them.
+"""Causal convolutions over time, which carry their past from call to call, and the activation between them.
 
-Everything is [B, T, C], channels last: the layout that a TPU and XLA's CPU kernels want.
+All arrays are [B, T, C], channels last: the layout that a TPU and XLA's CPU kernels want.
 """
 
 import math
@@ -13,16 +13,16 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.nn.layers import Init
 
-# sin(r)^2 = r^2 * sum of c_i r^(2i), |r| <= pi / 2: the least largest error, 9e-9 before rounding.
+# sin(r)^2 = r^2 * sum of c_i r^(2i), |r| <= pi / 2: the minimax polynomial, with an error of 9e-9 before rounding.
 SIN_SQUARED = (1.0, -0.33333287, 0.044442486, -0.0031716572, 0.00013902587, -3.5812666e-06)
-# pi in two parts, the first of so few bits that its multiples are exact.
+# pi in two parts; the first has so few bits that its multiples are exact.
 PI_HIGH, PI_LOW = 3.140625, math.pi - 3.140625
 
 
 def sin_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """sin(x)^2 to 1e-6, |x| up to 10,000, by a polynomial within its period of pi, in float32.
+    """sin(x)^2 to 1e-6 for |x| up to 10,000, by a polynomial within its period of pi, in float32.
 
-    A sine that is right for arguments of any size would take a quarter of the vocoder's time on a CPU; this takes none.
+    A sine that is exact for arguments of any size would take a quarter of the vocoder's time on a CPU; this takes none.
     """
     x32 = x.astype(jnp.float32)
     periods = jnp.round(x32 * jnp.float32(1 / math.pi))
@@ -35,7 +35,7 @@ def sin_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class SnakeBeta(nnx.Module):
-    """x + sin(exp(alpha) x)^2 / exp(beta), a pair a channel (arXiv:2206.04658)."""
+    """x + sin(exp(alpha) x)^2 / exp(beta), with alpha and beta for each channel (arXiv:2206.04658)."""
 
     def __init__(self, init: Init, channels: int):
         self.alpha = init.full((channels,), (None,), 0.0)
@@ -46,19 +46,24 @@ class SnakeBeta(nnx.Module):
 
 
 class Past:
-    """What comes before the T new steps of each convolution: taken from the last call, kept for the next.
+    """The steps before the T new steps of each convolution: taken from the last call, kept for the next.
 
-    A network over time makes one of these a call and passes it along; its layers ask in the same order in each call.
+    A network over time makes one of these a call and passes it to its layers, which use it in the same order each time.
 
     Attributes:
-        tails: what the convolutions will want to see next, one array [B, reach, C] each.
-        lag: how many steps the signal is behind its newest input, at the present rate. A transposed convolution that sees
-            one step ahead raises it, and a row's first steps then lie before its beginning.
+        tails: the last steps of each convolution's input, which the next call needs; one array [B, reach, C] each.
+        lag: how many steps the signal is behind its newest input, at the present rate. A transposed convolution that
+            looks one step ahead increases it; a row's first steps then lie before its beginning.
     """
 
     def __init__(self, tails: Sequence[Array] | None, seen: Int[Array, "B"], new: Int[Array, "B"], frames: int):
-        """Args: ``tails`` are the last call's, None at the beginning; ``seen`` and ``new`` count frames of each row, and
-        the call has ``frames`` of them, of which the first ``new`` are real.
+        """Starts a call on the tails of the last one.
+
+        Args:
+            tails: the last call's tails; None at the beginning.
+            seen: frames of each row in earlier calls.
+            new: real frames of each row in this call; they come first.
+            frames: frames of this call, padding included.
         """
         self.tails: list[Array] = []
         self.lag = 0
@@ -66,11 +71,11 @@ class Past:
         self._seen, self._new, self._frames = seen, new, frames
 
     def positions(self, steps: int) -> Int[Array, "B T"]:
-        """The number of each step in its row; negative before the beginning."""
+        """The index of each step in its row; negative before the row's beginning."""
         return self._seen[:, None] * (steps // self._frames) - self.lag + jnp.arange(steps)
 
     def join(self, x: Float[Array, "B T C"], reach: int) -> Float[Array, "B reach+T C"]:
-        """x behind the ``reach`` steps before it, zeros before the row's beginning."""
+        """The ``reach`` steps before x, then x; zeros before the row's beginning."""
         batch, steps, channels = x.shape
         if self.lag:
             x = jnp.where(self.positions(steps)[..., None] >= 0, x, 0)
@@ -82,7 +87,7 @@ class Past:
 
 
 class Conv1d(nnx.Module):
-    """Causal convolution, kernel [width, ins, outs]; depthwise where ins is 1 and x has outs channels."""
+    """Causal convolution with a kernel [width, ins, outs]; depthwise where ins is 1 and x has outs channels."""
 
     def __init__(self, init: Init, ins: int, outs: int, width: int):
         self.kernel = init.normal((width, ins, outs), (None, None, None), fan_in=width * ins)
@@ -95,7 +100,7 @@ class Conv1d(nnx.Module):
             return x @ kernel[0] + self.bias[...]
         x = past.join(x, reach)
         if kernel.shape[1] == 1 and x.shape[2] > 1:
-            # A product and a sum a tap fuse; a grouped convolution would use one lane of a matrix unit a channel.
+            # Each tap's product and sum fuse; a grouped convolution would use one lane of a matrix unit a channel.
             y = sum(x[:, tap * dilation :][:, :steps] * kernel[tap, 0] for tap in range(len(kernel)))
         else:
             y = jax.lax.conv_general_dilated(
@@ -107,8 +112,8 @@ class Conv1d(nnx.Module):
 class ConvTranspose1d(Conv1d):
     """Transposed convolution of stride ``rate``, kernel [rate or 2 rate, ins, outs].
 
-    With two strides' width a step's samples need the next step too, and the ends that have but one are cut off, as the
-    reference does: the signal then is one step shorter, and in a stream one step behind.
+    With a kernel of two strides, a step's samples depend on the next step too. The ends that have only one of the two
+    are cut off, as in the reference: the signal then is one step shorter, and in a stream one step behind.
     """
 
     def __call__(self, x: Float[Array, "B T C"], past: Past, *, rate: int) -> Float[Array, "B T*rate C2"]:

@@ -1,7 +1,8 @@
-"""Experts that lie on several devices: tokens go to the devices that hold their experts, and what is made of them comes back.
+"""Expert parallelism: tokens go to the devices that hold their experts, and the results come back.
 
-A few tokens are seen by every device, and the shares of all are added up. Many are spread over the devices: each sends its own
-to the holders of their experts, all to all (as in GShard, arXiv:2006.16668, but with no capacity: nothing is dropped).
+A few tokens are computed on every device, each with its own experts, and the results are summed over the devices. Many
+tokens are sharded over the devices, and each device sends its own to those that hold their experts, all to all (as in
+GShard, arXiv:2006.16668, but without a capacity: nothing is dropped).
 """
 
 import math
@@ -15,9 +16,9 @@ from jaxtyping import Array, Float, Int
 from omni_jax.nn import grouped_matmul
 from omni_jax.parallel.sharding import AXES
 
-# Tokens a device from which on they are sent: what is sent of fewer is mostly room for the worst case.
+# Tokens a device from which on they are exchanged. With fewer, most of the buffers would be room for the worst case.
 LEAST = 128
-# Times its mean share that a device has room for as a rule.
+# Room of a device in the usual case, as a multiple of its mean load.
 EVEN = 2
 
 
@@ -32,13 +33,13 @@ def mixture(
     mesh: AbstractMesh,
     axes: tuple[str, ...],
 ) -> Float[Array, "T D"]:
-    """As ``moe.mixture``, of experts that are spread over ``axes`` of a mesh."""
+    """As ``moe.mixture``, for experts that are sharded over ``axes`` of a mesh."""
     devices, held = math.prod(mesh.shape[axis] for axis in axes), PartitionSpec(None, axes)
     spread = len(x) >= LEAST * devices and not len(x) % (devices * -(-devices // EVEN))
-    # Rows of a batch lie over the first axis already: in this order they stay where they are.
+    # Rows of a batch are sharded over the first axis already. In this order of axes they need not move.
     tokens = PartitionSpec(tuple(axis for axis in AXES if axis in axes)) if spread else PartitionSpec()
     run = partial(_exchanged if spread else _added, axes=axes)
-    # What each device makes is its own until it is added up, which the checker cannot see through the kernels.
+    # Results differ between devices until they are summed; the checker (check_vma) cannot see that through the kernels.
     shared = jax.shard_map(
         run,
         mesh=mesh,
@@ -57,9 +58,10 @@ def _added(x, chosen, weights, gate_up, down, layer, *, axes):
 
 
 def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
-    """Room for all slots on each device, which one may need, would be mostly empty, and written and read all the same.
+    """Exchanges tokens with room for EVEN times a device's mean load.
 
-    So there is room for some times the mean; when tokens come more unevenly than that, they go part by part.
+    In the worst case one device needs room for all slots, but such buffers would be mostly empty, and written and read
+    all the same. When the load is less even than EVEN allows, the tokens are exchanged in several parts.
     """
     devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
     parts, room = -(-devices // EVEN), min(EVEN, devices) * chosen.size
@@ -76,12 +78,12 @@ def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
 
 def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
     devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
-    # Experts lie on the devices in their order, so slots (t * R + r) in the order of experts are in that of receivers.
+    # Devices hold experts in order, so slots (t * R + r) sorted by expert are also sorted by receiver.
     order, loads = grouped_matmul.group(chosen, devices * count)
     loads = jax.lax.all_gather(loads, axes)  # [sender, expert]
     sizes = jnp.sum(loads.reshape(devices, devices, count), axis=-1)  # [sender, receiver]
     rows = _send(x[order // chosen.shape[1]], room, sizes, axes)
-    # Of each sender, rows come in the order of their experts.
+    # The rows of each sender arrive in the order of their experts.
     ends = jnp.cumsum(jax.lax.dynamic_slice_in_dim(loads, jax.lax.axis_index(axes) * count, count, axis=1))
     run = jnp.searchsorted(ends, jnp.arange(room), side="right", method="compare_all")
     own = jnp.where(run < len(ends), run % count, count)[:, None]
@@ -91,7 +93,7 @@ def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
 
 
 def _send(rows: Float[Array, "S D"], room: int, sizes: Int[Array, "sender receiver"], axes) -> Float[Array, "room D"]:
-    """All to all: rows lie in the order of their receivers, and arrive in the order of their senders, zeros behind them."""
+    """All to all: rows are sent in the order of receivers and arrive in the order of senders, padded with zeros."""
     starts, places, me = jnp.cumsum(sizes, 1) - sizes, jnp.cumsum(sizes, 0) - sizes, jax.lax.axis_index(axes)
 
     def sent(rows, starts, sizes, places):
@@ -99,7 +101,7 @@ def _send(rows: Float[Array, "S D"], room: int, sizes: Int[Array, "sender receiv
         return jax.lax.ragged_all_to_all(rows, out, starts[me], sizes[me], places[me], sizes[:, me], axis_name=axes)
 
     def picked(rows, starts, sizes, places):
-        """For a CPU, which has no such collective: each device sees all rows and takes its own."""
+        """For a CPU, which lacks this collective: each device gathers all rows and picks its own."""
         ends = jnp.cumsum(sizes[:, me])
         sender = jnp.searchsorted(ends, jnp.arange(room), side="right")
         row = jnp.arange(room) - places[sender, me] + starts[sender, me]

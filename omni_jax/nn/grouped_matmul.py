@@ -1,8 +1,9 @@
-"""Products grouped by expert, in the form that suits the platform, out of the stack of all layers' kernels.
+"""Matrix products grouped by expert, out of the stack of all layers' kernels, in the form that suits the platform.
 
-On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert. A CPU loops over tiles of rows
-of one expert, and so reads each needed kernel once with a plain dot. On a GPU each turn of such a loop waits for the host, so the
-few rows of a step go without: each with its own expert's kernel, or all with all once there are more rows than experts.
+On a TPU ``ragged_dot`` is one grouped kernel; elsewhere it multiplies every row with every expert. A CPU loops over
+tiles of rows of one expert, and so reads each needed kernel once, with a plain dot. On a GPU each iteration of such a
+loop waits for the host, so the few rows of a step use no loop: each is multiplied with its own expert's kernel, or all
+rows with all experts once there are more rows than experts.
 """
 
 from functools import partial
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Rows of the largest tile: enough to reach the matrix rate of a CPU core.
+# Rows of the largest tile: enough to reach a CPU core's peak matrix rate.
 TILE = 256
-# Bytes of a kernel that a CPU multiplies at once. It copies what a product reads out of the stack of experts; a piece of this
-# size stays in its second cache, so that memory sees each kernel once and not three times.
+# Bytes of a kernel that a CPU multiplies at once. XLA copies a product's operand out of the stack of experts; a piece
+# of this size stays in the L2 cache, so that a kernel crosses main memory once and not three times.
 PIECE = 1 << 20
-# Tokens up to which a GPU multiplies all with all experts of a layer: about as long, it still waits for the kernels.
+# Tokens up to which a GPU multiplies all tokens with all experts of a layer: up to about here it is bound by reading
+# the kernels.
 STEP = 256
 
 
@@ -29,14 +31,14 @@ def mixture(
     layer: Int[Array, ""],
 ) -> Float[Array, "T D"]:
     """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]), in float32; an id of E means no expert."""
-    # Layers and experts in one leading axis are a view.
+    # Merging layers and experts into one leading axis is a view.
     count = gate_up.shape[1]
     flat = (kernel.reshape(-1, *kernel.shape[2:]) for kernel in (gate_up, down))
     return _grouped(x, chosen, weights, *flat, layer * count, count)
 
 
 def group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], Int[Array, "E"]]:
-    """Slots (t * R + r) in the order of their experts, and the number of slots of each expert."""
+    """Slots (t * R + r) sorted by expert, and the number of slots of each expert."""
     flat = chosen.reshape(-1)
     return jnp.argsort(flat, stable=True), jnp.bincount(flat, length=count)
 
@@ -60,14 +62,14 @@ def _activate(gate_up: Float[Array, "T 2F"]) -> Float[Array, "T F"]:
 def _ragged(x, chosen, weights, gate_up, down, offset, *, count: int):
     order, sizes = group(chosen, count)
     groups = jax.lax.dynamic_update_slice(jnp.zeros(gate_up.shape[0], jnp.int32), sizes.astype(jnp.int32), (offset,))
-    # Of fewer or more than a multiple of 8 rows, the TPU's compiler makes no kernel for every number of groups.
+    # Where the rows are no multiple of 8, the TPU's compiler lacks a kernel for some numbers of groups.
     rows = x[jnp.pad(order, (0, -len(order) % 8)) // chosen.shape[1]]
     y = jax.lax.ragged_dot(_activate(jax.lax.ragged_dot(rows, gate_up, groups)), down, groups)
     return combine(y[: len(order)], order, chosen, weights, count)
 
 
 def _each(x, chosen, weights, gate_up, down, offset, *, count: int):
-    """Each slot's row times its expert's kernel, written as a product and a sum: one pass over the kernel where it lies."""
+    """Each slot's row times its expert's kernel, as a product and a sum: one pass over the kernel, without a copy."""
     expert = offset + jnp.minimum(chosen.reshape(-1), count - 1)
 
     def product(rows, kernel):
@@ -78,7 +80,7 @@ def _each(x, chosen, weights, gate_up, down, offset, *, count: int):
 
 
 def _all(x, chosen, weights, gate_up, down, offset, *, count: int):
-    """All tokens times all experts of the layer, of which the chosen ones count."""
+    """All tokens times all experts of the layer; only the chosen experts have a weight."""
     gate_up, down = (jax.lax.dynamic_slice_in_dim(kernel, offset, count) for kernel in (gate_up, down))
     y = jnp.einsum("ETF,EFD->ETD", _activate(jnp.einsum("TD,EDF->ETF", x, gate_up)), down)
     shares = jnp.sum(jax.nn.one_hot(chosen, count, dtype=weights.dtype) * weights[..., None], axis=1)
@@ -86,9 +88,10 @@ def _all(x, chosen, weights, gate_up, down, offset, *, count: int):
 
 
 def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
-    """Rows that a tile may have: four sizes an octave, from a quarter of an expert's mean load to twice the mean.
+    """Sizes of tiles in rows: four sizes an octave, from a quarter of an expert's mean load to twice the mean.
 
-    So little is padded, and the largest reaches the matrix rate. An expert gets at most one slot of each token.
+    So there is little padding, and the largest tile reaches the peak matrix rate. An expert gets at most one slot of
+    each token.
     """
     least = min(TILE, 1 << max(0, (slots // (4 * count)).bit_length() - 1))
     ladder = sorted({(step << power) // 4 for power in range(9) for step in (4, 5, 6, 7)})
@@ -97,7 +100,7 @@ def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
 
 
 def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]):
-    """The i-th tile: its expert, its first slot among the expert's, and which of ``sizes`` it has."""
+    """The i-th tile: its expert, its first slot among the expert's slots, and the index of its size in ``sizes``."""
     tiles = -(-loads // sizes[-1])
     ends = jnp.cumsum(tiles)
     expert = jnp.searchsorted(ends, i, side="right")
@@ -106,7 +109,7 @@ def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]):
 
 
 def pieces(kernel: Float[Array, "E D F"]) -> int:
-    """Into how many equal pieces of its contracted axis a kernel is cut: the fewest of at most PIECE bytes each."""
+    """How many equal pieces a kernel's contracted axis is cut into: the fewest of at most PIECE bytes each."""
     rows, columns = kernel.shape[1:]
     least = max(1, -(-rows * columns * kernel.dtype.itemsize // PIECE))
     return next((count for count in range(least, rows + 1) if not rows % count), 1)
@@ -117,7 +120,7 @@ def _whole(rows: Float[Array, "T D"], kernel: Float[Array, "E D F"], expert: Int
 
 
 def _by_pieces(rows: Float[Array, "T D"], kernel: Float[Array, "E D F"], expert: Int[Array, ""]) -> Float[Array, "T F"]:
-    """rows @ kernel[expert], a piece of the contracted axis after the other."""
+    """rows @ kernel[expert], one piece of the contracted axis at a time."""
     count = pieces(kernel)
     if count == 1:
         return _whole(rows, kernel, expert)
@@ -149,8 +152,8 @@ def _tiled(x, chosen, weights, gate_up, down, offset, *, count: int, product=_wh
         expert, first, which = tile_at(i, loads, sizes)
         row = starts[expert] + first
         out = jax.lax.switch(which, [partial(multiply, size) for size in sizes], expert, row)
-        # Rows past the expert's last are written too, and then overwritten by the next expert's. The update stays outside
-        # of the branches, which would copy all of y.
+        # Rows past the expert's last one are written too; the next expert's rows overwrite them. The update stays
+        # outside of the branches, which would copy all of y.
         return jax.lax.dynamic_update_slice(y, out, (row, 0))
 
     tiles = jnp.sum(-(-loads // sizes[-1]))

@@ -1,4 +1,4 @@
-"""The dense layers, and the one place where parameters are declared: shape, logical axes, dtype and initialiser together."""
+"""Dense layers, and the one place that declares parameters: shape, logical axes, dtype and initialiser together."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ Axes = tuple[str | None, ...]
 
 
 class Init:
-    """Makes the parameters of a module tree: one dtype, a fresh random key for each.
+    """Makes the parameters of a module tree, all of one dtype, each with a fresh random key.
 
-    A parameter carries the logical names of its axes as metadata, named from the right: a leading axis added by stacking
-    layers needs no name. Under ``jax.eval_shape`` the same declarations give the abstract model.
+    A parameter carries the logical names of its axes as metadata. Names count from the right, so the leading axis of
+    stacked layers needs none. Under ``jax.eval_shape`` the same declarations give the abstract model.
     """
 
     def __init__(self, key: jax.Array, dtype: jnp.dtype | type):
@@ -37,8 +37,11 @@ class Linear(nnx.Module):
     """y = x @ kernel (+ bias), over any number of input and output axes.
 
     Args:
-        ins, outs: sizes of the contracted and of the new axes.
+        init: makes the parameters.
+        ins: sizes of the contracted axes.
+        outs: sizes of the new axes.
         axes: the logical name of each axis of the kernel, ins then outs.
+        bias: whether to add a bias.
     """
 
     def __init__(self, init: Init, ins: Sequence[int], outs: Sequence[int], *, axes: Axes, bias: bool = False):
@@ -57,13 +60,16 @@ class Linear(nnx.Module):
 
 
 def _doubled(multiply, x, kernel):
-    """One row as two: for a single one a TPU's compiler wants kernels in another order than for several (``layouts``), and
-    turns them around at every call: 7.6 GB of a dense model of 7 billion parameters."""
+    """Computes a single row as two rows.
+
+    For one row, a TPU's compiler wants another layout of the kernel than for several (``models/memory_layout.py``) and
+    would transpose kernels at every call: 7.6 GB of a dense model of 7 billion parameters.
+    """
     return multiply(jax.lax.optimization_barrier(jnp.concatenate([x, x])), kernel)[:1]
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm (arXiv:1910.07467), computed in float32 and cast back *before* the scale, as the reference does."""
+    """Root-mean-square norm (arXiv:1910.07467) in float32, cast back *before* the scale, as the reference does."""
 
     def __init__(self, init: Init, width: int, *, eps: float):
         self.scale = init.full((width,), (None,), 1.0)
@@ -91,7 +97,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table."""
+    """Looks up rows of a table."""
 
     def __init__(self, init: Init, rows: int, width: int, *, axes: Axes = ("vocab", "embed")):
         self.table = init.normal((rows, width), axes, fan_in=width)
@@ -101,7 +107,7 @@ class Embedding(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate x) * up x), gate and up in one kernel so that one pass reads both."""
+    """SwiGLU (arXiv:2002.05202): down(silu(gate x) * up x). Gate and up are one kernel, so that one pass reads both."""
 
     def __init__(self, init: Init, width: int, ffn_width: int):
         self.gate_up = Linear(init, (width,), (2, ffn_width), axes=("embed", None, "ffn"))

@@ -1,8 +1,8 @@
-"""Mixture of experts without capacity: every token reaches its experts, also when all choose the same one.
+"""Mixture of experts without capacity: every token reaches its experts, even when all choose the same one.
 
-The weights of all layers stay one array, [L * E, ...], addressed by the layer's offset (docs/adr/0002); the matmul is grouped
-by expert in the way that suits the platform. On a mesh each device holds some experts of every layer, sees all tokens, and adds
-what its own experts make of them to the others' (docs/adr/0009).
+The weights of all layers stay one array, [L * E, ...], addressed by the layer's offset (docs/adr/0002). The matmul is
+grouped by expert in the form that suits the platform. On a mesh each device holds some experts of every layer; tokens
+are computed on every device or sent to those that hold their experts (``expert_parallel.py``, docs/adr/0009).
 """
 
 import jax
@@ -16,7 +16,7 @@ from omni_jax.parallel.sharding import mesh_of, over
 
 
 class Experts(nnx.Module):
-    """SwiGLU experts of ``layers`` layers; gate and up in one kernel, gate first."""
+    """SwiGLU experts of ``layers`` layers. Gate and up are one kernel, gate first."""
 
     def __init__(self, init: Init, *, layers: int, count: int, width: int, ffn_width: int):
         self.gate_up = init.normal(
@@ -25,12 +25,12 @@ class Experts(nnx.Module):
         self.down = init.normal((layers, count, ffn_width, width), ("expert", "expert_ffn", "embed"), fan_in=ffn_width)
 
     def kernels(self) -> tuple[Float[Array, "L E D 2F"], Float[Array, "L E F D"]]:
-        """Of all layers, as ``mixture`` takes them."""
+        """The kernels of all layers, as ``mixture`` takes them."""
         return self.gate_up[...], self.down[...]
 
 
 class Router(nnx.Module):
-    """Chooses the experts of each token; holds the shared expert, where one exists."""
+    """Chooses the experts of each token. Holds the shared expert where one exists."""
 
     def __init__(self, init: Init, *, width: int, count: int, per_token: int, normalize: bool, shared_ffn_width: int):
         self.router = Linear(init, (width,), (count,), axes=("embed", None))
@@ -39,7 +39,10 @@ class Router(nnx.Module):
         self.count, self.per_token, self.normalize = count, per_token, normalize
 
     def choose(self, x: Float[Array, "T D"]) -> tuple[Int[Array, "T R"], Float[Array, "T R"]]:
-        """Softmax in float32 over all experts, then the largest, then (if ``normalize``) their share of the sum."""
+        """Each token's experts and their weights.
+
+        Softmax in float32 over all experts, then the largest, then (if ``normalize``) their share of the sum.
+        """
         logits = self.router(x)
         weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.per_token)
         if self.normalize:
@@ -49,7 +52,14 @@ class Router(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kernels: tuple[Array, Array], layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
-        """Args: ``valid`` marks real tokens (padding reaches no expert), ``kernels`` are ``Experts.kernels()``."""
+        """The layer's feed-forward: chosen experts, and the shared expert where one exists.
+
+        Args:
+            x: activations.
+            valid: marks real tokens; padding reaches no expert.
+            kernels: those of ``Experts.kernels()``.
+            layer: index of the layer.
+        """
         flat = x.reshape(-1, x.shape[-1])
         chosen, weights = self.choose(flat)
         chosen = jnp.where(valid.reshape(-1, 1), chosen, self.count)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from omni_jax.nn.causal_attention import MASKED, differentiated_as, scaled_scores
 from omni_jax.nn.kernels import packed_attention, packed_attention_cpu
 
-# Queries and keys of one block of attention inside spans.
+# Queries and keys in one block of attention inside spans.
 SPAN_ROWS, SPAN_COLUMNS = 256, 512
 
 
@@ -25,10 +25,15 @@ def attend_segments(
 ) -> Float[Array, "T N H"]:
     """Attention inside the segments of a packed sequence: token i sees token j where their segment ids are equal.
 
-    A segment is contiguous and spans at most ``reach`` tokens. What a token of a negative id (padding) gives is finite.
+    A segment is contiguous and has at most ``reach`` tokens. A negative id (padding) gives a finite output.
 
     Args:
-        mesh: what the arrays lie on.
+        q: queries.
+        k: keys.
+        v: values.
+        segments: segment id of each token.
+        reach: upper bound on the tokens of a segment.
+        mesh: the mesh that the arrays lie on; None for one device.
     """
     if len(q) <= reach:
         mask = segments[:, None] == segments[None, :]
@@ -49,26 +54,31 @@ def attend_spans(
     *,
     mesh: AbstractMesh | None = None,
 ) -> Float[Array, "T N H"]:
-    """Attention inside the spans of a packed sequence, of any length each: token i sees the tokens first[i] .. last[i] - 1.
+    """Attention inside the spans of a packed sequence, of any lengths: token i sees tokens first[i] .. last[i] - 1.
 
-    Work grows with the spans' own squares, memory with one block of scores, forward and backward. A token whose span is empty
-    (padding) gives zeros.
+    Work grows with the squares of the spans' lengths; memory is one block of scores, forward and backward. A token
+    whose span is empty (padding) gives zeros.
 
     Args:
-        mesh: what the arrays lie on.
+        q: queries.
+        k: keys.
+        v: values.
+        first: first token that each token sees.
+        last: one past the last token that each token sees.
+        mesh: the mesh that the arrays lie on; None for one device.
     """
     forms = {"tpu": partial(packed_attention.attend, mesh=mesh), "cpu": packed_attention_cpu.attend}
     return _by_platform(_spans_in_blocks, forms, q, k, v, first, last)
 
 
 def _by_platform(form, forms, *arrays):
-    """Platforms' own forms, elsewhere the one of all; where gradients are asked for, that form and its own everywhere."""
+    """The platform's own form, or ``form`` where it has none. Under differentiation, ``form`` on every platform."""
     return differentiated_as(form, lambda *arrays: jax.lax.platform_dependent(*arrays, default=form, **forms))(*arrays)
 
 
 def _segments_in_blocks(q, k, v, segments, *, reach: int):
-    """A block of ``reach`` queries finds all its keys in its own block and the two beside it: dense batches of
-    [reach, 3 * reach] scores, never [T, T]."""
+    """All keys of a block of ``reach`` queries are in its own block and the two beside it. So there are dense batches
+    of [reach, 3 * reach] scores, never [T, T]."""
     length, heads, width = q.shape
     blocks = -(-length // reach)
     padding = blocks * reach - length
@@ -90,16 +100,16 @@ def _segments_in_blocks(q, k, v, segments, *, reach: int):
 
 @jax.custom_vjp
 def _spans_in_blocks(q, k, v, first, last):
-    """A block of queries walks over just those blocks of keys that one of its tokens sees, with the softmax's maximum and sum
-    carried along (online softmax, arXiv:1805.02867; FlashAttention, arXiv:2205.14135)."""
+    """Each block of queries visits only the blocks of keys that one of its tokens sees, with an online softmax
+    (arXiv:1805.02867; FlashAttention, arXiv:2205.14135)."""
     return _forward_spans(q, k, v, first, last)[0]
 
 
 def _span_blocks(length: int, first, last, *rows):
-    """Per-token arrays cut into blocks of queries, and the range of keys that each block sees."""
+    """``first``, ``last`` and other arrays of a value a token, cut into blocks of queries."""
     size = min(SPAN_ROWS, length)
     padding = -length % size
-    # Empty spans are moved out of the way of a block's bounds, which are the least first and the largest last.
+    # A block's bounds are its lowest first and its highest last. Empty spans get values that do not affect them.
     empty = first >= last
     first, last = jnp.where(empty, length, first), jnp.where(empty, 0, last)
 
@@ -111,12 +121,12 @@ def _span_blocks(length: int, first, last, *rows):
 
 
 def _span_keys(*arrays):
-    """[N, S, H] with one block of room behind, for a last block may begin at any token."""
+    """Arrays [N, S, H], padded by one block because the last block may begin at any token."""
     return (jnp.pad(jnp.swapaxes(x, 0, 1), [(0, 0), (0, min(SPAN_COLUMNS, len(x))), (0, 0)]) for x in arrays)
 
 
 def _span_scores(q_NTH, k_NSH, low, high, at):
-    """Scores of one block of queries on the keys from ``at`` on, and which of them count."""
+    """Scores of one block of queries with the keys from ``at`` on, and which of them count."""
     seen = at + jnp.arange(k_NSH.shape[1])
     mask = (seen >= low[:, None]) & (seen < high[:, None])
     scores = jnp.einsum("NTH,NSH->NTS", q_NTH, k_NSH, preferred_element_type=jnp.float32)
@@ -144,7 +154,7 @@ def _forward_spans(q, k, v, first, last):
             keys, values = (jax.lax.dynamic_slice_in_dim(x, at, columns, axis=1) for x in (k_NSH, v_NSH))
             scores, mask = _span_scores(q_NTH, keys, low, high, at)
             grown = jnp.maximum(most, jnp.max(jnp.where(mask, scores, MASKED), axis=-1))
-            # A row that sees nothing in this block yet has MASKED for its maximum: its weights must not be exp(0).
+            # A query that has seen no key so far has MASKED as its maximum: its weights must not become exp(0).
             weights = jnp.where(mask, jnp.exp(scores - grown[..., None]), 0)
             kept = jnp.exp(most - grown)
             new = jnp.einsum("NTS,NSH->NTH", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)

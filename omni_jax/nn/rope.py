@@ -7,13 +7,13 @@ from jaxtyping import Array, Float, Num
 
 def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "half"]:
     """theta ** (-2k / head_width), k = 0 .. head_width / 2 - 1, float32."""
-    # Rounded where the reference rounds: a last digit here is 2e-3 of a radian at position 30,000.
+    # Rounded where the reference rounds: an error in the last digit here is 2e-3 of a radian at position 30,000.
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
 
 
 def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:
-    """Which coordinate turns each frequency in Qwen3's M-RoPE: 012 012 ... then 0 (section[0] takes what is left).
+    """The coordinate of each frequency in Qwen3's M-RoPE: 012 012 ... then 0 (section[0] takes the rest).
 
     interleaved_axes((24, 20, 20), 64) -> [0 1 2] * 20 + [0] * 4
     """
@@ -24,7 +24,7 @@ def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:
 
 
 def run_axes(section: tuple[int, int, int]) -> np.ndarray:
-    """Which coordinate turns each frequency in Qwen2.5's M-RoPE: a run of each.
+    """The coordinate of each frequency in Qwen2.5's M-RoPE: a contiguous run of each.
 
     run_axes((16, 24, 24)) -> [0] * 16 + [1] * 24 + [2] * 24
     """
@@ -40,10 +40,10 @@ def rotation(
     interleaved: bool = True,
     dtype,
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosines and sines of positions (time, height, width; they may be fractional), angles in float32, cast to ``dtype``.
+    """Cosines and sines of positions (time, height, width; they may be fractional), computed in float32.
 
-    Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the frequencies.
-    The cast comes before use because the reference rotates in the activations' dtype.
+    Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the
+    frequencies. The results are cast to ``dtype`` before use because the reference rotates in the activations' dtype.
     """
     inverse = jnp.asarray(frequencies(head_width, theta))
     positions = positions.astype(jnp.float32)
@@ -58,7 +58,7 @@ def rotation(
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
 ) -> Float[Array, "B T N H"]:
-    """Turns the pairs (k, k + H/2) of each head."""
+    """Rotates the pairs (k, k + H/2) of each head."""
     cos, sin = cos[:, :, None], sin[:, :, None]
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""Equal layers as one: parameters stacked along a leading axis, one compiled body under ``lax.scan``."""
+"""Stacks of equal layers: parameters stacked along a leading axis, one compiled body under ``lax.scan``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,16 @@ from omni_jax.nn.layers import Init
 
 
 def stack(init: Init, layers: int, build: Callable[[Init], Any]) -> Any:
-    """``layers`` modules from ``build``, each with its own keys, as one module whose leaves have a leading axis."""
+    """Builds ``layers`` modules, each with its own keys, as one module whose leaves have a leading axis."""
     return jax.vmap(lambda key: build(Init(key, init.dtype)))(jax.random.split(init.key(), layers))
 
 
 def apart(stacked: Any) -> nnx.List:
-    """The layers one by one, for ``scan`` inside of another loop; as it is what is apart already.
+    """Unstacks the layers, for ``scan`` inside of another loop. A list of layers is returned as it is.
 
-    Compilers for CPU and GPU copy a layer out of its stack before they multiply with it: three times the bytes of reading it.
-    Taken apart outside of the outer loop, it is copied once. A TPU's reads it where it lies.
+    Compilers for CPU and GPU copy a layer out of its stack before they multiply with it: three times the bytes of
+    reading it. A stack that is taken apart outside of the outer loop is copied only once. A TPU's compiler reads a
+    layer in place.
     """
     if isinstance(stacked, nnx.List):
         return stacked
@@ -30,8 +31,8 @@ def apart(stacked: Any) -> nnx.List:
 def scan(body: Callable[..., Any], carry: Any, stacked: Any, *xs: Any) -> tuple[Any, Any]:
     """``carry, y = body(carry, layer, index, *x)`` over the layers of a stacked module, or of one taken ``apart``.
 
-    Weights that a grouped kernel reads (experts) must not come this way: the compiler copies each layer's slice for such a
-    call. They are captured whole and addressed by the layer's index instead (docs/adr/0002).
+    Weights that a grouped kernel reads (experts) must not be part of ``stacked``: the compiler would copy each layer's
+    slice for such a call. ``body`` captures them whole and addresses them by the layer's index (docs/adr/0002).
     """
 
     def step(carry, inputs):

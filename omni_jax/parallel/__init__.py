@@ -1,1 +1,1 @@
-"""Devices: their meshes, slices and hosts, and how arrays lie on them. It knows axes, and no parts of a model."""
+"""Devices: meshes, slices and hosts, and how arrays are sharded on them. It knows axes, but no parts of a model."""

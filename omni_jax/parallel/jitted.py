@@ -1,7 +1,7 @@
-"""``jax.jit`` for the models' programs, which a CPU compiles with an option of their own.
+"""``jax.jit`` for the models' programs, with a compiler option on a CPU.
 
-XLA's CPU compiler gives products to YNNPACK. On an Intel core with AVX-512 its other library, Eigen, does those of a model's
-networks and experts in 13 to 24 % less processor time (docs/performance.md). Other platforms' programs have no options.
+XLA's CPU compiler passes products to YNNPACK. On an Intel core with AVX-512 its other library, Eigen, computes those of
+a model's networks and experts in 13 to 24 % less processor time (docs/performance.md). Other platforms need no options.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-# No kinds of operations are left to YNNPACK.
+# Passes no kind of operation to YNNPACK.
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 @cache
 def _options() -> dict[str, Any] | None:
-    """What programs of the default platform are compiled with; None on a compiler that does not know the option."""
+    """Compiler options for the default platform; None where it needs none or its compiler rejects them."""
     if jax.default_backend() != "cpu":
         return None
     try:
@@ -28,7 +28,7 @@ def _options() -> dict[str, Any] | None:
 
 
 class Jitted:
-    """A jitted function. Inside another program, or lowered for a compiler of its own, it has no options."""
+    """A jitted function. Inside another program, or lowered explicitly, it has no compiler options."""
 
     def __init__(self, function: Callable[..., Any], **how: Any):
         self.plain = jax.jit(function, **how)
@@ -42,7 +42,7 @@ class Jitted:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if self.tuned is self.plain:
             return self.plain(*arguments, **named)
-        # jax takes options of outermost programs only.
+        # JAX accepts compiler options only for outermost programs.
         inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((arguments, named)))
         return (self.plain if inside else self.tuned)(*arguments, **named)
 
@@ -50,10 +50,10 @@ class Jitted:
         return self.plain.lower(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
-        """What else a jitted function has, as its cache."""
+        """Other attributes of a jitted function, such as its cache."""
         return getattr(self.tuned, name)
 
 
 def jitted(function: Callable[..., Any], **how: Any) -> Any:
-    """``jax.jit(function, **how)``, compiled as suits the platform."""
+    """``jax.jit(function, **how)`` with the platform's compiler options."""
     return Jitted(function, **how)

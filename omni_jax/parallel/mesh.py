@@ -1,4 +1,4 @@
-"""Meshes of devices: by what a user writes, or well chosen for the devices that are there."""
+"""Meshes of devices: from a user's specification, or chosen for the devices that exist."""
 
 import math
 import re
@@ -13,19 +13,21 @@ from omni_jax.errors import shown
 from omni_jax.parallel.sharding import AXES
 from omni_jax.parallel.topology import numbers
 
-# Chips of a topology's name, such as v6e-8; v4 and v5p are named by cores, of which a chip has two.
+# A topology's name, such as v6e-8. The number counts chips; for v4 and v5p it counts cores, two a chip.
 TOPOLOGY = re.compile(r"(v[4-7][a-z]*|tpu7x)-(\d+)")
 
 
 def make_mesh(spec: str | Mesh, devices: Sequence[Any] | None = None, *, kv_heads: int = 4) -> Mesh:
-    """A mesh from what a user writes: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a mesh.
+    """A mesh from a user's specification.
 
     Args:
-        devices: what it is made of, all that there are by default; a shape or topology of fewer takes the first ones.
-        kv_heads: of the model: ``model`` of a topology divides it, for a cache whose heads divide needs no copies.
+        spec: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a mesh.
+        devices: the devices to use, by default all; a shape or topology of fewer uses the first ones.
+        kv_heads: the model's key heads. For a topology, the size of ``model`` divides this number, because a cache
+            whose heads can be divided need not be replicated.
 
     Raises:
-        ValueError: a mesh without these axes, or with explicit ones; an unknown name; too few devices.
+        ValueError: a mesh without these axes or with explicit ones, an unknown name, or too few devices.
     """
     if isinstance(spec, Mesh):
         return checked(spec)
@@ -38,7 +40,7 @@ def make_mesh(spec: str | Mesh, devices: Sequence[Any] | None = None, *, kv_head
 
 
 def well_chosen(devices: Sequence[Any], *, kv_heads: int) -> Mesh | None:
-    """The mesh of those who ask for none: all devices; None for one alone, or for a CPU, whose cores are one device's."""
+    """The default mesh: all devices. None for a single device, or for a CPU, whose cores are one device."""
     if len(devices) == 1 or devices[0].platform == "cpu":
         return None
     sizes = _divided(len(devices), kv_heads)
@@ -46,7 +48,7 @@ def well_chosen(devices: Sequence[Any], *, kv_heads: int) -> Mesh | None:
 
 
 def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
-    """How many devices each axis has, of a mesh that is named; arguments and errors as of ``make_mesh``."""
+    """The size of each axis of a mesh that is given as text; arguments and errors as in ``make_mesh``."""
     if not isinstance(spec, str):
         raise ValueError(
             f"mesh: expected a shape such as 'data=2,expert=4', a topology such as 'v6e-8', or a jax.sharding.Mesh, got "
@@ -60,7 +62,7 @@ def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
                 f"mesh: {shown(spec)} has no chip; of {kind} the number counts {'cores' if chips < count else 'chips'}"
             )
         known = numbers(kind)
-        # Large slices of v5p are made of cubes of 64 chips, in more shapes than can be compiled for here.
+        # Large slices of v5p consist of cubes of 64 chips, in more shapes than topology.CUBES lists.
         if known and count not in known and not (kind == "v5p" and count % 128 == 0):
             raise ValueError(
                 f"mesh: {shown(spec)}: no slice has this size, they are {', '.join(map(str, known))}; or name axes, such as "
@@ -82,7 +84,7 @@ def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
 
 
 def _divided(count: int, kv_heads: int) -> dict[str, int]:
-    """Heads over as many devices as their keys divide by, rows over the rest; experts are over all in any case."""
+    """Axis sizes: ``model`` as large as divides the key heads, ``data`` the rest. Experts use all axes in any case."""
     model = math.gcd(count, kv_heads)
     return {"data": count // model, "expert": 1, "model": model}
 

@@ -1,6 +1,6 @@
-"""One model on the devices of several hosts: each of them makes the same calls of its devices, in the same order.
+"""One model on the devices of several hosts: every host must make the same calls in the same order.
 
-So nothing that decides about a call may be one host's alone: neither its clock, nor its files, nor its errors.
+So no call may depend on something that differs between hosts: not on a clock, nor on local files, nor on an error.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.errors import UnreachedError, is_mistake
 
-# Bytes that hosts exchange in one go; more take a second one.
+# Bytes that hosts exchange in a first collective; larger messages need a second one.
 BLOCK = 256
 
 
 def fetch(tree: Any) -> Any:
-    """``jax.device_get``, also of arrays that lie on devices of other hosts: all of these call it at the same place."""
+    """``jax.device_get``, also for arrays on devices of other hosts. All hosts must call it at the same point."""
     leaves, kind = jax.tree.flatten(tree)
     far = [number for number, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not _here(leaf)]
     if far:
-        # One program for all of them, which gathers them on every device.
+        # One program gathers all of these arrays on every device.
         near = _gathering(leaves[far[0]].sharding.mesh)([leaves[number] for number in far])
         for number, leaf in zip(far, near, strict=True):
             leaves[number] = leaf
@@ -33,11 +33,13 @@ def fetch(tree: Any) -> Any:
 
 
 def sharing(count: int) -> list[Any]:
-    """Of a job whose copies of a model take so many devices each, those that this host's copy may have: its own, or those of
-    as many neighbouring hosts as it takes.
+    """The devices of this host's copy of the model: its own, or those of several neighbouring hosts.
+
+    Args:
+        count: devices of each copy of the model in the job.
 
     Raises:
-        ValueError: a copy does not take whole hosts, or the hosts do not make whole copies.
+        ValueError: a copy needs several hosts but not whole ones, or the hosts do not make up whole copies.
     """
     own, processes = jax.local_devices(), jax.process_count()
     hosts = -(-count // len(own))
@@ -50,18 +52,19 @@ def sharing(count: int) -> list[Any]:
         )
     first = jax.process_index() // hosts * hosts
     found = [device for device in jax.devices() if first <= device.process_index < first + hosts]
-    # Neighbours on the last axis of a mesh, which sends the most, are devices of one host.
+    # Sorted so that neighbours on the mesh's last axis, which communicates the most, are devices of one host.
     return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts that have one copy of a model together; mostly it is one, which has nobody to ask.
+    """The group of hosts that share one copy of a model. Usually it is a single host, which need not communicate.
 
     Attributes:
-        number, groups: which of the job's groups of hosts this is, from 0, and how many there are.
-        first: whether this host speaks for its group.
-        mesh: all devices of the group, those of a host in a row; None for one host.
+        number: index of this group among the job's groups, from 0.
+        groups: number of groups in the job.
+        first: whether this host is the first of its group, which decides for all.
+        mesh: all devices of the group, a row for each host; None for one host.
     """
 
     number: int = 0
@@ -71,10 +74,10 @@ class Hosts:
 
     @classmethod
     def of(cls, parts: Mapping[str, Any]) -> "Hosts":
-        """The hosts on whose devices the parts of a model lie.
+        """The group of hosts whose devices hold the parts of a model.
 
         Raises:
-            ValueError: they are no neighbours, or hold unlike parts of it.
+            ValueError: they are not neighbours, hold unequal numbers of devices, or do not divide the job's hosts.
         """
         processes, own = jax.process_count(), jax.process_index()
         leaves = jax.tree.leaves(dict(parts))
@@ -106,7 +109,7 @@ class Hosts:
         return self.mesh is None
 
     def gather(self, own: bytes) -> list[bytes]:
-        """What each host of the group says, in their order. All of them call it at the same place."""
+        """The bytes that each host of the group passes, in their order. All hosts must call it at the same point."""
         if self.mesh is None:
             return [own]
         heads = self._exchange(len(own).to_bytes(4, "big") + own[: BLOCK - 4], BLOCK)
@@ -116,14 +119,14 @@ class Hosts:
         return [(head[4:] + tail)[:length] for head, tail, length in zip(heads, tails, lengths, strict=True)]
 
     def by_first(self, action: Callable[[], Any]) -> Any:
-        """Runs an action on the first host of the group. All of them get what it returns, as JSON has it, or stop with it."""
+        """Runs an action on the group's first host. All hosts get its result, by way of JSON, or raise its error."""
         if self.mesh is None:
             return action()
         said, error = b"", None
         if self.first:
             try:
                 said = json.dumps({"made": action()}).encode()
-            except Exception as raised:  # whatever it is, the others would wait for it
+            except Exception as raised:  # of any kind: otherwise the other hosts would wait forever
                 error = raised
                 said = json.dumps({"error": worded(raised)}).encode()
         found = json.loads(self.gather(said)[0])
@@ -141,20 +144,20 @@ class Hosts:
 
 
 def worded(error: BaseException) -> tuple[str, str]:
-    """An error as another host is told of it."""
+    """An error's kind and message, to be sent to other hosts."""
     kind = "mistake" if is_mistake(error) else "trouble" if isinstance(error, OSError) else type(error).__name__
     return kind, str(error)
 
 
 def as_said(kind: str, words: str, where: str = "") -> Exception:
-    """The error that another host told of, so that its exit code is the same on all."""
+    """The error that another host sent, of a type that gives the same exit code on all hosts."""
     if kind == "mistake":
         return ValueError(f"{where}{words}")
     return UnreachedError(f"{where}{words}") if kind == "trouble" else RuntimeError(f"{where}{kind}: {words}")
 
 
 def digest(tree: Any) -> str:
-    """A checksum of the arrays, numbers and words in dataclasses, lists and dicts; functions are passed over."""
+    """A checksum of the arrays, numbers and strings in dataclasses, lists and dicts. Functions are ignored."""
     found = hashlib.blake2b(digest_size=12)
 
     def visit(node: Any) -> None:

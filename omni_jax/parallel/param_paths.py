@@ -9,13 +9,13 @@ from flax import nnx
 def leaves(tree: Any) -> dict[str, Any]:
     """Parameters by path.
 
-    Works for arrays, ShapeDtypeStructs and shardings alike; flax ends its key paths in ``value``, which is dropped here.
+    Works for arrays, ShapeDtypeStructs and shardings alike. Flax's key paths end in ``value``, which is dropped.
     """
     return {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def replace(tree: Any, values: dict[str, Any]) -> Any:
-    """The same tree with the leaves that ``values`` gives by path."""
+    """The same tree with the leaves in ``values`` replaced, by path."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(_path(path), leaf), tree)
 
 

@@ -1,7 +1,7 @@
-"""The legend of sharding: logical axes of parameters and activations to axes of a device mesh.
+"""The rules of sharding, from logical axes of parameters and activations to axes of a device mesh.
 
-A mesh has the axes ``data`` (rows of a batch), ``expert`` and ``model`` (heads, feed-forward, vocabulary). What a program
-needs to know of it, it reads off its weights: they carry their mesh, so nothing has to be set around a call (docs/adr/0009).
+A mesh has the axes ``data`` (rows of a batch), ``expert`` and ``model`` (heads, feed-forward, vocabulary). A program
+takes the mesh from its weights' shardings, so no context has to be set around a call (docs/adr/0009).
 """
 
 import math
@@ -15,11 +15,12 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "expert", "model")
-# Which axes of a mesh a logical axis may be spread over: those of them, in this order, that divide its size the most.
-# Experts are spread over all: their weights are most of a model's, and tokens are cheaper to send than to hold them twice.
+# The mesh axes over which a logical axis may be sharded, in this order: the subset that divides its size the most is
+# used. Experts are sharded over all axes: they are most of a model's weights, and sending tokens is cheaper than
+# holding them twice.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data",),
-    "alone": ("data", "expert", "model"),  # rows that a device carries to their end by itself: the frame vocoder's
+    "alone": ("data", "expert", "model"),  # rows that one device computes from beginning to end: those of code2wav
     "expert": ("expert", "model", "data"),
     "heads": ("model",),
     "kv_heads": ("model",),
@@ -32,7 +33,7 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    """How an array lies on a mesh. Names count from the right, so a leading axis of stacked layers has none."""
+    """How an array is sharded on a mesh. Names count from the right, so a leading axis of stacked layers has none."""
     named = (None,) * (len(shape) - len(names)) + names
     taken: list[str] = []
     entries: list[tuple[str, ...] | str | None] = []
@@ -44,7 +45,7 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -
 
 
 def over(name: str | None, size: int, mesh: AnyMesh, *, without: Sequence[str] = ()) -> tuple[str, ...]:
-    """The axes of a mesh that a logical axis of this size is spread over: those that give each device the least."""
+    """The mesh axes over which a logical axis of this size is sharded: those that give the smallest shards."""
     known = [axis for axis in candidates(name, mesh) if axis not in without]
     subsets = (found for count in range(len(known) + 1) for found in combinations(known, count))
     fitting = [found for found in subsets if size % math.prod(mesh.shape[axis] for axis in found) == 0]
@@ -56,21 +57,20 @@ def candidates(name: str | None, mesh: AnyMesh) -> list[str]:
 
 
 def mesh_of(weight: jax.Array) -> AbstractMesh | None:
-    """The mesh that a weight lies on, also while a program is traced; None for a single device, and where devices
-    are each alone (``shard_map``)."""
+    """The mesh of a weight, also while a program is traced; None for a single device and inside ``shard_map``."""
     mesh = getattr(jax.typeof(weight).sharding, "mesh", None)
     return mesh if mesh is not None and mesh.size > 1 and AxisType.Manual not in mesh.axis_types else None
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...], mesh: AnyMesh | None) -> jax.Array:
-    """The same array, lying on the mesh as the legend says; on a single device, as it is."""
+    """The same array, sharded on the mesh by the rules; without a mesh, unchanged."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape, mesh)))
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], beside: jax.Array | None) -> jax.Array:
-    """Zeros that lie on the mesh of a weight, ``beside``, from the beginning: no device holds them whole."""
+    """Zeros that are created sharded on the mesh of the weight ``beside``, so that no device ever holds them whole."""
     if beside is None:
         return jnp.zeros(shape, dtype)
     if isinstance(beside, Tracer):

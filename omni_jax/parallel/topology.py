@@ -1,6 +1,6 @@
-"""TPU topologies by name, without a TPU: libtpu's compiler knows the chips, and gives devices to build a mesh of.
+"""TPU topologies by name, without a TPU: libtpu's compiler knows the chips and gives abstract devices for a mesh.
 
-It comes with ``jax[tpu]`` and runs on any x86 Linux machine.
+Libtpu comes with ``jax[tpu]`` and runs on any x86 Linux machine.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 from omni_jax.errors import shown
 
-# How chips of a slice lie, by their number; of v5p in three dimensions, and its names count cores, two a chip.
+# The shape of a slice by its number of chips. v5p's slices have three dimensions and are named by cores, two a chip.
 PLANES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
 NAME = re.compile(r"(v5e|v6e|v5p)-(\d+)")
@@ -19,12 +19,13 @@ NAME = re.compile(r"(v5e|v6e|v5p)-(\d+)")
 
 @dataclass(frozen=True)
 class Chip:
-    """What a chip has, as its maker publishes it, and what of its memory the compiler lets a program have.
+    """A chip's published figures, and the memory that the compiler lets a program use.
 
     Attributes:
-        limit: bytes a program may hold.
-        bandwidth: bytes a second to and from main memory. rate: operations a second in bfloat16. link: bytes a second to
-            other chips, all links together.
+        limit: upper bound on the bytes of a program.
+        bandwidth: bytes a second to and from main memory.
+        rate: operations a second in bfloat16.
+        link: bytes a second to other chips, all links together.
     """
 
     limit: int
@@ -42,7 +43,14 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice: its name, its chips and what each is."""
+    """A slice.
+
+    Attributes:
+        name: its name, such as v6e-8.
+        chips: number of its chips.
+        chip: figures of each chip.
+        shape: arrangement of the chips, such as 2x4.
+    """
 
     name: str
     chips: int
@@ -51,7 +59,7 @@ class Topology:
 
     @property
     def devices(self) -> list[Any]:
-        """Devices that a program can be compiled for, and that nothing can run on."""
+        """Devices for which programs can be compiled, but on which none can run."""
         return _devices(f"{self.name.partition('-')[0]}:{self.shape}", self.chips)
 
 
@@ -59,7 +67,7 @@ def topology(name: str) -> Topology:
     """A slice such as v5e-1, v6e-8 or v5p-8 (cores: four chips).
 
     Raises:
-        ValueError: a name that is none of these, or a number of chips that no slice has.
+        ValueError: the name is unknown, or no slice has this number of chips.
     """
     if not (found := NAME.fullmatch(name)):
         raise ValueError(
@@ -74,7 +82,7 @@ def topology(name: str) -> Topology:
 
 
 def numbers(kind: str) -> list[int]:
-    """The numbers that slices of a kind are named by, of v5p twice their chips; none of a kind that is not known."""
+    """The numbers in the names of a kind's slices (for v5p twice the chips); empty for an unknown kind."""
     if kind not in CHIPS:
         return []
     return [2 * size for size in CUBES] if kind == "v5p" else list(PLANES)
@@ -82,9 +90,9 @@ def numbers(kind: str) -> list[int]:
 
 @cache
 def _devices(name: str, chips: int) -> list[Any]:
-    # No TPU is looked for, and another process may be compiling.
+    # Do not look for a TPU, and allow other processes to load libtpu for compiling.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    # It complains of the host that it does not find, unless it is told of one; which one makes no difference to its programs.
+    # Without a host's name and type, libtpu logs that it finds none. The values make no difference to the programs.
     host = {"TPU_ACCELERATOR_TYPE": "v6e-4", "TPU_WORKER_HOSTNAMES": "localhost"}
     for quiet, value in {**host, "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}.items():
         os.environ.setdefault(quiet, value)
@@ -93,7 +101,7 @@ def _devices(name: str, chips: int) -> list[Any]:
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if chips == 1 else {}
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds).devices)
-    except Exception as error:  # whatever the plugin's loader raises: there is no compiler
+    except Exception as error:  # the plugin's loader may raise anything; then there is no compiler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"the TPU's compiler is not here ({reason}); on Linux for x86: pip install 'jax[tpu]'"

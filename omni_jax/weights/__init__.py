@@ -1,11 +1,11 @@
 """Weights: Hugging Face safetensors to our tree and back, by a table that reads in both directions.
 
-load(folder, config, dtype=...)           parts with the weights of a folder in the published layout
-voices(folder, config)                    the voices that a checkpoint has in a file beside its weights
-save(parts, folder, config_json, ...)     parts, or any source of pieces, into the published layout
-config_of(folder)                         the configuration of a folder, as far as its weights go
-published(folder, config, ...)            such a folder as a source of pieces, and the abstract parts that it fills
-assemble(source, abstract, ...)           parts on the devices from a folder, each process reading its devices' blocks
+load(folder, config, dtype=...)           loads parts from a folder in the published layout
+voices(folder, config)                    reads the speakers that a checkpoint has in a file beside its weights
+save(parts, folder, config_json, ...)     writes parts, or any source of pieces, in the published layout
+config_of(folder)                         the configuration of a folder, without parts that have no weights there
+published(folder, config, ...)            a folder in the published layout as a source of pieces, and its abstract parts
+assemble(source, abstract, ...)           loads a source onto the devices; each process reads its own devices' blocks
 """
 
 from omni_jax.config.speech import Speaker

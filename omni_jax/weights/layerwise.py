@@ -1,8 +1,8 @@
 """Weights in pieces, so that a checkpoint larger than the memory can be read, written and compared.
 
-A piece is one layer of a leaf that stacks its layers, or a whole leaf that does not. Pieces come in groups: for each
-part the leaves that are not stacked, then layer by layer all that are. Whoever holds weights is a Source: a Hugging
-Face folder, a converted one, or arrays in memory; whoever takes them goes through the groups in their order.
+A piece is one layer of a stacked leaf, or the whole of a leaf that is not stacked. Pieces are read and written in
+groups: for each part first the leaves that are not stacked, then all stacked ones layer by layer. A Source holds
+weights: a Hugging Face folder, a converted one, or arrays in memory. Its groups are read in their order.
 """
 
 import math
@@ -20,12 +20,12 @@ from omni_jax.weights.safetensors_reader import Safetensors
 from omni_jax.weights.shards import Block
 from omni_jax.weights.table import Binding, report
 
-# Of each leaf, by path, the blocks of a piece that are to be read.
+# The blocks of each leaf's pieces that are to be read, by path.
 Wanted = Mapping[str, Sequence[Block]]
 Progress = Callable[[int, int, str], object]
 
-# Stacked leaves up to this size are handled whole: fewer compiled programs, and no layer's tensors are smaller at
-# full size.
+# Stacked leaves up to this size are handled whole, which needs fewer compiled programs. In full-size models, no layer's
+# tensors are smaller.
 SMALL_BYTES = 32 << 20
 
 
@@ -34,10 +34,10 @@ class Leaf:
     """A parameter.
 
     Attributes:
-        shape: of all layers.
+        shape: shape of the leaf, all layers included.
         stacked: whether the first axis counts layers.
-        dtype: some are float32 in any model.
-        axes: the logical names of a piece's axes, where they are known.
+        dtype: dtype; some leaves are float32 in any model.
+        axes: logical names of a piece's axes, where they are known.
     """
 
     shape: tuple[int, ...]
@@ -51,18 +51,18 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size of the leaf in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def piece_size(self) -> int:
-        """In bytes."""
+        """Size of a piece in bytes."""
         return math.prod(self.piece) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Pieces that are read and written together: the leaves ``paths`` of a part, whole or at one layer."""
+    """Pieces that are read and written together: the leaves ``paths`` of a part, whole or one layer of each."""
 
     part: str
     layer: int | None
@@ -74,30 +74,30 @@ class Group:
 
 
 class Source(Protocol):
-    """Whoever holds weights.
+    """Anything that holds weights.
 
     Attributes:
-        dtype: of the parameters whose dtype may be chosen.
+        dtype: dtype of the parameters whose dtype may be chosen.
     """
 
     @property
     def dtype(self) -> np.dtype: ...
 
     def read(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
-        """The group's pieces, one after the other; who takes them casts them to the dtype that he wants."""
+        """The group's pieces, one after another. The caller casts them to the dtype that it needs."""
         ...
 
 
 class Folder(Source, Protocol):
-    """A source on a disk, which reads no more than is asked for."""
+    """A source on a disk, which can read single blocks."""
 
     def blocks(self, group: Group, wanted: Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Of each of the group's pieces the wanted blocks, in their order and their leaf's dtype."""
+        """The wanted blocks of each of the group's pieces, in their order and in their leaf's dtype."""
         ...
 
 
 def leaves(tree: Mapping[str, nnx.Module]) -> dict[str, Leaf]:
-    """The leaves of parts by path. Axes are named from the right, so a leaf with one axis too many is stacked."""
+    """The leaves of parts by path. Axes are named from the right, so a leaf with an axis more than names is stacked."""
     axes, found = parts.axes(tree), {}
     for path, leaf in parts.leaves(tree).items():
         stacked = len(leaf.shape) > len(axes[path])
@@ -106,7 +106,7 @@ def leaves(tree: Mapping[str, nnx.Module]) -> dict[str, Leaf]:
 
 
 def groups(found: Mapping[str, Leaf]) -> list[Group]:
-    """All pieces in the order of reading and writing: what only speaking needs comes last."""
+    """All pieces in the order of reading and writing: parts that only speech needs come last."""
     by_part: dict[str, list[str]] = {}
     for path in found:
         by_part.setdefault(path.split(".")[0], []).append(path)
@@ -122,7 +122,11 @@ def groups(found: Mapping[str, Leaf]) -> list[Group]:
 
 
 def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> None:
-    """Refuses leaves that are not the wanted ones, but for their dtypes (ValueError with every fault)."""
+    """Compares leaves with the wanted ones, except for their dtypes.
+
+    Raises:
+        ValueError: leaves are missing, unknown or of another shape; all faults in one report.
+    """
     faults = [(path, "missing") for path in wanted if path not in held]
     faults += [(path, "unknown") for path in held if path not in wanted]
     for path, leaf in wanted.items():
@@ -133,7 +137,7 @@ def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> No
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Host memory at an address from which the CPU backend takes an array without copying it."""
+    """Host memory, aligned so that the CPU backend uses it as an array without a copy."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
@@ -143,13 +147,13 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Source: tensors in the published layout, put together by the table.
+    """Source: tensors in the published layout, joined into leaves by the table.
 
     Attributes:
         tensors: the folder's tensors.
-        bindings: which of them make which leaf, by path.
-        names: the name that the folder gives to a published name.
-        leaves: shapes and dtypes of the pieces, by path; other floats are cast.
+        bindings: the tensors of each leaf, by path.
+        names: the folder's name of each published name.
+        leaves: shapes and dtypes of the leaves, by path; tensors of other float dtypes are cast.
         dtype: as in ``Source``.
     """
 
@@ -173,7 +177,7 @@ class Published:
         binding, leaf = self.bindings[path], self.leaves[path]
         spans = binding.spans(block)
         if spans is None:
-            # Devices that share a joined axis unevenly: the whole is read, and cut.
+            # Devices divide a joined axis so that the block is no rectangle: the whole piece is read and cut.
             piece = self._block(path, layer, shards.whole(leaf.piece))
             return piece[shards.slices(block)].copy()
         values = empty(shards.shape_of(block), leaf.dtype)
@@ -184,10 +188,10 @@ class Published:
 
 @dataclass(frozen=True)
 class InMemory:
-    """Source: parts as arrays, of JAX or NumPy.
+    """Source: parts as JAX or NumPy arrays.
 
-    Of an array that lies on devices of several processes, the pieces are JAX's: none of the processes has them whole.
-    Layers of a decoder may be arrays of their own (``memory_layout.arranged``), which then are its pieces as they lie.
+    The pieces of an array on devices of several processes are JAX arrays, because no process holds them whole. A
+    decoder's layers may be arrays of their own (``memory_layout.arranged``), which then are the pieces.
     """
 
     parts: Mapping[str, nnx.Module]
@@ -217,9 +221,9 @@ class InMemory:
 def drain(
     found: Mapping[str, Leaf], source: Source, progress: Progress | None
 ) -> Iterator[tuple[Group, str, np.ndarray]]:
-    """Every piece of a source in order and in its leaf's dtype.
+    """Every piece of a source, in order and in its leaf's dtype.
 
-    Each is followed by a word to ``progress`` (bytes done, bytes in all, path).
+    After each piece, ``progress`` is called with (bytes done, bytes in all, path).
     """
     total, done = sum(leaf.size for leaf in found.values()), 0
     for group in groups(found):
@@ -232,7 +236,15 @@ def drain(
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What comparing one piece found: values in all, how many differ, and by how much at most (NaN if one is)."""
+    """The result of comparing one piece.
+
+    Attributes:
+        path: path of its leaf.
+        layer: its layer; None for a leaf that is not stacked.
+        values: number of values.
+        differing: number of values that differ.
+        largest: largest absolute difference; NaN if a difference is NaN.
+    """
 
     path: str
     layer: int | None
@@ -252,7 +264,7 @@ def compare(left: Published, right: Source, *, progress: Progress | None = None)
             yield Difference(
                 path=path, layer=group.layer, values=ours.size, differing=int(differing.sum()), largest=float(gap)
             )
-    next(pairs, None)  # lets the last piece be reported
+    next(pairs, None)  # so that the last piece's progress is reported
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

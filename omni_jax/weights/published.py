@@ -1,4 +1,4 @@
-"""A checkpoint in the published layout: checked as a whole before anything is read, loaded, and written."""
+"""Checks, loads and writes checkpoints in the published layout. All checks come before any weights are read."""
 
 import fnmatch
 import re
@@ -22,7 +22,7 @@ from omni_jax.weights.table import Binding, bind, report
 from omni_jax.weights.tables import common
 from omni_jax.weights.to_devices import Shardings, assemble
 
-# What a checkpoint's folder holds beside the weights is small: configuration, tokenizer, templates, notes.
+# A checkpoint's other files are small: configuration, tokenizer, templates, notes. Larger ones are not copied.
 COPIED_BYTES = 64 << 20
 NOT_COPIED = (
     "*.safetensors",
@@ -44,13 +44,13 @@ def _table(config: OmniConfig) -> ModuleType:
 
 
 def config_of(folder: str | Path) -> OmniConfig:
-    """The configuration of a folder, as far as its weights go.
+    """The configuration of a folder, without the parts that speak if the folder has no weights for them.
 
-    Where no tensor is of the parts that speak, it is that of a model that only writes, whatever config.json says: Transformers
+    A folder without tensors of these parts holds a model that only writes text, whatever config.json says: Transformers
     writes such folders after ``disable_talker``.
 
     Raises:
-        ValueError: as of ``from_hf``, or for what names the tensors.
+        ValueError: as in ``from_hf``, or the files that name the tensors are broken.
     """
     config = from_hf(folder)
     names = held_names(folder) if config.talker is not None else []
@@ -70,16 +70,16 @@ def load(
 
     Args:
         folder: holds safetensors, single or sharded.
-        config: of the same folder.
-        dtype: float32 or bfloat16; what is stored otherwise is cast. What makes mel frames and samples of the codes of
-            Qwen2.5-Omni is float32 whatever is given.
-        speech: False leaves what only speaking needs on the disk: those tensors are neither read nor checked, and shards
+        config: the folder's configuration.
+        dtype: float32 or bfloat16; weights of other dtypes are cast. Qwen2.5-Omni's vocoder (DiT and BigVGAN) is always
+            float32.
+        speech: False skips the parts that only speech needs: their tensors are neither read nor checked, and shards
             that hold nothing else may be absent.
-        shardings: by path of the leaf; the default device where there is none.
+        shardings: sharding of each leaf, by path; a leaf without one goes to the default device.
         progress: called with (bytes done, bytes in all, path) after each piece.
 
     Raises:
-        ValueError: the folder does not hold this model whole; one report of all faults.
+        ValueError: the folder does not hold exactly this model; all faults in one report.
     """
     source, abstract = published(folder, config, dtype=dtype, speech=speech)
     return assemble(source, abstract, shardings=shardings, progress=progress)
@@ -88,13 +88,17 @@ def load(
 def published(
     folder: str | Path, config: OmniConfig, *, dtype: Any = None, speech: bool = True
 ) -> tuple[Published, dict[str, nnx.Module]]:
-    """Checks a folder in the published layout against the model, by names, shapes and dtypes alone.
+    """Checks a folder in the published layout against the model, by names, shapes and dtypes only.
 
     Args:
-        dtype: as in ``load``; None for the stored one: bfloat16 where every tensor is that may be, else float32.
+        folder: as in ``load``.
+        config: as in ``load``.
+        dtype: as in ``load``; None for the stored one: bfloat16 if all tensors whose dtype may be chosen are bfloat16,
+            else float32.
+        speech: as in ``load``.
 
     Returns:
-        The folder as a source of pieces, and the abstract parts that it fills.
+        The folder as a source of pieces, and the abstract parts for its weights.
 
     Raises:
         ValueError: as in ``load``.
@@ -146,17 +150,22 @@ def save(
 
     Args:
         weights: parts, or a source of their pieces.
-        folder: made where it is not there; must not hold weights yet.
+        folder: the folder to write; created if it does not exist. It must not hold weights yet.
         config_json: the content of config.json.
         dtype: float32 or bfloat16; None for the weights' own.
-        speech: whether the source holds the speaking parts too; known of parts. Without them config.json says so.
-        files_from: a folder whose small files (tokenizer, templates, ...) are copied, and whose voices are read and
-            written, where they are a file and the model speaks.
-        shard_bytes: the largest size of a file of several tensors.
+        speech: whether the source holds the parts that speak; ignored for parts, where it is known. Without them, the
+            config.json that is written says so.
+        files_from: a folder whose small files (tokenizer, templates, ...) are copied. Where the model speaks and its
+            speakers are in a file, they are read from there and written anew.
+        shard_bytes: upper bound on the size of a file of several tensors.
+        progress: called with (bytes done, bytes in all, path) after each piece.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: the folder holds weights already, the parts are not the model that ``config_json`` describes, or the
-            file of voices is missing or is not one.
+            speakers' file is missing or broken.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -171,7 +180,7 @@ def save(
         layerwise.agree(layerwise.leaves(abstract), layerwise.leaves(weights), "the parts")
     voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
     described = _stored_as(config_json, dtype.name, _table(config).FLOAT32)
-    if not speech and "thinker_config" in described:  # that of a thinker alone has nothing to say of it
+    if not speech and "thinker_config" in described:  # the config.json of a thinker alone has no such field
         described = {**described, "enable_audio_output": False}
 
     def beside() -> None:
@@ -193,7 +202,7 @@ def save(
 
 
 def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str, Binding]:
-    """How each leaf of the abstract parts is stored in the published layout."""
+    """How each leaf of the abstract parts is stored in the published layout, by path."""
     bound, faults = bind(
         _table(config).rows(config),
         {path: leaf.shape for path, leaf in layerwise.leaves(abstract).items()},
@@ -206,14 +215,18 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
 def copy_files(
     source: str | Path, target: str | Path, voices: Mapping[str, speech.Speaker], *, again: bool = True
 ) -> None:
-    """Copies the small files of a checkpoint's folder: everything but weights, hidden files and what is over 64 MiB.
+    """Copies the small files of a checkpoint's folder: all but weights, hidden files and files over 64 MiB.
 
-    Those that are there already are kept if not ``again``.
+    The speakers' file could hold anything, so it is not copied: the speakers that were read from it are written.
 
-    Voices come in a file that could hold anything, so what was read of it is written, and it is not copied.
+    Args:
+        source: the checkpoint's folder.
+        target: the folder to copy to.
+        voices: the speakers to write.
+        again: whether files that exist already are written again.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
@@ -232,10 +245,10 @@ def copy_files(
 
 
 def float_dtype(dtype: Any) -> np.dtype:
-    """float32 or bfloat16 as NumPy knows it.
+    """float32 or bfloat16 as a NumPy dtype.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: it is neither.
     """
     try:
         found = np.dtype(jnp.dtype(dtype))
@@ -247,7 +260,7 @@ def float_dtype(dtype: Any) -> np.dtype:
 
 
 def _names(tensors: Safetensors, table: ModuleType) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """The folder's name of each published name, without what is ignored; and faults where two are the same."""
+    """The folder's name of each published name, without ignored tensors; and a fault for each duplicate."""
     names: dict[str, str] = {}
     faults = []
     for name in tensors.tensors:
@@ -260,14 +273,22 @@ def _names(tensors: Safetensors, table: ModuleType) -> tuple[dict[str, str], lis
 
 
 def _refuse_quantized(tensors: Safetensors) -> None:
-    """Says that tensors are quantized, by the names that quantizers give and by dtypes of a byte (ValueError)."""
+    """Refuses quantized tensors, which have a quantizer's suffix in their name or an 8-bit or 4-bit float dtype.
+
+    Raises:
+        ValueError: a tensor is quantized.
+    """
     for name, stored in tensors.tensors.items():
         if name.endswith(foreign.QUANTIZED) or stored.dtype.startswith(("F8", "F4")):
             raise ValueError(f"{tensors.folder}: {foreign.quantized(f'it holds {cut(name)} in {stored.dtype}')}")
 
 
 def _count(folder: Path, counted: Iterable[tuple[str, str, int]], names: Collection[str]) -> None:
-    """Compares how many layers config.json has with the tensors, before anything is made of so many (ValueError)."""
+    """Compares config.json's numbers of layers with the tensors, before anything of that size is built.
+
+    Raises:
+        ValueError: config.json has more layers than the tensors.
+    """
     for field, prefix, count in counted:
         numbers = re.compile(rf"{re.escape(prefix)}\.(\d{{1,9}})\.")
         held = max((int(found[1]) + 1 for name in names if (found := numbers.match(name))), default=0)
@@ -281,11 +302,13 @@ def _count(folder: Path, counted: Iterable[tuple[str, str, int]], names: Collect
 def _stored_as(
     config_json: Mapping[str, Any], dtype: str, fixed: Collection[str], *, whole: bool = True
 ) -> dict[str, Any]:
-    """config.json with the dtype that is written, in the new spelling, for the whole and each object in it that names one.
+    """config.json with the written dtype, in the new spelling: in the outermost object and each that has a dtype.
 
     Args:
-        fixed: names of objects that are float32 whatever is written.
-        whole: this is the outermost object, which names a dtype even where it did not.
+        config_json: the object.
+        dtype: name of the dtype that is written.
+        fixed: names of objects that are always float32.
+        whole: this is the outermost object, which gets a dtype even if it had none.
     """
     names = ("dtype", "torch_dtype")
     described = {name: value for name, value in config_json.items() if name not in names}

@@ -1,4 +1,4 @@
-"""A folder's safetensors, read lazily: names, shapes and dtypes first, a tensor's data when it is asked for."""
+"""A folder's safetensors, read lazily: names, shapes and dtypes first, a tensor's data on request."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Where a tensor lies, and its shape and dtype as safetensors spells it (BF16, F32, ...)."""
+    """The file of a tensor, its shape, and its dtype in safetensors' spelling (BF16, F32, ...)."""
 
     file: str
     shape: tuple[int, ...]
@@ -31,17 +31,17 @@ class Stored:
 class Safetensors:
     """The tensors of a folder.
 
-    Files are opened to read their headers, and again for each batch of reads: an open file is mapped into memory, and
-    what was read of it would count as ours until it is closed. So use it as a context around reads that belong
-    together.
+    Files are opened to read their headers, and again for each batch of reads. An open file is mapped into memory, and
+    what was read of it counts as the process's memory until the file is closed. So use this as a context manager around
+    reads that belong together.
 
     Args:
         folder: holds ``model.safetensors``, or the shards that ``model.safetensors.index.json`` names.
-        wanted: which names to look at; shards that hold no wanted tensor are never opened and may be absent.
+        wanted: selects tensors by name; shards without a wanted tensor are never opened and may be absent.
 
     Raises:
-        ValueError: one line for a folder without safetensors, a broken index, an absent, truncated or corrupt file,
-            and for an index and shards that disagree.
+        ValueError: the folder has no safetensors, the index is broken, a file is absent, truncated or corrupt, or index
+            and shards disagree. The message is one line.
     """
 
     def __init__(self, folder: str | Path, *, wanted: Callable[[str], bool] = lambda name: True):
@@ -78,8 +78,8 @@ class Safetensors:
         """One tensor's data, as stored.
 
         Args:
-            name: of the tensor.
-            spans: of each axis, what to read, joined in that order; None reads all.
+            name: the tensor's name.
+            spans: the spans of each axis to read, which are joined in that order; None for the whole tensor.
 
         Raises:
             ValueError: the file cannot be read any more.
@@ -123,10 +123,10 @@ class Safetensors:
 
 
 def held_names(folder: str | Path) -> list[str]:
-    """The names of a folder's tensors, from its index or its only file; none where it has no weights here.
+    """The names of a folder's tensors, from its index or its only file; empty where it has no weights.
 
     Raises:
-        ValueError: as of ``Safetensors``, for what names them.
+        ValueError: as in ``Safetensors``, for the index or the only file.
     """
     folder = Path(folder)
     if not ((folder / INDEX).is_file() or (folder / SINGLE).is_file()):
@@ -157,7 +157,7 @@ def _index(folder: Path) -> dict[str, str] | None:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
             if not all(isinstance(item, str) for pair in index.items() for item in pair):
                 raise TypeError("weight_map must map names to files")
-            # A file of the folder itself: an index must not lead elsewhere on the disk.
+            # Only files of the folder itself: an index must not point elsewhere on the disk.
             if any(Path(file).name != file or len(file) > 255 for file in index.values()):
                 raise ValueError("weight_map names what is no file of the folder")
             return index

@@ -33,15 +33,23 @@ def write(
 ) -> None:
     """Writes a source's weights into ``folder`` as safetensors in the published layout, each leaf in its dtype.
 
-    Shards and their index are written under temporary names and renamed when all is whole, the index last; without it a
-    reader takes none. Where anything fails no weights stay, so that the same call may be made again.
+    Shards and their index are written under temporary names, and renamed when all are complete. The index comes last;
+    readers ignore shards without it. After any error no weights are left in the folder, so that the same call can be
+    repeated.
 
     Args:
-        beside: called before they are renamed, to write what belongs beside them.
+        source: the weights.
+        found: leaves by path.
+        bindings: how each leaf is stored, by path.
+        folder: the folder to write.
+        shard_bytes: upper bound on the size of a file of several tensors.
+        progress: called with (bytes done, bytes in all, path) after each piece.
+        beside: called before the files are renamed, to write other files of the checkpoint.
 
     Raises:
         ValueError: the folder holds weights already.
-        OSError: the disk is full, say; no temporary file stays. As of ``beside``.
+        OSError: the folder cannot be written, for example because the disk is full; no temporary file is left. Errors
+            of ``beside`` are raised too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if list(folder.glob("*.safetensors")) or (folder / INDEX).exists():
@@ -62,7 +70,7 @@ def write(
         with _told(folder):
             for path, shard in zip(partial, shards, strict=False):
                 _write_shard(path, shard, stream)
-            next(stream, None)  # lets the stream report its last piece
+            next(stream, None)  # so that the last piece's progress is reported
         if beside is not None:
             beside()
         if len(shards) > 1:
@@ -71,7 +79,7 @@ def write(
             for path, file in zip(partial, named, strict=True):
                 path.rename(folder / file)
     except BaseException:
-        for file in named:  # none was there before
+        for file in named:  # none existed before
             (folder / file).unlink(missing_ok=True)
         raise
     finally:
@@ -81,10 +89,10 @@ def write(
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """Says that weights cannot be written."""
+    """Raises an OSError with a message for weights that cannot be written."""
     try:
         yield
-    except UnreachedError:  # of the source
+    except UnreachedError:  # raised by the source
         raise
     except OSError as error:
         said = f"{folder}: cannot be written ({error.strerror}); no weights were left there, make room"
@@ -92,7 +100,11 @@ def _told(folder: Path) -> Iterator[None]:
 
 
 def ensure_room(folder: Path, needed: int, *, advice: str = "make room or choose another disk") -> None:
-    """Refuses to begin what the disk has no room for (OSError)."""
+    """Checks that the disk has room.
+
+    Raises:
+        OSError: fewer than ``needed`` bytes are free.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
         sizes = f"{size(needed)} are needed, {size(free)} are free"
@@ -100,15 +112,15 @@ def ensure_room(folder: Path, needed: int, *, advice: str = "make room or choose
 
 
 def size(count: int) -> str:
-    """Bytes as people say them."""
+    """A number of bytes in readable form."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file so that it is there whole or not at all, also after a crash.
+    """Writes a JSON file atomically: it is complete or absent, even after a crash.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with whole(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
@@ -121,10 +133,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """The name under which a small file is written before it has its own, which it gets inside; nothing else stays of it.
+    """A temporary name for a small file, which the caller renames to ``path``. It is removed after an OSError.
 
     Raises:
-        OSError: it cannot be written, in one line.
+        OSError: the file cannot be written; the message is one line.
     """
     temporary = path.with_name(f"{path.name}.partial")
     try:
@@ -139,7 +151,7 @@ def whole(path: Path) -> Iterator[Path]:
 def _plan(
     found: Mapping[str, layerwise.Leaf], bindings: Mapping[str, Binding], limit: int
 ) -> list[dict[str, tuple[Shape, np.dtype]]]:
-    """Which tensors each shard holds, with their shapes and dtypes, in the order in which they will come."""
+    """The tensors of each shard, with their shapes and dtypes, in the order of writing."""
     shards: list[dict[str, tuple[Shape, np.dtype]]] = [{}]
     filled = 0
     for group in layerwise.groups(found):
@@ -167,8 +179,8 @@ def _tensors(
 
 
 def _write_shard(path: Path, shard: Mapping[str, tuple[Shape, np.dtype]], stream: Iterator[np.ndarray]) -> None:
-    """A safetensors file: the head's length in 8 bytes, the head in JSON, padded to align the data, the data."""
-    start, entries = 0, dict[str, Any](__metadata__={"format": "pt"})  # Transformers refuses files that do not say so
+    """Writes a safetensors file: the header's length in 8 bytes, the JSON header padded to align the data, the data."""
+    start, entries = 0, dict[str, Any](__metadata__={"format": "pt"})  # Transformers refuses files without this
     for name, (shape, dtype) in shard.items():
         end = start + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": CODES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}

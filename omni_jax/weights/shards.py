@@ -1,6 +1,6 @@
-"""Blocks: rectangles of a piece, as large as one device holds of it.
+"""Blocks: rectangles of a piece, each the shard of one device.
 
-A host reads and sends only the blocks of its own devices. Where several of them hold the same block, it is read once.
+A host reads and sends only the blocks of its own devices. A block that several of them hold is read once.
 """
 
 import math
@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-Span = tuple[int, int]  # first and last, the last not included
+Span = tuple[int, int]  # first, and one past the last
 Block = tuple[Span, ...]  # a span of each axis
 
 
 def whole(shape: Sequence[int]) -> Block:
-    """The block that is everything."""
+    """The block that covers the whole array."""
     return tuple((0, size) for size in shape)
 
 
@@ -25,18 +25,18 @@ def shape_of(block: Block) -> tuple[int, ...]:
 
 
 def slices(block: Block, origin: Block | None = None) -> tuple[slice, ...]:
-    """The block as an index, into the array that begins where ``origin`` does."""
+    """The block as an index into an array that begins where the block ``origin`` does."""
     starts = [start for start, _ in origin or ((0, 0),) * len(block)]
     return tuple(slice(start - zero, stop - zero) for (start, stop), zero in zip(block, starts, strict=True))
 
 
 def from_index(index: Sequence[slice], shape: Sequence[int]) -> Block:
-    """The block of an index as JAX gives it, where None stands for an end."""
+    """The block of an index in JAX's form, where None stands for an end of the axis."""
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
 def held(sharding: Sharding | None, shape: Sequence[int]) -> list[Block]:
-    """The different blocks of an array that the devices of this process hold; None is one device that holds it all."""
+    """The distinct blocks of an array that this process's devices hold. Without a sharding, one device holds it all."""
     if sharding is None:
         return [whole(shape)]
     indices = sharding.addressable_devices_indices_map(tuple(shape)).values()
@@ -44,7 +44,7 @@ def held(sharding: Sharding | None, shape: Sequence[int]) -> list[Block]:
 
 
 def of_layer(sharding: Sharding | None) -> Sharding | None:
-    """How one layer lies where the stack lies as ``sharding`` says."""
+    """The sharding of one layer of a stack with this sharding."""
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
     return sharding
@@ -53,13 +53,13 @@ def of_layer(sharding: Sharding | None) -> Sharding | None:
 def put(
     found: Mapping[Block, np.ndarray], shape: Sequence[int], sharding: Sharding | None, *, stacked: bool = False
 ) -> jax.Array:
-    """An array on its devices, from the blocks that those of this process hold.
+    """An array on its devices, from the blocks of this process's devices.
 
     Args:
-        found: a host array for each block that ``held`` named.
-        shape: of the whole array.
-        sharding: of the whole array; None for the default device.
-        stacked: the blocks are of one layer, and their arrays hold all layers of it.
+        found: a host array for each block of ``held``.
+        shape: shape of the whole array.
+        sharding: sharding of the whole array; None for the default device.
+        stacked: whether the blocks are those of one layer and the arrays hold all layers of them.
     """
     arrays = list(found.values())
     if sharding is None:
@@ -102,7 +102,7 @@ def runs(sizes: Sequence[int], spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def gathered(axes: Sequence[Sequence[Span]]) -> Iterator[tuple[Block, Block]]:
-    """Where an array of which each axis keeps only some spans lies in the whole, and where in itself, by rectangles."""
+    """Rectangles that some spans of each axis select: each one's block in the array and in the selection."""
     places = []
     for spans in axes:
         ends = np.cumsum([stop - start for start, stop in spans]).tolist()

@@ -1,4 +1,4 @@
-"""The voices of Qwen2.5-Omni, which come beside the weights in spk_dict.pt."""
+"""The speakers of Qwen2.5-Omni, which are in spk_dict.pt beside the weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,15 +16,15 @@ FILE = "spk_dict.pt"
 
 
 def read_speakers(path: str | Path, config: Qwen25OmniConfig | None = None) -> dict[str, Speaker]:
-    """Reads the voices of a checkpoint, without torch and without running what the file may hold.
+    """Reads the speakers of a checkpoint, without torch and without running code from the file.
 
     Args:
         path: spk_dict.pt, or the folder that holds it.
-        config: of the model that they are to be voices of; None does not ask whether they can be.
+        config: configuration of the model that the speakers must fit; None for no such check.
 
     Raises:
-        ValueError: the file is absent, damaged, too large, or holds anything but voices, or those of another model; one
-            line says what.
+        ValueError: the file is absent, damaged or too large, or it holds anything but speakers or those of another
+            model. The message is one line.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
@@ -45,11 +45,12 @@ def read_speakers(path: str | Path, config: Qwen25OmniConfig | None = None) -> d
 
 
 def voices(folder: str | Path, config: OmniConfig, *, speech: bool = True) -> dict[str, Speaker]:
-    """The voices that a checkpoint has in a file: those of a Qwen2.5-Omni that speaks, else none.
+    """The speakers that a checkpoint has in a file: those of a Qwen2.5-Omni that speaks, else none.
 
     Args:
-        folder: of the checkpoint.
-        speech: whether it is to speak.
+        folder: the checkpoint's folder.
+        config: the checkpoint's configuration.
+        speech: whether speech is wanted.
 
     Raises:
         ValueError: as in ``read_speakers``.
@@ -60,10 +61,11 @@ def voices(folder: str | Path, config: OmniConfig, *, speech: bool = True) -> di
 
 
 def write_speakers(path: str | Path, speakers: Mapping[str, Speaker]) -> Path:
-    """Writes voices as torch.save would.
+    """Writes speakers in torch.save's format.
 
     Args:
         path: spk_dict.pt, or the folder for it.
+        speakers: speakers by name.
 
     Returns:
         The file.
@@ -78,7 +80,7 @@ def _speakers(found: Any) -> dict[str, Speaker]:
     if type(found) is not dict or not found:
         raise ValueError(f"it holds {shown(found)}: expected a dictionary of voices by their names")
     voices = {name: _checked(f"voice {shown(name)}", voice) for name, voice in found.items()}
-    # Tensors may share a storage, so that a small file might become a large memory.
+    # Tensors may share a storage, so a small file might need much memory.
     if 4 * sum(voice[part].size for voice in voices.values() for part in ("cond", "ref_mel")) > MAX_BYTES:
         raise ValueError(f"its voices take more than {MAX_BYTES:,} bytes together")
     speakers = {}
@@ -91,7 +93,7 @@ def _speakers(found: Any) -> dict[str, Speaker]:
 
 
 def _checked(name: str, voice: Any) -> dict[str, Any]:
-    """A voice of the right fields, kinds and ranks."""
+    """A speaker's dictionary, with its fields, types and ranks checked."""
     if type(voice) is not dict:
         raise ValueError(f"{name} is {shown(voice)}: expected a dictionary of bos_token, cond and ref_mel")
     if voice.keys() != {"bos_token", "cond", "ref_mel"}:
@@ -110,12 +112,12 @@ def _checked(name: str, voice: Any) -> dict[str, Any]:
 
 
 def _faults(speakers: Mapping[str, Speaker], config: Qwen25OmniConfig) -> list[str]:
-    """Why these cannot be voices of a model."""
+    """Reasons why these speakers do not fit a model."""
     if config.token2wav is None:
         return ["config.json has no audio output"]
     faults, vocabulary, dit = [], config.thinker.vocabulary, config.token2wav.dit
     ears = dit.speaker_encoder
-    # Convolutions mirror frames at the ends, the end itself not among them.
+    # Convolutions reflect frames at the ends without repeating the end itself.
     fewest = 1 + max((width - 1) * dilation // 2 for width, dilation in zip(ears.kernels, ears.dilations, strict=True))
     for name, speaker in speakers.items():
         (_, frames, bins), width, token = speaker.ref_mel.shape, speaker.cond.shape[1], speaker.bos_token

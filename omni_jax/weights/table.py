@@ -1,6 +1,6 @@
-"""The engine of the weight tables: rows of text that say where a parameter of ours lies in a published checkpoint.
+"""The engine of the weight tables: rows of text that map our parameters to the tensors of published checkpoints.
 
-A row is `our path | their name | pattern`, the pattern in the notation of einops, from their axes to ours:
+A row is `our path | their name | pattern`. The pattern is in einops notation, from their axes to ours:
 
     thinker.decoder.layers.attention.q.kernel | thinker.model.layers.{l}.self_attn.q_proj.weight | l (n h) d -> l d n h
 
@@ -12,8 +12,8 @@ tensors:
     {p:gate,up}   the names listed
     {i}           on both sides: the number of an entry of a list in our tree ({i+1} in theirs: one more)
 
-A line that begins with `or` is another way in which the leaf above may be stored; the one that a checkpoint holds is
-taken, the first one is written. Sizes come from our leaf's shape, so a row runs in both directions.
+A line that begins with `or` is another way to store the leaf above. The way that a checkpoint uses is read; the first
+way is written. Sizes come from our leaf's shape, so a row works in both directions.
 """
 
 import math
@@ -40,9 +40,11 @@ class Row:
     """One line of a table.
 
     Attributes:
-        ours, theirs: the path of our leaf and the name of their tensors, with slots.
-        left, right: the pattern's axes, theirs and ours, each a group of joined names (empty for ``1``).
-        alternative: another way to store the leaf of the row above.
+        ours: path of our leaf, with slots.
+        theirs: name of their tensors, with slots.
+        left: axes of their tensors, each a group of joined names (empty for ``1``).
+        right: axes of our leaf, likewise.
+        alternative: whether the row is another way to store the leaf of the row above.
     """
 
     ours: str
@@ -58,19 +60,20 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """A row that met its leaf: every name, shape and axis order is known.
+    """A row applied to its leaf: every name, shape and axis order is known.
 
     Attributes:
-        path: our leaf.
+        path: path of our leaf.
         stacked: whether the leaf's first axis counts layers.
-        layers: how many; 1 for a leaf that is not stacked.
+        layers: number of layers; 1 for a leaf that is not stacked.
         template: their name, a format string over the slots.
-        slots: each slot's name and what to write for each index, the layer's first.
-        shape: the shape of one tensor of theirs.
-        atoms: the single axes of one piece of ours (a layer of a stacked leaf, or a whole leaf).
-        order: where each slot (but the layer) and each axis of their tensor lies among the atoms.
-        inner: the shape of one tensor of theirs by single axes.
-        ours, theirs: how many single axes each axis of a piece and of their tensor joins.
+        slots: name of each slot and its text for each index, the layer's first.
+        shape: shape of one tensor of theirs.
+        atoms: sizes of the single axes of one piece of ours (a layer of a stacked leaf, or a whole leaf).
+        order: position among the atoms of each slot (except the layer) and each single axis of their tensor.
+        inner: shape of one tensor of theirs by single axes.
+        ours: how many single axes each axis of a piece joins.
+        theirs: how many single axes each axis of their tensor joins.
     """
 
     path: str
@@ -86,7 +89,7 @@ class Binding:
     theirs: Shape
 
     def tensors(self, layer: int | None) -> Iterator[tuple[str, Shape]]:
-        """Their tensors that make one piece of ours: name, and index into the slots of ``view``."""
+        """Their tensors of one piece of ours: name, and index into the slots of ``view``."""
         fixed = {"l": self.slots[0][1][layer or 0]} if self.stacked else {}
         free = self.slots[len(fixed) :]
         for index in product(*(range(len(labels)) for _, labels in free)):
@@ -94,12 +97,12 @@ class Binding:
             yield self.template.format(**fixed, **chosen), index
 
     def names(self) -> Iterator[str]:
-        """All of their tensors that make the leaf."""
+        """Names of all their tensors of the leaf."""
         for layer in range(self.layers):
             yield from (name for name, _ in self.tensors(layer))
 
     def spans(self, block: Block) -> Block | None:
-        """A block of a piece by single axes; None where it is no rectangle of them."""
+        """A block of a piece as spans of single axes; None where it is no rectangle of them."""
         spans: list[Span] = []
         for sizes, span in zip(_split(self.atoms, self.ours), block, strict=True):
             found = shards.apart(sizes, span)
@@ -111,14 +114,15 @@ class Binding:
     def within(
         self, layer: int | None, spans: Block
     ) -> Iterator[tuple[str, Shape, tuple[tuple[Span, ...], ...] | None]]:
-        """Of their tensors, what lies in a block of a piece.
+        """The parts of their tensors that are in a block of a piece.
 
         Args:
-            layer: of the piece; None for a leaf that is not stacked.
-            spans: of the block, by single axes.
+            layer: the piece's layer; None for a leaf that is not stacked.
+            spans: the block, by single axes.
 
         Returns:
-            Name, index into the slots of ``view``, and the spans of each axis of the tensor; None for all of it.
+            For each tensor its name, its index into the slots of ``view``, and the spans of each of its axes (None for
+            all of it).
         """
         lying = [spans[place] for place in self.order]
         slots = lying[: len(lying) - len(self.inner)]
@@ -131,9 +135,9 @@ class Binding:
                 yield name, tuple(place - start for place, (start, _) in zip(index, slots, strict=True)), runs
 
     def view(self, piece: np.ndarray, spans: Block | None = None) -> np.ndarray:
-        """A view of a C-ordered piece of ours, or of the block ``spans`` of it, by single axes.
+        """A view of a C-ordered piece of ours, or of its block ``spans``, by single axes.
 
-        The slots are its first axes, the single axes of their tensor follow.
+        The slots are its first axes; the single axes of their tensor follow.
         """
         return piece.reshape(shards.shape_of(spans) if spans else self.atoms).transpose(self.order)
 
@@ -142,25 +146,25 @@ class Binding:
         return np.ascontiguousarray(self.view(piece)[index]).reshape(self.shape)
 
     def put(self, piece: np.ndarray, index: Shape, tensor: np.ndarray, spans: Block | None = None) -> None:
-        """Writes their tensor straight into its place in a piece of ours, cast to the piece's dtype.
+        """Writes their tensor directly into its place in a piece of ours, cast to the piece's dtype.
 
         Args:
-            piece: of ours, or the block ``spans`` of it.
-            index: of the tensor among the slots of ``view``.
-            tensor: as it is stored, or of it what ``within`` says.
-            spans: of the block, by single axes; None for the whole.
+            piece: the piece, or its block ``spans``.
+            index: the tensor's index into the slots of ``view``.
+            tensor: the tensor as it is stored, or the part of it that ``within`` names.
+            spans: the block, by single axes; None for the whole piece.
         """
         target = self.view(piece, spans)[index]
         target[...] = tensor.reshape(target.shape)
 
 
 def parse(text: str, ours: str = "", theirs: str = "") -> list[Row]:
-    """Rows of a block of a table; empty lines and lines that begin with ``#`` are for the reader.
+    """Parses the rows of a block of a table. Empty lines and lines that begin with ``#`` are ignored.
 
     Args:
         text: the block.
-        ours: what comes before each path of ours.
-        theirs: what comes before each name of theirs.
+        ours: prefix of each path of ours.
+        theirs: prefix of each name of theirs.
     """
     rows: list[Row] = []
     for line in text.splitlines():
@@ -184,8 +188,8 @@ def bind(
 
     Args:
         rows: the table.
-        shapes: our leaves, path to shape.
-        stored: their names in the checkpoint at hand, by which one of several ways to store a leaf is chosen.
+        shapes: shapes of our leaves, by path.
+        stored: names of the tensors in the checkpoint, which decide between several ways to store a leaf.
 
     Returns:
         Bindings by path, and faults as (name, what is wrong): leaves without a row or with two, tensors that two
@@ -221,7 +225,7 @@ def bind(
 
 
 def report(faults: Sequence[tuple[str, str]]) -> str:
-    """Faults in one line; those that differ in numbers alone are one: ``layers.[0..47].weight: missing (48 times)``."""
+    """Faults in one line; those that differ only in numbers are one: ``layers.[0..47].weight: missing (48 times)``."""
     joined: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for name, message in faults:
         numbers = tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.|$)", name))
@@ -289,7 +293,7 @@ def _bind(row: Row, path: str, shape: Shape, entry: int | None) -> Binding:
 
 
 def _sizes(row: Row, path: str, shape: Shape, known: dict[str, int]) -> dict[str, int]:
-    """The size of each axis, from our leaf's shape; of joined axes, all but one are known from a slot's names."""
+    """The size of each axis, from our leaf's shape. Of joined axes, all but one must be known from a slot's names."""
     sizes = dict(known)
     if len(shape) != len(row.right):
         raise ValueError(f"weight table: the row of {path} has {len(row.right)} axes, the leaf has {len(shape)}")

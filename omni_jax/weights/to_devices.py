@@ -1,4 +1,4 @@
-"""From pieces on the host to arrays on the devices, with never more than one layer's pieces beside them."""
+"""Pieces on the host to arrays on the devices, with at most one layer's pieces on the host at a time."""
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -24,18 +24,19 @@ def assemble(
     shardings: Shardings | None = None,
     progress: layerwise.Progress | None = None,
 ) -> dict[str, nnx.Module]:
-    """The parts with a source's weights. In a job of several processes, each reads what its own devices hold.
+    """The parts with a source's weights. In a job of several processes, each reads the blocks of its own devices.
 
-    A large stacked leaf is allocated on its devices at once and filled layer by layer in place (the buffer is
-    donated), so the peak is the weights and one layer. A small one is stacked on the host first, which spares
-    compiling a program for its shape; so is each where the host's memory is the device's, which takes it over.
+    A large stacked leaf is allocated on its devices at once and filled layer by layer in place (the buffer is donated),
+    so peak memory is the weights and one layer. A small one is stacked on the host first, which saves compiling a
+    program for its shape. So is every leaf where the host's memory is the device's, because the device then takes it
+    over without a copy.
 
     Args:
         source: holds a piece for every leaf.
         abstract: the parts with ShapeDtypeStructs for leaves.
-        shardings: by path; a leaf that is not there goes to the default device.
-        progress: called with (bytes done, bytes in all, path) after each piece. Where a process reads but a part of
-            a piece, it counts as the whole.
+        shardings: sharding of each leaf, by path; a leaf without one goes to the default device.
+        progress: called with (bytes done, bytes in all, path) after each piece. A piece of which a process reads only a
+            part counts as a whole one.
     """
     check_progress(progress)
     found, shardings = layerwise.leaves(abstract), shardings or {}
@@ -52,11 +53,11 @@ def assemble(
 
 
 class _Home:
-    """Where a leaf is put together.
+    """Builds a leaf from its pieces.
 
     Attributes:
-        wanted: the blocks of each piece that this process is to read.
-        value: the leaf, when it has taken every piece.
+        wanted: the blocks of each piece that this process must read.
+        value: the leaf; complete after the last piece.
     """
 
     def __init__(self, leaf: layerwise.Leaf, sharding: Sharding | None):
@@ -69,7 +70,7 @@ class _Home:
         self.value: Any = None
 
     def take(self, layer: int | None, arrays: list[np.ndarray]) -> None:
-        """Takes the wanted blocks of one layer, or of the whole leaf; layers come in their order."""
+        """Adds the wanted blocks of one layer, or of the whole leaf. Layers must come in order."""
         leaf = self._leaf
         if layer is None:
             self.value = self._put(arrays, leaf.shape, self._sharding)
@@ -86,7 +87,7 @@ class _Home:
             if layer == 0:
                 self.value = zeros(leaf.shape, leaf.dtype)
             self.value = insert(self.value, self._put(arrays, leaf.piece, self._of_piece), layer)
-        # Without this, reading would run ahead of the device and pile up layers on the host.
+        # Without this, reading would run ahead of the device, and layers would pile up on the host.
         jax.block_until_ready(self.value)
 
     def _put(
@@ -97,7 +98,7 @@ class _Home:
 
 @cache
 def _programs(sharding: Sharding | None) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """Allocates a stack; puts a layer into it in place."""
+    """Two programs: one allocates a stack, the other writes a layer into it in place."""
 
     @partial(jax.jit, static_argnums=(0, 1), out_shardings=sharding)
     def zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -1,9 +1,9 @@
 """Files of ``torch.save``, read and written without torch, and read without running anything in them.
 
-Such a file is a zip archive of a pickle and of raw storages. A pickle is a program for a stack machine, which may call what it
-likes; here a machine of its own runs it, which knows the few instructions that dictionaries of strings, numbers and tensors
-need, and no names but those of a tensor's parts. Everything else is refused, and so is what is larger than it could be:
-nothing is decompressed, and no tensor is larger than its storage.
+Such a file is a zip archive of a pickle and of raw storages. A pickle is a program for a stack machine and may call any
+function. Here a small interpreter runs it, which has only the few instructions that dictionaries of strings, numbers
+and tensors need, and only the names that a tensor needs. Everything else is refused. Sizes are bounded too: nothing is
+decompressed, and no tensor may be larger than its storage.
 """
 
 import io
@@ -23,7 +23,7 @@ from omni_jax.errors import shown
 
 MAX_BYTES, MAX_PICKLE_BYTES = 64 << 20, 1 << 20
 
-# What torch calls the storages that may be read.
+# The storages that may be read, by torch's names.
 _STORAGES = {
     "torch FloatStorage": np.dtype("<f4"),
     "torch DoubleStorage": np.dtype("<f8"),
@@ -37,13 +37,13 @@ _NAMES = {_TENSOR, _ORDERED, *_STORAGES}
 
 
 def read_torch(path: Path) -> Any:
-    """What a file holds: a tree of dictionaries with strings for keys, and in it numbers, strings, tuples and arrays.
+    """Reads a file: a tree of dictionaries by strings, which hold numbers, strings, tuples and arrays.
 
-    The arrays are views of the storages, so many may share one: whoever copies them counts their sizes first.
+    The arrays are views of the storages, and many may share one. Check their total size before copying them.
 
     Raises:
         ValueError: the file is damaged, too large, or holds anything else.
-        OSError: it is not there or cannot be read.
+        OSError: the file does not exist or cannot be read.
     """
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
@@ -55,7 +55,7 @@ def read_torch(path: Path) -> Any:
 
 
 def _records(content: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """The pickle, and the storages by their keys."""
+    """The pickle, and the storages by key."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise ValueError(
             "it is no zip archive, or a truncated one; copy it anew, or save it with a torch of 1.6 or later"
@@ -89,7 +89,7 @@ def _records(content: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 @dataclass(frozen=True, eq=False)
 class _Name:
-    """A global that a pickle may name; it stands for itself and is never looked up."""
+    """A global that a pickle may name. It is only a name: nothing is imported."""
 
     text: str
 
@@ -121,7 +121,7 @@ class _Stack(list[Any]):
         return values[::-1]
 
     def fill(self, items: list[Any]) -> None:
-        """Puts keys and values, in turns, into the dictionary on top."""
+        """Puts alternating keys and values into the dictionary on top."""
         made = self.take()
         if type(made) is not dict or len(items) % 2 or not all(type(key) is str for key in items[::2]):
             raise ValueError("its data.pkl fills what is no dictionary by strings")
@@ -130,7 +130,7 @@ class _Stack(list[Any]):
 
 
 def _instructions(program: bytes) -> Iterator[tuple[str, Any]]:
-    """Names and what they carry, read and not run."""
+    """The instructions' names and arguments, parsed without running them."""
     try:
         for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
             yield opcode.name, argument
@@ -184,7 +184,7 @@ def _run(program: bytes, storages: Mapping[str, bytes]) -> Any:
 
 
 def _storage(identity: Any, storages: Mapping[str, bytes]) -> _Storage:
-    """Raw numbers, by ("storage", kind, key, device, count)."""
+    """The storage that a persistent id ("storage", kind, key, device, count) refers to."""
     if type(identity) is not tuple or len(identity) != 5 or type(identity[1]) is not _Name:
         raise ValueError("its data.pkl refers to what is no storage")
     _, kind, key, _, count = identity
@@ -199,7 +199,7 @@ def _storage(identity: Any, storages: Mapping[str, bytes]) -> _Storage:
 
 
 def _called(called: Any, arguments: Any) -> Any:
-    """The two calls that a tensor needs: of an empty OrderedDict (for its hooks), and of what puts it together."""
+    """The two calls that a tensor needs: of OrderedDict without arguments (for its hooks), and of its constructor."""
     name = called.text if type(called) is _Name else ""
     if type(arguments) is not tuple or name not in (_ORDERED, _TENSOR):
         raise ValueError(f"its data.pkl calls {name.replace(' ', '.') or shown(called)}, which is never called")
@@ -221,7 +221,7 @@ def _called(called: Any, arguments: Any) -> Any:
 
 
 def write_torch(path: Path, tree: Mapping[str, Any]) -> None:
-    """Writes dictionaries of ids and float32 arrays, so that torch.load and ``read_torch`` read them."""
+    """Writes dictionaries of ids and float32 arrays in a format that torch.load and ``read_torch`` can read."""
     storages: list[bytes] = []
     program = b"\x80\x02" + _pickled(tree, storages) + b"."
     records = {"data.pkl": program, "byteorder": b"little", "version": b"3\n"}
@@ -231,12 +231,12 @@ def write_torch(path: Path, tree: Mapping[str, Any]) -> None:
         for name, content in records.items():
             archive.writestr(
                 zipfile.ZipInfo(f"{path.stem}/{name}"), content
-            )  # of a fixed date: the same bytes each time
+            )  # with a fixed date, so that the bytes are the same each time
     temporary.replace(path)
 
 
 def _pickled(value: Any, storages: list[bytes]) -> bytes:
-    """Instructions that make a value; the storages that they refer to are appended."""
+    """Instructions that build a value. The storages that they refer to are appended to ``storages``."""
     if isinstance(value, Mapping):
         items = (_pickled(item, storages) for pair in value.items() for item in pair)
         return b"}(" + b"".join(items) + b"u"

@@ -1,4 +1,4 @@
-"""The parts that are Qwen2.5-Omni's own."""
+"""The parts that only Qwen2.5-Omni has."""
 
 from collections.abc import Callable
 

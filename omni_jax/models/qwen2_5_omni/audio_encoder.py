@@ -1,8 +1,8 @@
 """The audio encoder of Qwen2.5-Omni: log-mel frames to features of the thinker's width, a token for every 40 ms.
 
-Static shapes: a call takes any number of chunks of equal size, each with the number of its real frames. A chunk is a world
-of its own: its convolutions, positions and attention end with it. So nothing needs to know which clip a chunk comes from,
-and a clip never depends on its company.
+Shapes are static. A call takes any number of chunks of equal size, each with its number of real frames. Convolutions,
+positions and attention end with the chunk. So a chunk's clip need not be known, and a clip's features never depend on
+the other clips of a call.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ class Conv1d(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm encoder block, attention inside a chunk; every projection but the keys' has a bias."""
+    """Pre-norm encoder block with attention inside a chunk; every projection but the keys' has a bias."""
 
     def __init__(self, init: Init, config: Qwen25AudioEncoderConfig):
         heads = (config.heads, config.width // config.heads)
@@ -63,24 +63,25 @@ class AudioEncoder(nnx.Module):
         self.layers = stack(init, config.layers, lambda init: Block(init, config))
         self.norm = LayerNorm(init, config.width, eps=1e-5)
         self.out = Linear(init, (config.width,), (config.out_width,), axes=("embed", None), bias=True)
-        # Published, and counted among the parameters, but no feature comes from it: the prompt has tokens of its own.
+        # A published parameter that computes no feature: the prompt has tokens for begin and end instead.
         self.bos_eos = Embedding(init, 2, config.out_width, axes=(None, "embed"))
 
     def encode(self, mel: Float[Array, "N Z A"], extent: Int[Array, "N"]) -> Float[Array, "N tokens D"]:
         """Features of each chunk's tokens.
 
         Args:
-            mel: chunks of ``config.chunk_frames`` log-mel frames. A clip is cut into full chunks and what is left of it.
-            extent: real frames of each chunk, 0 for a slot that holds none; what lies beyond them is not read.
+            mel: chunks of ``config.chunk_frames`` log-mel frames. A clip is cut into full chunks and a rest.
+            extent: real frames of each chunk, 0 for an empty slot. Frames beyond them are not read.
 
         Returns:
-            A token for each pair of places (``config.chunk_places`` of 20 ms). The first ``halve(extent) // 2`` of a chunk
-            are a clip's, the others have no meaning. The reference pairs the places of a whole clip; that is the same, as a
-            full chunk's number of places is even (the configuration is refused otherwise). An odd last place is dropped
-            after the others have seen it, so a clip of one or two frames has no token.
+            A token for each pair of places (``config.chunk_places`` of 20 ms). The first ``halve(extent) // 2`` tokens
+            of a chunk are the clip's, the others have no meaning. The reference pairs the places of a whole clip. The
+            result is the same because a full chunk has an even number of places (the configuration is refused
+            otherwise). An odd last place is dropped after the others have attended to it, so a clip of one or two
+            frames has no token.
         """
         real = (jnp.arange(mel.shape[2]) < extent[:, None])[..., None]
-        # Zeros beyond the end stand in for the padding of a convolution over just the real frames: before both of them.
+        # Zeros beyond the end act as the padding of a convolution over only the real frames, before both convolutions.
         x = jnp.where(real, jnp.moveaxis(mel, 1, 2), 0).astype(self.conv1.kernel.dtype)
         x = jnp.where(real, self.conv1(x, stride=1), 0)
         x = self.conv2(x, stride=2)

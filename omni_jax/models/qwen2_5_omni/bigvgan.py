@@ -1,7 +1,8 @@
 """BigVGAN (arXiv:2206.04658), the vocoder of Qwen2.5-Omni: mel frames to a waveform of 24 kHz.
 
-It looks to both sides, and a row's ends are heard: convolutions see zeros there, the activations' filters what stands there
-repeated. Both are made for each row, so padding changes nothing, and neither does cutting a long row into windows.
+Its receptive field reaches to both sides, so a row's ends affect the result: beyond them, convolutions see zeros, and
+the activations' filters see the end values repeated. Both are computed for each row, so neither padding nor cutting a
+long row into windows changes the result.
 """
 
 from functools import partial
@@ -18,13 +19,13 @@ from omni_jax.nn.layers import Init
 from omni_jax.nn.resample import REACH, Span, smooth
 from omni_jax.nn.stack import stack
 
-# Loudness in decibels, natural logarithms of amplitudes: from the quietest to the loudest that a mel frame may say.
+# Bounds of a mel frame's loudness in decibels, and decibels for each unit of natural logarithms of amplitudes.
 MIN_DB, REFERENCE_DB = -115.0, 20.0
 DB_PER_LOG = 20 / 2.302585092994046
 
 
 class Conv1d(conv.Conv1d):
-    """Convolution around each step, zeros outside of a row; kernel [width, ins, outs], width odd."""
+    """Centred convolution that sees zeros outside of a row; kernel [width, ins, outs], width odd."""
 
     def __init__(self, init: Init, ins: int, outs: int, width: int, *, bias: bool = True):
         super().__init__(init, ins, outs, width)
@@ -44,14 +45,14 @@ class Conv1d(conv.Conv1d):
     def by_taps(
         self, x: Float[Array, "B T C"], span: Span, dilation: Int[Array, ""], most: int
     ) -> Float[Array, "B T C2"]:
-        """The same as a product a tap, for a dilation of at most ``most`` that is known only when it runs."""
+        """The same convolution as one product a tap, for a dilation of at most ``most``, known only at run time."""
         kernel, (batch, steps, _) = self.kernel[...], x.shape
         half = len(kernel) // 2
         x = jnp.pad(span.silence(x), [(0, 0), (half * most, half * most), (0, 0)])
 
         def add(tap, y):
             seen = jax.lax.dynamic_slice_in_dim(x, half * most + (tap - half) * dilation, steps, axis=1)
-            # Alone, a product compiles twice as fast as together with the slice before it and the sum behind it.
+            # By itself, a product compiles twice as fast as fused with the slice before it and the sum after it.
             seen, weight = jax.lax.optimization_barrier((seen, kernel[tap]))
             return y + jax.lax.optimization_barrier(seen @ weight)
 
@@ -60,7 +61,7 @@ class Conv1d(conv.Conv1d):
 
 
 class ConvTranspose1d(conv.Conv1d):
-    """Transposed convolution, kernel [width, ins, outs]; the ``width - rate`` steps too many are cut off, half at each end."""
+    """Transposed convolution, kernel [width, ins, outs]; ``width - rate`` extra steps are cut off, half at each end."""
 
     def __call__(self, x: Float[Array, "B T C"], span: Span, *, rate: int) -> Float[Array, "B T*rate C2"]:
         kernel, (batch, steps, _) = self.kernel[...], x.shape
@@ -68,14 +69,14 @@ class ConvTranspose1d(conv.Conv1d):
         parts = -(-width // rate)
         y = jnp.einsum("BTC,WCD->BTWD", span.silence(x), kernel)
         y = jnp.pad(y, [(0, 0), (0, 0), (0, parts * rate - width), (0, 0)]).reshape(batch, steps, parts, -1)
-        # A step says something in ``parts`` runs of ``rate`` samples, its own and the next ones.
+        # A step contributes to ``parts`` runs of ``rate`` samples: its own and the next ones.
         runs = [jnp.pad(y[:, :, part], [(0, 0), (part, parts - 1 - part), (0, 0)]) for part in range(parts)]
         y = sum(runs[1:], runs[0])
         return y.reshape(batch, (steps + parts - 1) * rate, -1)[:, cut:][:, : steps * rate] + self.bias[...]
 
 
 class Residual(nnx.Module):
-    """For each dilation: x + conv(snake(dilated conv(snake x))), the snakes free of aliases."""
+    """For each dilation: x + conv(snake(dilated conv(snake x))), with alias-free snakes."""
 
     def __init__(self, init: Init, channels: int, width: int, units: int):
         self.snakes = stack(init, 2 * units, lambda init: SnakeBeta(init, channels))
@@ -88,7 +89,7 @@ class Residual(nnx.Module):
         return jax.lax.platform_dependent(x, span, **forms)
 
     def unrolled(self, x: Float[Array, "B T C"], span: Span, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
-        """Not a loop: a convolution's dilation is fixed when it is compiled."""
+        """Without a loop: a convolution's dilation is fixed at compile time."""
         for unit, dilation in enumerate(dilations):
             y = smooth(x, span, _entry(self.snakes, 2 * unit))
             y = _entry(self.dilated, unit)(y, span, dilation=dilation)
@@ -97,7 +98,7 @@ class Residual(nnx.Module):
         return x
 
     def looped(self, x: Float[Array, "B T C"], span: Span, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
-        """The same in loops. A TPU's compiler takes seconds for a convolution, and the vocoder has a hundred of them."""
+        """With loops: a TPU's compiler takes seconds for a convolution, and the vocoder has a hundred of them."""
 
         def convolve(y, each):
             snake, conv, dilation = each
@@ -114,12 +115,12 @@ class Residual(nnx.Module):
 
 
 class BigVGAN(nnx.Module):
-    """Reference: Qwen2_5OmniToken2WavBigVGANModel. Its parameters are float32 in any model, as the reference's.
+    """Reference: Qwen2_5OmniToken2WavBigVGANModel. Its parameters are float32 in any model, as in the reference.
 
     Attributes:
         residuals: the residual blocks, all of the first stage before those of the second.
         frame_samples: samples a mel frame.
-        reach: mel frames to each side of a frame that have a say in its samples.
+        reach: receptive field of a frame's samples to each side, in mel frames.
     """
 
     def __init__(self, init: Init, config: BigVGANConfig):
@@ -141,8 +142,8 @@ class BigVGAN(nnx.Module):
         """The waveforms of whole rows, W = A * frame_samples, in [-1, 1].
 
         Args:
-            mel: natural logarithms of amplitudes, a row's own frames first.
-            lengths: mel frames of each row. A row is zero beyond its ``length * frame_samples``.
+            mel: natural logarithms of amplitudes, a row's real frames first.
+            lengths: real mel frames of each row. A row is zero beyond ``length * frame_samples``.
         """
         batch, frames, bins = mel.shape
         if bins != self.config.mel_bins:
@@ -154,12 +155,14 @@ class BigVGAN(nnx.Module):
     def decode_window(
         self, mel: Float[Array, "B A Z"], first: Int[Array, "B"], end: Int[Array, "B"]
     ) -> Float32[Array, "B W"]:
-        """The waveforms of a window of longer rows, of which several cost no more memory than one.
+        """The waveforms of a window of longer rows. Decoding a row in windows takes no more memory than one window.
 
-        Right but for the ``reach`` frames at those sides of the window beyond which the row goes on.
+        Where a row goes on beyond a side of the window, the ``reach`` frames at that side are not exact.
 
         Args:
-            first, end: where each row begins and ends, counted from the window's first frame; they may lie outside.
+            mel: the window's mel frames.
+            first: where each row begins, counted from the window's first frame; may be outside of the window.
+            end: where each row ends, counted likewise.
         """
         with jax.default_matmul_precision("float32"):
             span, config = Span(first, end), self.config
@@ -176,7 +179,7 @@ class BigVGAN(nnx.Module):
 
 
 def normalize(mel: Float[Array, "B A Z"]) -> Float[Array, "B A Z"]:
-    """Logarithms of amplitudes as decibels from MIN_DB to 0, REFERENCE_DB below their own, mapped to -1 to 1."""
+    """Logarithms of amplitudes as decibels less REFERENCE_DB, with the range MIN_DB to 0 mapped to -1 to 1."""
     decibels = DB_PER_LOG * jnp.maximum(mel.astype(jnp.float32), MIN_DB / DB_PER_LOG) - REFERENCE_DB
     return jnp.clip(2 * (decibels - MIN_DB) / -MIN_DB - 1, -1, 1)
 
@@ -186,7 +189,7 @@ def _entry(stacked, number):
 
 
 def _reach(config: BigVGANConfig) -> int:
-    """From the samples back to the mel frames: how far to each side a step is heard."""
+    """The receptive field to each side in mel frames, computed from the samples back to the mel frames."""
     block = max(
         sum(2 * REACH + (dilation + 1) * (width // 2) for dilation in dilations)
         for width, dilations in zip(config.block_kernels, config.dilations, strict=True)

@@ -1,10 +1,12 @@
 """The flow of Qwen2.5-Omni's vocoder: codes of the talker and a speaker's voice to mel frames.
 
-A diffusion transformer (DiT, arXiv:2212.09748) says in which direction noise flows to become mel frames (flow matching,
-arXiv:2210.02747), and an integrator follows it through a fixed number of steps. It attends inside blocks of frames; a few
-layers also see the block before or after. Blocks that lie together can be made without all others: that is how speech streams.
+A diffusion transformer (DiT, arXiv:2212.09748) predicts the velocity of the flow from noise to mel frames (flow
+matching, arXiv:2210.02747), and an ODE integrator takes a fixed number of steps along it. Attention is inside blocks of
+frames; a few layers also see the previous or the next block. So neighbouring blocks can be computed without all others,
+which is how speech is streamed.
 
-What does not change from step to step is computed once: the voice, the codes, and how each layer is modulated at each time.
+What is the same in all steps is computed once: speaker embedding, code embeddings, and each layer's modulation at each
+time.
 """
 
 import math
@@ -24,7 +26,7 @@ from omni_jax.nn.stack import scan, stack
 
 TIME_WIDTH, TIME_SCALE, TIME_THETA = 256, 1000, 10000
 NORM_EPS = 1e-6
-# Kutta's 3/8 rule: in which mixture of the slopes before it each slope is taken, and how the four add up.
+# Kutta's 3/8 rule: times of the four slopes, weights of the earlier slopes at each, and weights of all in the step.
 NODES = np.array([0, 1 / 3, 2 / 3, 1], np.float32)
 SLOPES = np.array([[0, 0, 0], [1 / 3, 0, 0], [-1 / 3, 1, 0], [1, -1, 1]], np.float32)
 SUM = np.array([1, 3, 3, 1], np.float32) / 8
@@ -32,12 +34,12 @@ SUM = np.array([1, 3, 3, 1], np.float32) / 8
 
 @struct.dataclass
 class Condition:
-    """What the flow is led by, as it enters the first layer, and where it is real.
+    """The condition of the flow, as it enters the first layer.
 
     Attributes:
-        given: codes, voice and speaker embedding of each frame.
-        absent: the same of silence and nobody, alike for all frames: what guidance leads away from.
-        mask: which frames are a row's own.
+        given: projected codes, reference voice and speaker embedding of each frame.
+        absent: the empty condition for classifier-free guidance (silence, no speaker), the same for all frames.
+        mask: which frames are real.
         turn: rope's cosines and sines.
     """
 
@@ -49,14 +51,19 @@ class Condition:
 
 @struct.dataclass
 class Modulation:
-    """What the time says to the norms: shift, scale and gate of attention and of the MLP in each layer, then of the output."""
+    """The modulation of the norms at a time.
+
+    Attributes:
+        layers: shift, scale and gate of attention and of the MLP in each layer.
+        out: scale and shift of the output.
+    """
 
     layers: Float[Array, "L 6 D"]
     out: Float[Array, "2 D"]
 
 
 class Block(nnx.Module):
-    """Attention and an MLP behind norms that the time shifts and scales, each through a gate (adaLN-Zero)."""
+    """Attention and an MLP, each with a norm's shift and scale and a gate that depend on the time (adaLN-Zero)."""
 
     def __init__(self, init: Init, config: DiTConfig):
         d, n, h = config.width, config.heads, config.head_width
@@ -76,7 +83,7 @@ class Block(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """Reference: Qwen2_5OmniToken2WavDiTModel. Its parameters are float32 in any model, as the reference's."""
+    """Reference: Qwen2_5OmniToken2WavDiTModel. Its parameters are float32 in any model, as in the reference."""
 
     def __init__(self, init: Init, config: DiTConfig):
         init, d = Init(init.key(), jnp.float32), config.width
@@ -84,7 +91,7 @@ class DiT(nnx.Module):
         self.time_out = Linear(init, (d,), (d,), axes=("embed", None), bias=True)
         self.codes = Embedding(init, config.codes, config.code_width)
         self.speaker_encoder = SpeakerEncoder(init, config.speaker_encoder)
-        # Of mel frame, voice, code and speaker embedding, in this order.
+        # Widths of mel frame, reference voice, code and speaker embedding, in the order of concatenation.
         sizes = (config.mel_bins, config.speaker_encoder.out_width, config.code_width, config.speaker_width)
         self.input = Linear(init, (sum(sizes),), (d,), axes=(None, "embed"), bias=True)
         self.layers = stack(init, config.layers, lambda init: Block(init, config))
@@ -109,15 +116,21 @@ class DiT(nnx.Module):
         """Mel frames, T = Y * repeats; zero beyond a row's end.
 
         Args:
-            codes: a row's own ones first.
-            lengths: codes of each row.
-            speaker, mel, mel_lengths: whose voice it is: an embedding, reference mel frames, and how many a row has of them.
+            codes: codes, a row's real ones first.
+            lengths: real codes of each row.
+            speaker: the speaker's embedding.
+            mel: reference mel frames of the speaker.
+            mel_lengths: real reference mel frames of each row.
             noise: the flow's beginning; see ``frame_noise``.
-            start: the mel frame at which the codes begin where they are a piece of longer rows, a multiple of
-                ``block_frames``; the piece then is what it is there, but for what its first and last blocks would have heard.
-            steps: points of time, one more than steps taken. Each step asks four times for a direction.
-            guidance: how far to lead away from what an empty condition gives; 0 asks for no such thing, at half the work.
+            start: where the codes are a piece of longer rows, the mel frame at which the piece begins, a multiple of
+                ``block_frames``. The piece then equals that part of the whole, except where its first and last blocks
+                would have seen their neighbours.
+            steps: points of time, one more than the steps taken. Each step computes four velocities.
+            guidance: scale of classifier-free guidance; 0 for none, at half the work.
             sway: below 0 for shorter steps at the beginning; None for equal ones.
+
+        Raises:
+            ValueError: ``steps`` or ``guidance`` is too small, or ``noise`` has another shape.
         """
         if steps < 2 or guidance < 0:
             raise ValueError(f"expected at least 2 steps and a guidance of 0 or more, got {steps} and {guidance}")
@@ -152,7 +165,7 @@ class DiT(nnx.Module):
     def velocity(
         self, x: Float[Array, "B T Z"], time: Float[Array, ""], condition: Condition, *, guidance: float = 0.5
     ) -> Float[Array, "B T Z"]:
-        """The direction in which frames flow at a time from 0 (noise) to 1 (mel frames)."""
+        """The velocity of the flow at a time from 0 (noise) to 1 (mel frames)."""
         with jax.default_matmul_precision("float32"):
             return self._velocity(x, self.modulate(time), condition, guidance)
 
@@ -165,7 +178,7 @@ class DiT(nnx.Module):
         mel_lengths: Int[Array, "B"],
         start: Int[Array, "B"] | int = 0,
     ) -> Condition:
-        """What all steps share; see ``sample`` for the arguments."""
+        """The condition, which all steps share; see ``sample`` for the arguments."""
         config, frames = self.config, codes.shape[1] * self.config.repeats
         speaker, mel = jnp.asarray(speaker, jnp.float32), jnp.asarray(mel, jnp.float32)
         if frames > config.context:
@@ -175,14 +188,14 @@ class DiT(nnx.Module):
             )
 
         def entered(codes, voice, speaker):
-            """What enters the first layer beside each mel frame."""
+            """The input projection of everything but the mel frames themselves."""
             voice, speaker = (jnp.broadcast_to(x[:, None], (*codes.shape, x.shape[1])) for x in (voice, speaker))
             mel = jnp.zeros((*codes.shape, config.mel_bins))
             return self.input(jnp.concatenate([mel, voice, self.codes(codes), speaker], axis=-1))
 
         with jax.default_matmul_precision("float32"):
             given = entered(codes, self.speaker_encoder(mel, mel_lengths), speaker)
-            # Silence is alike at all times, so a few frames of it give the voice of any number.
+            # Silence is the same at all times, so a few frames of it give the same embedding as any number.
             least = self.speaker_encoder.frames
             silence = self.speaker_encoder(jnp.zeros((1, least, config.mel_bins)), jnp.full(1, least))
             absent = entered(jnp.zeros((1, 1), jnp.int32), silence, jnp.zeros((1, config.speaker_width)))[0, 0]
@@ -192,9 +205,9 @@ class DiT(nnx.Module):
         return Condition(jnp.repeat(given, config.repeats, axis=1), absent, mask, (jnp.cos(angles), jnp.sin(angles)))
 
     def modulate(self, time: Float[Array, ""]) -> Modulation:
-        """What a time says to each layer."""
+        """The modulation of each layer at a time."""
         half = TIME_WIDTH // 2
-        # A thousand times a time goes into sines: what is a last digit elsewhere is heard here, so all is rounded just once.
+        # The sines take a thousand times the time, so an error in the last digit is audible: all is rounded just once.
         waves = np.arange(half, dtype=np.float32) * np.float32(-math.log(TIME_THETA) / (half - 1))
         angles = (TIME_SCALE * time) * np.exp(waves, dtype=np.float64).astype(np.float32)
         x = self.time_in(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
@@ -225,13 +238,13 @@ class DiT(nnx.Module):
 
 
 def norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Layer norm without parameters: the time gives them."""
+    """Layer norm without parameters: the modulation takes their place."""
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
 
 
 def rotate_first(x: Float[Array, "B T N H"], turn) -> Float[Array, "B T N H"]:
-    """Rope on the first head alone, pairs (2k, 2k + 1): so the published model was trained."""
+    """Rope on the first head only, pairs (2k, 2k + 1), as the published model was trained."""
     cos, sin = turn
     left, right = x[:, :, 0, 0::2], x[:, :, 0, 1::2]
     turned = jnp.stack([left * cos - right * sin, right * cos + left * sin], axis=-1)
@@ -247,7 +260,7 @@ def attend_blocks(
     *,
     size: int,
 ) -> Float[Array, "B T N H"]:
-    """Attention of each block of ``size`` frames to itself and, as ``looks`` says, to the block before and to the one after.
+    """Attention of each block of ``size`` frames to itself and, as ``looks`` says, to the previous and the next one.
 
     The first frame begins a block. Frames outside of ``mask`` are not seen.
     """
@@ -263,7 +276,7 @@ def attend_blocks(
         return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
 
     def attend(q, k, v, mask):
-        # Heads before frames: a CPU's small matrix products are twice as fast so.
+        # Heads before frames: a CPU's small matrix products are twice as fast in this layout.
         q, k, v = (jnp.swapaxes(x, 2, 3) for x in (q, k, v))
         scores = jnp.einsum("BYNTH,BYNSH->BYNTS", q, k) * jnp.float32(width**-0.5)
         weights = jax.nn.softmax(jnp.where(mask[:, :, None, None], scores, MASKED), axis=-1)
@@ -281,9 +294,9 @@ def attend_blocks(
 
 
 def sway_times(steps: int, sway: float | None) -> Float[np.ndarray, "steps"]:
-    """Points of time from 0 to 1, swayed as F5-TTS does (arXiv:2410.06885), to the last digit of the reference's float32."""
+    """Points of time from 0 to 1 with F5-TTS's sway sampling (arXiv:2410.06885), bit-equal to the reference's."""
     step, number = np.float64(np.float32(1) / np.float32(steps - 1)), np.arange(steps)
-    # Counted from the nearer end, with one rounding.
+    # Counted from the nearer end, and rounded once.
     times = np.where(number < steps // 2, number * step, 1 - (steps - 1 - number) * step).astype(np.float32)
     if sway is None:
         return times
@@ -292,6 +305,9 @@ def sway_times(steps: int, sway: float | None) -> Float[np.ndarray, "steps"]:
 
 
 def frame_noise(key: jax.Array, frames: int, bins: int, start: Int[Array, ""] | int = 0) -> Float[Array, "T Z"]:
-    """The noise of frames ``start`` on, each by its number: the same in a piece, a padded row and a whole."""
+    """The noise of the frames from ``start`` on.
+
+    Each frame's noise depends only on its number, so it is the same in a piece, in a padded row and in the whole.
+    """
     draw = jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), (bins,), jnp.float32))
     return draw(start + jnp.arange(frames))

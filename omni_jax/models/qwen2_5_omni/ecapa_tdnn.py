@@ -1,4 +1,4 @@
-"""ECAPA-TDNN (arXiv:2005.07143): a few seconds of a speaker's mel frames to one vector that says how the speaker sounds."""
+"""ECAPA-TDNN (arXiv:2005.07143), the speaker encoder: a few seconds of a speaker's mel frames to one embedding."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from omni_jax.nn.stack import stack
 
 
 class Conv1d(conv.Conv1d):
-    """Convolution around each step and a ReLU, a row mirrored at both of its ends; kernel [width, ins, outs]."""
+    """Centred convolution and a ReLU. A row is reflected at both of its ends; kernel [width, ins, outs]."""
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, "B"], *, dilation: int) -> Float[Array, "B T C2"]:
         kernel, steps = self.kernel[...], x.shape[1]
         reach = (len(kernel) - 1) * dilation
         at = jnp.abs(jnp.arange(steps + reach) - reach // 2)
-        # Neither end step is repeated. What lies a row's length beyond its end is nobody's: any step serves there.
+        # Reflection does not repeat the end steps. Values more than a row's length beyond its end do not matter.
         at = jnp.minimum(at, jnp.abs(2 * (lengths[:, None] - 1) - at)).clip(max=steps - 1)
         y = jax.lax.conv_general_dilated(
             jnp.take_along_axis(x, at[..., None], axis=1),
@@ -50,7 +50,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T C"], lengths: Int[Array, "B"], weights: Float[Array, "B T 1"], dilation: int
     ) -> Float[Array, "B T C2"]:
         y = jax.nn.relu(self.before(x))
-        # The first group of channels passes; each of the others hears the one before it.
+        # The first group of channels passes unchanged; the output of each other group is added to the next one's input.
         groups = jnp.split(y, 1 + self.parts.bias.shape[0], axis=-1)
         heard = [groups[0]]
         for number, group in enumerate(groups[1:]):
@@ -65,7 +65,7 @@ class SpeakerEncoder(nnx.Module):
     """Reference: ECAPA_TimeDelayNet of Qwen2.5-Omni.
 
     Attributes:
-        frames: the fewest mel frames that can be mirrored.
+        frames: the fewest mel frames that can be reflected.
     """
 
     def __init__(self, init: Init, config: SpeakerEncoderConfig):
@@ -82,7 +82,12 @@ class SpeakerEncoder(nnx.Module):
         self.frames = 1 + max((width - 1) * dilation // 2 for width, dilation in sizes)
 
     def __call__(self, mel: Float[Array, "B A Z"], lengths: Int[Array, "B"]) -> Float[Array, "B D"]:
-        """Args: ``lengths`` are the mel frames of each row, at least ``frames``; a row's own ones come first."""
+        """Embeds each row's speaker.
+
+        Args:
+            mel: reference mel frames, a row's real ones first.
+            lengths: real mel frames of each row, at least ``frames``.
+        """
         if mel.shape[1] < self.frames:
             raise ValueError(f"reference mel: expected at least {self.frames} frames, got {mel.shape[1]}")
         dilation, *dilations, joined = self.config.dilations

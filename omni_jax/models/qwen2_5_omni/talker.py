@@ -1,4 +1,4 @@
-"""The talker of Qwen2.5-Omni: it reads the thinker's words and states beside the codes that it writes, 50 a second."""
+"""The talker of Qwen2.5-Omni: it reads the thinker's text and states, and writes 50 codes a second."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +12,10 @@ from omni_jax.nn.layers import Embedding, Init, Linear
 
 
 class Talker(nnx.Module):
-    """Dense decoder over two tracks, a sum of text and codes (arXiv:2503.20215).
+    """Dense decoder over the sum of two tracks, text and codes (arXiv:2503.20215).
 
-    Both tracks have the thinker's width and are projected to the decoder's together. What text is read, and with which
-    sampling, is not decided here. Reference: Qwen2_5OmniTalkerForConditionalGeneration.
+    Both tracks have the thinker's width; their sum is projected to the decoder's. Text and sampling are decided
+    elsewhere. Reference: Qwen2_5OmniTalkerForConditionalGeneration.
     """
 
     def __init__(self, init: Init, config: Qwen25TalkerConfig):
@@ -28,16 +28,19 @@ class Talker(nnx.Module):
 
     @property
     def codes(self) -> Bool[np.ndarray, "V"]:
-        """Codec ids that stand for sound; of the others, only those that end speech may be chosen."""
+        """True for codec ids that are sound. Of the others, only those that end speech may be sampled."""
         return np.arange(self.config.vocabulary) < self.config.codes
 
     def embedding(self, codes: Int[Array, "..."]) -> Float[Array, "... E"]:
-        """The track of codes; -1 for none."""
+        """The track of codes: embeddings of codec ids, zeros for -1."""
         return jnp.where(codes[..., None] >= 0, self.table(jnp.maximum(codes, 0)), 0)
 
     def text(self, embedded: Float[Array, "B T E"], states: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
-        """The track of text, from the thinker's embeddings and final-normed states; zeros where there is no embedding or no
-        state (an embedding at a medium; a state at a mark that the thinker never read)."""
+        """The track of text: the thinker's embeddings plus its final-normed states.
+
+        Both arguments are zero where they do not exist: embeddings at media, states at special tokens that the thinker
+        never read.
+        """
         return embedded + states
 
     def extend(
@@ -49,10 +52,13 @@ class Talker(nnx.Module):
         *,
         fresh: bool = False,
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
-        """Runs a prompt, or one sum of both tracks a row: float32 logits and final-normed state of each row's last real position.
+        """Runs a prompt, or one position a row: float32 logits and final-normed state at each row's last real position.
 
         Args:
-            lengths: how many of the T count; 0 leaves a row as it is.
+            x: sum of both tracks.
+            positions: rotary coordinates (time, height, width).
+            lengths: real positions of each row; 0 leaves a row as it is.
+            cache: the rows' earlier keys and values.
             fresh: the cache is empty.
         """
         x, cache, _ = self.decoder.extend(self.projection(x), positions, lengths, cache, fresh=fresh)

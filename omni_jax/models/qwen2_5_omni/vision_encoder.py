@@ -1,8 +1,9 @@
 """The vision encoder of Qwen2.5-Omni: most blocks attend inside square windows of a frame, some to the whole frame.
 
-It takes calls of the same static shapes as the encoder of Qwen3-Omni (models/qwen3_omni/vision_encoder.py). The patches are
-put in the order of their windows first, so that a window is a span of the call as a frame is; a patch never leaves its
-frame's span, so the frames' spans stay as they were. The features go back to the order of the call.
+It takes the same arrays of static shapes as the encoder of Qwen3-Omni (models/qwen3_omni/vision_encoder.py). The
+patches are first sorted by window, so that a window is a contiguous span of the call, as a frame is. A patch never
+leaves its frame's span, so the frames' spans stay as they were. At the end the features are put back in the order of
+the call.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ class BiasedGatedMlp(GatedMlp):
 
 
 class Block(nnx.Module):
-    """Pre-norm block: RMS norms, queries, keys and values from one kernel, SwiGLU, biases everywhere."""
+    """Pre-norm block with RMS norms and SwiGLU: queries, keys and values from one kernel, biases everywhere."""
 
     def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
         d, n, h = config.width, config.heads, config.width // config.heads
@@ -46,7 +47,7 @@ class Block(nnx.Module):
         return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
 
     def _project(self, x, cos, sin):
-        """Queries and keys turned, and values. The rotation is in float32 whatever the activations are."""
+        """Rotated queries and keys, and values. The rotation is in float32 for any dtype of the activations."""
         q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
         q, k = (rotate(part[None].astype(jnp.float32), cos[None], sin[None])[0].astype(x.dtype) for part in (q, k))
         return q, k, v
@@ -57,7 +58,7 @@ class Block(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """merge x merge patches to one feature, normalised before they are joined."""
+    """Merges merge x merge patches into one feature; they are normalised before they are joined."""
 
     def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
         self.joined = config.width * config.merge**2
@@ -80,7 +81,7 @@ class VisionEncoder(nnx.Module):
 
     @property
     def dtype(self) -> Any:
-        """Of the weights and of the arithmetic."""
+        """The dtype of the weights and of the arithmetic."""
         return self.patches.kernel.dtype
 
     def encode(
@@ -93,13 +94,15 @@ class VisionEncoder(nnx.Module):
         """Features of each group of merge x merge patches (M = P / merge^2), and no deepstack features.
 
         Args:
-            patches: pixels, the groups of a frame one after another. place: row and column in the frame.
-            size: rows and columns of the frame, 0 for padding. first: where the frame begins.
+            patches: pixels, the groups of a frame one after another.
+            place: each patch's row and column in its frame.
+            size: rows and columns of its frame, 0 for padding.
+            first: index of its frame's first patch.
         """
         config = self.config
         patches, place, size, first = (jnp.asarray(each) for each in (patches, place, size, first))
         start, area = windows(place, size, first, config.window)
-        # The sort is stable: the patches of a group, and the groups of a window, stay in order. Padding stays where it is.
+        # The sort is stable, so the patches of a group and the groups of a window stay in order. Padding does not move.
         order = jnp.argsort(jnp.where(area > 0, start, jnp.arange(len(start))), stable=True)
         start, area = start[order], area[order]
         x = in_rows(self._embed, patches[order])
@@ -125,11 +128,12 @@ class VisionEncoder(nnx.Module):
 def windows(
     place: Int[Array, "P 2"], size: Int[Array, "P 2"], first: Int[Array, "P"], side: int
 ) -> tuple[Int[Array, "P"], Int[Array, "P"]]:
-    """Where each patch's window begins once the windows of a frame follow one another, in reading order, and its patches.
+    """Where each patch's window begins once a frame's windows follow one another in reading order, and its size.
 
-    Windows begin at the frame's upper left corner; those at its right and lower edges are cut off. Padding has none: 0 patches.
+    Windows are laid out from the frame's upper left corner; those at its right and lower edges are cut off. The size
+    is in patches, 0 for padding.
     """
     corner = place // side * side
     rows, columns = jnp.moveaxis(jnp.minimum(side, size - corner), -1, 0)
-    # Whole rows of the frame above the window, then the windows to its left, which are as high as itself.
+    # Patches before the window: the frame's whole rows above it, then the windows to its left, which have its height.
     return first + corner[:, 0] * size[:, 1] + corner[:, 1] * rows, rows * columns

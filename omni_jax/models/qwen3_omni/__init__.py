@@ -1,4 +1,4 @@
-"""The parts that are Qwen3-Omni's own."""
+"""The parts that only Qwen3-Omni has."""
 
 from collections.abc import Callable
 

@@ -1,8 +1,9 @@
 """The audio encoder of Qwen3-Omni: log-mel frames to features of the thinker's width.
 
-Static shapes: every clip is cut into chunks of 100 frames; a call takes a fixed number of chunk slots, filled with the chunks
-of any number of clips one after another. What the reference does with lists of lengths is carried by three small arrays a
-chunk (valid frames, frames that exist for the convolutions, attention window), see processing/audio_packing.py.
+Shapes are static. Every clip is cut into chunks of 100 frames, and a call takes a fixed number of chunk slots, filled
+with the chunks of any number of clips one after another. In place of the reference's lists of lengths there are three
+small arrays (valid frames, frames that exist for the convolutions, attention window of each chunk); see
+processing/audio_packing.py.
 """
 
 import jax
@@ -77,13 +78,15 @@ class AudioEncoder(nnx.Module):
 
         Args:
             mel: chunks of log-mel frames, zero beyond a chunk's own frames.
-            extent: frames that exist for the convolutions: all of the chunk, or fewer for a clip shorter than one. Columns
-                past it stay zero between the convolutions, as if the array ended there; a row in a batch so equals the row
-                alone (the reference pads short clips to the longest chunk of the call and changes their result).
-            window: id of each token's attention window, contiguous and of at most ``config.window_tokens`` tokens; a negative
-                id marks a token that no frame stands behind.
+            extent: frames that exist for the convolutions: all of a chunk, or fewer for a clip that is shorter than
+                one. Columns past it stay zero between the convolutions, as if the array ended there. So a clip's result
+                does not depend on the batch (the reference pads short clips to the longest chunk of the call, which
+                changes their result).
+            window: id of each token's attention window, contiguous and of at most ``config.window_tokens`` tokens. A
+                negative id marks padding.
         """
-        # A chunk at a time: its maps stay in the cache, and memory does not grow with the call (half the time on a CPU).
+        # One chunk at a time: its feature maps stay in the CPU's cache, which halves the time there, and memory does
+        # not grow with the call.
         x = jax.lax.map(lambda chunk: self._convolve(*chunk), (mel, extent))
         x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)
         shape = x.shape

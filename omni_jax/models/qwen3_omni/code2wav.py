@@ -1,7 +1,7 @@
 """The vocoder of Qwen3-Omni: codes of the talker to a waveform of 24 kHz.
 
-A sliding-window transformer over frames, then causal and transposed convolutions up to 1,920 samples a frame. A stream and a
-whole pass are one function, a step of a few frames with all that it needs of its past carried.
+A sliding-window transformer over frames, then causal and transposed convolutions up to 1,920 samples a frame. A stream
+and a whole pass use the same function: a step of a few frames that carries the state of earlier ones.
 """
 
 from dataclasses import replace
@@ -22,18 +22,18 @@ from omni_jax.nn.stack import stack
 from omni_jax.parallel.sharding import constrain, mesh_of, spec
 
 DILATIONS = (1, 3, 9)
-# Frames of a step, of all rows: enough for long matrix products, few enough for small memory.
+# Frames of a step, over all rows: enough for large matrix products, few enough for little memory.
 BATCH_FRAMES = 200
 
 
 @struct.dataclass
 class Code2WavState:
-    """What a stream remembers of its past; its size does not grow.
+    """The state of a stream; its size does not grow.
 
     Attributes:
         cache: keys and values of the transformer's window, the newest last; ``cache.length`` of its slots are filled.
-        tails: the steps that each causal convolution will see again, in the order of use.
-        frames: frames seen.
+        tails: the last inputs of each causal convolution, in the order of use.
+        frames: frames so far.
     """
 
     cache: KVCache
@@ -42,7 +42,7 @@ class Code2WavState:
 
 
 def axes(state: Code2WavState) -> Any:
-    """The logical axes of each array of a state. A device carries its own rows to their end, and no part of another's."""
+    """The logical axes of each array of a state. A device holds the whole state of its own rows, and no other."""
     heard = (None, "alone", None, None, None)
     cache = replace(state.cache, k=heard, v=heard, length=("alone",))
     return replace(state, cache=cache, tails=(("alone", None, None),) * len(state.tails), frames=("alone",))
@@ -98,7 +98,7 @@ class Code2Wav(nnx.Module):
 
     Attributes:
         frame_samples: samples a frame, 1,920.
-        lag: samples at a frame's end that the next frame has a say in, 555: each stage looks one step ahead.
+        lag: samples at a frame's end that depend on the next frame, 555: each stage looks one step ahead.
     """
 
     def __init__(self, init: Init, config: Code2WavConfig):
@@ -118,22 +118,22 @@ class Code2Wav(nnx.Module):
             self.frame_samples, self.lag = self.frame_samples * rate, (self.lag + 1) * rate
 
     def samples(self, frames: int) -> int:
-        """How many samples so many frames determine: what a stream has given after them."""
+        """How many samples so many frames determine; a stream has given as many after them."""
         return max(0, frames * self.frame_samples - self.lag)
 
     def start(self, batch: int) -> Code2WavState:
-        """The state of ``batch`` rows that have heard nothing yet."""
+        """The initial state of ``batch`` rows."""
         config, frames = self.config.decoder, jnp.zeros(batch, jnp.int32)
         cache = KVCache.empty(
             layers=config.layers,
             batch=batch,
-            slots=(config.window or 1) - 1,  # never None here: the config insists
+            slots=(config.window or 1) - 1,  # never None here: the config requires a window
             kv_heads=config.kv_heads,
             head_width=config.head_width,
             dtype=self.embedding.table.dtype,
         )
         codes = jax.ShapeDtypeStruct((batch, self.config.codebooks, 1), jnp.int32)
-        # The network itself says which tails it keeps.
+        # Tracing the network gives the shapes of its tails.
         _, tails, _ = jax.eval_shape(lambda codes: self._run(cache, None, frames, codes, frames), codes)
         return Code2WavState(cache, jax.tree.map(lambda tail: jnp.zeros(tail.shape, tail.dtype), tails), frames)
 
@@ -142,18 +142,20 @@ class Code2Wav(nnx.Module):
     ) -> tuple[Code2WavState, Float32[Array, "B w"]]:
         """The next samples of a stream, w = y * frame_samples.
 
-        A row that had seen s frames gives the samples from number ``s * frame_samples - lag`` on: its first step begins
-        with ``lag`` samples before the beginning, to be dropped, and ``lengths * frame_samples`` count. Samples that do not
-        count are zero. All steps together give ``samples(frames)``: nothing is left to flush.
+        After s earlier frames, a row gives the samples from number ``s * frame_samples - lag`` on. Its first step
+        therefore begins with ``lag`` samples before the row's beginning, which must be dropped. ``lengths *
+        frame_samples`` samples count; the others are zero. All steps together give ``samples(frames)`` samples, so
+        nothing is left to flush.
 
         Args:
-            codes: y new frames, a row's own ones first.
-            lengths: how many of them each row has. With 0 it waits: its state stays as it is.
+            state: the state after the earlier frames.
+            codes: y new frames, a row's real ones first.
+            lengths: real frames of each row. With 0, a row's state stays as it is.
         """
         mesh = mesh_of(self.embedding.table[...])
         if mesh is None:
             return self._step(state, codes, lengths)
-        # Every device has all weights and sounds rows of its own: nothing is sent, and none carries another's state.
+        # Every device holds all weights and decodes its own rows, so nothing is sent between devices.
         own = spec(("alone",), lengths.shape, mesh)
         lying = jax.tree.map(lambda leaf, names: spec(names, leaf.shape, mesh), state, axes(state))
         step = jax.shard_map(
@@ -166,7 +168,7 @@ class Code2Wav(nnx.Module):
         return step(self, state, codes, lengths)
 
     def placed(self, state: Code2WavState) -> Code2WavState:
-        """A state that a program makes, lying as ``step`` takes and leaves it."""
+        """A state made inside a program, sharded as ``step`` takes and returns it."""
         mesh = mesh_of(self.embedding.table[...])
         return jax.tree.map(lambda leaf, names: constrain(leaf, names, mesh), state, axes(state))
 
@@ -198,7 +200,7 @@ class Code2Wav(nnx.Module):
 def slide(
     cache: KVCache, k: Float[Array, "L B T K H"], v: Float[Array, "L B T K H"], lengths: Int[Array, "B"]
 ) -> KVCache:
-    """Appends to a cache of the last entries only: what does not fit pushes the oldest out."""
+    """Appends to a sliding-window cache: entries that do not fit push the oldest ones out."""
     grown = cache.grow(cache.slots + k.shape[2]).append(k, v, lengths)
     dropped = jnp.maximum(grown.length - cache.slots, 0)
 

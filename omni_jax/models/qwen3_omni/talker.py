@@ -1,7 +1,7 @@
 """The talker, which writes the first codec id of each frame of speech, and the code predictor, which writes the others.
 
-Both take embeddings and give logits, teacher-forced or step by step. Who speaks what, and with which sampling, is not decided
-here.
+Both take embeddings and give logits, teacher-forced or step by step. Prompts, speakers and sampling are decided
+elsewhere.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
 from omni_jax.nn.stack import apart, scan, stack
 
-# The last ids of the codec vocabulary are no codes, however many of them have a meaning.
+# So many ids at the end of the codec vocabulary are no codes; only some of them have a meaning.
 SPECIALS = 1024
 
 
@@ -39,7 +39,8 @@ class Talker(nnx.Module):
     """Mixture-of-experts decoder over codec ids (arXiv:2509.17765).
 
     Attributes:
-        text_projection: of the thinker's embeddings of text. hidden_projection: of its states at media.
+        text_projection: projects the thinker's embeddings of text.
+        hidden_projection: projects the thinker's states at media.
     """
 
     def __init__(self, init: Init, config: TalkerConfig):
@@ -52,11 +53,11 @@ class Talker(nnx.Module):
 
     @property
     def codes(self) -> Bool[np.ndarray, "V"]:
-        """Codec ids that stand for sound; of the others, only those that end speech may be chosen."""
+        """True for codec ids that are sound. Of the others, only those that end speech may be sampled."""
         return np.arange(self.config.vocabulary) < self.config.vocabulary - SPECIALS
 
     def text(self, embedded: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
-        """Words as the talker reads them, from the thinker's embeddings of them."""
+        """The talker's input for text, from the thinker's embeddings of it."""
         return self.text_projection(embedded)
 
     def prompt(
@@ -66,11 +67,13 @@ class Talker(nnx.Module):
         media: Float[Array, "B U E"] | None = None,
         heard: Bool[Array, "B U"] | None = None,
     ) -> Float[Array, "B U D"]:
-        """Slots of a prompt: a text's embedding, or the thinker's state at a medium, and a codec id's embedding added.
+        """The talker's input for a prompt: projected text, or projected states at media, plus embeddings of codes.
 
         Args:
-            embedded: the thinker's embeddings of the text. codes: codec ids, -1 for none.
-            media: states of the thinker, where ``heard``; None for a prompt of text alone.
+            embedded: the thinker's embeddings of the text.
+            codes: codec ids, -1 for none.
+            media: states of the thinker; None for a prompt of text alone.
+            heard: where ``media`` replaces ``embedded``.
         """
         x = self.text_projection(embedded)
         if media is not None and heard is not None:
@@ -86,10 +89,13 @@ class Talker(nnx.Module):
         *,
         fresh: bool = False,
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
-        """Runs a prompt, or one embedding a row: logits and final-normed state of each row's last real position.
+        """Runs a prompt, or one embedding a row: logits and final-normed state at each row's last real position.
 
         Args:
-            lengths: how many of the T count; 0 leaves a row as it is.
+            x: embeddings.
+            positions: rotary coordinates (time, height, width).
+            lengths: real positions of each row; 0 leaves a row as it is.
+            cache: the rows' earlier keys and values.
             fresh: the cache is empty.
         """
         x, cache, _ = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
@@ -101,7 +107,7 @@ class Talker(nnx.Module):
 
 
 class CodePredictor(nnx.Module):
-    """Dense decoder of the residual codebooks: a table and a head for each but the first."""
+    """Dense decoder of the residual codebooks. Each codebook but the first has a table and a head."""
 
     def __init__(self, init: Init, config: TalkerConfig):
         width, residual = config.predictor.width, config.codebooks - 1
@@ -113,7 +119,7 @@ class CodePredictor(nnx.Module):
         self.config = config
 
     def apart(self) -> "CodePredictor":
-        """The same with its layers one by one, for a loop over frames (see ``nn.stack.apart``)."""
+        """The same predictor with unstacked layers, for a loop over frames (see ``nn.stack.apart``)."""
         made = jax.tree.map(lambda leaf: leaf, self)
         made.decoder.layers = apart(self.decoder.layers)
         return made
@@ -124,11 +130,12 @@ class CodePredictor(nnx.Module):
         first: Float[Array, "B D"],
         choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, "B"]],
     ) -> tuple[Int[Array, "B R"], Float[Array, "B D"]]:
-        """The frame's other codes (R = codebooks - 1), and the sum of their embeddings, a part of the talker's next input.
+        """The frame's other codes (R = codebooks - 1) and the sum of their embeddings, for the talker's next input.
 
         Args:
-            state: the talker's final-normed state. first: its embedding of the frame's first code.
-            choose: a code a row from the logits of codebook number 1, 2, ... of the frame.
+            state: the talker's final-normed state.
+            first: the talker's embedding of the frame's first code.
+            choose: samples a code for each row, from the logits and the codebook's number in the frame (1, 2, ...).
         """
         batch, residual = state.shape[0], self.config.codebooks - 1
         cache = self.decoder.empty_cache(batch, residual + 1, first.dtype)
@@ -136,7 +143,7 @@ class CodePredictor(nnx.Module):
         def run(x, at, cache):
             positions = jnp.broadcast_to((at + jnp.arange(x.shape[1])).astype(jnp.float32), (3, batch, x.shape[1]))
             x, new, _ = self.decoder(x, positions, jnp.ones(x.shape[:2], bool), cache)
-            # All rows stand at the same place, so that one update in place writes them all.
+            # All rows have the same length, so one update in place writes them all.
             write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=3)
             k, v = (jnp.swapaxes(x, 2, 3) for x in new)
             return x[:, -1], KVCache(k=write(cache.k, k), v=write(cache.v, v), length=cache.length + x.shape[1])
@@ -148,7 +155,7 @@ class CodePredictor(nnx.Module):
             embedding, head = layer
             code = choose(head(last), index + 1)
             x = embedding(code)
-            # The last code is not fed: only its embedding is wanted.
+            # The last code is not fed back: only its embedding is needed.
             last, cache = jax.lax.cond(
                 index < residual - 1, lambda: run(x[:, None], index + 2, cache), lambda: (last, cache)
             )

@@ -1,8 +1,9 @@
 """The vision encoder of Qwen3-Omni: patches of images and video frames to features of the thinker's width.
 
-Static shapes: a call takes a number of patches, filled with the frames of any number of images and videos one after another
-(processing/vision_packing.py). Each patch brings its place in its frame, the frame's size and where the frame begins; that is
-all that positions, rope and attention need. A video's frame pair attends to itself alone, as an image does.
+Shapes are static. A call takes a fixed number of patches, filled with the frames of any number of images and videos one
+after another (processing/vision_packing.py). Each patch comes with its place in its frame, the frame's size and where
+the frame begins; positions, rope and attention need no more. A frame pair of a video attends only to itself, as an
+image does.
 """
 
 from typing import Any
@@ -39,7 +40,7 @@ class Block(nnx.Module):
         return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
 
     def _project(self, x, cos, sin):
-        """Queries and keys turned, and values. The rotation is in float32 whatever the activations are."""
+        """Rotated queries and keys, and values. The rotation is in float32 for any dtype of the activations."""
         q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
         q, k = (rotate(part[None].astype(jnp.float32), cos[None], sin[None])[0].astype(x.dtype) for part in (q, k))
         return q, k, v
@@ -50,7 +51,7 @@ class Block(nnx.Module):
 
 
 def in_rows(function, *arrays: Array):
-    """``function`` of the rows of arrays, at most ROWS at a time: its widest intermediates stay small."""
+    """``function`` of the rows of arrays, at most ROWS at a time, so that its widest intermediates stay small."""
     length = arrays[0].shape[0]
     count = -(-length // ROWS)
     while length % count:
@@ -63,7 +64,10 @@ def in_rows(function, *arrays: Array):
 
 
 class Merger(nnx.Module):
-    """merge x merge patches to one feature. The deepstack mergers normalise after joining the patches, the last one before."""
+    """Merges merge x merge patches into one feature.
+
+    The deepstack mergers normalise after joining the patches, the final merger before.
+    """
 
     def __init__(self, init: Init, config: VisionEncoderConfig, *, joined_norm: bool):
         joined = config.width * config.merge**2
@@ -91,7 +95,7 @@ class VisionEncoder(nnx.Module):
 
     @property
     def dtype(self) -> Any:
-        """Of the weights and of the arithmetic."""
+        """The dtype of the weights and of the arithmetic."""
         return self.patches.kernel.dtype
 
     def encode(
@@ -104,8 +108,10 @@ class VisionEncoder(nnx.Module):
         """Features of each group of merge x merge patches (M = P / merge^2), and the deepstack features of the same.
 
         Args:
-            patches: pixels, the groups of a frame one after another. place: row and column in the frame.
-            size: rows and columns of the frame, 0 for padding. first: where the frame begins.
+            patches: pixels, the groups of a frame one after another.
+            place: each patch's row and column in its frame.
+            size: rows and columns of its frame, 0 for padding.
+            first: index of its frame's first patch.
         """
         config = self.config
         x = in_rows(self._embed, patches, place, size)
@@ -119,12 +125,13 @@ class VisionEncoder(nnx.Module):
         def body(carry, block, layer):
             x, tapped = carry
             x = block(x, turn, first, last)
-            # Every layer writes to the slot of the next tap, so that what remains there is the tap's own output: no branch,
-            # and not all layers' states. What follows the last tap goes to one slot more, which nobody reads.
+            # Every layer writes to the slot of the next tap, so in the end the slot holds the tap's own output. This
+            # needs neither a branch nor all layers' states. Layers after the last tap write to one more slot, which is
+            # not read.
             return (x, jax.lax.dynamic_update_index_in_dim(tapped, x, jnp.sum(taps < layer), 0)), None
 
         (x, tapped), _ = scan(body, (x, jnp.zeros((len(config.taps) + 1, *x.shape), x.dtype)), self.layers)
-        # One merger at a time bounds the memory.
+        # Running one merger at a time bounds the memory.
         _, deep = scan(lambda _, merger, tap: (None, in_rows(merger, tapped[tap])), None, self.deepstack)
         return in_rows(self.merger, x), deep
 
@@ -133,7 +140,7 @@ class VisionEncoder(nnx.Module):
         return x + self._positions(place, size).astype(x.dtype)
 
     def _positions(self, place: Int[Array, "P 2"], size: Int[Array, "P 2"]) -> Float[Array, "P D"]:
-        """The learned table, stretched to each frame bilinearly with its corners on the frame's corners, in float32."""
+        """The learned table, interpolated bilinearly to each frame's size (corners aligned), in float32."""
         side = round(self.config.positions**0.5)
         source = place.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32)
         near = jnp.minimum(source.astype(jnp.int32), side - 1)

@@ -1,1 +1,1 @@
-"""Kernels of attention for one platform each."""
+"""Attention kernels, each for one platform."""

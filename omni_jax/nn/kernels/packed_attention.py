@@ -1,11 +1,10 @@
-"""Attention inside spans on a TPU: a Pallas kernel that multiplies just the keys that a block of queries sees.
+"""Attention inside spans on a TPU: a Pallas kernel that multiplies only the keys that a block of queries sees.
 
-Splash attention (nn/kernels/splash_attention.py) leaves out blocks by a mask that is known when it is compiled. Where frames
-and windows begin and end is known at run time, so the bounds of each block of queries are read before it begins, and a loop
-visits the blocks of keys between them. Scores and what is carried along (online softmax, arXiv:1805.02867) never leave the
-processor's memory.
+Splash attention (nn/kernels/splash_attention.py) skips blocks by a mask that is fixed at compile time. The bounds of
+frames and windows are known only at run time. So the kernel reads the bounds of each block of queries before it begins,
+and loops over the blocks of keys between them. Scores and the online softmax (arXiv:1805.02867) never leave VMEM.
 
-Queries lie along the lanes, so that a query's maximum, sum and bounds are rows and only the keys' width is padded to 128.
+Queries lie along the lanes. So a query's maximum, sum and bounds are rows, and only the keys' width is padded to 128.
 """
 
 from functools import partial
@@ -19,11 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.parallel.sharding import over
 
-# Queries of a block, and keys.
+# Queries in a block, and keys in a block.
 BLOCK = 256
-# Keys of one head that lie in the processor's memory at once: all of a call's, but of a picture larger than that.
+# Keys of one head that are in VMEM at once: all keys of a call, unless a picture has more.
 PANEL = 4096
-# A key that is not seen, and the least maximum that a query can have: the weight of the one under the other is zero.
+# The score of a key that is not seen, and the lower bound of a query's maximum: exp of their difference is zero.
 MASKED, LEAST = -1e30, -1e29
 
 
@@ -37,7 +36,7 @@ def attend(
     mesh: AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "T N H"]:
-    """As ``packed_attention.attend_spans``. On a mesh, each device attends for its own heads.
+    """As ``nn.packed_attention.attend_spans``. On a mesh, each device computes its own heads.
 
     Args:
         interpret: runs the kernel on any platform, for tests.
@@ -51,7 +50,7 @@ def attend(
 
 
 def bounds(ids: Int[Array, "T"]) -> tuple[Int[Array, "T"], Int[Array, "T"]]:
-    """Where the segment of each token begins and ends, of segments that are contiguous; negative ids have empty ones."""
+    """Where each token's segment begins and ends; segments are contiguous. A negative id gets an empty span."""
     at = jnp.arange(len(ids))
     begins = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
     first = jax.lax.cummax(jnp.where(begins, at, 0))
@@ -65,7 +64,7 @@ def _attend(q, k, v, first, last, interpret):
     panels = -(-blocks * BLOCK // PANEL)
     each = -(-blocks // panels)  # blocks of a panel
     panel, padded = each * BLOCK, each * BLOCK * panels
-    # Empty spans are moved out of the way of a block's bounds, which are the least first and the largest last.
+    # A block's bounds are its lowest first and its highest last. Empty spans get values that do not affect them.
     empty, rest = first >= last, (0, padded - length)
     low = jnp.pad(jnp.where(empty, padded, first), rest, constant_values=padded).astype(jnp.int32)
     high = jnp.pad(jnp.where(empty, 0, last), rest).astype(jnp.int32)
@@ -73,7 +72,7 @@ def _attend(q, k, v, first, last, interpret):
     q, k, v = (jnp.pad(x, [rest, (0, 0), (0, 0)]) for x in (q, k, v))
 
     def needed(block, part, begin, end):
-        """The panel to have: one that no query of the block sees is not fetched."""
+        """The panel to load: clipped to those that some query of the block sees, so that no other is fetched."""
         last = jax.lax.div(jnp.maximum(end[block] - 1, 0), each)
         return jnp.minimum(jnp.maximum(part, jax.lax.div(begin[block], each)), last)
 
@@ -109,10 +108,10 @@ def _attend(q, k, v, first, last, interpret):
 
 
 def _kernel(begin, end, ends, q, k, v, out, sums, most, total, *, each: int, scale: float):
-    """One block of queries of one head on one panel of keys; scores are [keys, queries]."""
+    """Attends one head's block of queries to one panel of keys; scores are [keys, queries]."""
     block, part = pl.program_id(1), pl.program_id(2)
     start = part * each
-    # Products of bfloat16 are exact, and the compiler knows no kernel that makes them in several passes.
+    # Products of bfloat16 are exact in one pass, and the compiler has no kernel that computes them in several.
     dot = partial(
         jnp.dot,
         precision=jax.lax.Precision.DEFAULT if q.dtype == jnp.bfloat16 else None,

@@ -1,7 +1,7 @@
-"""Attention of many tokens as a CPU computes it: head by head, in blocks of scores that stay in a core's second cache.
+"""Attention of many tokens on a CPU: head by head, in blocks of scores that stay in a core's L2 cache.
 
-Scores lie with the keys first. Their maximum and sum over keys then run down whole vectors of queries; over an innermost axis a
-CPU's compiler adds number by number. The softmax is carried along (online softmax, arXiv:1805.02867).
+Keys are the leading axis of the scores. The maximum and the sum over keys then work on whole vectors of queries; over
+an innermost axis the CPU's compiler would reduce number by number. The softmax is online (arXiv:1805.02867).
 """
 
 import jax
@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Queries and keys of one block of scores: 256 KB in float32.
 ROWS, COLUMNS = 256, 256
-# Queries below which a whole pass is not cut in blocks.
+# With fewer queries, a whole pass is not cut into blocks.
 FEW = 64
-# Finite, so that the difference of two is no NaN.
+# Finite, so that the difference of two of them is not NaN.
 MASKED = -1e30
 
 
@@ -23,18 +23,18 @@ def attend(
     first: Int[Array, "T"],
     last: Int[Array, "T"],
 ) -> Float[Array, "T N H"]:
-    """Token i sees the tokens first[i] .. last[i] - 1; a token whose span is empty gives zeros."""
+    """Token i sees tokens first[i] .. last[i] - 1. A token whose span is empty gives zeros."""
     length, heads, width = q.shape
     rows, columns = min(ROWS, length), min(COLUMNS, length)
     empty = first >= last
-    # Empty spans are moved out of the way of a block's bounds, which are the least first and the largest last.
+    # A block's bounds are its lowest first and its highest last. Empty spans get values that do not affect them.
     first, last = jnp.where(empty, length, first), jnp.where(empty, 0, last)
 
     def cut(x, fill=0):
         x = jnp.pad(x, [(0, -length % rows)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
         return x.reshape(-1, rows, *x.shape[1:])
 
-    # One block of room behind, for a last block of keys may begin at any token.
+    # Padded by one block, because the last block of keys may begin at any token.
     k_NSH = jnp.pad(jnp.swapaxes(k, 0, 1), [(0, 0), (0, columns), (0, 0)])
     v_NHS = jnp.pad(jnp.moveaxis(v, 0, 2), [(0, 0), (0, 0), (0, columns)])
 
@@ -54,7 +54,7 @@ def attend(
 def attend_causal(
     q: Float[Array, "B T K G H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *, window: int | None
 ) -> Float[Array, "B T K G H"]:
-    """Token t sees the tokens up to itself, ``window`` of them at most; blocks of keys behind its own are not visited."""
+    """Token t sees the tokens up to itself, at most ``window`` of them. Blocks of later keys are not visited."""
     tokens = jnp.arange(q.shape[1])
     first = jnp.zeros_like(tokens) if window is None else jnp.maximum(tokens - window + 1, 0)
 
@@ -70,7 +70,7 @@ def attend_causal(
 def attend_dense(
     q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B T N H"]:
-    """All scores of a head at once, for short rows."""
+    """Attention with all scores of a head at once, for short rows."""
 
     def head(arrays):
         q_TH, k_SH, v_SH, mask_ST = arrays
@@ -87,7 +87,7 @@ def attend_dense(
 
 
 def _attend_head(q_HT, k_SH, v_HS, low, high, columns: int) -> Float[Array, "H T"]:
-    """One head's queries of a block over the keys that one of them sees, in float32."""
+    """Attention of one head's block of queries to the keys that any of them sees, in float32."""
     start = jnp.min(low)
     count = jnp.maximum(jnp.max(high) - start + columns - 1, 0) // columns
     scale = jnp.float32(q_HT.shape[0] ** -0.5)
@@ -101,7 +101,7 @@ def _attend_head(q_HT, k_SH, v_HS, low, high, columns: int) -> Float[Array, "H T
         mask = (seen >= low) & (seen < high)
         scores_ST = jnp.where(mask, jnp.matmul(keys, q_HT, preferred_element_type=jnp.float32) * scale, MASKED)
         grown = jnp.maximum(most, jnp.max(scores_ST, axis=0))
-        # A query that sees nothing in this block yet has MASKED for its maximum: its weights must not be exp(0).
+        # A query that has seen no key so far has MASKED as its maximum: its weights must not become exp(0).
         weights_ST = jnp.where(mask, jnp.exp(scores_ST - grown), 0)
         kept = jnp.exp(most - grown)
         new = jnp.matmul(values, weights_ST.astype(v_HS.dtype), preferred_element_type=jnp.float32)

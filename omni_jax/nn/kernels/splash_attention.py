@@ -1,8 +1,8 @@
 """Causal attention of long prompts on a TPU: Pallas kernels that hold no scores in main memory.
 
-JAX's splash attention (FlashAttention, arXiv:2205.14135, over the blocks that a mask leaves) knows its mask when it is compiled.
-So new tokens among themselves are one causal kernel, new tokens over a cache another that sees all slots up to a row's length,
-and the two are joined by the logarithms of their softmax's sums.
+JAX's splash attention (FlashAttention, arXiv:2205.14135, over the blocks that a mask leaves) needs its mask at compile
+time. So one causal kernel computes the new tokens' attention to themselves, and another their attention to all cache
+slots up to a row's length. The two results are joined by the logarithms of their softmax's sums.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.parallel.sharding import over
 
-# New tokens from which on a kernel is worth its padding; what is shorter is a step or a short turn.
+# New tokens from which on a kernel is worth its padding. Shorter calls are steps or short turns.
 LEAST = 512
-# Queries and keys of a block; of fewer, the largest part that divides them.
+# Queries and keys of a block: the largest of these that divides their number.
 BLOCKS = (512, 256, 128)
 WIDTHS = (64, 128)
 
@@ -28,7 +28,7 @@ Past = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]]
 
 
 def fits(new: int, slots: int, width: int) -> bool:
-    """Whether there are kernels for so many new tokens over so many slots, of heads of this width."""
+    """Whether there are kernels for so many new tokens over so many cache slots, with heads of this width."""
     return new >= LEAST and not new % BLOCKS[-1] and not slots % BLOCKS[-1] and width in WIDTHS
 
 
@@ -41,7 +41,7 @@ def attend(
     mesh: AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T K G H"]:
-    """As ``causal_attention.attend_causal`` without a window. On a mesh, each device attends for its own rows and heads.
+    """As ``causal_attention.attend_causal`` without a window. On a mesh, each device computes its own rows and heads.
 
     Args:
         interpret: runs the kernels on any platform, for tests.
@@ -62,9 +62,10 @@ def attend(
 
 def _attend(q, k, v, past, interpret):
     width = q.shape[-1]
-    # The kernels take no scale, so of heads of 128, whose scale is no power of two, bfloat16 queries are rounded once more than
-    # in plain attention: of standard normal queries the error is no larger than there, of four times larger ones 1.6 times,
-    # or 1.08 with what rope rounds before. (Float32 queries would cost more, and a TPU's product rounds them by default.)
+    # The kernels take no scale, so the queries are scaled beforehand. For heads of 128, whose scale is no power of two,
+    # this rounds bfloat16 queries once more than plain attention does. With standard normal queries the error is no
+    # larger than there; with four times larger ones it is 1.6 times that, or 1.08 times where rope has rounded before.
+    # (Float32 queries would cost more, and a TPU's product rounds them by default.)
     q_BKGTH = (jnp.transpose(q, (0, 2, 3, 1, 4)).astype(jnp.float32) * width**-0.5).astype(q.dtype)
     k_BKTH, v_BKTH = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if past is None:
@@ -75,7 +76,7 @@ def _attend(q, k, v, past, interpret):
 
 
 def _joined(q, k, v, past, interpret):
-    """New tokens and the cache, each weighted by its share of the softmax's sum."""
+    """Attention to the new tokens and to the cache, each weighted by its share of the softmax's sum."""
     past_k, past_v, length = past
     new, slots = q.shape[3], past_k.shape[2]
     ids = splash.SegmentIds(
@@ -83,7 +84,7 @@ def _joined(q, k, v, past, interpret):
     )
     own, (own_sum,) = _kernel(q, k, masks.CausalMask, interpret, sums=True)(q, k, v, None)
     others, (others_sum,) = _kernel(q, past_k, masks.FullMask, interpret, sums=True)(q, past_k, past_v, ids)
-    # A row that holds nothing yet sees no slot: what its kernel gives is no number to add, whatever its weight.
+    # A row whose cache is empty sees no slot: the kernel's output may be NaN there, which no weight would remove.
     others = jnp.where((length > 0)[:, None, None, None, None], others, 0)
     others_sum = jnp.where((length > 0)[:, None, None, None], others_sum, -jnp.inf)
     total = jnp.logaddexp(own_sum, others_sum)
@@ -91,7 +92,7 @@ def _joined(q, k, v, past, interpret):
 
 
 def _kernel(q, k, mask, interpret: bool, *, sums: bool = False) -> Callable[..., Any]:
-    """A kernel for rows and key heads; of each key head all its query heads share the keys."""
+    """A kernel mapped over rows and key heads; all query heads of a key head share its keys."""
     groups, new, slots = q.shape[2], q.shape[3], k.shape[2]
     rows, columns = (next(size for size in BLOCKS if not length % size) for length in (new, slots))
     sizes = splash.BlockSizes(
@@ -102,7 +103,7 @@ def _kernel(q, k, mask, interpret: bool, *, sums: bool = False) -> Callable[...,
         masks.MultiHeadMask([mask((new, slots)) for _ in range(groups)]), block_sizes=sizes, save_residuals=sums,
         head_shards=1, q_seq_shards=1, interpret=interpret,
     )  # fmt: skip
-    # Products of bfloat16 are exact, and the compiler knows no kernel that makes them in several passes.
+    # Products of bfloat16 are exact in one pass, and the compiler has no kernel that computes them in several.
     exact = q.dtype == jnp.bfloat16
 
     def heads(q, k, v, ids):

@@ -1,1 +1,1 @@
-"""The table of each family: one readable row a parameter."""
+"""The weight table of each family: a row for each parameter."""

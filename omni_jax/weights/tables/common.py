@@ -1,6 +1,7 @@
-"""What the published checkpoints of both families call alike: rows of their tables, other names, and what is not read.
+"""Names that the published checkpoints of both families share: rows of their tables, aliases, and ignored tensors.
 
-Both names go on from the prefixes that a family's table gives to a block. Rows for what a stack does not have find no leaf.
+A family's table gives each block a prefix for our paths and one for their names. Rows for parameters that a stack does
+not have match no leaf.
 """
 
 # The block of every decoder: thinker, talker, code predictor, code2wav.
@@ -58,7 +59,7 @@ AUDIO_LAYERS = """
 .norm.bias                   | .ln_post.bias                           | d -> d
 """
 
-# What the published files call otherwise: as Transformers has it in memory, and as it writes a thinker alone, of either.
+# Other prefixes and the published ones: of Transformers' modules in memory, and of a thinker that it saves alone.
 ALIASES = (
     ("thinker.model.language_model.", "thinker.model."),
     ("thinker.model.audio_tower.", "thinker.audio_tower."),
@@ -72,7 +73,7 @@ ALIASES = (
     ("lm_head.", "thinker.lm_head."),
 )
 
-# Tensors of which nothing is read, by pattern, and why.
+# Tensors that are not read, by pattern, and why.
 IGNORED = {
     "*.inv_freq": "rotary frequencies are computed",
     "*.original_inv_freq": "rotary frequencies are computed",

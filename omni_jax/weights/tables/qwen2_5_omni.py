@@ -1,9 +1,9 @@
-"""Qwen2.5-Omni, 7B and 3B: where each parameter of ours lies in the published checkpoints.
+"""Qwen2.5-Omni, 7B and 3B: each of our parameters in the published checkpoints.
 
-The grammar of the rows is explained in `weights/table.py`; both names go on from the prefixes of their block (see the end).
+The grammar of the rows is explained in `weights/table.py`. Both names follow the prefixes of their block (see the end).
 
-Thinker and talker are published in bfloat16, token2wav in float32. Voices are not among the tensors: `weights/speakers.py`.
-A linear weight of theirs is [out, in]; a convolution [out, in, width], a transposed one [in, out, width].
+Thinker and talker are published in bfloat16, token2wav in float32. Speakers are not tensors: see `weights/speakers.py`.
+A published linear weight is [out, in], a convolution [out, in, width], a transposed one [in, out, width].
 """
 
 from collections.abc import Iterator, Sequence
@@ -119,7 +119,7 @@ IGNORED = common.IGNORED
 
 
 def is_spoken(name: str) -> bool:
-    """Whether only speaking needs a tensor, which is passed over unread where nothing is to be said."""
+    """Whether only speech needs a tensor. Such tensors are not read where no speech is wanted."""
     return name.startswith(("talker.", "token2wav."))
 
 
@@ -128,7 +128,7 @@ FLOAT32 = ("token2wav_config",)
 
 
 def rows(config: Qwen25OmniConfig) -> Sequence[Row]:
-    """The table for one checkpoint; what it has no leaf for finds none."""
+    """The table for one checkpoint. Rows for parameters that it does not have match no leaf."""
     dit, bigvgan = "token2wav.code2wav_dit_model", "token2wav.code2wav_bigvgan_model"
     blocks = (
         ("thinker", "thinker", common.THINKER),
@@ -145,7 +145,7 @@ def rows(config: Qwen25OmniConfig) -> Sequence[Row]:
 
 
 def counted(config: Qwen25OmniConfig) -> Iterator[tuple[str, str, int]]:
-    """Fields of config.json that count tensors: the field, what the tensors' names have before the number, and the count."""
+    """Fields of config.json that count tensors: the field, the tensors' prefix before the number, and the count."""
     thinker = config.thinker
     yield "thinker_config.text_config.num_hidden_layers", "thinker.model.layers", thinker.decoder.layers
     yield "thinker_config.audio_config.encoder_layers", "thinker.audio_tower.layers", thinker.audio_encoder.layers

@@ -1,10 +1,10 @@
-"""Qwen3-Omni: where each parameter of ours lies in the published checkpoints.
+"""Qwen3-Omni: each of our parameters in the published checkpoints.
 
-The grammar of the rows is explained in `weights/table.py`; both names go on from the prefixes of their block (see the end).
+The grammar of the rows is explained in `weights/table.py`. Both names follow the prefixes of their block (see the end).
 
-Names and shapes are the published files' own, one tensor an expert and projection; `or` lines (of `common.py`) admit
-what Transformers writes from its memory. A linear weight of theirs is [out, in]; a convolution [out, in, width], a
-transposed one [in, out, width].
+Names and shapes are those of the published files, with a tensor for each expert and projection. `or` lines (in
+`common.py`) accept what Transformers writes of its modules in memory. A published linear weight is [out, in], a
+convolution [out, in, width], a transposed one [in, out, width].
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ CODE_PREDICTOR = """
 .heads.kernel     | .lm_head.{l}.weight               | l v d -> l d v
 """
 
-# Their decoder is one list: the first convolution, the stages, a snake, the last convolution.
+# Their `decoder` is one list: the first convolution, the stages, a snake, the last convolution.
 CODE2WAV = """
 .embedding.table                | .code_embedding.weight                       | v d -> v d
 .upsamples.{i}.conv.kernel      | .upsample.{i}.0.conv.weight                  | c o k -> k c o
@@ -113,7 +113,7 @@ IGNORED = {**common.IGNORED, "code2wav.code_offset": "the codebooks' first rows 
 
 
 def is_spoken(name: str) -> bool:
-    """Whether only speaking needs a tensor, which is passed over unread where nothing is to be said."""
+    """Whether only speech needs a tensor. Such tensors are not read where no speech is wanted."""
     return name.startswith(("talker.", "code2wav."))
 
 
@@ -122,7 +122,7 @@ FLOAT32 = ()
 
 
 def rows(config: Qwen3OmniConfig) -> Sequence[Row]:
-    """The table for one checkpoint; what it has no leaf for finds none."""
+    """The table for one checkpoint. Rows for parameters that it does not have match no leaf."""
     stages = len(config.code2wav.rates) if config.code2wav else 0
     blocks = (
         ("thinker", "thinker", common.THINKER),
@@ -140,7 +140,7 @@ def rows(config: Qwen3OmniConfig) -> Sequence[Row]:
 
 
 def counted(config: Qwen3OmniConfig) -> Iterator[tuple[str, str, int]]:
-    """Fields of config.json that count tensors: the field, what the tensors' names have before the number, and the count."""
+    """Fields of config.json that count tensors: the field, the tensors' prefix before the number, and the count."""
     thinker, talker = config.thinker, config.talker
     yield "thinker_config.audio_config.encoder_layers", "thinker.audio_tower.layers", thinker.audio_encoder.layers
     yield "thinker_config.vision_config.depth", "thinker.visual.blocks", thinker.vision_encoder.layers
