@@ -1,7 +1,7 @@
-"""The clock of both sides: the wall's or, with ``--pinned``, the processor time of one thread on one core.
+"""The clock of both sides: wall time or, with ``--pinned``, the processor time of one thread on one core.
 
-Company on a shared machine lengthens a wall's seconds, and those of a side that waits for its threads most; of processor time it
-takes what caches and memory are shared. Imported before jax and torch, for both count the cores as they are imported.
+Other load on a shared machine lengthens wall time, most for a side that waits for its threads; of processor time it
+only costs shared caches and memory. Imported before jax and torch, because both count the cores on import.
 """
 
 import argparse
@@ -21,23 +21,23 @@ if PINNED:
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Says what the option is; it was read when this file was imported."""
+    """Adds the option to a parser's help; its value was read when this file was imported."""
     parser.add_argument("--pinned", action="store_true", help="one thread on one core, timed by processor time (Linux)")
 
 
 def spent_both(action: Callable[[], object]) -> np.ndarray:
-    """Seconds by the wall, and of this process's processors."""
+    """Seconds of wall time, and of this process's processor time."""
     start = np.array([time.perf_counter(), time.process_time()])
     action()
     return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 def spent(action: Callable[[], object]) -> float:
-    """Seconds by the clock that this run counts with."""
+    """Seconds by the clock of this run."""
     return float(spent_both(action)[int(PINNED)])
 
 
 def threads() -> str:
-    """What the rows below were timed with."""
+    """How the rows were timed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return "one pinned thread, processor time" if PINNED else f"{cores} cores, wall time"

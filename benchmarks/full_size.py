@@ -1,11 +1,11 @@
-"""Qwen3-Omni-30B-A3B at full size on this machine's GPU or TPUs: how soon clients hear an answer, and how fast it goes on.
+"""Qwen3-Omni-30B-A3B at full size on this machine's GPU or TPUs: time to the first answer, and the rate after it.
 
     python benchmarks/full_size.py [--clients 1,4,6,12,32] [--video] [--part thinker|speech] [--json FILE]
 
-The model has the published configuration and random bfloat16 weights (70.5 GB) that are made on the device: nothing is read
-or downloaded. So many clients arrive at once, each with 5 s of sound and 32 words (with --video also 10 s of pictures), and
-are answered in one batch as omni.stream answers one: text and sound as they are ready. Times count from the raw samples and
-pixels of all clients. Every program has been compiled before anything is timed. --scale tiny runs a tiny model on a CPU.
+The model has the published configuration and random bfloat16 weights (70.5 GB), made on the device: nothing is read or
+downloaded. So many clients arrive at once, each with 5 s of sound and 32 words (with --video also 10 s of pictures). They
+are answered in one batch as omni.stream answers one: text and sound as they are ready. Times count from the raw samples
+and pixels of all clients. Programs are compiled before anything is timed. --scale tiny runs a tiny model on a CPU.
 """
 
 import argparse
@@ -50,7 +50,7 @@ PUBLISHED = Path(__file__).parents[1] / "tests" / "configs" / "qwen3_omni_instru
 SOUND_S, SOUND_RATE, WORDS, NEWLINE = 5, 16_000, 32, 198
 VIDEO_S, VIDEO_FPS, VIDEO_SIDE = 10, 2, 224
 FRAME_S, SPEECH_RATE = 0.08, 24_000
-# Elements of a weight above which it is drawn layer by layer: drawing takes several times the room of what is drawn.
+# Weights with more elements are drawn layer by layer: drawing takes several times their memory.
 LARGE = 1 << 30
 
 # The Qwen3-Omni report (arXiv:2509.17765, table 2): first packet in ms, and RTF, by the number of clients.
@@ -60,7 +60,7 @@ TO_BEAT = (
     "to beat: the report's columns; 6.4 ms a frame (talker 2.30, predictor 4.09) for 12 streams on an H100. Aim for 1 client "
     "on an H200: first sound 120 ms (video 280 ms), RTF 0.08"
 )
-# Columns of the table: of medians alone, and with the 95th percentile in parentheses.
+# Columns of the table: medians, some with the 95th percentile in parentheses.
 COLUMNS = {
     "reading_ms": "reading", "encoding_ms": "encoding", "prefill_ms": "prefill", "first_text_ms": "first text",
     "first_sound_ms": "first sound", "report_ms": "report", "token_ms": "a token", "prompt_ms": "prompt",
@@ -73,7 +73,7 @@ Figures = Mapping[str, Sequence[float]]
 
 
 class Layered(Init):
-    """Random weights whose largest arrays are drawn layer by layer, each in its place."""
+    """Random weights whose largest arrays are drawn layer by layer, into place."""
 
     def normal(self, shape: Sequence[int], axes: Any, *, fan_in: int) -> nnx.Param:
         if math.prod(shape) < LARGE:
@@ -86,7 +86,7 @@ class Layered(Init):
         return nnx.Param(jax.lax.map(draw, jax.random.split(self.key(), shape[0])), axes=axes)
 
 
-# In place of a tokenizer: each id is a letter, so that a token is text as soon as it is made.
+# Instead of a tokenizer: each id is a letter, so that a token is text as soon as it is generated.
 LETTERS: Any = SimpleNamespace(
     get_added_vocab=dict, added_tokens_decoder={}, convert_ids_to_tokens=lambda token: chr(ord("a") + token % 26)
 )
@@ -105,13 +105,13 @@ def make(config: OmniConfig, dtype: Any, devices: Sequence[Any]) -> dict[str, nn
 
         abstract = jax.eval_shape(draw, key)
         placed = None if mesh is None else parts.replace(abstract, shardings(abstract, mesh))
-        # One by one, so that what drawing takes beside the weights is not taken for all of them at once.
+        # One part at a time, so that the extra memory of drawing is not needed for all of them at once.
         made |= jax.block_until_ready(jax.jit(draw, out_shardings=placed)(key))
     return made
 
 
 def build(scale: str, devices: Sequence[Any], folder: Path) -> Omni:
-    """The model, and in ``folder`` the two small files that it is asked for beside its weights."""
+    """The model; writes the two small files that it needs beside its weights into ``folder``."""
     published = json.loads(PUBLISHED.read_text())
     hub, dtype = (published["config"], jnp.bfloat16) if scale == "full" else (tiny_config(), jnp.float32)
     (folder / "generation_config.json").write_text(json.dumps(published["generation_config"]))
@@ -122,7 +122,7 @@ def build(scale: str, devices: Sequence[Any], folder: Path) -> Omni:
 
 @dataclass(frozen=True)
 class Question:
-    """What a client sends: samples [W] at 16 kHz, ids of words, frames [n, h, w, 3] or none."""
+    """A client's input: samples [W] at 16 kHz, ids of words, frames [n, h, w, 3] or none."""
 
     samples: np.ndarray
     words: np.ndarray
@@ -130,7 +130,7 @@ class Question:
 
 
 def questions(clients: int, *, video: bool, seed: int) -> list[Question]:
-    """All different, for clients who ask the same would choose the same experts."""
+    """Questions that all differ, because equal ones would choose the same experts."""
     rng, seconds, asked = np.random.default_rng(seed), np.arange(SOUND_S * SOUND_RATE) / SOUND_RATE, []
     for _ in range(clients):
         tones = sum(np.sin(2 * np.pi * tone * seconds) for tone in rng.uniform(80, 4000, 3))
@@ -142,7 +142,7 @@ def questions(clients: int, *, video: bool, seed: int) -> list[Question]:
 
 
 def read(omni: Omni, asked: Sequence[Question]) -> Batch:
-    """Questions as arrays, by the library's own readers of media; tokens are given, for there is no tokenizer."""
+    """Questions as arrays, by the library's own media readers; tokens are given, because there is no tokenizer."""
     config, thinker = omni.config, omni.config.thinker
     rows, found = [], []
     for question in asked:
@@ -161,7 +161,7 @@ def read(omni: Omni, asked: Sequence[Question]) -> Batch:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a reply: tokens of text and frames of sound, tokens a call of the thinker, and the voice."""
+    """The size of a reply: tokens of text and frames of sound, tokens a call of the thinker; and the speaker."""
 
     tokens: int
     frames: int
@@ -169,7 +169,7 @@ class Load:
     speaker: str
 
     def request(self, omni: Omni, batch: Batch, *, seed: int, aloud: bool = True) -> Request:
-        """Replies of just this length, for random weights come to no end; all else as the checkpoint says."""
+        """A request for replies of exactly this length, as random weights never end; all else as in the checkpoint."""
         options = dict(
             seed=[seed + row for row in range(len(batch.tokens))], return_audio=aloud, speaker=self.speaker,
             thinker_max_new_tokens=self.tokens, thinker_min_new_tokens=self.tokens,
@@ -180,7 +180,7 @@ class Load:
 
 
 def whole(omni: Omni, asked: Sequence[Question], load: Load, seed: int, *, aloud: bool = True) -> Figures:
-    """Answers clients who arrive together, from their raw media to their last sample."""
+    """Answers clients that arrive together, from their raw media to their last sample."""
     start = time.perf_counter()
     batch = read(omni, asked)
     reading = 1e3 * (time.perf_counter() - start)
@@ -193,7 +193,7 @@ def whole(omni: Omni, asked: Sequence[Question], load: Load, seed: int, *, aloud
     if not aloud:
         return text
     sound = sounds(events, len(asked), omni.parts["code2wav"])
-    # As the report has it: what one token and one frame cost, over the sound of a frame.
+    # As in the report: the cost of one token and one frame, divided by a frame's duration.
     rtf = (text["token_ms"][0] + sound["frame_ms"][0]) / (1e3 * FRAME_S)
     return {**text, **sound, "rtf": [rtf]}
 
@@ -202,16 +202,16 @@ Times = Sequence[tuple[float, int, Event]]
 
 
 def spent(events: Times, wanted: Callable[[Event], bool]) -> float:
-    """Milliseconds of work on one kind of event, the first of them apart, which has the prompt to wait for.
+    """Milliseconds of work on events of one kind, without the first event, which waits for the prompt.
 
-    Nothing is done at the same time: what passes between two events makes the second.
+    Nothing runs concurrently: the time between two events is the work on the second.
     """
     gaps = [after - before for (before, _, _), (after, _, event) in itertools.pairwise(events) if wanted(event)]
     return 1e3 * sum(gaps if wanted(events[0][2]) else gaps[1:])
 
 
 def texts(events: Times, clients: int) -> Figures:
-    """What a run's events tell of its text."""
+    """Measures of a run's text, from its events."""
     pieces = [[(at, len(event.text)) for at, row, event in events if row == n and event.text] for n in range(clients)]
     counts = [sum(count for _, count in row) for row in pieces]
     token = spent(events, lambda event: bool(event.text)) / (counts[0] - pieces[0][0][1])
@@ -222,14 +222,14 @@ def texts(events: Times, clients: int) -> Figures:
 
 
 def sounds(events: Times, clients: int, vocoder: Code2Wav) -> Figures:
-    """What a run's events tell of its sound."""
+    """Measures of a run's sound, from its events."""
     found: dict[str, list[float]] = {name: [] for name in ("first_sound_ms", "stall_ms", "wall_rtf", "frames")}
     after_first = 0.0
     for client in range(clients):
         own = [(at, event.audio.size) for at, row, event in events if row == client and event.audio is not None]
         times, sizes = np.asarray(own).T
         ends = np.cumsum(sizes) / SPEECH_RATE
-        # A listener who begins with the first chunk waits where a later one comes after all before it has been played.
+        # Playback that starts with the first chunk stalls where a later chunk comes after all earlier sound was played.
         late = times[1:] - times[0] - ends[:-1]
         found["first_sound_ms"].append(1e3 * times[0])
         found["stall_ms"].append(1e3 * late.max(initial=0))
@@ -240,7 +240,7 @@ def sounds(events: Times, clients: int, vocoder: Code2Wav) -> Figures:
 
 
 def thinker(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figures:
-    """Text alone; what of the time to its first token is encoding, and what prefill."""
+    """Text only; splits the time to its first token into encoding and prefill."""
     batch = read(omni, asked)
     placed = encode.place(batch, omni.config.thinker)
     _, encoding = timed(lambda: encode.embed(omni.parts, placed, omni.config.thinker))
@@ -250,11 +250,11 @@ def thinker(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Fig
 
 
 def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figures:
-    """Speech alone, of words that are there: its prompt, its first chunk, a frame's codes, a frame's samples."""
+    """Speech only, of given tokens: its prompt, its first chunk, a frame's codes, a frame's samples."""
     batch = read(omni, asked)
     spoken = load.request(omni, batch, seed=seed).speech
     assert spoken is not None
-    # Any states will do in place of the thinker's at the prompt; these have their shape.
+    # Any states will do instead of the thinker's at the prompt; these have their shape.
     states = encode.embed(
         omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker
     ).x.block_until_ready()
@@ -281,7 +281,7 @@ STAGES = {"all": whole, "thinker": thinker, "speech": speech}
 
 
 def timed(action: Callable[[], Any]) -> tuple[Any, float]:
-    """What an action gave, and the milliseconds until all of it was there."""
+    """The result of an action, and the milliseconds until all of it was ready."""
     start = time.perf_counter()
     result = jax.block_until_ready(action())
     return result, 1e3 * (time.perf_counter() - start)
@@ -289,7 +289,7 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float]:
 
 @contextlib.contextmanager
 def compilation() -> Iterator[list[float]]:
-    """Seconds of each program that is compiled meanwhile."""
+    """Seconds of each program that is compiled within the context."""
     seconds: list[float] = []
 
     def hear(event: str, duration_secs: float, **_: Any) -> None:
@@ -304,7 +304,7 @@ def compilation() -> Iterator[list[float]]:
 
 
 def measure(omni: Omni, clients: int, load: Load, given: argparse.Namespace) -> dict[str, Any]:
-    """A stage for so many clients, warm: medians and 95th percentiles over runs and clients."""
+    """Measures a stage for so many clients, warm: medians and 95th percentiles over runs and clients."""
 
     def once(seed: int) -> Figures:
         return STAGES[given.part](omni, questions(clients, video=given.video, seed=seed), load, 1000 * seed)
@@ -330,7 +330,7 @@ def measure(omni: Omni, clients: int, load: Load, given: argparse.Namespace) -> 
 
 
 def memory(device: Any) -> dict[str, int] | None:
-    """Bytes on a device, now and at most so far; None where it does not say."""
+    """Bytes on a device, now and at peak; None if it does not report them."""
     stats = device.memory_stats()
     return stats and {"in_use": stats["bytes_in_use"], "peak": stats.get("peak_bytes_in_use", 0)}
 
@@ -371,7 +371,7 @@ def run(given: argparse.Namespace, folder: Path) -> None:
             print(line(clients, found, head=True))
         print(line(clients, found, head=False), flush=True)
         result["clients"][str(clients)] = found | {"memory": memory(devices[0])}
-        if given.json:  # after each, for the next may not fit
+        if given.json:  # after each, because the next may not fit
             given.json.write_text(json.dumps(result, indent=1))
     print(f"bytes of the first device: {memory(devices[0]) or 'not told'}")
 

@@ -1,7 +1,8 @@
-"""The rows of Qwen2.5-Omni in vs_transformers.py: hearing, prefill, decoding, a code of speech, and the sound of 5 s of codes.
+"""The rows of Qwen2.5-Omni in vs_transformers.py: audio encoding, prefill, decoding, a code of speech, and the sound of
+5 s of codes.
 
 Thinker 12 x 1024, audio encoder 8 x 512, talker 8 x 512, DiT 8 x 512, BigVGAN of 512 channels: 0.5 B parameters. As in
-speaking.py, torch counts with the better of one thread and all.
+speaking.py, torch runs on one thread and on all, and the better time counts.
 """
 
 import statistics
@@ -63,7 +64,7 @@ def qwen2_5_config() -> dict:
 
 
 def write_voices(folder: Path) -> None:
-    """Voices of the published sizes."""
+    """Writes voices of the published sizes."""
     random, marks = np.random.default_rng(0), {name: voice.bos_token for name, voice in tiny_speakers().items()}
     voices = {
         name: Speaker(
@@ -77,7 +78,7 @@ def write_voices(folder: Path) -> None:
 
 
 def compare(folder: Path, repeat: int) -> dict:
-    """Times both sides in turn. The rows, whether tokens and codes are equal, and by how much features and samples differ."""
+    """Times both sides in turn. Returns the rows, whether tokens and codes match, and how far the rest differs."""
     omni = Omni.load(folder, dtype=jnp.float32)
     reference = Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     torch.set_grad_enabled(False)
@@ -172,10 +173,10 @@ def compare(folder: Path, repeat: int) -> dict:
 
 
 def _talkers(omni: Omni, reference, rng: np.random.Generator):
-    """Codes of a prompt of random numbers and random words, from ours and from theirs."""
+    """Our and their function for the codes of a prompt of random numbers and random words."""
     talker, config = omni.parts["talker"], omni.parts["talker"].config
     prompt = rng.normal(size=(1, HEARD, WIDTH)).astype(np.float32)
-    slots = bucket(HEARD + ROOM)  # as a reply's cache begins
+    slots = bucket(HEARD + ROOM)  # the first size of a reply's cache
     words = rng.normal(size=(1, CALL_FRAMES, WIDTH)).astype(np.float32)
     positions = np.broadcast_to(np.arange(HEARD), (3, 1, HEARD)).astype(np.float32)
     rows = SpeechRows(SamplingRows.of([Sampling(repetition_penalty=PENALTY)], [0], [slots]), None)

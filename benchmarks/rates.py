@@ -1,7 +1,7 @@
-"""What this machine does in each library: the rates of products of the sizes that the models have, and of reading memory.
+"""This machine's rates in each library: of matrix products with the models' sizes, and of reading memory.
 
-They bound what a row can be. Where one library multiplies faster at the same size, that part of a row's ratio is the library's
-and not the model's.
+They bound a row. Where one library multiplies faster at the same size, that part of a row's ratio is due to the library
+and not to the model.
 """
 
 import platform
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from clock import spent
 
-# Rows x contracted x columns, a size for what each model spends most of its time in.
+# Rows x contracted x columns: one size for each place where a model spends most of its time.
 LARGE = "a large square"
 PRODUCTS = {
     "thinker": {
@@ -49,7 +49,7 @@ Rates = dict[str, tuple[float, float]]
 
 
 def measure(model: str, tries: int = 3) -> tuple[Rates, tuple[float, float]]:
-    """FLOP/s of each product, and bytes/s of reading 512 MiB once: (jax, torch), the best of some tries each."""
+    """FLOP/s of each product, and bytes/s of reading 512 MiB once: (jax, torch), each the best of several tries."""
     found = {}
     for name, (rows, inner, columns) in PRODUCTS[model].items():
         mine, their = _times(rows, inner, columns, tries)
@@ -59,7 +59,7 @@ def measure(model: str, tries: int = 3) -> tuple[Rates, tuple[float, float]]:
 
 
 def best(runs: list[tuple[Rates, tuple[float, float]]]) -> tuple[Rates, tuple[float, float]]:
-    """The best that each library showed in any of the runs."""
+    """The best rate of each library in any of the runs."""
 
     def most(pairs: list[tuple[float, float]]) -> tuple[float, float]:
         mine, their = zip(*pairs, strict=True)
@@ -78,7 +78,7 @@ def show(model: str, rates: Rates, bandwidth: tuple[float, float]) -> None:
 
 
 def processor() -> str:
-    """The processor's own name, where the system tells it."""
+    """The processor's name, if the system states it."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.exists() else []
     names = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if ":" in line}
@@ -87,7 +87,7 @@ def processor() -> str:
 
 
 def _times(rows: int, inner: int, columns: int, tries: int) -> tuple[float, float]:
-    """Seconds of x @ w in jax and of the same in torch, which holds w the other way round, as its Linear does."""
+    """Seconds of x @ w in jax and of the same in torch, which holds w transposed, as its Linear does."""
     x, w = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
     multiply, held = jax.jit(jnp.matmul), (jnp.asarray(x), jnp.asarray(w))
     theirs = torch.from_numpy(x), torch.from_numpy(w.T.copy())
@@ -98,7 +98,7 @@ def _times(rows: int, inner: int, columns: int, tries: int) -> tuple[float, floa
     times: list[list[float]] = [[], []]
     for _ in range(tries + 1):
         for side, action in enumerate(actions):
-            # A product of microseconds is repeated, for the clock's sake.
+            # A product of microseconds is repeated, to be longer than the clock's resolution.
             count = max(1, int(5e7 / (rows * inner * columns)))
             times[side].append(spent(lambda action=action, count=count: [action() for _ in range(count)]) / count)
     mine, their = (min(side[1:]) for side in times)

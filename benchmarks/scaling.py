@@ -2,11 +2,12 @@
 
     python benchmarks/scaling.py [--json FILE]
 
-A thinker of middle size, dense and of experts, on fake devices of this machine's CPU: a prefill and a decode step are compiled
-for each mesh and counted from their HLO (omni_jax/plan/hlo.py). Beside what a device does of the work of one alone stands what it
-should do of the multiplications: attention, dense networks and vocabulary divide over ``data`` and ``model``, experts over all
-axes. Bytes fall less: what devices share the work of, they each read. The CPU's loop over experts counts as often as a device's
-own experts are chosen, tokens spread evenly.
+A thinker of middle size, dense or with experts, on fake devices of this machine's CPU: a prefill and a decode step are
+compiled for each mesh and counted from their HLO (omni_jax/plan/hlo.py). The table shows a device's share of the work
+of a single device, and the share of multiplications that it should have: attention, dense networks and vocabulary
+divide over ``data`` and ``model``, experts over all axes. Bytes fall less, because every device reads what the devices
+share the work of. The CPU's loop over experts counts as often as a device's own experts are chosen, with tokens spread
+evenly.
 """
 
 import argparse
@@ -38,7 +39,7 @@ MESHES = ("data", "expert", "model", "data,expert", "data,model", "expert,model"
 
 @dataclass(frozen=True)
 class Work:
-    """What one device does, and how many operations it should do."""
+    """The work of one device, and how many operations it should do."""
 
     flops: int
     bytes: int
@@ -46,7 +47,7 @@ class Work:
 
 
 def middle_config(*, experts: bool) -> OmniConfig:
-    """Six layers of 512 with 8 key heads, which eight devices divide; 32 experts, or one network of the size of four."""
+    """Six layers of 512 with 8 key heads, which eight devices divide; 32 experts, or a network of the size of four."""
     config = from_hf(tiny_config())
     found = config.thinker.decoder
     assert found.experts is not None
@@ -67,7 +68,7 @@ def sized(axes: str, devices: int) -> str:
 
 
 def measure(config: OmniConfig, mesh: str, *, batch: int = BATCH, tokens: int = TOKENS) -> dict[str, Work]:
-    """What a device does in a prefill and in a decode step of a batch."""
+    """The work of a device in a prefill and in a decode step of a batch."""
     placed = make_mesh(mesh, devices=jax.devices())
     entries = Entries(config, placed, Workload(batch=batch, context=tokens, dtype=jnp.float32))
     thinker, cache = entries.parts["thinker"], entries.cache
@@ -92,7 +93,8 @@ def measure(config: OmniConfig, mesh: str, *, batch: int = BATCH, tokens: int = 
 
 
 def ideal(thinker: Any, tokens: int, rows: int, pairs: float, mesh: Any) -> float:
-    """Operations of a device: of ``tokens``, of the logits of ``rows``, and of ``pairs`` of a query and a key that it sees."""
+    """Operations of a device: for ``tokens``, for the logits of ``rows``, and for ``pairs`` of a query and a key that
+    it attends to."""
     decoder, config = thinker.decoder, thinker.decoder.config
     dense = 2 * (size(decoder.layers) * tokens + size(thinker.head) * rows)
     dense += 4 * config.layers * config.heads * config.head_width * pairs

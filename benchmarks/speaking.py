@@ -1,7 +1,8 @@
-"""The speaking rows of vs_transformers.py: a frame of codes, and the sound of a hundred of them.
+"""The speech rows of vs_transformers.py: a frame of codes, and the sound of a hundred of them.
 
-A model of its own, with a tiny thinker, and two ways to run each side: torch on one thread and on all. Its products here are so
-small that threads wait for each other longer than they work, and on a shared machine for seconds: the better way counts.
+They use a model of their own, with a tiny thinker. Torch runs both on one thread and on all: its products here are so
+small that threads wait for each other longer than they work, and on a shared machine for seconds. The better time
+counts.
 """
 
 import statistics
@@ -48,7 +49,7 @@ def speech_config() -> dict:
 
 
 def compare(folder: Path, repeat: int) -> dict:
-    """Times both sides in turn. The rows, whether the codes are equal, and by how much the samples differ."""
+    """Times both sides in turn. Returns the rows, whether the codes are equal, and how much the samples differ."""
     omni = Omni.load(folder, dtype=jnp.float32)
     reference = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     torch.set_grad_enabled(False)
@@ -65,7 +66,7 @@ def compare(folder: Path, repeat: int) -> dict:
         _, codes = speak(talker, omni.parts["code_predictor"], state, words, rows, np.int32(frames), candidates=(0, 0))
         return np.asarray(codes)[:, :, :frames]
 
-    # The reference reads its first word in the prompt, and needs one token more than it gives frames.
+    # The reference reads its first word in the prompt, and needs one token more than it returns frames.
     first = talker.embedding(jnp.array([[bos]])) + words[:, :1]
     fed = torch.from_numpy(np.concatenate([prompt, np.asarray(first)], axis=1))
     special = [item for item in range(CODEBOOK, CODEBOOK + 1024) if item != CODEBOOK + IDS["eos_token"]]

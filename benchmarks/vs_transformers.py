@@ -1,12 +1,13 @@
 """Ours against Transformers: the same random model, the same inputs, one run, alternating; medians and ratios.
 
-    python benchmarks/vs_transformers.py [--pinned] [--repeat 7] [--json FILE] [--keep FOLDER] [--only thinker|speech|qwen2_5]
+    python benchmarks/vs_transformers.py [--pinned] [--repeat 7] [--json FILE] [--keep FOLDER] [--only
+    thinker|speech|qwen2_5]
 
-The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary folder)
-and loaded by both from there. float32 on the CPU; both use all cores or, with --pinned, one thread on one core, timed by
-processor time (clock.py). Each row is also given as a share of the matrix rate or memory bandwidth that this machine showed in
-the same run (the better of what jax and torch reached), and what each library reached is told by itself (rates.py). Speech has a
-model of its own (speaking.py), and so has Qwen2.5-Omni (qwen2_5_omni.py).
+The model is a mid-size Qwen3-Omni of about 1.15 B parameters, made once in the published layout (4.6 GB in a temporary
+folder) and loaded by both from there. float32 on the CPU. Both use all cores or, with --pinned, one thread on one core,
+timed by processor time (clock.py). Each row is also given as a share of the matrix rate or memory bandwidth that this
+machine reached in the same run (the better of jax and torch); the rates of each library are printed too (rates.py).
+Speech has a model of its own (speaking.py), and so has Qwen2.5-Omni (qwen2_5_omni.py).
 """
 
 import argparse
@@ -65,7 +66,7 @@ def mid_config() -> dict:
 
 
 def active(tokens: int) -> float:
-    """Weights of the thinker that a token needs, without the output head (one row of it counts apart)."""
+    """Weights of the thinker that so many tokens need, without the output head (one row of it counts separately)."""
     attention = WIDTH * HEAD * (2 * HEADS + 2 * KV_HEADS)
     return LAYERS * (attention + PER_TOKEN * 3 * WIDTH * FFN + WIDTH * EXPERTS) * tokens
 
@@ -88,7 +89,7 @@ def vision_work(grid: tuple[int, int, int]) -> float:
 
 
 def smooth(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-    """Pictures without noise, as photographs are: a coarse random grid, blown up."""
+    """Pictures without noise, like photographs: a coarse random grid, enlarged."""
     coarse = rng.integers(0, 256, (count, 9, 16, 3)).astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(item).resize((width, height))) for item in coarse])
 
@@ -164,7 +165,7 @@ def compare(folder: Path, repeat: int) -> dict:
         temporal_patch_size=numbers.temporal_patch,
         size={"shortest_edge": numbers.min_pixels, "longest_edge": numbers.max_pixels},
     )  # fmt: skip
-    # Theirs knows no videos without torchvision: half as many pictures, each doubled in time, make as many patches.
+    # Theirs supports no videos without torchvision: half as many pictures, each doubled in time, make as many patches.
     halves = [Image.fromarray(frame) for frame in frames[::2]]
     seen = {"image": patches.prepare(picture, numbers), "video": patches.patches(frames, numbers)}
 

@@ -1,13 +1,13 @@
-"""The sizes that lengths are padded to, so that programs stay few."""
+"""The sizes that lengths are padded to, so that few programs are compiled."""
 
-# Chunk slots a call can have: the programs of the audio encoder. A chunk is 1 s of sound in Qwen3-Omni and 2 s in
-# Qwen2.5-Omni. From ten chunks to the largest, each is at most 30 % more than the shortest clip that needs it; the largest is
-# seven attention windows of Qwen3-Omni and bounds the memory of a call.
+# Chunk slots of a call, each a compiled program of the audio encoder. A chunk is 1 s of sound in Qwen3-Omni and 2 s in
+# Qwen2.5-Omni. From ten chunks to the largest size, each size is at most 30 % more than the shortest clip that needs
+# it. The largest is seven attention windows of Qwen3-Omni and bounds the memory of a call.
 CHUNK_SLOTS = (1, 2, 4, 8, 12, 15, 19, 24, 30, 38, 47, 56)
 
 
 def bucket(size: int, least: int = 16) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, ...: at most half is padding, and the shapes that compile stay few."""
+    """The next of 16, 24, 32, 48, 64, 96, ...: at most half is padding, and few shapes are compiled."""
     while least < size:
         if least % 3 and least * 3 // 2 >= size:
             return least * 3 // 2
@@ -15,26 +15,26 @@ def bucket(size: int, least: int = 16) -> int:
     return least
 
 
-# New tokens that a cache has room for at first.
+# New tokens that a new cache has room for.
 ROOM = 512
 
 
 def first_slots(padded: int, length: int, most: int) -> int:
-    """Slots of a cache for a prompt of ``length`` tokens, padded, and up to ``most`` new ones: at first for ROOM of them."""
+    """Cache slots for a prompt of ``length`` tokens, padded, and up to ``most`` new ones; at first for ROOM of them."""
     return max(padded, bucket(length + min(most, ROOM)))
 
 
 def more_slots(slots: int, length: int, most: int) -> int:
-    """Slots of a cache that is used up: twice as many, but none that prompt and new tokens cannot fill."""
+    """Cache slots after a full cache has grown: twice as many, but no more than prompt and new tokens can fill."""
     return min(2 * slots, bucket(length + most))
 
 
-# Patches of several frames that share a call of the vision encoder; a larger frame goes alone.
+# Most patches of frames that share a call of the vision encoder; a larger frame gets a call of its own.
 CALL_PATCHES = 4096
 
 
 def patch_slots(size: int) -> int:
-    """The next of 256, 320, 384, 448, 512, 640, ...: at most a quarter is padding, and up to CALL_PATCHES there are 17 sizes."""
+    """The next of 256, 320, 384, 448, 512, 640, ...: at most a quarter is padding; 17 sizes up to CALL_PATCHES."""
     step = 64
     while 8 * step < size:
         step *= 2

@@ -1,5 +1,5 @@
-"""What is a mistake of whoever asked, which another try would only say again, and what another try may mend; and how a
-message repeats what came: in one line, and short however large it is."""
+"""Which errors are the user's mistakes, so that a retry is useless, and which may pass; values and faults as messages
+show them: in one line, and short whatever their size."""
 
 import os
 import reprlib
@@ -14,24 +14,24 @@ MISTAKES = (
     NotADirectoryError,
     PermissionError,
 )
-# A message has room for this much of its faults, so that the whole stays under 500 characters.
+# Characters that a message has for its faults, so that the whole stays under 500.
 REPORT = 400
 
 
 class UnreachedError(OSError, ValueError):
-    """A file, a store or a hub that does not do now what it is asked for, and may later."""
+    """A file, a store or a hub that cannot be reached or read now; a retry may succeed."""
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether it is one of whoever asked; any other error may be gone the next time."""
+    """Whether an error is the user's mistake; any other may be gone on a retry."""
     return isinstance(error, MISTAKES) and not isinstance(error, UnreachedError)
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as a message repeats it: one line of at most ``most`` characters, whatever it holds, itself included.
+    """A value as a message shows it: one line of at most ``most`` characters, whatever the value is.
 
-    Strings, numbers and their lists and dictionaries are written as Python does; arrays by dtype and shape; errors by their
-    text; anything else by the name of its type, for its own words may be long or fail.
+    Strings, numbers and their lists and dictionaries are written as Python does; arrays by dtype and shape; errors by
+    their text; anything else by the name of its type, because its own ``repr`` may be long or fail.
     """
     if isinstance(value, BaseException):
         return cut(str(value), most) or type(value).__name__
@@ -44,8 +44,8 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def cut(text: str, most: int = 80) -> str:
-    """A text in one line of at most ``most`` characters; what is longer lacks its middle."""
-    if len(text) > 2 * most:  # before it is split into words, for it may have millions
+    """A text in one line of at most ``most`` characters; a longer one loses its middle."""
+    if len(text) > 2 * most:  # before the split into words, of which it may have millions
         text = f"{text[:most]}...{text[-most:]}"
     text = " ".join(text.split())
     if len(text) <= most:
@@ -55,7 +55,7 @@ def cut(text: str, most: int = 80) -> str:
 
 
 def listed(faults: Iterable[str], most: int = REPORT) -> str:
-    """Several faults in one line of about ``most`` characters: as many as it has room for, and how many more there are."""
+    """Several faults in one line of about ``most`` characters: as many as fit, and the number of the rest."""
     faults = [cut(fault, most) for fault in faults]
     said, room = [], most
     for fault in faults:
@@ -68,19 +68,19 @@ def listed(faults: Iterable[str], most: int = REPORT) -> str:
 
 
 def check_path(name: str, path: object) -> None:
-    """Raises for what names no file or folder."""
+    """Raises ValueError unless the value is a path."""
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"{name}: expected a path, got {shown(path)}")
 
 
 def check_progress(progress: object) -> None:
-    """Raises for what cannot be called."""
+    """Raises ValueError unless the value can be called or is None."""
     if progress is not None and not callable(progress):
         raise ValueError(f"progress: expected a function of (done, total, name), got {shown(progress)}")
 
 
 class _Short(reprlib.Repr):
-    """Python's own way to write a part of a value, without asking objects of other kinds for their words."""
+    """Python's own short ``repr``, but without calling the ``repr`` of objects of other types."""
 
     def __init__(self, most: int):
         super().__init__()
@@ -91,7 +91,7 @@ class _Short(reprlib.Repr):
         return repr(x) if len(x) <= 16 else f"{x[:16]!r}... of {len(x):,} bytes"
 
     def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to write numbers of thousands of digits.
+        # Python refuses to write integers of thousands of digits.
         return f"a number of {x.bit_length():,} bits" if x.bit_length() > 4096 else super().repr_int(x, level)
 
     def repr_instance(self, x: Any, level: int) -> str:

@@ -1,4 +1,4 @@
-"""One writer at a time: a second process says so in one line and stops. The kernel ends a lock with its process."""
+"""One writer at a time: a second process stops with a one-line error. The kernel frees a lock when its process ends."""
 
 import os
 import warnings
@@ -19,13 +19,13 @@ def hold(file: int, said: str) -> bool:
 
     Args:
         file: its descriptor.
-        said: the message where another process holds it.
+        said: the error message if another process holds the lock.
 
     Returns:
         False on a file system without locks.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds the lock.
     """
     if fcntl is None:
         return False
@@ -40,7 +40,7 @@ def hold(file: int, said: str) -> bool:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder for writing, which is made where it is not there; on a file system without locks it warns.
+    """Holds the lock of a folder for writing, and makes the folder if needed; warns on a file system without locks.
 
     Raises:
         ValueError: another process is writing into it.
@@ -53,7 +53,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             locked = hold(file, said)
-            # Whoever held it may have deleted it since it was opened: that lock would keep nobody out.
+            # The previous holder may have deleted the file after it was opened here: a lock on it would exclude nobody.
             if not locked or _is(path, file):
                 break
         except BaseException:

@@ -1,4 +1,4 @@
-"""The facade: a checkpoint as one object that takes conversations. The only file that knows every part."""
+"""The facade: a checkpoint as one object that answers conversations. The only file that knows every part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +43,7 @@ from omni_jax.processing.vision_packing import split_patches
 from omni_jax.room import ensure_memory, weights_dtype
 from omni_jax.speech.synthesizer import Synthesizer, synthesizer
 
-# What the user of a text that is only to be spoken has asked for.
+# The user's turn for a text that is only to be spoken.
 READ_ALOUD = "Please read the following text aloud.\n\n"
 
 _logits = jitted(lambda thinker, *prompt: thinker.logits(*prompt))
@@ -71,22 +71,24 @@ class Omni:
     ) -> "Omni":
         """Loads a checkpoint.
 
+        The last four arguments are limits that no request widens, for services open to all (docs/untrusted-input.md).
+
         Args:
             path: a Hugging Face folder, a folder that ``omni-jax convert`` wrote, or a hub id such as
                 ``Qwen/Qwen3-Omni-30B-A3B-Instruct``.
-            mesh: devices to spread the model over: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a
-                mesh with axes among data, expert and model. None takes all TPUs or GPUs of this host. It may span hosts, which
-                then make the same calls with the same arguments in the same order, and all get the results.
+            mesh: devices for the model: a shape such as ``data=2,expert=4``, a topology such as ``v6e-8``, or a mesh
+                with axes among data, expert and model; None takes all TPUs or GPUs of this host. Hosts that share a
+                mesh make the same calls with the same arguments in the same order, and all get the results.
             dtype: of the weights and of the arithmetic; None for bfloat16 on TPU and GPU, float32 on CPU.
             speech: False leaves the weights that only speaking needs on the disk; None loads them where they exist.
             progress: called with bytes done, bytes in all and the name of what was read.
-            allow_local, allow_control_tokens, max_bytes, timeout: limits that no option of a request widens, for a service that
-                answers conversations of strangers (docs/untrusted-input.md). ``allow_local=False`` refuses media named by
-                paths, ``file://`` URLs, URLs of object stores and of private addresses; ``allow_control_tokens=False`` text
-                that writes tokens such as ``<|im_end|>``; the others bound each download, in bytes and seconds.
+            allow_local: False refuses media by path, ``file://`` URL, or URL of an object store or a private address.
+            allow_control_tokens: False refuses text that writes tokens such as ``<|im_end|>``.
+            max_bytes: bound of each download, in bytes.
+            timeout: bound of each download, in seconds.
 
         Raises:
-            ValueError: a folder that is absent, of another model, incomplete, damaged or more than the devices hold, in one line.
+            ValueError: the folder is absent, of another model, incomplete, damaged or too large for the devices.
             OSError: the disk has no room for the download.
         """
         limits = Limits(
@@ -103,8 +105,8 @@ class Omni:
         abstract = model_parts.abstract(config, dtype, speech=speaks)
         placed = shardings(abstract, mesh) if mesh is not None else None
         ensure_memory(path, abstract, mesh.local_devices if mesh is not None else jax.local_devices()[:1], placed)
-        folder = locate(path)  # what has no room was not downloaded
-        config = weights.config_of(folder)  # weights in one file tell only now that no talker is among them
+        folder = locate(path)  # weights that do not fit the devices were not downloaded
+        config = weights.config_of(folder)  # of weights in one file, only the file shows that they have no talker
         speaks = _speaks(config, folder, speech)
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speaks, shardings=placed, progress=progress)
@@ -123,12 +125,12 @@ class Omni:
 
     @cached_property
     def reader(self) -> Reader:
-        """How sound becomes log-mel frames, and pictures patches."""
+        """How sound becomes log-mel frames, and images and videos become patches."""
         return FolderReader(self.folder, self.config.thinker)
 
     @cached_property
     def defaults(self) -> Defaults:
-        """Sampling options as the checkpoint's generation config has them."""
+        """Sampling options of the checkpoint's generation config."""
         return Defaults.read(self.folder, self.config)
 
     @cached_property
@@ -138,7 +140,7 @@ class Omni:
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """Voices of the talker; empty for a text-only checkpoint."""
+        """Names of the talker's speakers; empty for a text-only checkpoint."""
         return tuple(self.synthesizer.voices)
 
     def prepare(
@@ -156,8 +158,7 @@ class Omni:
         Args:
             media: how images, videos and sound are read; or single options such as ``max_pixels=...``.
             tools: JSON schemas of functions the model may call.
-            template: variables of the chat template, such as ``{"enable_thinking": False}``; they may also be given as
-                keywords.
+            template: variables of the chat template, such as ``{"enable_thinking": False}``; or as keywords.
             progress: called with (done, total, name) while a long video is read.
         """
         several = (
@@ -185,57 +186,54 @@ class Omni:
     def generate(self, conversation: Any = None, **options: Any) -> Reply:
         """Answers one conversation, a Batch of one row, or what a Transformers processor gives, also as ``**inputs``.
 
-        Options: see ``generate_batch``.
+        The options are those of ``generate_batch``.
         """
         return self._replies(self._request(*self._prompts(conversation, options, alone=True)))[0]
 
     def generate_batch(self, conversations: Any = None, **options: Any) -> list[Reply]:
-        """Answers several conversations, in writing and, where the checkpoint can, aloud; each row is what it would be alone.
+        """Answers several conversations in text and, if the checkpoint can, speech; no reply depends on the other rows.
 
         Args:
             conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, a Batch, or what a
                 Transformers processor gives. A Batch needs no tokenizer: without one, replies have tokens and no text.
-            seed: one for all, or one a conversation, modulo 2**32; a sampled reply depends on its own seed and prompt alone.
-            thinker, talker, predictor: sampling options (``Sampling``) of the text, of speech's first codes and of its
-                other codes, over the checkpoint's; or single ones such as ``thinker_temperature=0.7`` or
-                ``talker_do_sample=False``. A predictor that is told nothing samples when the talker does.
+            seed: one for all, or one a conversation, modulo 2**32; a reply depends on its own seed and prompt alone.
+            thinker: a ``Sampling`` for the text, over the checkpoint's; or single options: ``thinker_temperature=0.7``.
+            talker: the same for speech's first codes; or single ones such as ``talker_do_sample=False``.
+            predictor: the same for speech's other codes; without options it samples when the talker does.
             return_audio: whether replies are spoken; None speaks where the talker is loaded and the prompts have turns.
-            speaker: one of ``omni.speakers``, in any case of letters, for all or one a conversation; by default Ethan, or
-                Chelsie of Qwen2.5-Omni.
-            compat: "transformers-5.23" speaks as that release does where no row is padded, at plain positions and without
-                the codec's marks (Qwen2.5-Omni; docs/parity.md); None for what is meant.
+            speaker: one of ``omni.speakers``, or one a row, in any letter case; by default Ethan (Qwen2.5-Omni: Chelsie).
+            compat: "transformers-5.23" speaks as that release does where no row is padded, at plain positions and
+                without the codec's marks (Qwen2.5-Omni; docs/parity.md); None speaks as the model was meant to.
             media: how images, videos and sound are read (processing/options.py); or single options such as
-                ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, one for all or a list of one a conversation.
+                ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, for all or a list of one a conversation.
             tools: JSON schemas of functions the model may call.
             template: variables of the chat template, such as ``{"enable_thinking": False}``.
             progress: called with (done, total, name) while a long video is read.
 
         Raises:
-            ValueError: input that cannot be used, said in one line.
+            ValueError: input that cannot be used, in one line.
         """
         return self._replies(self._request(*self._prompts(conversations, options, alone=False)))
 
     def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
 
-        The exception is text before a ``</think>`` without a ``<think>``: it is streamed as answer, and the last event's
-        reply has it as thinking.
+        The exception is text before a ``</think>`` without a ``<think>``: it is streamed as answer, and the last
+        event's reply has it as thinking. A character is never split. Text that may yet become a stop string or a tool
+        call is held back. Sound comes in chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms, each once its text is
+        there. Closing the iterator stops the work.
 
         Args:
             steps: tokens the device makes between two events, 1 to 32.
-            options: as of ``generate_batch``.
-
-        A character is never split, and text that may yet become a stop string or a tool call is held back. Sound comes in
-        chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms, each as soon as its words are there. Closing the iterator
-        stops the work.
+            options: as in ``generate_batch``.
         """
-        # Mistakes are said by this call, not by the first event.
+        # This call raises for mistakes, not the first event.
         return (event for _, event in self._events(*self._prompts(conversation, options, alone=True), steps))
 
     def stream_batch(self, conversations: Any = None, *, steps: int = 4, **options: Any) -> Iterator[tuple[int, Event]]:
-        """Answers several conversations piece by piece: the number of a row, and what has become known of it.
+        """Answers several conversations piece by piece: pairs of a row's number and its next event.
 
-        Rows go in step: a chunk of sound is made for all that still speak, when all have its words.
+        Rows advance together: a chunk of sound is made for all rows that still speak, once the text of all is there.
         """
         return self._events(*self._prompts(conversations, options, alone=False), steps)
 
@@ -243,8 +241,8 @@ class Omni:
         """Speaks a given text, as the assistant's answer to a user.
 
         Args:
-            conversation: what the text answers, messages that end in the user's; by default a request to read it aloud.
-            seed, speaker, talker, predictor, talker_..., predictor_..., media, progress: as of ``generate_batch``.
+            conversation: what the text answers: messages that end in the user's; by default a request to read it aloud.
+            options: of ``generate_batch``: seed, speaker, media, progress, talker, predictor, talker_..., predictor_...
         """
         return self._replies(self._recital(text, **options))[0]
 
@@ -260,12 +258,14 @@ class Omni:
 
         Args:
             codes: ids [B, Q, Y], or [Q, Y] for one waveform [W].
-            lengths: frames of each row, a row's own ones first; None for all.
-            speaker, seed: of Qwen2.5-Omni, whose vocoder makes the voice out of noise: one, or one a row, as of ``generate``.
-            noise: mel frames [B, 2 * Y, 80] of Gaussian noise to start from, in place of a seed; [2 * Y, 80] of one waveform.
+            lengths: frames of each row, its first ones; None for all.
+            speaker: of Qwen2.5-Omni, whose vocoder turns noise into the voice: one, or one a row, as in ``generate``.
+            seed: of that noise, one or one a row.
+            noise: Gaussian noise to start from instead, mel frames [B, 2 * Y, 80], or [2 * Y, 80] for one waveform.
 
-        Returns: samples in [-1, 1]; a row is zero beyond its own end. Of Qwen3-Omni [B, 1920 * Y - 555], for the last 555
-            samples of a frame would need the next one; of Qwen2.5-Omni [B, 480 * Y].
+        Returns:
+            Samples in [-1, 1]; a row is zero beyond its own end. Of Qwen3-Omni [B, 1920 * Y - 555], because the last
+            555 samples of a frame need the next one; of Qwen2.5-Omni [B, 480 * Y].
         """
         if not self.synthesizer.loaded:
             raise ValueError("decode_codes needs the vocoder: load a checkpoint that speaks, without speech=False")
@@ -274,18 +274,18 @@ class Omni:
         return sound[0] if given.ndim == 2 else sound
 
     def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:
-        """Features of log-mel clips, each as it would be alone.
+        """Features of log-mel clips; a clip's features do not depend on the others.
 
         Args:
-            mel: a list of clips [Z, A]; or one array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames; or clips
-                packed one after another, [Z, sum of lengths] with ``lengths``. docs/audio-encoder.md shows all three.
+            mel: a list of clips [Z, A]; or an array [B, Z, A] with ``mask`` [B, A] or ``lengths`` [B] in frames; or
+                clips one after another, [Z, sum of lengths], with ``lengths``. docs/audio-encoder.md shows all three.
         """
         config = self.config.thinker
         clips = split_clips(mel, mask=mask, lengths=lengths, mel_bins=config.audio_encoder.mel_bins)
         return encode.encode_audio(self.parts, clips, config)
 
     def encode_vision(self, patches: Any, grid: Any) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
-        """Features of images and videos, each as it would be alone, and their deepstack features.
+        """Features and deepstack features of images and videos; those of one do not depend on the others.
 
         Args:
             patches: [P, C] of all media one after another, as a Transformers processor gives them (``pixel_values``).
@@ -297,9 +297,9 @@ class Omni:
         return encode.encode_vision(self.parts, media, grids, config)
 
     def logits(self, tokens: Any, mask: Any = None) -> Float[Array, "B T V"]:
-        """One whole pass of the thinker over ids [B, T] with a mask (padding on either side), or over a Batch.
+        """Logits of one pass of the thinker over ids [B, T] with a mask (padding on either side), or over a Batch.
 
-        What stands at padding has no meaning.
+        Values at padding have no meaning.
         """
         tokens = Batch.from_hf(tokens) if isinstance(tokens, Mapping) else tokens
         if isinstance(tokens, Batch) and mask is not None:
@@ -309,7 +309,7 @@ class Omni:
         embedded = encode.embed(self.parts, placed, self.config.thinker)
         logits = _logits(self.parts["thinker"], embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
-        # On the host, for indexing on the device would compile a program for each new length.
+        # On the host, because indexing on the device would compile a program for each new length.
         return jax.device_put(fetch(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
     def _events(self, conversations: Any, options: Mapping[str, Any], steps: int) -> Iterator[tuple[int, Event]]:
@@ -330,15 +330,15 @@ class Omni:
     def _request(
         self, conversations: Any, options: Mapping[str, Any], *, given: Sequence[int] | None = None
     ) -> Request:
-        """A request checked and made ready: all that can be wrong with it is said here.
+        """A checked request, ready to run. All errors in it are raised here.
 
         Args:
-            options: as of ``generate_batch``, by these names.
-            given: the reply's tokens, where they are given.
+            options: those of ``generate_batch``, by the same names.
+            given: the reply's tokens, if they are given.
         """
         asked = ask(conversations, self.defaults, self.synthesizer, **options)
         if isinstance(conversations, Batch):
-            # Whether a video has sound is read off the tokens, so saying it again (as with Transformers) does no harm.
+            # The tokens show whether a video has sound, so repeating the option (as with Transformers) does no harm.
             shaping = [replace(item, load_audio_from_video=False) != MediaOptions() for item in asked.media]
             if asked.tools or asked.template or any(shaping):
                 raise ValueError(
@@ -358,7 +358,7 @@ class Omni:
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
         prompts, speech = encode.place(batch, self.config.thinker), None
-        # What cannot be spoken is text alone, as long as nobody asks for its sound.
+        # A prompt that cannot be spoken is answered in text alone, unless sound was asked for.
         if asked.aloud and (asked.insisted or self.synthesizer.speakable(batch)):
             speech = self.synthesizer.speech(
                 prompts.batch, asked.voices, asked.seeds, asked.sampling, words=given, compat=asked.compat
@@ -380,12 +380,12 @@ class Omni:
         check(asked)
         if asked[-1]["role"] != "user":
             raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
-        # Not by way of the chat template, which may change what an assistant said.
+        # Not through the chat template, which may change the assistant's text.
         words = self.tokenizer.encode(text, add_special_tokens=False)
         return self._request([asked], {**options, "return_audio": True}, given=words)
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
-        """Reads the reply to one row; some templates open the thinking block in the prompt already."""
+        """A reader of one row's reply; some templates open the thinking block already in the prompt."""
         if not any((self.folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
             return Transcript(None, stop_strings=sampling.stops)
         prompt = batch.tokens[row][batch.mask[row]].tolist()
@@ -395,7 +395,7 @@ class Omni:
 
 
 def _speaks(config: OmniConfig, folder: Path, speech: bool | None) -> bool:
-    """Whether what only speaking needs is loaded: as ``speech`` says, which is None for where it is there."""
+    """Whether the weights that only speaking needs are loaded: as ``speech`` says, or if None, where they exist."""
     if speech and config.talker is None:
         raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
     return config.talker is not None if speech is None else speech

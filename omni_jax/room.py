@@ -1,4 +1,4 @@
-"""Whether a model has room: what it takes of disk and memory, and what there is, asked before its weights are downloaded."""
+"""Whether a model fits: the disk and memory it needs and what is free, checked before its weights are downloaded."""
 
 import gc
 import math
@@ -28,7 +28,7 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Of a device, or of this host: bytes in all and bytes that are free now."""
+    """Memory of a device or of this host, in bytes: in all, and free now."""
 
     place: str
     total: int
@@ -36,13 +36,15 @@ class Memory:
 
 
 def look(model: str | Path, *, dtype: Any = None, speech: bool | None = None) -> str:
-    """One line: what a model takes, and what this host has. Of a hub id only the small files are downloaded.
+    """One line: what a model needs, and what this host has. Of a hub id only the small files are downloaded.
 
     Args:
-        model, dtype, speech: as of ``Omni.load``, on this host's devices.
+        model: as in ``Omni.load``, on this host's devices.
+        dtype: as in ``Omni.load``.
+        speech: as in ``Omni.load``.
 
     Raises:
-        ValueError: no checkpoint, said in one line.
+        ValueError: there is no checkpoint; in one line.
     """
     config, kind = weights.config_of(locate(model, weights=False)), weights_dtype(dtype)
     speaks = config.talker is not None and speech is not False
@@ -62,13 +64,13 @@ def look(model: str | Path, *, dtype: Any = None, speech: bool | None = None) ->
 def ensure_memory(
     name: str | Path, tree: Any, devices: Sequence[Any], placed: Mapping[str, jax.sharding.Sharding] | None = None
 ) -> None:
-    """Refuses weights that are more than their devices hold; warns of ones that are more than is free now.
+    """Raises for weights that exceed their devices' memory; warns of weights that exceed what is free now.
 
     Args:
         name: of the model, for the message.
         tree: abstract parameters.
-        devices: of this host, that the parameters go to.
-        placed: the sharding of each, by path; None for all of them on one device.
+        devices: those of this host that the parameters go to.
+        placed: the sharding of each parameter, by path; None for all of them on one device.
 
     Raises:
         ValueError: they cannot be loaded, whatever else is freed.
@@ -91,19 +93,19 @@ def ensure_memory(
 def forget() -> None:
     """Frees the device memory that deleted models still hold: compiled programs, and the stack frames of a failed call.
 
-    For a second model in one process: ``del omni``, then this, then ``Omni.load``.
+    For a second model in one process: ``del omni``, then ``forget()``, then ``Omni.load``.
     """
-    failed = getattr(sys, "last_traceback", None)  # what an interactive session keeps for its debugger
+    failed = getattr(sys, "last_traceback", None)  # an interactive session keeps it for its debugger
     for frame, _ in traceback.walk_tb(failed):
-        with suppress(RuntimeError):  # it still runs
+        with suppress(RuntimeError):  # the frame is still running
             frame.clear()
-        _ = frame.f_locals  # before Python 3.13 a copy, which a debugger's look has left full; this one empties it
+        _ = frame.f_locals  # before Python 3.13 a copy, which a debugger may have filled; this empties it
     jax.clear_caches()
     gc.collect()
 
 
 def memory(device: Any) -> Memory | None:
-    """A device's own memory; None where it does not tell."""
+    """A device's memory; None if it does not report it."""
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return None
@@ -112,30 +114,30 @@ def memory(device: Any) -> Memory | None:
 
 
 def host() -> Memory | None:
-    """This host's RAM with its swap, or what a container may use of it; None where the system does not tell."""
+    """This host's RAM and swap, or a container's limit; None if the system does not report them."""
     try:
         found = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in MEMINFO.read_text().splitlines()}
         total, free = found["MemTotal"] + found["SwapTotal"], found["MemAvailable"] + found["SwapFree"]
     except (OSError, LookupError, ValueError):
         return None
-    with suppress(OSError, ValueError):  # "max" is no number: nothing but the host's own memory bounds it
+    with suppress(OSError, ValueError):  # "max" is no number: then only the host's memory is the limit
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         total, free = min(total, limit), max(0, min(free, limit - used))
     return Memory(place="this host", total=total, free=free)
 
 
 def _bytes(tree: Any, placed: Mapping[str, jax.sharding.Sharding] | None) -> int:
-    """Of the parameters, on the device that has the most of them."""
+    """Bytes of the parameters on the device that has the most of them."""
     found = param_paths.leaves(tree)
     shapes = {path: placed[path].shard_shape(leaf.shape) if placed else leaf.shape for path, leaf in found.items()}
     return sum(math.prod(shapes[path]) * leaf.dtype.itemsize for path, leaf in found.items())
 
 
 def weights_dtype(dtype: Any) -> np.dtype:
-    """Of weights and arithmetic: the one asked for, or the one that this host's devices are fast in.
+    """The dtype of weights and arithmetic: the given one, or the one that this host's devices are fast in.
 
     Raises:
-        ValueError: neither float32 nor bfloat16.
+        ValueError: it is neither float32 nor bfloat16.
     """
     fast = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return float_dtype(fast if dtype is None else dtype)

@@ -1,14 +1,16 @@
-"""omni-jax batch on every host of a pod: each answers its share of the lines, the first one reports.
+"""omni-jax batch on every host of a pod: each host answers its share of the lines, and the first one reports.
 
     python tpu/pod_inference.py gs://bucket/in.jsonl gs://bucket/answers.jsonl --model gs-or-local-folder --slots 64
 
-A model that is too large for one host's chips is had by several together: --mesh v5e-16 is one copy on four hosts of four chips.
+Several hosts can share a model that is too large for one: --mesh v5e-16 is one copy on four hosts of four chips.
 
-Start it on all hosts, with the same arguments. On Cloud TPU, GKE, Slurm and Open MPI the hosts find each other; elsewhere say
---coordinator HOST:PORT --processes N --process I. All other arguments are those of omni-jax batch, which --help lists.
+Start it on all hosts, with the same arguments. On Cloud TPU, GKE, Slurm and Open MPI the hosts find each other;
+elsewhere say --coordinator HOST:PORT --processes N --process I. All other arguments are those of omni-jax batch, which
+--help lists.
 
-Exit code 2 is a mistake in what was given, which another start would only say again; after any other, start it again: it goes on.
-SIGTERM ends it soon, with exit code 143 and all finished lines durable. Where one process ends so, or by a mistake, all do.
+Exit code 2 is a mistake in the arguments or the input, which a restart does not mend. After any other, start it again:
+it resumes. SIGTERM ends it soon, with exit code 143 and all finished lines durable. If one process ends so, or by a
+mistake, all do.
 """
 
 import os
@@ -24,20 +26,20 @@ from typing import Any, NoReturn
 
 import jax
 import typer
-from jax._src import distributed  # its public part has no word for the coordinator's store of keys and values
+from jax._src import distributed  # jax's public API has no access to the coordinator's key-value store
 
 from omni_jax.cli.batch import batch
 from omni_jax.cli.main import UsageError, keep_programs
 from omni_jax.cli.terminal import Parser, note, run
 
 NAME = "pod_inference"
-# The coordinator's keys: the exit code of the first process that ended before the work did, and who has followed.
+# The coordinator's keys: the exit code of the first process that ended early, and the processes that left.
 ENDED, LEFT = "omni_jax_ended", "omni_jax_left"
-# Seconds between two looks at what the others do; until a stopped process must have heard of it; for it to save its lines.
+# Seconds between two checks of the others; for a stopped main thread to react; for it to save its lines.
 LOOK, HEAR, SAVE = 0.5, 3.0, 20.0
 TERMINATED = 128 + signal.SIGTERM
-# Set when this process has joined the others (before, JAX takes a question to the coordinator for a fatal error), and when it
-# leaves them.
+# Set when this process has joined the others (earlier, JAX would treat a request to the coordinator as a fatal error),
+# and when it leaves them.
 joined, leaving = threading.Event(), threading.Event()
 
 
@@ -58,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 def meet(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the processes of all hosts, where there are several."""
-    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, and go on
+    """Joins the processes of all hosts, if there are several."""
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and continue
     told = (coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), processes, process)
     if told == (None, None, None):
         try:
@@ -67,7 +69,7 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
         except ValueError as error:
             if "coordinator_address" not in str(error):
                 raise
-            return  # nothing around tells of other hosts: this one is alone
+            return  # the environment names no other hosts: this one is alone
     elif None in told:
         raise ValueError("expected --coordinator, --processes and --process together, got a part of them")
     else:
@@ -76,17 +78,18 @@ def meet(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 class Watch:
-    """Ends this process soon after SIGTERM, or after another one of the job has ended: this one would wait for it in vain.
+    """Ends this process soon after SIGTERM, or after another process of the job has ended, which this one would wait
+    for in vain.
 
-    The main thread is asked to, which saves what it has; where it does not hear, for it waits for a device or for other hosts,
-    it is not asked again.
+    The main thread is asked first, and saves what it has. If it does not react, because it waits for a device or for
+    other hosts, the process is ended without it.
     """
 
     def __init__(self) -> None:
         self.code, self.heard = TERMINATED, threading.Event()
         self.told, tell = os.pipe()
         os.set_blocking(tell, False)
-        signal.set_wakeup_fd(tell)  # tells at once, whatever the main thread does
+        signal.set_wakeup_fd(tell)  # writes at once, whatever the main thread does
         signal.signal(signal.SIGTERM, self._stop)
         self.tell, self.thread = tell, threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -99,7 +102,7 @@ class Watch:
         self.thread.join()
 
     def _stop(self, *_: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and what is being saved is not to be disturbed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and saving must not be interrupted
         self.heard.set()
         raise SystemExit(self.code)
 
@@ -124,18 +127,19 @@ def first_code() -> int | None:
     """The exit code of the first process that ended before the work did."""
     client = distributed.global_state.client
     if client is not None and joined.is_set():
-        with suppress(Exception):  # nobody has ended; or the coordinator has, which JAX sees to
+        with suppress(Exception):  # no process has ended; or the coordinator has, which JAX handles
             return int(client.key_value_try_get(ENDED))
     return None
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process now, with the code of the first one that ended; the others are told, and not waited for, but by the
-    one that has the coordinator: it stays some seconds for them to hear of it."""
+    """Ends this process now, with the exit code of the first process that ended. It tells the others and does not wait
+    for them, except in the process that runs the coordinator: this one stays for some seconds, so that the others can
+    read the code."""
     leaving.set()
     client, own = distributed.global_state.client, distributed.global_state.process_id
     if client is not None and joined.is_set():
-        with suppress(Exception):  # the first one has said it
+        with suppress(Exception):  # the first one has set it already
             client.key_value_set(ENDED, str(code))
         code = first_code() or code
         with suppress(Exception):
@@ -153,7 +157,7 @@ def leave(code: int) -> NoReturn:
 
 
 def live(action: Callable[[], None]) -> NoReturn:
-    """Runs what ends with SystemExit; JAX's own way out, which waits for all other processes, is taken only after success."""
+    """Runs an action that ends with SystemExit. JAX's own exit waits for all other processes: only for success."""
     watch, code = Watch(), 1
     try:
         action()

@@ -1,4 +1,4 @@
-"""omni-jax batch: a file of conversations, answered in writing and in speech; run again after a stop, it goes on."""
+"""omni-jax batch: answers a file of conversations in text and speech; run again after a stop, it resumes."""
 
 import json
 from contextlib import nullcontext
@@ -153,4 +153,4 @@ def batch(
 
 
 def _silent(done: int, total: int, name: str) -> None:
-    """The progress of all processes but the first."""
+    """Ignores progress; for all processes but the first."""

@@ -1,4 +1,4 @@
-"""omni-jax demo: the whole path with a tiny model of random weights, which needs no download."""
+"""omni-jax demo: runs everything with a tiny model of random weights, which needs no download."""
 
 import sys
 import tempfile

@@ -1,4 +1,4 @@
-"""omni-jax generate: a conversation from the command line, answered in writing and in speech."""
+"""omni-jax generate: answers a conversation from the command line, in text and speech."""
 
 import json
 import os
@@ -52,7 +52,7 @@ MEDIA = ("audio", "image", "video")
 
 
 class InOrder(TyperCommand):
-    """Remembers in which order media were given: the parser keeps a list for each option and forgets what came between."""
+    """Keeps the order in which media were given: the parser has only one list for each option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         before_text = args[: args.index("--")] if "--" in args else args
@@ -157,7 +157,7 @@ def generate(
 
 
 def _plain(reply: Any, file: str | None) -> dict[str, Any]:
-    """A reply for JSON: of its speech, where it is and how much."""
+    """A reply for JSON; of its speech, only the file and its length."""
     found = asdict(replace(reply, codes=None, audio=None))
     for name in ("codes", "audio", "sample_rate", "speech_finish_reason"):
         del found[name]
@@ -182,10 +182,10 @@ def _media_parts(given: dict[str, list[str]], order: list[str]) -> list[dict[str
     kinds = [kind for kind in MEDIA for _ in given[kind]]
     left = {kind: iter(paths) for kind, paths in given.items()}
     parts = []
-    # An option's own value may look like a flag (--system --image): then the kinds' order has to do.
+    # An option's value may look like a flag (--system --image): then the order of kinds is used.
     for kind in order if sorted(order) == sorted(kinds) else kinds:
         path = next(left[kind])
-        if "://" not in path and not path.startswith("data:") and not os.path.exists(path):  # of a name too long too
+        if "://" not in path and not path.startswith("data:") and not os.path.exists(path):  # also of a too long name
             raise ValueError(f"{cut(path, 200)}: no such {kind} file")
         parts.append({"type": kind, kind: path})
     return parts

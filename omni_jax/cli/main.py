@@ -1,4 +1,4 @@
-"""The shell's way in: omni-jax demo | generate | speak | batch | plan | convert | inspect."""
+"""The shell's entry point: omni-jax demo | generate | speak | batch | plan | convert | inspect."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# What typer raises for an unknown option or a missing argument; it has no public name for it.
+# What typer raises for an unknown option or a missing argument; the class has no public name.
 UsageError = typer.BadParameter.__mro__[1]
 
 app.command(cls=InOrder)(generate)
@@ -58,7 +58,7 @@ def _start(
 
 
 def keep_programs() -> None:
-    """Has JAX keep compiled programs on the disk."""
+    """Makes JAX keep compiled programs on disk."""
     import jax
 
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "omni_jax" / "programs"))

@@ -1,4 +1,4 @@
-"""What the commands that answer share: the model, options, and a reply brought to a screen and a sound file."""
+"""Shared by the commands that answer: the model, options, and printing and speaking a reply."""
 
 import json
 import math
@@ -28,7 +28,7 @@ MaxFrames = Annotated[int | None, typer.Option(help="Most frames to take from a 
 AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Fetch from private addresses too.")]
 MinPixels = Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")]
-# How the answer is written.
+# How the answer's text is generated.
 Thinking = Annotated[bool | None, typer.Option(help="Ask a thinking model to think, or not to.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 MinNewTokens = Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")]
@@ -59,12 +59,12 @@ DRAWN = ("temperature", "top_k", "top_p")
 
 
 def note_warnings() -> None:
-    """Has what Python warns of said in one line each, without the place in the sources that it comes from."""
+    """Prints each Python warning in one line, without its place in the source code."""
     warnings.showwarning = lambda message, *_: note.print(f"note: {' '.join(str(message).split())}", markup=False)
 
 
 def load(model: str, dtype: str | None, *, speech: bool | None) -> Any:
-    """The model, with a bar while it is read."""
+    """Loads the model, with a progress bar."""
     from omni_jax.omni import Omni
 
     with bar("loading") as progress:
@@ -80,14 +80,14 @@ def named_dtype(name: str | None) -> Any:
 
 
 def media_options(given: Mapping[str, Any], **others: Any) -> Any:
-    """How media are read, of a command's parameters by name; ``others`` are MediaOptions' own."""
+    """Media options from a command's parameters, by name; ``others`` are further ones of MediaOptions."""
     from omni_jax.processing.options import MediaOptions
 
     return MediaOptions.named({**{name: given[name] for name in OF_MEDIA}, **others})
 
 
 def sampling(given: Mapping[str, Any], prefix: str = "", **others: Any) -> Any:
-    """How tokens are chosen, of a command's parameters by name; ``others`` are a Sampling's own."""
+    """Sampling options from a command's parameters, by name; ``others`` are further ones of Sampling."""
     from omni_jax.decoding.sampling import Sampling
 
     drawn = {name: given[f"{prefix}{name}"] for name in DRAWN}
@@ -100,19 +100,19 @@ def sampling(given: Mapping[str, Any], prefix: str = "", **others: Any) -> Any:
 
 
 def writing(given: Mapping[str, Any]) -> Any:
-    """How the answer's tokens are chosen, of a command's parameters by name."""
+    """Sampling options of the text, from a command's parameters, by name."""
     names = ("max_new_tokens", "min_new_tokens", "repetition_penalty")
     return sampling(given, **{name: given[name] for name in names}, stop_strings=tuple(given["stop"] or ()) or None)
 
 
 def speech_given(given: Mapping[str, Any]) -> list[str]:
-    """The options of speech that a command was given, as they are written."""
+    """The speech options that a command was given, as flags."""
     return [_flag(name) for name in OF_SPEECH if given[name] is not None]
 
 
 def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of speech as Omni takes them, of a command's parameters by name, checked against the model's configuration
-    before any weights are read."""
+    """Speech options for Omni from a command's parameters, by name, checked against the model's configuration before
+    any weights are read."""
     from omni_jax import weights
     from omni_jax.checkpoint.hub import locate
     from omni_jax.engine.request import silence
@@ -140,7 +140,7 @@ def _flag(name: str) -> str:
 
 @contextmanager
 def speech_to(target: str | None) -> Iterator[Sound | None]:
-    """Opens the file (or stream) that is spoken to, where there is one, and says what came into it."""
+    """Opens the file or stream for speech, if there is one, and prints how much was written."""
     if target is None:
         yield None
         return
@@ -156,7 +156,12 @@ def speech_to(target: str | None) -> Iterator[Sound | None]:
 
 
 def follow(events: Iterable[Any], *, sound: Sound | None, text: TextIO | None) -> Any:
-    """Takes a reply's events as they come, writing what is spoken and, where ``text`` is given, what is written.
+    """Consumes a reply's events as they come; writes their sound and, if ``text`` is given, their text.
+
+    Args:
+        events: of the reply.
+        sound: where its sound goes, if anywhere.
+        text: where its text goes, if anywhere.
 
     Returns:
         The whole reply.
@@ -179,7 +184,7 @@ def follow(events: Iterable[Any], *, sound: Sound | None, text: TextIO | None) -
                     print(event.text, end="", file=text, flush=True)
                 reply = event.reply or reply
     finally:
-        if text is not None:  # also where the work was stopped in the middle of a line
+        if text is not None:  # also if the work was stopped in the middle of a line
             print(file=text, flush=True)
     if text is not None:
         _print_calls(reply, text)

@@ -1,4 +1,4 @@
-"""omni-jax plan: does a model fit a TPU slice; answered by the TPU's own compiler, without a TPU."""
+"""omni-jax plan: whether a model fits a TPU slice; asks the TPU's own compiler, without a TPU."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from rich.table import Table
 from omni_jax.cli.terminal import bar
 
 FITS, DOES_NOT = 0, 3
-WIDEST = 1000  # columns; a table takes what it needs of them
+WIDEST = 1000  # columns; a table uses only as many as it needs
 
 
 def plan(
@@ -45,7 +45,7 @@ def plan(
         raise ValueError(f"--json {as_json}: expected the name of a file in a folder that is there")
     import jax
 
-    # Programs are compiled here, not run: a TPU of this machine stays free.
+    # Programs are only compiled, not run: a TPU of this machine stays free.
     jax.config.update("jax_platforms", "cpu")
     from omni_jax.plan import plan as make
     from omni_jax.plan import write
@@ -62,10 +62,10 @@ def plan(
 
 
 def show(found, *, part: bool = False) -> None:
-    """The table: programs, what they move and hold; then the sum of the fullest chip, and the answer."""
+    """Prints the table of programs with what they move and hold, the sum of the fullest chip, and whether it fits."""
     from omni_jax.plan import summed
 
-    # As wide as the table: cells that are cut to fit could not be read, nor found by a script.
+    # As wide as the table needs: neither a reader nor a script could use cells that are cut to fit.
     out = Console(highlight=False, soft_wrap=True, width=WIDEST)
     shape = ", ".join(f"{axis} {size}" for axis, size in found.mesh.shape.items())
     if found.compiled:

@@ -1,4 +1,4 @@
-"""omni-jax speak: a text read aloud."""
+"""omni-jax speak: reads a text aloud."""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What the shell's commands share: a progress bar, and mistakes in one line with exit code 2."""
+"""Shared by the shell's commands: a progress bar, and mistakes as one line with exit code 2."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from omni_jax.errors import REPORT, cut, is_mistake
 
-# Seconds between the lines that tell of progress where there is no terminal, as in a pod's log.
+# Seconds between lines of progress where there is no terminal, as in a pod's log.
 LINE_EVERY = 60.0
 
 STOPPED = 130  # exit code after Ctrl-C
@@ -22,12 +22,12 @@ note = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class StoppedError(Exception):
-    """Work that somebody stopped with Ctrl-C, and what is to be said of it."""
+    """Work that the user stopped with Ctrl-C; its message is printed."""
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Around work that goes on when the same command is given again: after Ctrl-C, that is said."""
+    """Around work that resumes when the same command is given again; after Ctrl-C, a message says so."""
     try:
         yield
     except KeyboardInterrupt:
@@ -35,7 +35,7 @@ def resumable() -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of a script, with its docstring for help; a wrong one is a ValueError, for ``run`` to say."""
+    """The arguments of a script, with its docstring as help; a wrong one is a ValueError, which ``run`` prints."""
 
     def __init__(self, text: str | None):
         super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def bar(action: str, *, bytewise: bool = True) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over bytes or whole things, to be called with (done, in all, name); without a terminal, a line a minute."""
+    """A bar over bytes or items; call it with (done, in all, name). Without a terminal, it is a line a minute."""
     if not note.is_terminal:
         yield _lines(action, bytewise)
         return
@@ -73,23 +73,25 @@ def _lines(action: str, bytewise: bool) -> Callable[[int, int, str], None]:
 
 
 def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exception], ...] = ()) -> None:
-    """Runs ``main`` and exits with its code; a user's mistake is one line and exit code 2. So is what another try may mend,
-    a network that fails or a full disk, but with exit code 1.
+    """Runs ``main`` and exits with its code. A user's mistake is printed in one line, with exit code 2; an error that
+    may pass, such as a failing network or a full disk, likewise with exit code 1.
 
     OMNI_JAX_DEBUG=1 shows the traceback instead.
 
     Args:
-        usage: what the parser of options raises for a user's mistake.
+        main: the work; returns an exit code.
+        name: of the command, for messages.
+        usage: exceptions that the option parser raises for a user's mistake.
     """
     try:
         code = main() or 0
-        if code == STOPPED:  # typer's own way to say that somebody pressed Ctrl-C
+        if code == STOPPED:  # typer's own exit code for Ctrl-C
             raise KeyboardInterrupt
     except (ValueError, OSError, *usage) as error:
         if os.environ.get("OMNI_JAX_DEBUG"):
             raise
         said = getattr(error, "format_message", lambda: str(error))()
-        if isinstance(error, usage):  # some versions of typer repeat the whole of what came
+        if isinstance(error, usage):  # some versions of typer repeat the whole input
             said = cut(said, REPORT)
         note.print(f"{name}: {' '.join(said.split())}", markup=False)
         code = 1 if isinstance(error, OSError) and not is_mistake(error) else 2

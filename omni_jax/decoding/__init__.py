@@ -1,1 +1,1 @@
-"""Choosing tokens: model-agnostic, on any module with ``prefill`` and ``step``."""
+"""Generation of tokens and codes: model-agnostic, over any module with ``prefill`` and ``step``."""

@@ -1,4 +1,4 @@
-"""What a request leaves open: sampling options as the checkpoint's generation config has them."""
+"""Default sampling options, from the checkpoint's generation config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +10,10 @@ from omni_jax.decoding.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 1024
 PARTS = ("thinker", "talker", "predictor")
-# Transformers' own, where a generation config says nothing; what differs by family is ``sampling`` of its talker.
+# Transformers' defaults for options that a generation config omits; each family's talker has its own top_k and top_p.
 TALKER = Sampling(max_new_tokens=4096, do_sample=True, temperature=0.9, repetition_penalty=1.05)
 PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
-# A frame has always as many codes, and there is nothing that ends it.
+# A frame always has the same number of codes, and no code ends it.
 OF_PREDICTOR = ("do_sample", "temperature", "top_k", "top_p")
 
 
@@ -27,14 +27,14 @@ class Defaults:
 
     @classmethod
     def read(cls, folder: Path, config: OmniConfig) -> "Defaults":
-        """From ``generation_config.json``, over Transformers' own defaults.
+        """Options of ``generation_config.json``, over Transformers' own defaults.
 
         Raises:
-            ValueError: a value that cannot be, said in one line.
+            ValueError: an impossible value, in one line.
         """
         path = folder / "generation_config.json"
         published = read_json(path) if path.exists() else {}
-        # Options without a part's name are the thinker's; a part's own name comes first.
+        # Options without a part's name are the thinker's; options with a part's name take precedence.
         named = {part: {**(published if part == "thinker" else {}), **_of_part(published, part)} for part in PARTS}
         known = {
             part: {name: values[name] for name in Sampling.__dataclass_fields__ if values.get(name) is not None}
@@ -59,7 +59,7 @@ class Defaults:
         talker: Sampling | None,
         predictor: Sampling | None,
     ) -> "Defaults":
-        """These, with a request's own options before them: single ones, then a part's Sampling."""
+        """These options overridden by a request's: single options win over a part's ``Sampling``."""
         made: dict[str, Sampling] = {}
         for part, whole in zip(PARTS, (thinker, talker, predictor), strict=True):
             if whole is not None and not isinstance(whole, Sampling):
@@ -86,7 +86,7 @@ class Defaults:
 
 
 def sampling_options(options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Options by the part that their name begins with, and the others."""
+    """Splits options into those of each part, by the prefix of their name, and the rest."""
     own = {part: _named(options, part) for part in PARTS}
     taken = {name for part in own.values() for name in part}
     return own, {name: value for name, value in options.items() if name not in taken}

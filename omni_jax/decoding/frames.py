@@ -1,4 +1,4 @@
-"""Speech over any talker, with a code predictor or without: a prompt, then frames of codes without a word to the host."""
+"""Speech generation over any talker, with or without a code predictor: a prefill, then frames without the host."""
 
 from dataclasses import replace
 from functools import partial
@@ -13,12 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from omni_jax.decoding.sampling import SamplingRows, sample
 from omni_jax.nn.cache import KVCache
 
-# Frames that one call can make, two seconds; fewer on request, in the same program.
+# Most frames of a call, two seconds; a call may make fewer, in the same program.
 CALL_FRAMES = 25
 
 
 class SpeechModel(Protocol):
-    """What speech needs of a talker."""
+    """The members of a talker that speech generation needs."""
 
     embedding: Any
     codes: Any
@@ -30,7 +30,7 @@ class SpeechModel(Protocol):
 
 @struct.dataclass
 class SpeechRows:
-    """Sampling options of the first code of a frame, and of the others; None where there are no others."""
+    """Sampling options of a frame's first code, and of its others; None where a frame has only one."""
 
     talker: SamplingRows
     predictor: SamplingRows | None
@@ -41,11 +41,12 @@ class SpeechState:
     """All that changes between frames.
 
     Attributes:
-        cache: keys and values of everything but ``frame``.
-        frame: the sum of the embeddings of the last frame's codes, to be fed with the next word.
+        cache: keys and values of all frames but ``frame``.
+        frame: the sum of the embeddings of the last frame's codes, to be fed with the next token of the reply.
         position: where it will be fed, the same on all three rotary axes.
         seen: first codes so far, for the repetition penalty.
-        count: frames made. finished: rows that need no more.
+        count: frames generated.
+        finished: rows that need no more.
     """
 
     cache: KVCache
@@ -67,11 +68,16 @@ def listen(
     bos: int,
     said: tuple[int, ...] = (),
 ) -> SpeechState:
-    """Prefills the prompts. Rows of length 0 are padding of the batch, or say nothing, and start finished.
+    """Prefills the talker's prompts. Rows of length 0 are padding of the batch, or not spoken, and start finished.
 
     Args:
-        bos: the codec id that is fed with the first word.
-        said: codec ids that count as said before, for the repetition penalty.
+        talker: the talker.
+        x: embeddings of the prompts.
+        positions: their rotary coordinates.
+        lengths: real slots of each row.
+        cache: an empty one, with room for them.
+        bos: the codec id that is fed with the first token of the reply.
+        said: codec ids that the repetition penalty covers from the start.
     """
     logits, _, cache = talker.extend(x, positions, lengths, cache, fresh=True)
     batch, vocabulary = logits.shape
@@ -97,14 +103,19 @@ def speak(
     *,
     candidates: tuple[int, int],
 ) -> tuple[SpeechState, Int[Array, "B Q n"]]:
-    """Makes up to ``frames`` (at most n) frames a row; stops early when all have finished.
+    """Generates up to ``frames`` (at most n) frames a row; stops early when all rows have finished.
 
     Args:
-        predictor: of the codes of a frame but its first; None where a frame is one code.
-        words: what each frame is fed beside the frame before it.
+        talker: the talker.
+        predictor: generates all codes of a frame but the first; None where a frame is one code.
+        state: of all rows.
+        words: the input of each frame beside the frame before it.
+        rows: sampling options.
+        frames: most frames a row.
         candidates: of talker and predictor, as ``sample`` takes them.
 
-    Returns: the state, and the codes; a row's own ones first, as many as its count has grown.
+    Returns:
+        The state, and the codes; a row's own come first, as many as its count has grown.
     """
     codebooks = predictor.config.codebooks if predictor is not None else 1
     made = jnp.zeros((words.shape[0], codebooks, words.shape[1]), jnp.int32)
@@ -132,7 +143,7 @@ def speak(
 
 
 def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candidates) -> tuple[SpeechState, Array]:
-    """One step of the talker, its choice, and the predictor's choices after it."""
+    """One frame: the talker's step and the choice of its code, then the predictor's codes."""
     live = (~state.finished).astype(jnp.int32)
     x = (state.frame + word)[:, None]
     positions = jnp.broadcast_to(state.position[:, None], (3, *x.shape[:2]))
@@ -148,7 +159,7 @@ def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candid
         assert of_predictor is not None
 
         def choose(logits, number):
-            # Each choice of a row has a random number of its own.
+            # Each choice in a row uses its own random number.
             draw = state.count * predictor.config.codebooks + number
             return sample(logits, None, draw, of_predictor, candidates=candidates[1])[0]
 

@@ -13,21 +13,24 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.errors import cut, shown
 
-STOPS, MOST_IDS = 8, 1 << 12  # most stop ids that a row has, and most that may be given
+STOPS, MOST_IDS = 8, 1 << 12  # most stop ids of a row, and most that may be given
 INT32, FLOAT32 = 2**31 - 1, float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen; names and meanings are Transformers'. None means: as the checkpoint's generation config says.
+    """How tokens are chosen; names and meanings are Transformers'. None takes the checkpoint's generation config.
 
     Attributes:
-        max_new_tokens, min_new_tokens: bounds on the reply's length.
+        max_new_tokens: upper bound of the reply's length.
+        min_new_tokens: lower bound of the reply's length.
         do_sample: draw instead of taking the likeliest; a temperature, top_k or top_p alone means True.
-        temperature: divides the logits, above 0. top_k: draws among so many (0: all). top_p: among the fewest whose
-            probabilities add up to it. The order is penalty, temperature, top_k, top_p.
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt and reply.
-        eos_token_id: ids that end the reply, at most 8. stop_strings: texts that end it, and are cut off.
+        temperature: divides the logits, above 0. The order is penalty, temperature, top_k, top_p.
+        top_k: draw only from this many likeliest tokens (0: from all).
+        top_p: draw only from the fewest likeliest tokens whose probabilities add up to it.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt and the reply.
+        eos_token_id: ids that end the reply, at most 8.
+        stop_strings: texts that end the reply, and are cut off.
     """
 
     max_new_tokens: int | None = None
@@ -75,7 +78,7 @@ class Sampling:
 
     @classmethod
     def named(cls, options: Mapping[str, Any], *, prefix: str = "") -> "Sampling":
-        """From options with a prefix, such as ``thinker_temperature``; an unknown name is an error."""
+        """Options from keywords with a prefix, such as ``thinker_temperature``; an unknown name is an error."""
         known = {prefix + field.name for field in fields(cls)}
         for name in options:
             if name not in known:
@@ -86,7 +89,7 @@ class Sampling:
             raise ValueError(f"{prefix}{error}") from None
 
     def over(self, defaults: "Sampling") -> "Sampling":
-        """These options where given, else the defaults; a temperature, top_k or top_p given here decides to sample."""
+        """These options where given, else the defaults; a temperature, top_k or top_p given here turns sampling on."""
         given = {
             field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
         }
@@ -109,7 +112,7 @@ class Sampling:
         return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
 
     def candidates(self, vocabulary: int) -> int:
-        """How many of the likeliest tokens a draw must look at: 0 when greedy; a power of two, so that programs stay few."""
+        """The number of likeliest tokens that a draw considers: 0 when greedy; else a power of two, for few programs."""
         if not self.do_sample:
             return 0
         top_k = 50 if self.top_k is None else int(self.top_k)
@@ -118,7 +121,7 @@ class Sampling:
 
 @struct.dataclass
 class SamplingRows:
-    """Sampling options as arrays, a row of the batch each, so that changing a number compiles nothing."""
+    """Sampling options as arrays, one row of the batch each, so that a changed number compiles no new program."""
 
     temperature: Float[Array, "B"]
     top_k: Int[Array, "B"]
@@ -131,7 +134,7 @@ class SamplingRows:
 
     @classmethod
     def of(cls, options: Sequence[Sampling], seeds: Sequence[int], most: Sequence[int]) -> "SamplingRows":
-        """``most`` is the number of tokens that each row may still make."""
+        """Options of the rows as arrays; ``most`` is the number of tokens that each row may still generate."""
 
         def column(values, dtype) -> Any:
             return np.asarray(values, dtype)
@@ -162,9 +165,11 @@ def sample(
     """The next token of each row and its log-probability under the model (before penalty, temperature and cuts).
 
     Args:
+        logits: of each row.
         seen: tokens that the repetition penalty covers; None for no penalty.
-        count: tokens that the row has made so far; with the row's seed it is all that its randomness depends on.
-        candidates: 0 for the likeliest token; else how many of the likeliest a draw chooses among at most.
+        count: tokens that the row has generated; its randomness depends only on this and the row's seed.
+        rows: options of each row.
+        candidates: 0 for the likeliest token; else the most tokens that a draw chooses from.
     """
     batch, vocabulary = logits.shape
     logits = logits.astype(jnp.float32)
@@ -181,9 +186,9 @@ def sample(
 
 
 def _draw(scores, count, rows: SamplingRows, candidates: int):
-    """Inverts the cumulative distribution with one uniform number a row, so the draw does not depend on array sizes."""
+    """Inverts the cumulative distribution at one uniform number a row, so the draw does not depend on array sizes."""
     top, ids = jax.lax.top_k(scores, candidates)
-    top = (top - top[:, :1]) / rows.temperature[:, None]  # a temperature near 0 must not make infinities of them
+    top = (top - top[:, :1]) / rows.temperature[:, None]  # a temperature near 0 must not turn them into infinities
     rank = jnp.arange(candidates)
     top_k = jnp.where(rows.top_k > 0, rows.top_k, scores.shape[-1])[:, None]
     weights = jax.nn.softmax(jnp.where(rank < top_k, top, -jnp.inf), axis=-1)

@@ -1,7 +1,7 @@
-"""Continuous slots: a fixed number of rows share one decode program, and a row that ends makes room for the next prompt.
+"""Continuous batching: a fixed number of slots share one decode program, and a finished slot takes the next prompt.
 
-A prompt is prefilled by itself, by the program that answers it alone, and its cache is put into a row. So a reply depends on
-its own prompt, options and seed, whoever decodes beside it.
+A prompt is prefilled by itself, by the program that answers it alone, and its cache is put into a slot. So a reply
+depends only on its own prompt, options and seed, whatever is decoded beside it.
 """
 
 from dataclasses import dataclass, replace
@@ -23,10 +23,12 @@ from omni_jax.parallel.sharding import mesh_of
 
 @dataclass(frozen=True)
 class Written:
-    """What a call wrote in one row.
+    """The tokens that a call generated in one row.
 
     Attributes:
-        tokens, logprobs: new ids, the first one of a new prompt included, and their log-probabilities.
+        row: the number of the row.
+        tokens: new ids, including the first one of a new prompt.
+        logprobs: their log-probabilities.
         fed: the final-normed states at the tokens that the call fed, [n, D]; None unless they were asked for.
     """
 
@@ -37,15 +39,19 @@ class Written:
 
 
 class Slots:
-    """Rows of replies in the making: ``put`` a prompt into a free row, ``advance`` them all, ``release`` a row that is done.
+    """Rows of unfinished replies: ``put`` a prompt into a free row, ``advance`` them all, ``release`` a finished row.
 
-    The cache is as long as the rows that are in it need, so that short prompts do not pay for a long one that is gone. Its
-    sizes are buckets, and each of them is one decode program.
+    The cache is only as long as its current rows need, so that short prompts do not pay for a long one that has ended.
+    Its sizes are buckets, and each of them is one decode program.
     """
 
     def __init__(self, model: LanguageModel, batch: int, *, steps: int = CALL_STEPS // 2):
-        """Args:
-        batch: rows. steps: tokens a call; a row that ends in the middle of one waits for its end.
+        """Makes free rows; the cache is allocated by the first ``put``.
+
+        Args:
+            model: the language model.
+            batch: rows.
+            steps: tokens a call; a row that ends within a call waits for the end of the call.
         """
         if batch < 1 or not 1 <= steps <= CALL_STEPS:
             raise ValueError(
@@ -54,8 +60,8 @@ class Slots:
         self.model, self.steps = model, steps
         self.state: DecodeState | None = None
         self.options: SamplingRows | None = None
-        # Of each row: tokens of its prompt, tokens written, most that may be, slots of the cache that it counts on,
-        # candidates of its draws; ``first`` is what its prefill wrote and nobody has read yet.
+        # Of each row: tokens of its prompt, tokens generated, most that may be, cache slots that it may use so far,
+        # candidates of its draws. ``first`` holds the outputs of prefills that no ``advance`` has returned yet.
         self.lengths, self.counts, self.most, self.room, self.candidates = np.zeros((5, batch), int)
         self.taken, self.stopped = np.zeros(batch, bool), np.zeros(batch, bool)
         self.first: dict[int, tuple[Array, Array]] = {}
@@ -81,22 +87,31 @@ class Slots:
         """Prefills a prompt and puts it into a row.
 
         Args:
-            embedded: what the model's ``prefill`` takes for ``prompt``. lengths: its real tokens.
-            most: tokens that may be written. candidates: as ``Sampling.candidates`` counts them.
-            keep: after how many of the model's layers the prompt's states are kept.
+            row: a free one.
+            embedded: the input of the model's ``prefill`` for ``prompt``.
+            prompt: its tokens.
+            positions: their rotary coordinates.
+            lengths: real tokens of the prompt.
+            sampling: how tokens are chosen.
+            seed: of the row's draws.
+            most: tokens that may be generated.
+            candidates: as ``Sampling.candidates`` counts them.
+            keep: number of the model's layers after which the prompt's states are kept; None for none.
 
-        Returns: the states that were kept.
+        Returns:
+            The states that were kept.
 
         Raises:
-            JaxRuntimeError: the device has no memory for it; as long as all is ``whole``, the other rows go on without it.
+            JaxRuntimeError: the device has no memory for it; while ``whole`` is True, the other rows can continue
+                without it.
         """
         option = SamplingRows.of([sampling], [seed], [most])
         one, logprobs, kept = start(
             self.model, embedded, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths),
             self.model.empty_cache(1, prompt.shape[1]), option, candidates=candidates, keep=keep,
         )  # fmt: skip
-        jax.block_until_ready((one, logprobs, kept))  # an error must come before the state of all rows is given away
-        if not candidates:  # beside rows that draw, the likeliest token is a draw among one
+        jax.block_until_ready((one, logprobs, kept))  # an error must come before the state of all rows is donated
+        if not candidates:  # beside rows that draw, the likeliest token is a draw from one
             option = SamplingRows.of([replace(sampling, do_sample=True, temperature=1.0, top_k=1)], [seed], [most])
         room = first_slots(prompt.shape[1], int(lengths[0]), most)
         if self.state is None:
@@ -111,14 +126,14 @@ class Slots:
 
     @property
     def whole(self) -> bool:
-        """Whether no call that failed has taken the state with it."""
+        """Whether the state still exists: a failed call may have donated and lost it."""
         return not any(leaf.is_deleted() for leaf in jax.tree.leaves((self.state, self.options)))
 
     def advance(self, *, follow: bool = False) -> list[Written]:
-        """Writes up to ``steps`` tokens in each row that is taken.
+        """Generates up to ``steps`` tokens in each row that is taken.
 
         Args:
-            follow: whether the states at the tokens fed are wanted.
+            follow: whether the states at the tokens fed are returned too.
         """
         assert self.state is not None
         assert self.options is not None
@@ -150,11 +165,11 @@ class Slots:
         return written
 
     def release(self, row: int) -> None:
-        """Gives a row free, whether the device knows that its reply is done or not."""
+        """Frees a row, whether or not the device knows that its reply is finished."""
         self.taken[row], self.stopped[row] = False, True
 
     def _resize(self, least: int = 0) -> None:
-        """As many slots as are counted on; fewer only where half of them or more would be empty."""
+        """Grows the cache to the slots that its rows may use; cuts it only if at least half would be unused."""
         assert self.state is not None
         needed, slots = int(self.room[self.taken].max(initial=least)), self.state.cache.slots
         if needed > slots or 0 < 2 * needed <= slots:
@@ -163,7 +178,7 @@ class Slots:
 
 @partial(jax.jit, donate_argnames=("cache",))
 def _rows_of(one: DecodeState, option: SamplingRows, cache: KVCache) -> tuple[DecodeState, SamplingRows]:
-    """A batch of rows that have ended, as many as the cache has, of the kind of one row."""
+    """A batch of finished rows, as many as the cache has, with the shapes of one row."""
     batch = cache.length.shape[0]
     rest = DecodeState(
         cache=cache,
@@ -180,7 +195,7 @@ def _rows_of(one: DecodeState, option: SamplingRows, cache: KVCache) -> tuple[De
 def _insert(
     state: DecodeState, options: SamplingRows, one: DecodeState, option: SamplingRows, row: Int[Array, ""]
 ) -> tuple[DecodeState, SamplingRows]:
-    """Puts a batch of one into a row; of the cache, the slots that it has are written."""
+    """Puts a batch of one into a row; of the row's cache, only the slots that the prompt's cache has are written."""
 
     def put(whole, own, axis=0):
         at = [jnp.zeros((), jnp.int32)] * whole.ndim

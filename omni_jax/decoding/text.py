@@ -1,4 +1,5 @@
-"""Autoregressive generation over any module with ``prefill``, ``step`` and ``empty_cache``: a prefill, then calls of n steps."""
+"""Autoregressive generation over any module with ``prefill``, ``step`` and ``empty_cache``: a prefill, then calls of n
+steps."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -17,12 +18,12 @@ from omni_jax.nn.cache import KVCache
 from omni_jax.parallel.jitted import jitted
 from omni_jax.parallel.multihost import fetch
 
-# Steps that one call can make; fewer on request, in the same program.
+# Most steps of a call; a call may make fewer, in the same program.
 CALL_STEPS = 32
 
 
 class LanguageModel(Protocol):
-    """What generation needs of a model."""
+    """The methods of a model that generation needs."""
 
     def prefill(
         self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool, keep: int | None
@@ -36,11 +37,12 @@ class DecodeState:
     """All that changes between steps.
 
     Attributes:
-        cache: keys and values of everything but ``tokens``.
+        cache: keys and values of all tokens but ``tokens``.
         tokens: the last token of each row, chosen but not yet fed.
         positions: the rotary coordinates at which it will be fed.
         seen: tokens in prompt and reply, for the repetition penalty.
-        count: tokens made. finished: rows that need no more.
+        count: tokens generated.
+        finished: rows that need no more.
     """
 
     cache: KVCache
@@ -53,11 +55,15 @@ class DecodeState:
 
 @dataclass
 class Made:
-    """Tokens of one call: [B, n] ids and log-probabilities, and how many of them belong to each row.
+    """Tokens of one call.
 
-    ``states`` are the prompt's states that were to be kept, with the first call's tokens only. ``fed`` are the final-normed
-    states at the tokens that the later calls fed, as many a row as it made: the last token of the call before, and all but
-    the last of its own.
+    Attributes:
+        tokens: ids, [B, n].
+        logprobs: their log-probabilities, [B, n].
+        counts: how many of them belong to each row.
+        states: the prompt's states, if they are kept; with the first call's tokens only.
+        fed: the final-normed states at the tokens that this call fed, as many a row as it generated: the last token of
+            the call before, and all but the last of its own. None for the first call, and unless asked for.
     """
 
     tokens: np.ndarray
@@ -67,7 +73,7 @@ class Made:
     fed: Float[Array, "B n D"] | None = None
 
     def take_states(self) -> Float[Array, "B T D"] | None:
-        """Hands the states over, so that they live no longer than their taker wants."""
+        """Returns the states and drops this reference to them, so that they live no longer than the caller needs."""
         states, self.states = self.states, None
         return states
 
@@ -104,12 +110,19 @@ def start(
     """Prefills the prompts and chooses the first token of each row.
 
     Args:
-        embedded: what the model's ``prefill`` takes for ``prompt``: its embeddings, media in place.
+        model: the language model.
+        embedded: the input of the model's ``prefill`` for ``prompt``: its embeddings, media in place.
+        prompt: tokens.
+        positions: their rotary coordinates.
         lengths: real tokens of each row. Rows of length 0 are padding of the batch and start finished.
-        fresh: the cache is empty.
-        keep: after how many of the model's layers the prompt's states are kept; None for none.
+        cache: with room for the prompts.
+        rows: sampling options.
+        candidates: as ``sample`` takes them.
+        fresh: whether the cache is empty.
+        keep: number of the model's layers after which the prompt's states are kept; None for none.
 
-    Returns: the state, the log-probability of each row's first token, and the states that were kept.
+    Returns:
+        The state, the log-probability of each row's first token, and the states that were kept.
     """
     batch = prompt.shape[0]
     logits, cache, kept = model.prefill(embedded, positions, lengths, cache, fresh=fresh, keep=keep)
@@ -119,7 +132,7 @@ def start(
     seen = seen.at[jnp.arange(batch)[:, None], jnp.where(real, prompt, vocabulary)].set(True, mode="drop")
     count = jnp.zeros(batch, jnp.int32)
     tokens, logprobs = sample(logits, seen, count, rows, candidates=candidates)
-    # After a prompt all three coordinates go on from the largest one of its last token.
+    # After a prompt all three coordinates continue from the largest one of its last token.
     last = jnp.take_along_axis(positions, jnp.maximum(lengths - 1, 0)[None, :, None], axis=2)[:, :, 0]
     following = jnp.broadcast_to(jnp.max(last, axis=0) + 1, last.shape)
     state = DecodeState(cache=cache, tokens=tokens, positions=following, seen=seen, count=count, finished=lengths == 0)
@@ -136,9 +149,10 @@ def advance(
     candidates: int,
     follow: bool = False,
 ) -> tuple[DecodeState, Int[Array, "B n"], Float[Array, "B n"], Float[Array, "B n D"] | None]:
-    """Makes up to ``steps`` (at most CALL_STEPS) tokens a row without a word to the host; stops early when all have finished.
+    """Generates up to ``steps`` (at most CALL_STEPS) tokens a row without the host; stops early when all have finished.
 
-    Returns: the state, the tokens, their log-probabilities and, to ``follow``, the model's states at the tokens fed.
+    Returns:
+        The state, the tokens, their log-probabilities and, with ``follow``, the model's states at the tokens fed.
     """
     batch = state.tokens.shape[0]
 
@@ -182,24 +196,30 @@ def generate(
     keep: int | None = None,
     follow: bool = False,
 ) -> Generator[Made, np.ndarray | None, None]:
-    """Runs prompts to their replies, yielding the tokens of each call; send row flags to finish rows from outside.
+    """Generates replies to prompts, yielding the tokens of each call; send row flags to finish rows from outside.
+
+    The cache starts with room for 512 new tokens and grows when a call might overrun it, so that a large
+    ``max_new_tokens`` costs memory only when it is used. Its sizes are buckets, so that prompts of similar lengths
+    share programs. The largest is that of the longest row's prompt and ``max_new_tokens``.
 
     Args:
+        model: the language model.
+        embedded: the input of the model's ``prefill`` for ``prompt``.
+        prompt: tokens.
+        positions: their rotary coordinates.
         lengths: prompt tokens of each row; 0 for a padding row.
+        rows: sampling options.
+        candidates: as ``sample`` takes them.
         steps: tokens a call.
-        keep: after how many of the model's layers the prompt's states are kept, for the first call's ``Made``.
-        follow: whether the states at the reply's tokens are wanted too.
-
-    The cache starts with room for 512 new tokens and grows when a call might overrun it, so that a generous
-    ``max_new_tokens`` costs memory only when it is used. Its sizes are buckets, so that prompts of like lengths share programs,
-    and the last is that of the longest row's prompt and ``max_new_tokens``.
+        keep: number of the model's layers after which the prompt's states are kept, for the first call's ``Made``.
+        follow: whether the states at the reply's tokens are returned too.
     """
     most = np.asarray(rows.most)
     longest, most_new = int(np.max(lengths)), int(np.max(most, where=lengths > 0, initial=0))
     cache = model.empty_cache(prompt.shape[0], first_slots(prompt.shape[1], longest, most_new))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs, kept = start(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
-    del embedded  # not needed again, and large where there was much to see
+    del embedded  # not needed again, and large for prompts with many images
     counts, made, logprobs, fed = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
         made, logprobs, total, finished = fetch((made, logprobs, state.count, state.finished))

@@ -1,4 +1,4 @@
-"""A request being answered: the thinker's tokens are read as they come, and spoken as soon as there are enough of them."""
+"""Answers a request: the thinker's tokens are read as they are generated, and spoken once there are enough of them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,11 +22,12 @@ class Request:
     """Rows to be answered, checked and ready.
 
     Attributes:
-        prompts: in their places, with padding rows.
-        sampling, seeds: of the thinker.
+        prompts: placed, with padding rows.
+        sampling: how the thinker's tokens are chosen.
+        seeds: one a real row.
         transcript: makes the reader of a row's reply.
         speech: how the replies are spoken; None for text alone.
-        given: the replies stand in the open turn of the assistant already, and the thinker writes nothing.
+        given: whether the replies are given, so that the thinker generates nothing.
     """
 
     prompts: Placed
@@ -40,11 +41,14 @@ class Request:
 def answer(
     parts: Mapping[str, Any], config: OmniConfig, request: Request, *, steps: int = CALL_STEPS, streamed: bool = False
 ) -> Iterator[tuple[int, Event]]:
-    """What becomes known of each row, in the order in which it does; the last event of a row has its whole reply.
+    """Events of each row, in the order in which they occur; a row's last event has its whole reply.
 
     Args:
+        parts: of the model.
+        config: of the model.
+        request: the rows.
         steps: tokens of the thinker a call.
-        streamed: sound comes in chunks that grow from one frame, while the thinker still writes.
+        streamed: whether sound comes in chunks that grow from one frame, while the thinker still generates.
     """
     rows = [Draft(request.transcript(row), request.sampling) for row in range(len(request.seeds))]
     voices: SpeechStream | None = None
@@ -62,7 +66,7 @@ def answer(
             for number in sorted(writing):
                 voices.say(number, rows[number].new_words(), ended=rows[number].done)
         writing = {number for number in writing if not rows[number].done}
-        # Once all is written, the thinker's cache is let go before the rest is spoken.
+        # When all text is generated, the thinker's cache is freed before the rest is spoken.
         while streamed and writing and voices is not None and voices.ready:
             yield from _spoken(voices, rows)
     if voices is not None:
@@ -82,7 +86,7 @@ def _spoken(voices: SpeechStream, rows: list[Draft]) -> Iterator[tuple[int, Even
 def _write(
     parts: Mapping[str, Any], config: OmniConfig, request: Request, rows: list[Draft], steps: int
 ) -> Iterator[Made]:
-    """Generates, each row reading its tokens; yields after each call."""
+    """Generates the replies; each row reads its tokens. Yields after each call."""
     context, sampling = config.thinker.context, request.sampling
     padded, embedded = request.prompts.batch, encode.embed(parts, request.prompts, config.thinker)
     assert padded.positions is not None  # place has counted them
@@ -94,7 +98,7 @@ def _write(
         candidates=sampling.candidates(config.thinker.vocabulary), steps=steps,
         keep=request.speech.keep if request.speech else None, follow=request.speech.follow if request.speech else False,
     )  # fmt: skip
-    del embedded  # the prompt's embeddings would stay on the device until the reply is done
+    del embedded  # otherwise the prompt's embeddings would stay on the device until the reply is finished
     call = next(made)
     while True:
         stop = np.ones(len(most), bool)
@@ -111,7 +115,7 @@ def _write(
 
 
 def _recite(parts: Mapping[str, Any], config: OmniConfig, request: Request, rows: list[Draft]) -> Iterator[Made]:
-    """Reads replies that are given. The thinker only looks and listens, where there is something to be seen or heard."""
+    """Reads replies that are given. The thinker only prefills, and only if speech needs its states."""
     assert request.speech is not None
     nothing = np.zeros((len(rows), 0), np.int32)
     made = Made(nothing, nothing, nothing)

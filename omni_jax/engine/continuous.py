@@ -1,7 +1,7 @@
-"""Requests that flow through slots: each is answered as it would be alone, and short answers do not wait for long ones.
+"""Continuous batching of requests: each reply is as if it were alone, and short replies do not wait for long ones.
 
-Replies are written in the slots of one batch and, once some have ended, spoken together behind it. What speech needs of the
-thinker is kept for each row, on the host, until then.
+Text is generated in the slots of one batch. Replies whose text is complete are spoken together in another batch. Until
+then, the thinker's states that speech needs are kept for each row, on the host.
 """
 
 import json
@@ -28,12 +28,12 @@ from omni_jax.engine.reply import Draft, Reply
 from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
 from omni_jax.processing.batch import Batch, joined
 
-# Seconds between two questions of whether all hosts have read what comes next, where none can go on without it.
+# Seconds between two checks of whether all hosts have read the next items, when none can continue without them.
 PATIENCE = 1.0
 
 
 class Model(Protocol):
-    """What is needed of a loaded model; ``Omni`` is one."""
+    """The members of a loaded model that are used here; ``Omni`` is one."""
 
     @property
     def parts(self) -> Mapping[str, Any]: ...
@@ -44,7 +44,7 @@ class Model(Protocol):
     @property
     def synthesizer(
         self,
-    ) -> Any: ...  # a Synthesizer: pyright refuses Omni's cached property where this names the class
+    ) -> Any: ...  # a Synthesizer, but pyright refuses Omni's cached property if this names the class
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ class Item:
     """One conversation to be answered.
 
     Attributes:
-        key: its name, whatever the caller likes.
+        key: its name, chosen by the caller.
         request: of one row; None where it cannot be answered, and ``fault`` says why.
-        speaker, compat: as they were asked for.
+        fault: why it cannot be answered.
+        speaker: as it was asked for.
+        compat: as it was asked for.
     """
 
     key: Any
@@ -78,7 +80,7 @@ Outcome = tuple[Any, Reply | str]
 
 @dataclass(eq=False)
 class _Row:
-    """A reply in the making, and what its speech will need: its words, the thinker's states at prompt and reply."""
+    """An unfinished reply and what its speech will need: its tokens, and the thinker's states at prompt and reply."""
 
     item: Item
     request: Request
@@ -89,7 +91,7 @@ class _Row:
     fed: list[np.ndarray] = field(default_factory=list)
 
     def take(self, written: Written) -> bool:
-        """Reads what a call wrote; True when the reply is complete."""
+        """Reads the tokens of a call; returns True when the reply is complete."""
         if isinstance(self.states, jax.Array):
             self.states = fetch(self.states)[0, : self.item.length]
         if written.fed is not None:
@@ -102,13 +104,14 @@ class _Row:
 def answers(
     omni: Model, items: Iterable[Item], *, slots: int, window: int | None = None, hosts: Hosts | None = None
 ) -> Iterator[list[Outcome]]:
-    """Answers items; after each call of the device, those that are complete, with their replies or faults.
+    """Answers items; after each call of the device, yields those that are complete, with their replies or faults.
 
     Args:
+        omni: the model.
         items: read in a thread, while the device works.
-        slots: replies that are written at a time, and spoken at a time.
+        slots: replies whose text is generated at a time, and that are spoken at a time.
         window: items that are read ahead and sorted by the length of their prompts; by default twice the slots.
-        hosts: that have the model together, each of which reads the same items.
+        hosts: those that share the model; each reads the same items.
     """
     hosts = hosts or Hosts()
     ahead, alone = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts), hosts.alone
@@ -117,7 +120,7 @@ def answers(
         while not ahead.exhausted or rows or silent:
             done: list[Outcome] = []
             for number in desk.free:
-                # While there is something to write, nobody waits for what is still being read.
+                # While there are rows to decode, do not wait for items that are still being read.
                 while (
                     number not in rows and (item := ahead.take(wait=not rows, more=bool(rows) or not done)) is not None
                 ):
@@ -140,7 +143,7 @@ def answers(
                         else:
                             silent.append(row)
             while len(silent) >= slots or (silent and not rows and ahead.exhausted):
-                # Those of one group have options in common; the rest waits for its turn.
+                # A group of replies has its options in common; the others wait for a later group.
                 group = [row for row in silent if _manner(row) == _manner(silent[0])][:slots]
                 silent = [row for row in silent if row not in group]
                 done += _told(omni, group, alone)
@@ -150,7 +153,7 @@ def answers(
 
 
 def _begin(omni: Model, desk: Slots, number: int, item: Item, alone: bool) -> _Row | str:
-    """Prefills an item; or says that it is too much for the device, as far as no other host has to know."""
+    """Prefills an item. If the device has no memory for it and no other host is involved, returns the fault instead."""
     request, padded, config = item.request, item.batch, omni.config.thinker
     assert request is not None
     assert padded.positions is not None  # place has counted them
@@ -183,7 +186,7 @@ def _too_much(error: Exception) -> bool:
 
 
 def _told(omni: Model, rows: list[_Row], alone: bool) -> list[Outcome]:
-    """The replies of rows whose words are all there: spoken together, by halves where that is too much for the device."""
+    """The replies of rows whose text is complete: spoken together, or in halves if the device has no memory for all."""
     try:
         return _spoken(omni, rows)
     except JaxRuntimeError as error:
@@ -197,7 +200,7 @@ def _told(omni: Model, rows: list[_Row], alone: bool) -> list[Outcome]:
 
 
 def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
-    """As ``_told``; where it fails, the rows are as they were."""
+    """As ``_told``, in one batch; if it fails, the rows are unchanged."""
     (talker, predictor, compat), requests = _manner(rows[0]), [row.request for row in rows]
     names = [row.item.speaker for row in rows]
     batch = joined([row.item.batch for row in rows]).padded()
@@ -229,7 +232,7 @@ def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
 
 
 def _stacked(parts: list[Any], shape: tuple[int, ...]) -> Float[np.ndarray, "B T D"]:
-    """States [n, D] of rows, zeros behind them and for rows that have none."""
+    """States [n, D] of rows, padded with zeros; all zeros for rows that have none."""
     some = next(part for part in parts if part is not None)
     made = np.zeros((*shape[:2], some.shape[1]), some.dtype)
     for number, part in enumerate(parts):
@@ -239,11 +242,12 @@ def _stacked(parts: list[Any], shape: tuple[int, ...]) -> Float[np.ndarray, "B T
 
 
 class _Ahead:
-    """Reads items in a thread, and hands them out window by window, sorted by length.
+    """Reads items in a thread and returns them window by window, sorted by length.
 
-    To and fro, so that neighbours of two windows are alike too: the cache is as long as its longest row needs.
+    The order alternates, so that neighbours across two windows are similar too: the cache is as long as its longest row
+    needs.
 
-    Hosts that have a model together get the same items at the same call, whichever of them reads faster.
+    Hosts that share a model get the same items at the same call, whichever of them reads faster.
     """
 
     def __init__(self, items: Iterator[Item], first: int, window: int, hosts: Hosts):
@@ -256,7 +260,7 @@ class _Ahead:
         return not self.ready and self.coming is None
 
     def take(self, *, wait: bool, more: bool = True) -> Item | None:
-        """The next item; None where there is none, or none yet and nobody waits, or none of this window and not ``more``."""
+        """The next item. None if none is left, or none yet and not ``wait``, or none in this window and not ``more``."""
         if not self.ready and more and self.coming is not None and self._arrived(self.coming, wait):
             self.ready = sorted(self._agreed(self.coming), key=lambda item: item.length, reverse=self.upwards)
             self.upwards = not self.upwards
@@ -267,14 +271,14 @@ class _Ahead:
         self.thread.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, count: int) -> list[tuple[Item, str]]:
-        """Items, and what other hosts must have read as this one did."""
+        """Items, each with a digest of what other hosts must have read too."""
         return [
             (item, "" if self.hosts.alone or item.request is None else digest(item))
             for item in islice(self.items, count)
         ]
 
     def _arrived(self, coming: Future, wait: bool) -> bool:
-        """Whether all hosts have read what comes next; to wait is to ask until they have."""
+        """Whether all hosts have read the next items; with ``wait``, asks until they have."""
         while True:
             if wait:
                 wait_for([coming], None if self.hosts.alone else PATIENCE)
@@ -284,7 +288,7 @@ class _Ahead:
                 return False
 
     def _agreed(self, coming: Future[list[tuple[Item, str]]]) -> list[Item]:
-        """The items, as all hosts have them: what one of them could not read, or reads otherwise, is no item on any."""
+        """The items that all hosts agree on: one that a host could not read, or read differently, is a fault on all."""
         if self.hosts.alone:
             return [item for item, _ in coming.result()]
         error = coming.exception()
@@ -303,7 +307,7 @@ class _Ahead:
 
 
 def _common(item: Item, read: list[tuple[str, str]]) -> Item:
-    """An item of which each host says with what fault, if any, and as what it was read."""
+    """An item after comparison with what all hosts read: pairs of its fault, if any, and its digest."""
     faults = [fault for fault, _ in read if fault]
     if len(faults) == len(read):
         return item

@@ -1,4 +1,4 @@
-"""What is heard, seen and read, as embeddings: the encoders called in their static shapes, their features put in place."""
+"""Prompts as embeddings: calls the encoders in their static shapes and puts their features in place."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,21 +26,21 @@ _put_sound = jax.jit(
 
 @partial(jax.jit, donate_argnums=0)
 def _put_sight(embedded, features, deep, index):
-    """Without deepstack features a prompt that sees keeps the program of one that only reads."""
+    """Puts visual features in place. Without deepstack features, prompts share the program of those without images."""
     return embedded.see(features, deep, index) if deep.shape[0] else embedded.hear(features, index)
 
 
 @jitted
 def _see(encoder, *arrays):
-    """Features and deepstack features, in one size for all calls of up to CALL_PATCHES, so that placing them is one program
-    for each size of the prompts."""
+    """Features and deepstack features, padded to one size for all calls of up to CALL_PATCHES, so that putting them in
+    place is one program for each size of prompts."""
     features, deep = encoder.encode(*arrays)
     room = max(CALL_PATCHES // encoder.config.merge**2 - features.shape[0], 0)
     return jnp.pad(features, [(0, room), (0, 0)]), jnp.pad(deep, [(0, 0), (0, room), (0, 0)])
 
 
 class Placed(NamedTuple):
-    """A batch at its bucket's shape, and which feature of sound and of sight each of its tokens takes; -1 for none."""
+    """A batch at its bucket's shape, and the index of each token's audio and visual feature; -1 for none."""
 
     batch: Batch
     heard: Int[np.ndarray, "B T"]
@@ -48,10 +48,10 @@ class Placed(NamedTuple):
 
 
 def place(batch: Batch, config: ThinkerConfig) -> Placed:
-    """What the host has to do before anything runs on the device.
+    """The host's work before anything runs on the device: checks, positions, padding and indices of features.
 
     Raises:
-        ValueError: ids outside the vocabulary, or placeholders and media that do not fit each other.
+        ValueError: ids outside the vocabulary, or placeholders and media that do not match.
     """
     padded = batch.located(config).padded()
     ids = padded.tokens
@@ -62,7 +62,7 @@ def place(batch: Batch, config: ThinkerConfig) -> Placed:
 
 
 def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Embedded:
-    """Embeddings with media in place."""
+    """Embeddings of a batch, with features of media in place."""
     batch, heard, seen = placed
     clips = audio_packing.split_clips(batch.mel, mel_bins=config.audio_encoder.mel_bins)
     visuals = (*batch.images, *batch.videos)
@@ -84,7 +84,7 @@ def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Em
 def encode_audio(
     parts: Mapping[str, Any], clips: Sequence[Float[np.ndarray, "Z A"]], config: ThinkerConfig
 ) -> list[Float[Array, "T D"]]:
-    """Features of log-mel clips, each as it would be alone."""
+    """Features of log-mel clips; a clip's features do not depend on the others."""
     if not clips:
         return []
     rows, order = [], []
@@ -94,7 +94,7 @@ def encode_audio(
         order.append(call.order[call.order >= 0])
     joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
     counts = [config.audio_encoder.tokens(clip.shape[1]) for clip in clips]
-    # device_put, for jnp.asarray would compile a copy for each new length.
+    # device_put, because jnp.asarray would compile a copy for each new length.
     return [jax.device_put(part) for part in np.split(joined, np.cumsum(counts)[:-1])]
 
 

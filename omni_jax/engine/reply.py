@@ -1,4 +1,4 @@
-"""Replies: whole, in pieces, and in the making."""
+"""Replies: whole, as events, and unfinished."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,13 +14,17 @@ class Reply:
     """What the model answered.
 
     Attributes:
-        text: the answer, without thinking, tool calls and special tokens. thinking: a thinking model's ``<think>`` part.
+        text: the answer, without thinking, tool calls and special tokens.
+        thinking: a thinking model's ``<think>`` part.
         tool_calls: ``{"name": ..., "arguments": {...}}`` of each call.
-        tokens: generated ids, the one that ended the reply included. logprobs: of each, under the model itself.
-        finish_reason: "stop" (an end token or stop string) or "length". speech_finish_reason: the same of a spoken
-            reply's sound ("length": ``talker_max_new_tokens``), else None.
-        codes, audio: codec ids [Q, Y] and samples [W] in [-1, 1] of a spoken reply, else None; of length 0 where there
-            was nothing to say. sample_rate: of ``audio``, in Hz.
+        tokens: generated ids, the one that ended the reply included.
+        logprobs: of each token, under the model itself.
+        finish_reason: "stop" (an end token or stop string) or "length".
+        codes: codec ids [Q, Y] of a spoken reply, else None; of length 0 if there was nothing to say.
+        audio: samples [W] in [-1, 1] of a spoken reply, else None; of length 0 if there was nothing to say.
+        sample_rate: of ``audio``, in Hz.
+        speech_finish_reason: why a spoken reply's sound ended, "stop" or "length" (``talker_max_new_tokens``), else
+            None.
     """
 
     text: str
@@ -42,10 +46,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of a streamed reply: new text, thinking or samples [w]. ``reply`` is the whole of it, on the last event only.
+    """A piece of a streamed reply: new text, thinking or samples [w]. ``reply`` is the whole reply, on the last event.
 
-    Where a reply has a ``</think>`` and neither it nor the prompt a ``<think>``, what came as text before it is
-    ``reply.thinking``.
+    If a reply has a ``</think>`` and neither it nor the prompt has a ``<think>``, the text before it was streamed as
+    ``text`` but is in ``reply.thinking``.
     """
 
     text: str = ""
@@ -55,7 +59,7 @@ class Event:
 
 
 class Draft:
-    """One reply in the making: reads a row's tokens call by call, and keeps its sound."""
+    """One unfinished reply: reads a row's tokens call by call, and collects its sound."""
 
     def __init__(self, transcript: Transcript, sampling: Sampling):
         self.transcript, self.sampling = transcript, sampling
@@ -67,7 +71,7 @@ class Draft:
         self._said = 0
 
     def take(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
-        """Reads the tokens of one call; True when the reply is complete."""
+        """Reads the tokens of one call; returns True when the reply is complete."""
         if self.done:
             self.piece = Piece()
             return True
@@ -90,29 +94,30 @@ class Draft:
         return bool(self.tokens) and self.tokens[-1] in self.sampling.eos
 
     def give(self, tokens: list[int]) -> None:
-        """The reply is known from the beginning, and has been handed on to be spoken."""
+        """Sets the whole reply, which is given and already known to the speech."""
         self.tokens, self._said = tokens, len(tokens)
         first, rest = self.transcript.push(tokens), self.transcript.finish()
         self.piece = Piece(text=first.text + rest.text, thinking=first.thinking + rest.thinking)
         self.done, self.reason = True, "stop"
 
     def new_words(self) -> list[int]:
-        """Further tokens to be spoken, as far as they are certain: neither the one that ends the reply nor a stop string."""
+        """New tokens to be spoken, as far as they are certain: not the one that ends the reply, nor a stop string's."""
         certain = min(self.transcript.settled, len(self.tokens) - self._ended)
         words = self.tokens[self._said : certain]
         self._said = max(self._said, certain)
         return words
 
     def hear(self, codes: np.ndarray, samples: np.ndarray) -> None:
-        """Further sound: codes [Q, y] and samples [w]."""
+        """Adds sound: codes [Q, y] and samples [w]."""
         self.codes.append(codes)
         self.samples.append(samples)
 
     def reply(self, codebooks: int | None = None, *, cut: bool = False) -> Reply:
-        """What there is so far.
+        """The reply so far.
 
         Args:
-            codebooks: codes a frame; None for a reply that is not spoken. cut: its sound was cut by its length.
+            codebooks: codes a frame; None for a reply that is not spoken.
+            cut: whether its sound was cut by its length.
         """
         spoken = codebooks is not None
         return Reply(

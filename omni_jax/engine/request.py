@@ -1,4 +1,4 @@
-"""What a request asks for, checked before anything is read: its rows, their seeds, how text is chosen, whether it is spoken."""
+"""A request's options, checked before anything is read: its rows, their seeds, sampling, and whether it is spoken."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +27,16 @@ class Asked:
     """Options of a request, complete.
 
     Attributes:
+        seeds: one a row.
         media: how the media of each row are read.
-        aloud: whether replies are spoken; ``insisted``: also where that is no natural thing to do.
-        voices: of the rows; none where nothing is spoken.
-        compat, tools, template, progress: as they were given.
+        sampling: options of each part.
+        aloud: whether replies are spoken.
+        insisted: whether sound was asked for explicitly, so that a prompt that cannot be spoken is an error.
+        voices: of the rows; empty if nothing is spoken.
+        compat: as it was given.
+        tools: as they were given.
+        template: as it was given.
+        progress: as it was given.
     """
 
     seeds: tuple[int, ...]
@@ -64,7 +70,7 @@ def ask(
     progress: Progress | None = None,
     **options: Any,
 ) -> Asked:
-    """Checks what ``Omni.generate_batch`` takes beside its prompts, whose documentation explains it.
+    """Checks the options of ``Omni.generate_batch``, which documents them.
 
     Raises:
         ValueError: in one line.
@@ -106,16 +112,17 @@ def ask(
 def prompts(
     given: Any, options: Mapping[str, Any], *, alone: bool, control_tokens: bool = True
 ) -> tuple[Any, dict[str, Any]]:
-    """What is to be answered, as the batched functions take it, and the options by our names.
+    """The prompts as the batched functions take them, and the options by our names.
 
     Args:
-        given: a conversation or several, a Batch, or what a Transformers processor gives, which may also stand among the
+        given: a conversation or several, a Batch, or what a Transformers processor gives, which may also be among the
             options: ``generate(**inputs)``.
+        options: of the request, by our names or Transformers'.
         alone: whether one prompt is meant.
-        control_tokens: whether ids may stand where a conversation is expected; what came as JSON could write any of them.
+        control_tokens: whether ids are accepted in place of a conversation; ids from JSON could be any control token.
 
     Raises:
-        ValueError: one where several are meant, or several where one is; options that are not supported.
+        ValueError: one prompt where several are meant, or several where one is; options that are not supported.
     """
     options = translated(options)
     if hasattr(given, "__array__") or (given is None and "input_ids" in options):
@@ -164,7 +171,7 @@ def _seeds(seed: Any, count: int) -> tuple[int, ...]:
 
 
 def silence(folder: Path) -> str:
-    """Why a checkpoint without a talker has none, and what to do: it was saved so, or its release is."""
+    """Why a checkpoint has no talker, and what to do: it was saved without one, or its release has none."""
     if "talker_config" in read_json(folder / "config.json"):
         return "was saved without its talker (speech=False); use the one that it was made from"
     return "has no talker; use the Instruct release"
@@ -174,7 +181,9 @@ def advise(system: str | None, conversations: Iterable[Any], *, stacklevel: int 
     """Warns of conversations that are to be spoken without the system prompt that speech was trained with.
 
     Args:
-        system: of a ``Synthesizer``; None where it does not matter.
+        system: the ``Synthesizer``'s system prompt; None where it does not matter.
+        conversations: the conversations.
+        stacklevel: as for ``warnings.warn``, from the caller on.
     """
     if system and not all(map(speaks, conversations)):
         warnings.warn(

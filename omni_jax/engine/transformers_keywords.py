@@ -1,7 +1,7 @@
-"""Keywords of Transformers' ``generate``: by our names, left out where they change nothing, refused where they would.
+"""Keywords of Transformers' ``generate``: renamed, dropped if they change nothing, refused if they would.
 
-There a keyword without a prefix goes to the thinker, except ``max_new_tokens`` and, for Qwen3-Omni, ``eos_token_id``, which are
-passed over in silence; these have to be named with their part here. A prefixed one comes first.
+In Transformers a keyword without a prefix goes to the thinker, except ``max_new_tokens`` and, for Qwen3-Omni,
+``eos_token_id``, which are silently ignored; here these must be named with their part. A prefixed keyword wins.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from omni_jax.errors import shown
 PREFIXES = ("thinker_", "talker_", "")
 OF_THINKER = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "stop_strings")
 EITHER = (True, False)
-# Values with which a reply is what it would be without; Ellipsis for any.
+# Values with which a reply is the same as without the keyword; Ellipsis for any value.
 HARMLESS: dict[str, Any] = {
     **dict.fromkeys(
         ("return_dict_in_generate", "use_cache", "synced_gpus", "low_memory", "remove_invalid_values"), EITHER
     ),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), ...),
-    **dict.fromkeys(("length_penalty", "early_stopping"), ...),  # of beams, which there are none of
+    **dict.fromkeys(("length_penalty", "early_stopping"), ...),  # of beam search, which is not used
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "encoder_repetition_penalty"), (1,)),
     **dict.fromkeys(("typical_p", "guidance_scale"), (1,)),
     **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (False,)),
@@ -49,7 +49,7 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by our names alone.
 
     Raises:
-        ValueError: one that would change the reply and is not supported.
+        ValueError: an option that would change the reply and is not supported.
     """
     ours = dict(options)
     for name in options:
@@ -79,7 +79,7 @@ def _require_harmless(name: str, bare: str, value: Any) -> None:
 
 
 def _rename(options: dict[str, Any], name: str, ours: str, value: Any) -> None:
-    """Puts an option under our name for it."""
+    """Moves an option to our name for it."""
     del options[name]
     if options.get(ours) is not None and value is not None:
         raise ValueError(f"{name} and {ours} are one option; give one of them")

@@ -1,16 +1,17 @@
-"""Batch jobs: conversations in JSONL to answers in JSONL, on one host or many, that go on after a stop where they were.
+"""Batch jobs: conversations in JSONL to answers in JSONL, on one host or many; a stopped job resumes where it was.
 
-A line of input is a conversation, a list of messages, or an object with ``messages``, perhaps an ``id`` and options of its own:
+A line of input is a conversation, a list of messages, or an object with ``messages``, an optional ``id`` and options of
+its own:
 
     {"id": "a7", "messages": [{"role": "user", "content": "Hi"}], "seed": 3, "thinker_max_new_tokens": 64}
 
-A line of output has the number of its input line and what became of it:
+A line of output has the number of its input line and the result:
 
     {"line": 1, "id": "a7", "text": "Hello!", ..., "speech": {"file": "answers.sound/00000001.wav", ...}, "of": "..."}
     {"line": 2, "error": "a.wav: no such file; expected the path of a sound file", "of": "..."}
 
-Of several hosts, each has the model on its own devices and answers every n-th line; or as many of them as a model needs have it
-together and answer their share as one (``load``).
+With several hosts, each has the model on its own devices and answers every n-th line; or as many hosts as a model needs
+share one copy of it, and answer their part of the lines together (``load``).
 """
 
 import io
@@ -44,7 +45,7 @@ from omni_jax.processing.options import MediaOptions, is_number
 SOUNDS = ("wav", "flac")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4")
 DOWNLOADS = ("max_bytes", "timeout", "allow_private", "allow_local")
-# Calls of the device that a trace covers: compilation, prefills, decoding, and a trace that one can still open.
+# Device calls that a trace covers: enough for compilation, prefills and decoding, few enough that tools can open it.
 PROFILED_CALLS = 50
 WEEK = 7 * 24 * 3600
 
@@ -53,12 +54,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Totals:
-    """What a job came to.
+    """Totals of a job.
 
     Attributes:
-        lines: of the input; ``answered`` and ``faults`` add up to it. resumed: lines that earlier runs had answered.
-        tokens, speech_seconds: of the replies, of all runs.
-        seconds: that this run took. tokens_per_second, speech_per_second: of this run and all of its processes.
+        lines: of the input; ``answered`` and ``faults`` add up to it.
+        answered: lines with a reply.
+        faults: lines with an error.
+        resumed: lines that earlier runs had answered.
+        tokens: of the replies, of all runs.
+        speech_seconds: of the replies, of all runs.
+        seconds: duration of this run.
+        tokens_per_second: of this run, over all of its processes.
+        speech_per_second: of this run, over all of its processes.
     """
 
     lines: int
@@ -73,15 +80,17 @@ class Totals:
 
 
 def load(path: str, *, mesh: str | None = None, **options: Any) -> Omni:
-    """The model as a job holds it: of several processes, each has it on its own devices, or neighbours have it together.
+    """Loads the model for a job. With several processes, each has it on its own devices, or neighbours share a copy.
 
     Args:
-        mesh: what one copy of the model takes, a shape such as ``data=2,expert=4`` or a topology such as ``v5e-8``; None for all
-            devices of the process, well chosen. Of more devices than a process has, each copy takes those of several.
-        options: as of ``Omni.load``.
+        path: as in ``Omni.load``.
+        mesh: devices of one copy of the model, a shape such as ``data=2,expert=4`` or a topology such as ``v5e-8``;
+            None for all devices of the process, in a chosen shape. A copy with more devices than a process has spans
+            several processes.
+        options: as in ``Omni.load``.
 
     Raises:
-        ValueError: such copies do not take whole hosts, or as ``Omni.load`` does.
+        ValueError: such copies do not take whole hosts; or as in ``Omni.load``.
     """
     if jax.process_count() == 1:
         return Omni.load(path, mesh=mesh, **options)
@@ -106,26 +115,28 @@ def run(
     progress: Progress | None = None,
     **options: Any,
 ) -> Totals:
-    """Answers every line of a file that is not answered yet; run again after a stop, it goes on.
+    """Answers every line of a file that is not answered yet; called again after a stop, it resumes.
 
-    All processes of ``jax.distributed`` call it with the same arguments and find the same files.
+    All processes of ``jax.distributed`` call it with the same arguments and see the same files.
 
     Args:
-        source, target: local paths, or URLs that fsspec knows (gs://, s3://: their packages must be installed).
-        slots: replies that are written at a time, by each copy of the model.
+        omni: the model, from ``load``.
+        source: a local path, or a URL that fsspec knows (gs://, s3://: their packages must be installed).
+        target: a local path or URL, as ``source``.
+        slots: replies that are generated at a time, by each copy of the model.
         window: lines that are read ahead and sorted by length; by default twice the slots.
         sound: "wav" or "flac".
         logprobs: whether answers have the log-probabilities of their tokens.
         retry: whether lines that were reported as faults are tried again.
         profile: a folder for a trace of the first calls, for TensorBoard or Perfetto.
-        progress: called with lines done and lines in all, of this process, and the throughput. Of hosts that have the model
-            together, the first one calls it, and it alone writes.
-        options: for all lines, as of ``Omni.generate``; a line's own come before them.
+        progress: called with lines done and lines in all, of this process, and the throughput. Of hosts that share a
+            model, only the first one calls it and writes.
+        options: for all lines, as in ``Omni.generate``; a line's own options take precedence.
 
     Raises:
-        ValueError: files that cannot be read or written, an output of another input, another model or other options, or options
-            that cannot be.
-        OSError: a disk that is full, a network that fails: the same call may succeed later.
+        ValueError: files cannot be read or written; the output belongs to another input, model or set of options; or
+            options are impossible.
+        OSError: a full disk, a failing network: the same call may succeed later.
     """
     check(source, sound=sound, slots=slots, window=window)
     if target.endswith(COMPRESSED):
@@ -165,10 +176,13 @@ def run(
 
 
 class _Share:
-    """The lines of a copy of the model, and where its answers go: on the first of the hosts that have it.
+    """The lines of one copy of the model and the output of their answers; exists on the first host of the copy.
 
     Attributes:
-        lines: their numbers. left: those that are to be answered. done: how many are not, any more. written: tokens.
+        lines: their numbers.
+        left: numbers of lines that this run answers.
+        done: how many lines are answered.
+        written: tokens generated by this run.
     """
 
     def __init__(self, ledger: Ledger, source: str, hosts: Hosts, *, retry: bool):
@@ -199,7 +213,7 @@ def is_first() -> bool:
 
 
 def check(source: str, *, sound: str, slots: int, window: int | None) -> None:
-    """Says what is wrong with the arguments of a job, as far as that can be said without the model.
+    """Checks the arguments of a job, as far as possible without the model.
 
     Raises:
         ValueError: in one line.
@@ -214,19 +228,18 @@ def check(source: str, *, sound: str, slots: int, window: int | None) -> None:
 
 
 def _try(omni: Omni, options: Mapping[str, Any]) -> None:
-    """Says what is wrong with options before the first line is read."""
+    """Raises for wrong options before the first line is read."""
     system = omni.synthesizer.system
     head = [{"role": "system", "content": system}] if system else []
     omni._request([[*head, {"role": "user", "content": "?"}]], options)
 
 
 def _how(omni: Omni, options: Mapping[str, Any], sound: str) -> dict[str, Any]:
-    """What decides answers beside the lines themselves, in words: a job that goes on must do so with the same.
+    """The settings that determine answers beside the lines themselves: a job must be resumed with the same.
 
-    Slots, window, mesh, log-probabilities and what may be downloaded are not among it. All hosts that have the model
-    together call it.
+    Slots, window, mesh, log-probabilities and limits of downloads are left out. All hosts that share a model call it.
     """
-    # A small weight that any training changes tells models of one shape from each other, wherever their files are.
+    # A small weight that any training changes distinguishes models of one shape, wherever their files are.
     norm = fetch(omni.parts["thinker"].decoder.norm.scale[...])
     found: dict[str, Any] = {"model": digest([omni.config, omni.defaults, np.asarray(norm, np.float32)])}
     found |= {"dtype": str(norm.dtype), "speech": omni.synthesizer.loaded, "sound": sound}
@@ -244,7 +257,7 @@ def _how(omni: Omni, options: Mapping[str, Any], sound: str) -> dict[str, Any]:
 
 
 def _checked(source: str, target: str, known: Mapping[int, Any]) -> list[int]:
-    """The numbers of the input's lines, if the output answers none but these."""
+    """The numbers of the input's lines; raises ValueError if the output answers other lines."""
     numbers = []
     for number, text in lines_of(source):
         if number in known and known[number].of != _checksum(text):
@@ -260,7 +273,7 @@ def _checked(source: str, target: str, known: Mapping[int, Any]) -> list[int]:
 
 
 def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]) -> Iterator[Item]:
-    """The lines that are to be answered, read and made ready; a line that cannot be is an item too."""
+    """The lines to be answered, as requests; a line that cannot be answered is an item with a fault."""
     for number, text in lines_of(source):
         if number not in wanted:
             continue
@@ -270,7 +283,7 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
             given = over(translated(own), options)
             request = omni._request([messages], given)
             item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
-        except Exception as error:  # whatever it is, the other lines do not suffer from it
+        except Exception as error:  # whatever it is, the other lines are still answered
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             item = Item((number, _checksum(text), name), None, f"{kind}{' '.join(str(error).split())}")
         yield item
@@ -279,7 +292,7 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
 def _line(
     ledger: Ledger, key: tuple[int, str, Any], outcome: Reply | str, *, sound: str, logprobs: bool
 ) -> tuple[int, str, dict[str, Any]]:
-    """What is written of a line; its sound is on the disk when this returns."""
+    """An output line: its number, checksum and content; its sound file is written before this returns."""
     number, of, name = key
     content: dict[str, Any] = {} if name is None else {"id": name}
     if isinstance(outcome, str):
@@ -304,7 +317,7 @@ def _line(
 
 
 def _totals(ledger: Ledger, numbers: Iterable[int], resumed: set[int], seconds: float) -> Totals:
-    counts = {True: [0, 0, 0.0], False: [0, 0, 0.0]}  # lines, tokens and seconds of speech; True for earlier runs'
+    counts = {True: [0, 0, 0.0], False: [0, 0, 0.0]}  # lines, tokens, seconds of speech; True for earlier runs
     faults = 0
     for number in numbers:
         entry = ledger.entries[number]
@@ -326,14 +339,14 @@ def _checksum(text: bytes) -> str:
 
 
 def _together(name: str) -> None:
-    """Waits for the other processes: at the coordinator, for a collective would time out where one has more to do."""
+    """Waits for the other processes at the coordinator; a collective would time out where one has more to do."""
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=f"omni_jax_job_{name}", timeout_ms=WEEK * 1000)
 
 
 @contextmanager
 def _working() -> Iterator[None]:
-    """Once a job answers, a file that is gone or closed is no mistake in what it was given: started again, it may go on."""
+    """Turns missing or closed files into UnreachedError: once a job answers, they are no mistake in its arguments."""
     try:
         yield
     except OSError as error:
@@ -344,7 +357,7 @@ def _working() -> Iterator[None]:
 
 @contextmanager
 def _traced(folder: str | None) -> Iterator[Callable[[], None]]:
-    """A trace of the first calls; what it yields is to be called after each."""
+    """A trace of the first calls; call the yielded function after each call."""
     left = PROFILED_CALLS if folder is not None else 0
     if folder is not None:
         jax.profiler.start_trace(folder)

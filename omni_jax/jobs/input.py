@@ -1,4 +1,4 @@
-"""The input of a job: the lines of a JSONL file, each a conversation, perhaps with a name and options of its own."""
+"""A job's input: the lines of a JSONL file, each a conversation, with an optional name and options of its own."""
 
 import errno
 import gzip
@@ -17,7 +17,7 @@ from omni_jax.processing.options import OF_A_PART, misspelt
 
 OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
 PREFIXES = ("thinker_", "talker_", "predictor_")
-# What an option that is no sampling option and no option of media must be.
+# Types of options that are neither sampling options nor media options.
 KINDS: dict[str, tuple[type, str]] = {
     "speaker": (str, "the name of one voice"),
     "compat": (str, "a name"),
@@ -25,14 +25,14 @@ KINDS: dict[str, tuple[type, str]] = {
     "template": (dict, "an object of the chat template's variables"),
 }
 SEEDS = 2**32
-# What decompressors raise of damaged bytes; the second are of modules that not every Python has.
+# What decompressors raise for damaged bytes; the second are of modules that not every Python has.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
 _DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
 _ODD_ZIP = (NotImplementedError, IndexError)
 
 
 def lines_of(source: str) -> Any:
-    """Numbers and contents of a JSONL file's lines, from 1; empty ones are passed over.
+    """Numbers, from 1, and contents of a JSONL file's lines; empty lines are skipped.
 
     Raises:
         ValueError: in one line, for a file that cannot be read.
@@ -49,27 +49,27 @@ def lines_of(source: str) -> Any:
         if _is_damage(error, source):
             raise ValueError(f"{source}: is cut off or damaged ({said})") from None
         known = isinstance(error, ImportError | ValueError | OSError)
-        if not known and type(error).__module__ == "builtins":  # no memory, or a fault of ours
+        if not known and type(error).__module__ == "builtins":  # no memory, or a bug here
             raise
         kind = ValueError if isinstance(error, ImportError) or is_mistake(error) else UnreachedError
         raise kind(f"{source}: cannot be read ({said})") from None
 
 
 def _is_damage(error: Exception, source: str) -> bool:
-    """Whether it is what a decompressor says of bytes that are not its own. Of damaged bytes, each has its own error."""
+    """Whether an error is a decompressor's for damaged bytes; each decompressor raises its own."""
     said, zipped = str(error), source.lower().endswith(".zip")
     if isinstance(error, _DAMAGE) or type(error).__name__ in _DAMAGE_ELSEWHERE:
         return True
-    if type(error) is OSError:  # bz2's has no number, and a zip's table may lead to a place that no file has
+    if type(error) is OSError:  # bz2's has no errno, and a zip's table may point outside the file
         return said == "Invalid data stream" or (zipped and error.errno == errno.EINVAL)
-    if type(error) is RuntimeError:  # with a password, where it is a zip
+    if type(error) is RuntimeError:  # if it is a zip, it has a password
         return zipped or said.startswith("LZ4F_")
-    # zipfile says so of a packing that it does not know, and fsspec of an archive with nothing in it.
+    # zipfile raises one for a compression that it does not know, and fsspec the other for an empty archive.
     return zipped and isinstance(error, _ODD_ZIP)
 
 
 def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
-    """The id of a line (None for none), its conversation, and options of its own; those that are null are left out.
+    """The id of a line (None if it has none), its conversation, and its own options without those that are null.
 
     Raises:
         ValueError: in one line.
@@ -110,7 +110,7 @@ def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
 
 
 def over(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A line's options over those of the job: a temperature, top_k or top_p of a line decides that it samples."""
+    """A line's options over those of the job: a line with a temperature, top_k or top_p is sampled."""
     drawn = [name for name in PREFIXES if any(f"{name}{how}" in own for how in ("temperature", "top_k", "top_p"))]
     greedy = {f"{name}do_sample" for name in drawn}
     return {**{name: value for name, value in options.items() if name not in greedy}, **own}

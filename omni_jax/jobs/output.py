@@ -1,15 +1,16 @@
-"""A job's output: answers in JSONL and sound files beside them, on a local disk or at any URL that fsspec knows.
+"""A job's output: answers in JSONL, and sound files beside them, on a local disk or at any URL that fsspec knows.
 
-On a local disk a line is appended and synchronized: what ``write`` has returned from is there whatever happens next, and a line
-that a kill tore is cut off by the next run. Where files cannot be appended to, lines go into parts, one object for each flush, so
-that a kill costs the lines of some seconds. A sound file is there, whole and under its name, before the line that names it.
+On a local disk a line is appended and synchronized: once ``write`` has returned, its lines are durable. A line that was
+cut by a kill is removed by the next run. Where files cannot be appended to, lines go into parts, one object for each
+flush, so that a kill costs the lines of some seconds. A sound file is complete, under its final name, before the line
+that names it.
 
-A line's words stay on the disk; in memory there is an ``Entry`` of each, so that a job may have millions.
+The text of lines stays on the disk. In memory there is an ``Entry`` of each, so that a job may have millions.
 
-    answers.jsonl                         one process on a local disk writes here; in the end all lines stand here in order
+    answers.jsonl                         one process on a local disk writes here; finally all lines, in order
     answers.jsonl.parts/00001-of-00004    lines of one process of several, or of one that cannot append
-    answers.sound/00000007.wav            what is said in the reply to line 7
-    answers.how.json                      with what lines are answered: the model, its options
+    answers.sound/00000007.wav            the speech of the reply to line 7
+    answers.how.json                      what lines are answered with: the model, its options
 """
 
 import io
@@ -30,20 +31,23 @@ from omni_jax.errors import UnreachedError, cut, is_mistake
 from omni_jax.locks import hold
 
 START = b'{"line": '
-# An object of lines is written when so many bytes wait for it, or so many seconds have passed.
+# Lines are written as an object when so many bytes wait, or so many seconds have passed.
 FLUSH_BYTES, FLUSH_SECONDS = 4 << 20, 15.0
-MOST_SECONDS = 1e9  # of speech in a reply; more is a damaged line
+MOST_SECONDS = 1e9  # of speech in a reply; more means a damaged line
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of a line that is answered; a few hundred bytes, however long it is.
+    """What is known of an answered line, in a few hundred bytes, however long the line is.
 
     Attributes:
-        of: what it answers, a checksum.
-        fault: whether it says why there is no answer.
-        tokens, seconds: of the reply and its speech.
-        path, start, size: where its bytes were when the files were last read, line break included.
+        of: a checksum of the input line.
+        fault: whether the line is an error instead of an answer.
+        tokens: tokens of the reply.
+        seconds: seconds of its speech.
+        path: the file that held the line when files were last read.
+        start: the line's first byte in it.
+        size: the line's bytes, line break included.
     """
 
     of: str
@@ -56,7 +60,7 @@ class Entry:
 
     @classmethod
     def about(cls, of: str, content: Mapping[str, Any], *place: Any) -> "Entry":
-        """Of a line that says this."""
+        """The entry of a line with this content."""
         tokens, seconds = content.get("tokens", []), content.get("speech", {}).get("seconds", 0.0)
         sound = type(seconds) in (int, float) and 0 <= seconds < MOST_SECONDS
         if not (isinstance(of, str) and isinstance(tokens, list) and sound):
@@ -68,7 +72,12 @@ class Ledger:
     """The output of one process of a job."""
 
     def __init__(self, target: str, *, process: int = 0, processes: int = 1):
-        """Opens it and reads what is there already.
+        """Opens the output and reads the lines that are there.
+
+        Args:
+            target: a local path, or a URL that fsspec knows.
+            process: the number of this process of the job.
+            processes: how many there are.
 
         Raises:
             ValueError: in one line, for a place that cannot be written, is in use, or holds something else.
@@ -102,11 +111,11 @@ class Ledger:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Whatever ended the work, lines that are waiting are whole."""
+        """Writes the lines that still wait, however the work ended."""
         try:
             self.flush()
         except Exception:
-            if kind is None:  # else what ended the work says more
+            if kind is None:  # otherwise the error that ended the work says more
                 raise
         finally:
             self._close()
@@ -116,16 +125,16 @@ class Ledger:
             self.journal.close()
 
     def agree(self, how: Mapping[str, Any], *, write: bool) -> None:
-        """Sees to it that all lines are answered with the same: notes with what, beside them, or compares it with the note.
+        """Ensures that all lines are answered with the same settings: writes these beside the lines, or compares them.
 
-        Lines without a note, of earlier releases, may go on with anything.
+        A job whose lines have no settings beside them (from earlier releases) continues with any.
 
         Args:
             how: names and values, as JSON has them.
-            write: whether this process is the one that notes it.
+            write: whether this process is the one that writes them.
 
         Raises:
-            ValueError: there are lines that were answered with something else.
+            ValueError: there are lines that were answered with other settings.
         """
         if not self.entries:
             if write:
@@ -151,7 +160,7 @@ class Ledger:
             raise ValueError(f"{self.target}: was answered with {', '.join(said)}; give another name for the output")
 
     def put(self, name: str, content: bytes) -> str:
-        """Writes a sound file. Returns its path, from the folder of the answers."""
+        """Writes a sound file. Returns its path, relative to the folder of the answers."""
         path = f"{self.sounds}/{name}"
         if self.local:
             os.makedirs(self.sounds, exist_ok=True)
@@ -161,10 +170,11 @@ class Ledger:
         return f"{self.sounds.rsplit('/', 1)[-1]}/{name}"
 
     def write(self, lines: Iterable[tuple[int, str, Mapping[str, Any]]]) -> None:
-        """Writes answers: the line's number, its checksum, and what is said of it.
+        """Writes answers: each line's number, its checksum and its content.
 
-        On a local disk they are durable now. At a URL they are with the next ``flush``: this calls it when FLUSH_BYTES wait or
-        FLUSH_SECONDS have passed since the last one, so it is to be called without lines too, as time goes by.
+        On a local disk they are durable on return. At a URL they are after the next ``flush``, which this method calls
+        when FLUSH_BYTES wait or FLUSH_SECONDS have passed since the last one; so call it without lines too, as time
+        goes by.
         """
         for number, of, content in lines:
             self.waiting.append(START + f"{number}, ".encode() + _encoded({**content, "of": of})[1:] + b"\n")
@@ -177,7 +187,7 @@ class Ledger:
         """Makes all lines durable."""
         lines, self.flushed = b"".join(self.waiting), time.monotonic()
         if lines and self.journal is not None:
-            self.waiting = []  # tried once: a second try would go behind what the first one may have left
+            self.waiting = []  # tried once: a second try would append behind what the first one may have left
             self.journal.append(lines)
         elif lines:
             self.files.pipe_file(f"{self.parts}/{self.name}-{self.serial:06d}.jsonl", lines)
@@ -185,14 +195,14 @@ class Ledger:
         self.waiting = []
 
     def merge(self, numbers: Iterable[int]) -> None:
-        """Puts all lines in order into one file, after all processes have flushed; the parts go then.
+        """Joins all lines into one file, in order, and deletes the parts; call it after all processes have flushed.
 
         Raises:
-            ValueError: lines that other processes have written are not to be seen from here.
+            ValueError: lines that other processes have written cannot be seen from here.
         """
         wanted = list(numbers)
         with ExitStack() as stack:
-            # Lines are read here and there, which a store would take ages for.
+            # Lines are read in random order, which would take a store far too long.
             copy = None if self.local else stack.enter_context(NamedTemporaryFile(prefix="omni_jax."))
             entries = self._read(copy)
             if missing := [number for number in wanted if number not in entries]:
@@ -213,11 +223,11 @@ class Ledger:
             self.files.rm(self.parts, recursive=True)
 
     def _read(self, copy: Any = None) -> dict[int, Entry]:
-        """All lines that are whole, of this run and those before it. An answer goes before a fault, a later line before an
-        earlier one.
+        """Entries of all complete lines, of this run and earlier ones. An answer takes precedence over a fault, a later
+        line over an earlier one.
 
         Args:
-            copy: a local file that the lines are written to; the entries say where they are there.
+            copy: a local file that the lines are copied to; the entries then refer to it.
         """
         self.files.invalidate_cache()
         parts = sorted(self.files.find(self.parts)) if self.files.exists(self.parts) else []
@@ -231,7 +241,7 @@ class Ledger:
             with self._open(path) as file:
                 for text in file:
                     if not text.endswith(b"\n"):
-                        break  # torn, or another process is writing it
+                        break  # cut off, or another process is writing it
                     number, entry = _entry(text, path, path if copy is None else copy.name, at)
                     at += len(text)
                     if copy is not None:
@@ -248,7 +258,7 @@ class Ledger:
 
 
 class _Journal:
-    """A local file of lines that only grows, and that one process writes."""
+    """A local file of lines that is only appended to, by one process."""
 
     def __init__(self, path: str, target: str):
         try:
@@ -265,7 +275,7 @@ class _Journal:
             _sync_folder(path)
             self._cut(path)
         except BaseException:
-            self.close()  # or nobody else could open it while this process lives
+            self.close()  # otherwise nobody else could open it while this process lives
             raise
 
     def append(self, content: bytes) -> None:
@@ -277,14 +287,14 @@ class _Journal:
             os.fsync(self.file)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self.file, end)  # no half a line where the disk is full
+                os.ftruncate(self.file, end)  # no half line remains when the disk is full
             raise
 
     def close(self) -> None:
         os.close(self.file)
 
     def _cut(self, path: str) -> None:
-        """Cuts off a line that was not finished, if it is one of ours."""
+        """Cuts off an unfinished last line, if it is a job's."""
         size = os.fstat(self.file).st_size
         with open(path, "rb") as file:
             at, tail = size, b""
@@ -308,7 +318,7 @@ def _shown(how: Mapping[str, Any], name: str) -> str:
 
 
 def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:
-    """The number of a line, and what is known of it."""
+    """The number of a line, and its entry."""
     try:
         content = json.loads(text)
         number = content["line"]
@@ -322,7 +332,7 @@ def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:
 
 
 def _texts(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """The bytes of lines, from the files where they are."""
+    """The bytes of lines, from the files that hold them."""
     with ExitStack() as stack:
         files = {path: stack.enter_context(open(path, "rb")) for path in {entry.path for entry in entries}}
         for entry in entries:
@@ -331,7 +341,7 @@ def _texts(entries: Sequence[Entry]) -> Iterator[bytes]:
 
 
 def _is_all(path: str, entries: Sequence[Entry]) -> bool:
-    """Whether a file has these lines in this order, and nothing else."""
+    """Whether a file consists of these lines, in this order."""
     at = 0
     for entry in entries:
         if (entry.path, entry.start) != (path, at):
@@ -343,7 +353,7 @@ def _is_all(path: str, entries: Sequence[Entry]) -> bool:
 def _encoded(content: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and UTF-8 cannot
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can express and UTF-8 cannot
         return json.dumps(content).encode()
 
 
@@ -355,7 +365,7 @@ def _place(target: str) -> tuple[Any, str]:
 
 
 def _replace(path: str, content: Iterable[bytes]) -> None:
-    """Writes a local file under another name, and renames it when it is safe on the disk."""
+    """Writes a local file under a temporary name, and renames it once its content is durable."""
     part = f"{path}.part"
     with open(part, "wb") as file:
         file.writelines(content)

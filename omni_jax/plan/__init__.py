@@ -1,8 +1,8 @@
-"""Does a model fit a TPU slice: all its programs, compiled for chips that are not there.
+"""Whether a model fits a TPU slice: compiles all its programs for chips that need not exist.
 
-What a chip holds is counted for each program: its own arguments, results and temporaries, and beside them the weights and caches
-that stay while it runs. The largest sum decides. Bytes and operations stand beside the least possible (``least``), collectives
-with their bytes; what a step takes is an estimate from these, never a measurement.
+The memory of a chip is counted for each program: its own arguments, results and temporaries, and the weights and caches
+that stay beside them while it runs. The largest sum decides. Bytes and operations are shown with their lower bounds
+(``lower_bound``), collectives with their bytes. The time of a step is an estimate from these, never a measurement.
 """
 
 import json
@@ -31,13 +31,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model takes on a slice.
+    """What a model needs on a slice.
 
     Attributes:
-        weights_bytes: of all chips' distinct weights. weights, cache, temporaries: bytes of the fullest chip, the last being
-            what the most demanding program adds to the others.
+        topology: the slice.
+        mesh: how its chips are used.
+        workload: what the programs are for.
+        weights_bytes: bytes of the weights, each counted once over all chips.
+        weights: bytes of weights on the fullest chip.
+        cache: bytes of caches on the fullest chip.
+        temporaries: bytes that the most demanding program adds to weights and caches, on the fullest chip.
         undivided: what the mesh does not divide, so that every chip of an axis holds it.
-        compiled: the programs; none where the weights and caches alone are too large.
+        compiled: the programs; empty if the weights and caches alone are too large.
     """
 
     topology: Topology
@@ -60,8 +65,8 @@ class Plan:
         return self.held <= self.topology.chip.limit
 
     def seconds(self, program: Compiled) -> float | None:
-        """An estimate of what a step takes at the least: its bytes at the chip's bandwidth or its operations at its rate in
-        bfloat16, whichever takes longer, and then its collectives at the bandwidth of the links."""
+        """An estimate of the least time of a step: its bytes at the chip's bandwidth or its operations at its rate in
+        bfloat16, whichever takes longer, plus its collectives at the bandwidth of the links."""
         if program.bytes is None or program.flops is None or program.program is None:
             return None
         chip = self.topology.chip
@@ -70,12 +75,12 @@ class Plan:
 
     @property
     def buckets(self) -> dict[str, list[int]]:
-        """The sizes that programs of this workload can have: tokens of a prompt, and slots of a cache with room for ROOM more."""
+        """The sizes of this workload's programs: tokens of a prompt, and slots of a cache with room for ROOM more."""
         sizes = sorted({bucket(tokens) for tokens in range(1, self.workload.context + 1)})
         return {"prefill": sizes, "decode": [size for size in sizes if size >= min(bucket(1 + ROOM), sizes[-1])]}
 
     def json(self) -> dict[str, Any]:
-        """Ready to be written; bytes and operations are of one step, and None of a program that is too large to compile."""
+        """The plan for JSON; bytes and operations are of one step, and None if a program is too large to compile."""
         return {
             "fits": self.fits,
             "chips": self.topology.chips,
@@ -103,7 +108,7 @@ class Plan:
 
 
 def collectives(compiled: Compiled) -> list[dict[str, Any]]:
-    """Those of a step: kind, result on one chip, its bytes, and how often."""
+    """The collectives of a step: kind, result on one chip, its bytes, and how often."""
     if compiled.program is None:
         return []
     steps = compiled.entry.steps
@@ -129,17 +134,18 @@ def plan(
     Args:
         model: a configuration, a model's folder or hub id, or a config.json.
         slice_name: such as v5e-1, v6e-8 or v5p-8.
-        batch: replies at once; prompts are prefilled one by one, as a batch job does. context: tokens of the longest
-            conversation, all that its reply may have (max_new_tokens) included; 8,192 where the model has room for them.
-            speech: whether it is spoken, for 41 s beyond that.
-        mesh: as ``Omni.load`` takes it, such as ``data=2,model=4``; None for what it chooses.
-        only: of programs, by name; all by default.
+        batch: replies at once; prompts are prefilled one by one, as in a batch job.
+        context: tokens of the longest conversation, including the most its reply may have (max_new_tokens); None for
+            8,192, or the model's context if that is less.
+        speech: whether replies are spoken, with up to ``context`` frames and 41 s more.
+        mesh: as in ``Omni.load``, such as ``data=2,model=4``; None for its choice.
+        only: selects programs by name; None for all.
         progress: called with programs done, programs in all and the next one's name.
 
     Raises:
-        ValueError: a name, a configuration or a mesh that cannot be, or no program of that name; one line says which.
+        ValueError: an impossible name, configuration or mesh, or no program of that name; one line says which.
     """
-    # What can be wrong is said before the compiler is asked for its chips.
+    # Errors are raised before the compiler is asked for its chips.
     where = topology(slice_name)
     config = model if isinstance(model, OmniConfig) else read(model)
     context = min(8192, config.thinker.context) if context is None else context
@@ -164,7 +170,7 @@ def plan(
 
 
 def added(compiled: Compiled, entries: Entries) -> int:
-    """What a program holds of a chip beside all weights and caches."""
+    """Bytes that a program holds on a chip beside all weights and caches."""
     return compiled.held - compiled.entry.weights - compiled.entry.caches
 
 

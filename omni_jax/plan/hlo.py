@@ -1,19 +1,19 @@
 """What a compiled program does, read off its HLO text: bytes to and from main memory, multiplications, collectives.
 
-XLA's own cost analysis is no measure of a program of loops: it counts a loop's body once, and a stack of weights whole wherever
-one layer is taken of it. Here
+XLA's own cost analysis is unusable for programs of loops: it counts a loop's body once, and a whole stack of weights
+wherever one layer is sliced from it. Here
 
-- an instruction counts what it reads and writes in main memory, each operand once; arrays in a space of their own (a TPU's
-  vector memory, S(1)) count nothing: the copies that bring them there do;
-- a loop counts as often as it runs, by its condition; where that is not known when it is compiled, as often as the caller says;
-- of branches the one that does most counts, those aside that a program takes rarely and names so (``jax.named_scope(RARE)``);
-- a slice counts what it takes, also inside a fusion; an update in place what it puts;
-- a grouped product that is no HLO (Mosaic's) counts the groups and rows that the caller says, a kernel of attention what its
-  shapes say (``kernels``); of any other kernel operands and results count, and the operations that it declares.
+- an instruction counts what it reads and writes in main memory, each operand once; arrays in a memory of their own (a
+  TPU's vector memory, S(1)) count nothing, but the copies into it do;
+- a loop counts as often as it runs, by its condition; if that is unknown at compile time, as often as the caller says;
+- of branches the most expensive one counts, except those marked as rarely taken (``jax.named_scope(RARE)``);
+- a slice counts what it takes, also inside a fusion; an update in place what it writes;
+- a grouped product that is not HLO (Mosaic's) counts the groups and rows that the caller says, an attention kernel what
+  its shapes say (``kernel_costs``); any other kernel counts its operands and results, and the operations it declares.
 
-Operations are those of products and sums, two for each multiplication that is added to another, whether the compiler keeps a
-product whole (dot, convolution) or takes it apart (multiply, reduce). Sums, not speeds: what overlaps, and what waits, is not
-known from them.
+Operations are those of products and sums, two for each multiplication that is added to another, whether the compiler
+keeps a product whole (dot, convolution) or splits it (multiply, reduce). They are sums, not speeds: they do not show
+what overlaps or waits.
 """
 
 import math
@@ -25,18 +25,18 @@ from functools import cache
 from omni_jax.plan.kernel_costs import attention
 
 BITS = {"pred": 8, "bf16": 16, "token": 0}
-# Names for what is there already, and second halves of what was counted when it began.
+# Instructions that only name existing data, and second halves of those that were counted at their start.
 FREE = re.compile(
     r"parameter|constant|iota|tuple|get-tuple-element|bitcast|after-all|opt-barrier|partition-id|replica-id|.*-done|async-update"
 )
-# Custom calls that mark, and move nothing.
+# Custom calls that are marks and move nothing.
 MARKS = re.compile(r"AllocateBuffer|AssumeGatherIndicesInBound|ConcatBitcast|GatherScatterIndices\w*|PrepareAsync\w*")
 TAKES = ("dynamic-slice", "slice", "gather", "slice-start")
-PUTS = {"dynamic-update-slice": 1, "scatter": 2}  # and which operand is put
+PUTS = {"dynamic-update-slice": 1, "scatter": 2}  # and the index of the operand that is written
 COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(-start)?"
 )
-# Whose results begin with a name for their operands.
+# Instructions whose results begin with an alias of their operands.
 PAIRED = ("slice-start", "all-gather-start", "collective-permute-start")
 CALLS = ("call", "call-start", "async-start")
 HOST = re.compile(r"(infeed|outfeed|send|recv)(-done)?$")
@@ -44,18 +44,20 @@ HOST_CALL = re.compile(r"xla_(ffi_)?(python|partitioned_python)\w*callback|host_
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# The one attribute that is written in several lines.
+# The only attribute that is written in several lines.
 METADATA = re.compile(r"kernel_metadata=\{\n(.*?)\n\}", re.DOTALL)
-RARE = "rarely"  # the scope of a branch that is there for what hardly ever comes
+RARE = "rarely"  # the named scope of branches that are hardly ever taken
 BRANCHES = re.compile(r"(?:computations=\{|_computation=|, )%([\w.\-]+)(?=[,}])")
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """What a grouped product does of a stack of matrices: how many of them it reads, and how many rows it multiplies.
+    """What a grouped product over a stack of matrices does.
 
     Attributes:
-        room: times the rows that come on average it is given room for.
+        groups: matrices that it reads.
+        rows: rows that it multiplies.
+        room: size of its row buffer, as a multiple of the average number of rows.
     """
 
     groups: int
@@ -65,7 +67,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Collective:
-    """Talk between devices: its kind, what comes out of it on one device, how many bytes that is, and how often."""
+    """Communication between devices: its kind, its result on one device, the result's bytes, and how often."""
 
     kind: str
     result: str
@@ -75,7 +77,7 @@ class Collective:
 
 @dataclass
 class Array:
-    """Type, bytes and shape of an array, and whether it lies in main memory."""
+    """Type, bytes and shape of an array, and whether it is in main memory."""
 
     kind: str
     bytes: int
@@ -92,7 +94,7 @@ class Array:
 
 @dataclass
 class Instruction:
-    """One line: results (several of a tuple), operands by name, and the attributes behind them."""
+    """One line: results (several for a tuple), operands by name, and its attributes."""
 
     name: str
     results: list[Array]
@@ -111,7 +113,7 @@ class Instruction:
 
     @property
     def called(self) -> str:
-        """The computation that this is a call of."""
+        """The computation that this instruction calls."""
         if self.opcode in (*CALLS, "fusion"):
             return self.attribute("to_apply") or self.attribute("calls")
         return ""
@@ -125,7 +127,7 @@ class Computation:
     root: str = ""
 
     def users(self, name: str) -> Iterator[tuple[Instruction, int]]:
-        """Who reads ``name``, as which operand; a bitcast of it is it."""
+        """The users of ``name`` and the index of the operand; users of a bitcast of it count as its users."""
         for user in self.lines.values():
             if name in user.operands:
                 if user.opcode == "bitcast" and user.name != self.root:
@@ -134,7 +136,7 @@ class Computation:
                     yield user, user.operands.index(name)
 
     def made(self, name: str) -> Instruction:
-        """The instruction that makes ``name``, behind bitcasts."""
+        """The instruction that produces ``name``, looking through bitcasts."""
         line = self.lines[name]
         return self.made(line.operands[0]) if line.opcode == "bitcast" else line
 
@@ -144,9 +146,9 @@ class Program:
 
     Args:
         text: ``jax.jit(...).lower(...).compile().as_text()``.
-        grouped: what grouped products do of operands of a shape; of other shapes they read all.
-        runs: how often a loop runs whose length is not known when it is compiled.
-        seen: how many keys a query sees in a kernel whose spans are not known then.
+        grouped: costs of grouped products, by the shape of their operands; for other shapes they read everything.
+        runs: iterations of a loop whose length is unknown at compile time.
+        seen: keys that a query attends to in a kernel whose spans are unknown at compile time.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class Program:
                 current.root = found[2] if found[1] else current.root
 
     def bytes(self, name: str = "") -> int:
-        """Of one run of a computation; by default of the whole program."""
+        """Bytes moved by one run of a computation; by default of the whole program."""
         return self._sum("bytes", name or self.entry, self._moved)
 
     def flops(self, name: str = "") -> int:
@@ -172,12 +174,12 @@ class Program:
         return self._sum("flops", name or self.entry, self._operations)
 
     def parts(self, name: str = "") -> dict[str, int]:
-        """Bytes of each instruction of a computation; of a loop all its runs together."""
+        """Bytes of each instruction of a computation; of a loop, of all its runs together."""
         computation = self.computations[name or self.entry]
         return {name: self._moved(line, computation) for name, line in computation.lines.items()}
 
     def collectives(self, name: str = "") -> list[Collective]:
-        """Each kind and size, those of most bytes in all first; those of a loop as often as it runs."""
+        """Each kind and size, those with most bytes in all first; a loop's count as often as it runs."""
         counts: dict[tuple[str, str, int], int] = {}
         for kind, result, size, times in self._talk(name or self.entry):
             counts[kind, result, size] = counts.get((kind, result, size), 0) + times
@@ -185,19 +187,20 @@ class Program:
         return sorted(found, key=lambda each: -each.bytes * each.count)
 
     def arrays(self) -> dict[str, int]:
-        """All that an instruction names, the largest first, and its bytes; not all are held, for a fusion makes what it needs."""
+        """Bytes of all arrays that instructions name, the largest first; not all exist, because a fusion only makes
+        what it needs."""
         lines = (line for computation in self.computations.values() for line in computation.lines.values())
         found = {str(array): array.bytes for line in lines for array in line.results}
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @property
     def host_transfers(self) -> int:
-        """In how many places it talks to its host."""
+        """The number of places where the program communicates with its host."""
         lines = (line for computation in self.computations.values() for line in computation.lines.values())
         return sum(bool(HOST.match(line.opcode) or HOST_CALL.search(line.rest)) for line in lines)
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: the constant that its counter, from zero, is compared with; ``runs`` where there is none."""
+        """How often a loop runs: the constant that its counter, from 0, is compared with; else ``runs``."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known[1])
         condition = self.computations[loop.attribute("condition")]
@@ -288,7 +291,7 @@ class Program:
         return read + self._put(line, computation)
 
     def _taken(self, line: Instruction, at: int, array: Array) -> int:
-        """What an instruction reads of an operand."""
+        """Bytes that an instruction reads of an operand."""
         if line.opcode in TAKES and at == 0:
             return min(array.bytes, line.results[1 if line.opcode == "slice-start" else 0].bytes)
         if line.opcode in PUTS and at == 0:
@@ -302,7 +305,7 @@ class Program:
         return array.bytes
 
     def _put(self, line: Instruction, computation: Computation) -> int:
-        """What an instruction writes."""
+        """Bytes that an instruction writes."""
         results = line.results
         if line.opcode.endswith("-start"):  # copy-start: (to, from, mark); slice-start: (from, to, mark)
             results = results[1:2] if line.opcode in PAIRED else results[:1]
@@ -323,9 +326,9 @@ class Program:
 
 
 def _convolved(line: Instruction, base: Array, kernel: Array) -> int:
-    """Operations of a convolution; where the window lies on padding, or between the steps of a dilated base, there are none.
+    """Operations of a convolution; positions on padding, or between the steps of a dilated base, cost none.
 
-    A TPU's compiler writes products of matrices so, and their batch as an axis whose window meets one step at a time.
+    A TPU's compiler writes matrix products as convolutions, the batch as an axis whose window meets one step each.
     """
     left, right, out = re.split(r"_|->", line.attribute("dim_labels"))
     axes = [label for label in left if label.isdigit()]
@@ -351,7 +354,7 @@ def _convolved(line: Instruction, base: Array, kernel: Array) -> int:
 
 @cache
 def _meetings(base: int, window: int, out: int, before: int, stride: int, base_dilate: int, dilate: int) -> int:
-    """Pairs of an output's step and a step of the window that lie on a step of the base."""
+    """Pairs of an output step and a window step that fall on a step of the base."""
     count = 0
     for step in range(window):
         # Outputs o with 0 <= o * stride + offset <= (base - 1) * base_dilate, the sum a multiple of base_dilate.
@@ -364,7 +367,7 @@ def _meetings(base: int, window: int, out: int, before: int, stride: int, base_d
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at ``start`` closes."""
+    """The index where the bracket opened at ``start`` closes."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")

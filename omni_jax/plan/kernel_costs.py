@@ -1,9 +1,9 @@
-"""What kernels of attention do, which are no HLO: read off their names and the shapes of their operands.
+"""Costs of attention kernels, which are not in the HLO: derived from their names and the shapes of their operands.
 
-Splash attention (``nn/kernels/splash_attention.py``) takes q [.., G, T, H] and k, v [.., S, H]. A block of queries of a head
-walks over all keys, or, causal, over those up to its own; so keys are read anew for each block. The kernel of spans
-(``nn/kernels/packed_attention.py``) takes q [N, H, T]; its spans are known at run time only, so the caller says how many
-keys a query is multiplied with (``visited``).
+Splash attention (``nn/kernels/splash_attention.py``) takes q [.., G, T, H] and k, v [.., S, H]. Each block of queries
+of a head reads all keys or, if causal, those up to its own; so keys are read again for each block. The kernel of spans
+(``nn/kernels/packed_attention.py``) takes q [N, H, T]. Its spans are only known at run time, so the caller passes the
+number of keys that a query is multiplied with (``visited``).
 """
 
 import re
@@ -17,7 +17,13 @@ FLOATS = ("bf16", "f32")
 
 @dataclass(frozen=True)
 class Attention:
-    """Operations of a call, which operands are its keys and values, and how often it reads each of them."""
+    """The cost of a call.
+
+    Attributes:
+        flops: its operations.
+        keys: indices of the operands that are its keys and values.
+        passes: how often it reads each of these.
+    """
 
     flops: int
     keys: tuple[int, ...]
@@ -25,7 +31,7 @@ class Attention:
 
 
 def attention(name: str, rest: str, operands: Sequence[Any], seen: int) -> Attention | None:
-    """What a custom call does, by its name, its attributes and its operands' types and shapes; None if it is another kernel."""
+    """The cost of a custom call, from its name, its attributes and its operands; None if it is another kernel."""
     arrays = [at for at, array in enumerate(operands) if array.kind in FLOATS]
     if name.startswith("attend_spans"):
         query, *keys = arrays[:3]
@@ -36,15 +42,15 @@ def attention(name: str, rest: str, operands: Sequence[Any], seen: int) -> Atten
     new, slots = operands[query].shape[-2], operands[keys[0]].shape[-2]
     found = BLOCK.search(rest)
     blocks = new // int(found[1]) if found else 1
-    # Over a cache rows have segments, which tell its slots in use from others; all are multiplied.
+    # Over a cache, rows have segments, which separate its used slots from the others; all slots are multiplied.
     share = 1 if "segmented" in name else (blocks + 1) / (2 * blocks)
     groups = operands[query].size * slots // (new * operands[keys[0]].size)
     return Attention(round(4 * operands[query].size * slots * share), tuple(keys), groups * blocks * share)
 
 
 def visited(tokens: int, span: int, block: int) -> int:
-    """Keys that a query is multiplied with on average, where a packed sequence is cut into spans of one length: all in the blocks
-    of keys that one query of its block sees."""
+    """Keys that a query is multiplied with on average, where a packed sequence is cut into spans of one length: all
+    keys in the blocks that any query of its block attends to."""
     total = 0
     for start in range(0, tokens, block):
         end = min(tokens, start + block)

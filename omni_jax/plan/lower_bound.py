@@ -1,8 +1,9 @@
-"""What a program cannot do without, a chip: weights and caches read once, the work of the formulas spread over all chips.
+"""Lower bounds of a program's bytes and operations, per chip: weights and caches read once, work spread over all chips.
 
-A bound to hold compiled programs against, not a prediction. Of decoders it is counted from the configuration: every weight that
-a token needs is read once in a step, of experts as many as a batch can choose, the cache when it is full. Of encoders and
-vocoders it is read off the formulas as they are traced: products and convolutions, and the bytes of weights, inputs and results.
+A bound to compare compiled programs with, not a prediction. For decoders it is counted from the configuration: in a
+step, every weight that a token needs is read once, as many experts as the batch can choose, and the full cache. For
+encoders and vocoders it is read off the traced functions: products and convolutions, and the bytes of weights, inputs
+and results.
 """
 
 import math
@@ -24,26 +25,26 @@ class Least:
 
 
 def held_bytes(leaf: Any) -> int:
-    """What a chip holds of an abstract array."""
+    """Bytes of an abstract array on one chip."""
     shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
     return math.prod(shape) * leaf.dtype.itemsize
 
 
 def held(tree: Any) -> int:
-    """What a chip holds of abstract arrays."""
+    """Bytes of abstract arrays on one chip."""
     return sum(held_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the decoders of a model: its parts, placed on so many chips."""
+    """Lower bounds of a model's decoders; ``parts`` are placed on ``chips`` chips."""
 
     parts: Mapping[str, Any]
     config: OmniConfig
     chips: int
 
     def prefill(self, rows: int, tokens: int) -> Least:
-        """Rows of prompts in one pass; of each only the last token has logits."""
+        """Rows of prompts in one pass; only the last token of each has logits."""
         part, config = self._of("thinker")
         width = held_row(part.embedding.table)
         moved = self._weights(part, rows * tokens) + rows * tokens * 2 * (width // self.chips + self._entry(config))
@@ -51,16 +52,16 @@ class Figures:
         return Least(moved, self._flops(part.decoder, rows * tokens, pairs) + self._product(part.head, rows))
 
     def decode(self, batch: int, cache: Any) -> Least:
-        """A token a row."""
+        """One token a row."""
         part, _ = self._of("thinker")
         moved = self._weights(part, batch) + held((cache.k, cache.v)) + batch * held_row(part.embedding.table)
         pairs = batch * cache.slots
         return Least(moved, self._flops(part.decoder, batch, pairs) + self._product(part.head, batch))
 
     def frame(self, batch: int, cache: Any) -> Least:
-        """A step of the talker; then a pass of the predictor for each code but the first, two embeddings in the first one.
+        """A step of the talker; then a predictor pass for each code but the first, the first pass over two embeddings.
 
-        Memory beside the processor could hold a part of the predictor between its passes; so small a memory is not counted on.
+        On-chip memory could hold a part of the predictor between its passes; it is too small to be counted on.
         """
         talker, _ = self._of("talker")
         moved = self._weights(talker, batch) + held((cache.k, cache.v))
@@ -81,7 +82,7 @@ class Figures:
         return part, part.decoder.config
 
     def _weights(self, part: Any, tokens: int) -> int:
-        """All that every token needs, and of the experts as many as tokens can choose."""
+        """Bytes of the weights that every token needs, and of as many experts as the tokens can choose."""
         config, decoder = part.decoder.config, part.decoder
         found = held((decoder.layers, decoder.norm, part.head))
         if config.experts:
@@ -93,11 +94,11 @@ class Figures:
         return found
 
     def _entry(self, config: DecoderConfig) -> int:
-        """Bytes of a token's keys and values on a chip, spread over all."""
+        """Bytes of a token's keys and values, divided by all chips."""
         return 2 * 2 * config.layers * config.kv_heads * config.head_width // self.chips
 
     def _flops(self, decoder: Any, tokens: int, pairs: int) -> int:
-        """``pairs``: of a query and a key that it sees."""
+        """Operations of the decoder; ``pairs`` counts pairs of a query and a key that it attends to."""
         config = decoder.config
         used = size(decoder.layers)
         if config.experts:
@@ -119,10 +120,15 @@ def held_row(param: Any) -> int:
 
 
 def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int = 1, kept: Any = None) -> Least:
-    """What a function's own formulas ask for.
+    """The lower bound of a function, from its trace.
 
     Args:
-        kept: state among the arguments that a call makes anew: written as each chip holds it, where other results are spread.
+        function: to be traced.
+        arguments: abstract ones.
+        chips: that share the work.
+        runs: iterations of loops whose length is only known at run time.
+        kept: state among the arguments that a call replaces: counted as each chip holds it, while other results are
+            divided.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments)
     made = sum(out.size * out.dtype.itemsize for out in jaxpr.out_avals)
@@ -131,7 +137,7 @@ def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int =
 
 
 def operations(jaxpr: Any, runs: int = 1) -> int:
-    """Of products and convolutions, two for each multiplication; loops as often as they run, branches by the largest."""
+    """Operations of products and convolutions, two for each multiplication; loops by their runs, the largest branch."""
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -142,7 +148,7 @@ def operations(jaxpr: Any, runs: int = 1) -> int:
         elif name == "conv_general_dilated":
             kernel, out = equation.invars[1].aval, equation.outvars[0].aval
             features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-            # A base with steps in between is met by the window every so often only.
+            # With a dilated base, the window meets only some positions.
             total += 2 * out.size * kernel.size // features // math.prod(params["lhs_dilation"])
         elif name == "scan":
             total += params["length"] * operations(params["jaxpr"].jaxpr, runs)
@@ -158,7 +164,7 @@ def operations(jaxpr: Any, runs: int = 1) -> int:
 
 
 def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
-    """Jaxprs that an equation calls."""
+    """The jaxprs that an equation calls."""
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if hasattr(each, "jaxpr"):

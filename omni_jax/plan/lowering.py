@@ -1,7 +1,6 @@
-"""Every entry point of a model, lowered ahead of time with abstract weights: the programs that run, in the shapes they run in.
+"""Every entry point of a model, lowered ahead of time with abstract weights: the programs and shapes that run later.
 
-Nothing is read and nothing runs: weights are shapes that lie on a mesh, whose devices may be a compiler's alone. What runs later
-is compiled here from the same jitted functions, so what is read off a program is true of it.
+Nothing is read or run, and devices may exist only for the compiler. The jitted functions are those that run later.
 """
 
 import re
@@ -40,11 +39,9 @@ from omni_jax.plan.kernel_costs import visited
 from omni_jax.plan.lower_bound import Least, held
 from omni_jax.speech import qwen3_omni, token2wav
 
-# Among how many tokens a draw chooses: the published top_k of 50, as a power of two.
-CANDIDATES = 64
-# Of voices: mel frames of Qwen2.5-Omni's reference recordings.
-REFERENCE_FRAMES = 512
-# A picture's side in patches, of those that share a call; a query of it looks at its own frame only.
+CANDIDATES = 64  # tokens that a draw chooses from: the published top_k of 50, as a power of two
+REFERENCE_FRAMES = 512  # mel frames of a speaker's reference recording in Qwen2.5-Omni
+# Patches of a picture that shares a call with others; its queries attend only to its own frame.
 FRAME_PATCHES = 784
 EXHAUSTED = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\)")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -52,11 +49,13 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Workload:
-    """What programs are wanted for.
+    """What programs are compiled for.
 
     Attributes:
-        batch: replies at once. context: tokens of the longest conversation, all that its reply may have included. speech:
-            whether they are spoken, for ROOM frames (41 s) beyond as many. dtype: of weights and arithmetic.
+        batch: replies at once.
+        context: tokens of the longest conversation, including the most that its reply may have.
+        speech: whether replies are spoken, with up to ``context`` frames and ROOM (41 s) more.
+        dtype: of weights and arithmetic.
     """
 
     batch: int = 1
@@ -65,7 +64,7 @@ class Workload:
     dtype: Any = jnp.bfloat16
 
     def check(self, config: OmniConfig) -> None:
-        """Raises a ValueError of what a model cannot do, in one line."""
+        """Raises a one-line ValueError for what the model cannot do."""
         if self.speech and config.talker is None:
             raise ValueError("speech: this checkpoint has no talker; leave speech out, or use the Instruct release")
         if not 1 <= self.context <= config.thinker.context:
@@ -79,11 +78,16 @@ class Entry:
     """A program before it is compiled.
 
     Attributes:
-        function: jitted. arguments: abstract. options: static ones.
-        weights, caches: bytes a chip of what it takes or makes that stays on the device between calls.
-        bound: counts what a step cannot do without. steps: how many steps a call makes, of which bytes and operations are said.
-        runs: how often loops run whose length is known at run time only. seen: keys of a query in kernels of spans.
-        grouped: what grouped products do, by the shape of their matrices.
+        function: jitted.
+        arguments: abstract.
+        bound: counts the lower bound of a step.
+        weights: bytes of weights a chip among its arguments.
+        caches: bytes a chip of caches that it takes or makes; they stay on the device between calls.
+        options: static arguments.
+        steps: steps of a call; bytes and operations are reported per step.
+        runs: iterations of loops whose length is only known at run time.
+        seen: keys of a query in kernels of spans.
+        grouped: costs of grouped products, by the shape of their matrices.
     """
 
     name: str
@@ -100,7 +104,7 @@ class Entry:
 
     @cached_property
     def least(self) -> Least:
-        """What a step cannot do without, a chip."""
+        """The lower bound of a step, per chip."""
         return self.bound()
 
     def lower(self) -> Any:
@@ -109,11 +113,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What is read off a program. Of one that is too large for its devices, nothing but what it would hold is known.
+    """A program's measures; if it is too large for its devices, only the memory that it would hold.
 
     Attributes:
-        seconds: it took to compile. held: bytes a chip while it runs, arguments and all. temporaries: those of ``held`` that
-            are neither arguments nor results.
+        seconds: time to compile.
+        held: bytes a chip while it runs, arguments included.
+        temporaries: bytes of ``held`` that are neither arguments nor results.
     """
 
     entry: Entry
@@ -132,7 +137,7 @@ class Compiled:
 
 
 def compiled(entry: Entry) -> Compiled:
-    """Compiles an entry point for the devices that its weights lie on."""
+    """Compiles an entry point for the devices of its weights."""
     lowered, began = entry.lower(), time.perf_counter()
     try:
         with _anew():
@@ -157,10 +162,10 @@ def compiled(entry: Entry) -> Compiled:
 
 @contextmanager
 def _anew() -> Iterator[None]:
-    """Passes JAX's cache of programs by: of chips that are not there it keeps them, too, but cannot read them again."""
+    """Bypasses JAX's compilation cache: it stores programs for chips that do not exist, but cannot read them again."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it asks for the setting once
+    compilation_cache.reset_cache()  # the cache reads the setting only once
     try:
         yield
     finally:
@@ -172,7 +177,9 @@ class Entries:
     """The entry points of a model on a mesh, for a workload.
 
     Attributes:
-        parts: abstract, placed. weights, caches: bytes a chip that stay while the model is used.
+        parts: abstract, placed.
+        weights: bytes of weights a chip.
+        caches: bytes of caches a chip.
     """
 
     def __init__(self, config: OmniConfig, mesh: Mesh, workload: Workload):
@@ -204,7 +211,7 @@ class Entries:
             yield from self._sounding()
 
     def prefill(self, tokens: int, rows: int = 1) -> Entry:
-        """Prompts go alone, as a row of a batch job does; ``tokens`` is their bucket."""
+        """Prefill of prompts, by default one at a time, as in a batch job; ``tokens`` is their bucket."""
         thinker, config = self.parts["thinker"], self.config.thinker
         width, cache = config.decoder.width, self._cache("thinker", rows, tokens)
         taps = len(config.vision_encoder.taps)
@@ -247,7 +254,7 @@ class Entries:
         )  # fmt: skip
 
     def frame(self) -> Entry:
-        """A frame of codes: a step of the talker and, where there is one, all steps of the code predictor."""
+        """A frame of codes: a step of the talker and, if there is one, all steps of the code predictor."""
         talker, predictor, batch = self.parts["talker"], self.parts.get("code_predictor"), self.workload.batch
         config = self.config.talker
         assert config is not None
@@ -273,22 +280,22 @@ class Entries:
         )  # fmt: skip
 
     def array(self, shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...] = ()) -> Any:
-        """An abstract array where the legend puts its named axes; without names, on every chip."""
+        """An abstract array with its named axes placed by the sharding rules; without names, on every chip."""
         where = spec(names, shape, self.mesh) if names else PartitionSpec()
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, where))
 
     def _growth(self) -> Entry:
-        """The cache grows when it is full, at the most from the next smaller bucket, and for that moment both are there."""
+        """The growth of a full cache, at most from the next smaller bucket; both are held at that moment."""
         smaller = self.slots * 2 // 3 if self.slots % 3 == 0 else self.slots * 3 // 4
         cache = self._cache("thinker", self.workload.batch, smaller)
         made = partial(Least, held(cache) + held(self.cache), 0)
-        # What it makes is the cache that is counted as such.
+        # Its result is the cache that ``caches`` counts.
         return Entry(
             f"grow the cache to {self.slots:,}", grow, (cache,), made, 0, held(self.cache), {"slots": self.slots}
         )
 
     def _perceiving(self) -> Iterator[Entry]:
-        """Calls of the encoders, as full as they get."""
+        """Calls of the encoders at their largest sizes."""
         config, sight = self.config.thinker.audio_encoder, self.config.thinker.vision_encoder
         audio, vision = self.parts["audio_encoder"], self.parts["vision_encoder"]
         chunks = CHUNK_SLOTS[-1]
@@ -312,7 +319,7 @@ class Entries:
         )
 
     def _sounding(self) -> Iterator[Entry]:
-        """Calls of the vocoder: of a frame codec its largest steps, of a flow a long row's."""
+        """Calls of the vocoder: a frame codec's largest steps, or a flow's for a long row."""
         rows = 1 << (self.workload.batch - 1).bit_length()
         if code2wav := self.parts.get("code2wav"):
             frames = max(size for size in qwen3_omni.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
@@ -344,7 +351,7 @@ class Entries:
         self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, seen: int = 0, kept: Any = None,
         **options: Any,
     ) -> Entry:  # fmt: skip
-        """A program that reads its part once: what it cannot do without is read off its own formulas."""
+        """A program that reads its part once: its lower bound comes from its trace."""
         few = partial(lower_bound.traced, partial(function, **options), arguments, self.mesh.size, runs=runs, kept=kept)
         return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs, seen=seen)
 
@@ -361,12 +368,12 @@ class Entries:
         return lower_bound.Figures(self.parts, self.config, self.mesh.size)
 
     def _grouped(self, part: str, tokens: int) -> dict[tuple[int, ...], Grouped]:
-        """Of a chip's own experts, tokens being spread evenly over all experts."""
+        """Costs of a chip's own experts, if tokens are spread evenly over all experts."""
         experts = getattr(self.parts[part].decoder, "experts", None)
         config = self.parts[part].decoder.config.experts
         if experts is None:
             return {}
-        found, tokens = {}, min(tokens, CHUNK)  # a long prompt goes piece by piece
+        found, tokens = {}, min(tokens, CHUNK)  # a long prompt is computed in pieces
         for kernel in (experts.gate_up, experts.down):
             layers, count, *matrix = kernel.sharding.shard_shape(kernel.shape)
             slots, devices = tokens * config.per_token, config.count // count
@@ -382,7 +389,7 @@ def programs(
     only: Callable[[str], bool] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[Compiled]:
-    """Compiles all, or ``only`` some by name; ``progress`` is called with how many are done, how many there are, and a name."""
+    """Compiles all, or ``only`` some by name; ``progress`` is called with the number done, that of all, and a name."""
     known = list(entries)
     made = [entry for entry in known if only is None or only(entry.name)]
     if not made:

@@ -2,5 +2,5 @@
 
 import os
 
-# Of tokenizers alone, Transformers says at its import that torch is missing: here it is not needed.
+# Without torch, Transformers warns at import that only tokenizers work: here nothing else is needed.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

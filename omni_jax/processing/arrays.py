@@ -1,4 +1,4 @@
-"""Arrays of other libraries as NumPy's."""
+"""Arrays of other libraries as NumPy arrays."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from omni_jax.errors import shown
 
-MOST = 1 << 28  # numbers of a range that becomes an array
+MOST = 1 << 28  # elements of a range that may become an array
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A NumPy array of anything array-like; a torch tensor may be on a device, in bfloat16 or part of a gradient's graph."""
+    """A NumPy array of anything array-like; a torch tensor may be on a device, in bfloat16 or require gradients."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
@@ -20,5 +20,5 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def is_numeric(array: np.ndarray) -> bool:
-    """Whether an array holds whole or real numbers; NumPy does not count bfloat16 among its own."""
+    """Whether an array holds integers or real numbers; NumPy does not count bfloat16 among its own types."""
     return array.dtype.kind in "fiu" or array.dtype.name == "bfloat16"

@@ -1,4 +1,4 @@
-"""Clips of any length in a few static shapes: chunks of mel frames, packed one after another into calls of the encoder."""
+"""Clips of any length in a few static shapes: chunks of mel frames, packed into calls of the encoder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ class Pack:
     """One call of an audio encoder.
 
     Attributes:
-        mel: chunks, zero beyond their frames. extent: frames that exist for the convolutions of each.
-        order: which token of the whole request each row of the result is (clips one after another), -1 for none.
+        mel: chunks, zero beyond their frames.
+        extent: frames of each chunk that its convolutions see.
+        order: index, within the whole request, of the token in each row of the result (clips one after another), -1 for
+            none.
         window: attention window of each token, -1 for none; None for an encoder whose windows are its chunks.
     """
 
@@ -29,16 +31,16 @@ class Pack:
 
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
-        """What the encoder's ``encode`` takes."""
+        """The arguments of the encoder's ``encode``."""
         return (self.mel, self.extent) if self.window is None else (self.mel, self.extent, self.window)
 
     def rows(self, index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
-        """From numbers of audio tokens to rows of this call's result; -1 for tokens of another call."""
+        """Maps indices of audio tokens to rows of this call's result; -1 for tokens of another call."""
         return rows_of(self.order, index)
 
 
 def rows_of(order: Int[np.ndarray, "..."], index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
-    """Where in a call's result each numbered feature stands; -1 for those that ``order`` does not hold, and for -1."""
+    """Maps feature indices to rows of a call's result; -1 for indices that ``order`` does not hold, and for -1."""
     order = order.reshape(-1)
     rows = np.full(max(order.max(), index.max()) + 2, -1, np.int32)
     rows[order[order >= 0]] = np.flatnonzero(order >= 0)
@@ -48,10 +50,10 @@ def rows_of(order: Int[np.ndarray, "..."], index: Int[np.ndarray, "B T"]) -> Int
 def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: MelEncoderConfig) -> Iterator[Pack]:
     """Cuts clips into attention windows and fills calls with whole windows, in order.
 
-    A call has a bounded number of chunks, however long a clip is. A clip's features never depend on its company: where a
-    chunk is a world of its own (Qwen2.5-Omni), its convolutions end with its frames. Where several attend to each other
-    (Qwen3-Omni), a clip shorter than a chunk is convolved as if its array ended with it, and a longer clip's last chunk is
-    padded with zero frames, as in the reference.
+    A call has a bounded number of chunks, however long a clip is. A clip's features never depend on the other clips.
+    Where chunks do not attend to each other (Qwen2.5-Omni), a chunk's convolutions end with its frames. Where several
+    attend to each other (Qwen3-Omni), a clip shorter than a chunk is convolved as if its array ended with it, and a
+    longer clip's last chunk is padded with zero frames, as in the reference.
     """
     waiting: list[tuple[int, int, int, int]] = []
     done = 0
@@ -67,7 +69,7 @@ def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: MelEncoderConfig) ->
 
 
 def _windows(clips: Sequence[np.ndarray], config: MelEncoderConfig) -> Iterator[tuple[int, int, int, int]]:
-    """(clip, first frame, last frame, number of its first token) of each attention window."""
+    """(clip, first frame, last frame, index of its first token) of each attention window."""
     span, token = config.chunk_frames * config.span_chunks, 0
     for clip, mel in enumerate(clips):
         for first in range(0, mel.shape[1], span):
@@ -99,11 +101,11 @@ def _fill(clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, in
 
 
 def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:
-    """Clips [Z, A] from a list of clips, from a padded array [B, Z, A] with a frame mask [B, A] or lengths [B], or from clips
-    packed one after another [Z, sum of lengths] with their lengths.
+    """Splits log-mel input into clips [Z, A]: a list of clips; a padded array [B, Z, A] with a frame mask [B, A] or
+    lengths [B]; or clips packed one after another [Z, sum of lengths] with their lengths.
 
     Raises:
-        ValueError: a layout, a mask or lengths that do not fit the array, or a clip without frames.
+        ValueError: the layout is none of these, a mask or lengths do not fit the array, or a clip has no frames.
     """
     if isinstance(mel, list | tuple):
         if mask is not None or lengths is not None:
@@ -147,7 +149,7 @@ def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: in
 
 
 def _unpacked(array: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Clips that lie one after another, as the reference's encoder takes them."""
+    """Clips that are packed one after another, the input layout of the reference's encoder."""
     if lengths.dtype.kind not in "iu" or lengths.min() < 0 or lengths.sum() != array.shape[1]:
         raise ValueError(
             f"lengths: expected whole numbers that add up to the {array.shape[1]} packed frames of mel, got {lengths.tolist()}"

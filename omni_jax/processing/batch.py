@@ -1,4 +1,4 @@
-"""Rows of tokens with their media as arrays: what models and speech take."""
+"""Rows of tokens with their media as arrays: the input of models and speech."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +24,10 @@ class Batch:
     Attributes:
         tokens: text ids, a media placeholder repeated once for each feature.
         mask: True on real tokens. Rows from ``prepare`` have them first; a Transformers processor's may have them last.
-        positions: rotary coordinates (time, height, width); None until ``located``, where there are images or videos.
-        mel, images, videos: log-mel clips [Z, A], images and videos, each in the order of their placeholders, row by row.
+        positions: rotary coordinates (time, height, width); with images or videos, None until ``located``.
+        mel: log-mel clips [Z, A], in the order of their placeholders, row by row.
+        images: in the order of their placeholders, row by row.
+        videos: in the order of their placeholders, row by row.
     """
 
     tokens: Int[np.ndarray, "B T"]
@@ -49,7 +51,7 @@ class Batch:
         images: Sequence[Visual] = (),
         videos: Sequence[Visual] = (),
     ) -> "Batch":
-        """From ids [B, T] (or [T]) with their media's placeholders, and a mask of the same shape, None for all real."""
+        """A batch of ids [B, T] (or [T]) with placeholders of media, and a mask of the same shape, None for all real."""
         try:
             ids = np.atleast_2d(to_numpy(tokens))
         except ValueError:
@@ -68,9 +70,9 @@ class Batch:
 
     @classmethod
     def from_hf(cls, inputs: Mapping[str, Any]) -> "Batch":
-        """From the output of a Transformers processor: input_ids, attention_mask, input_features, pixel_values, ...
+        """A batch of a Transformers processor's output: input_ids, attention_mask, input_features, pixel_values, ...
 
-        Which videos have sound is read off the tokens; ``use_audio_in_video`` may be given and is not needed.
+        The tokens show which videos have sound; ``use_audio_in_video`` may be given and is not needed.
         """
         if not isinstance(inputs, Mapping):
             raise ValueError(f"expected a processor's output (a mapping with input_ids), got {type(inputs).__name__}")
@@ -93,11 +95,13 @@ class Batch:
         """The same batch with its positions counted.
 
         Args:
-            start: where the first token of each row goes; for rows that go on from a cache, ``positions.next_position`` of
-                what went before. The state of a conversation's positions is this one number a row.
+            config: token ids, and how positions count time.
+            start: position of the first token of each row; for rows that continue from a cache,
+                ``positions.next_position`` of the earlier tokens. The state of a conversation's positions is this one
+                number a row.
 
         Raises:
-            ValueError: placeholders and media that do not fit each other.
+            ValueError: placeholders and media do not match.
         """
         if self.positions is not None and not np.any(start):
             return self
@@ -117,7 +121,7 @@ class Batch:
         )
 
     def padded(self) -> "Batch":
-        """The same rows, real tokens first, at the next bucket of length and the next power of two of rows."""
+        """The same rows, real tokens first, padded to the next bucket of length and the next power of two of rows."""
         rows, columns = 1 << (len(self.tokens) - 1).bit_length(), bucket(self.tokens.shape[1])
         grow = [(0, rows - self.tokens.shape[0]), (0, columns - self.tokens.shape[1])]
         own = self.justified()
@@ -129,7 +133,7 @@ class Batch:
         )
 
     def audio_index(self, config: ThinkerConfig) -> Int[np.ndarray, "B T"]:
-        """The number of the audio feature (clips one after another) that belongs to each token, -1 for none.
+        """The index of the audio feature (clips one after another) of each token, -1 for none.
 
         Raises:
             ValueError: placeholders and features differ in number.
@@ -138,10 +142,10 @@ class Batch:
         return self._index(config.audio_token, count, f"audio: {len(self.mel)} clips")
 
     def visual_index(self, config: ThinkerConfig) -> Int[np.ndarray, "B T"]:
-        """The number of the visual feature (images one after another, then videos) that belongs to each token, -1 for none.
+        """The index of the visual feature (images one after another, then videos) of each token, -1 for none.
 
         Raises:
-            ValueError: placeholders and features differ in number, or patches are of another model's width.
+            ValueError: placeholders and features differ in number, or patches have another model's width.
         """
         width = config.vision_encoder.patch_width
         for kind, items in (("image", self.images), ("video", self.videos)):
@@ -169,7 +173,7 @@ class Batch:
 
 
 PROCESSED = {
-    "mm_token_type_ids",  # which the tokens say
+    "mm_token_type_ids",  # the tokens show it
     "input_ids", "attention_mask", "input_features", "feature_attention_mask", "pixel_values", "image_grid_thw",
     "pixel_values_videos", "video_grid_thw", "video_second_per_grid", "use_audio_in_video",
 }  # fmt: skip
@@ -193,7 +197,7 @@ def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | No
 
 
 def joined(batches: list[Batch]) -> Batch:
-    """Rows of one batch each, as one batch; padding rows are left out."""
+    """Batches of one real row each, joined into one; padding rows are left out."""
     rows = [(batch, row) for batch in batches for row in np.flatnonzero(batch.lengths).tolist()]
     width = max(int(batch.lengths[row]) for batch, row in rows)
     tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)

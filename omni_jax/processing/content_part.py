@@ -28,13 +28,13 @@ KEYS = {
     "video_url": "video",
 }
 TYPES = {**KEYS, "input_text": "text", "output_text": "text", "input_image": "image"}
-# Where Transformers' own templates put a medium, of whatever type.
+# Keys under which Transformers' own templates take a medium of any type.
 PLACES = ("url", "path", "base64")
 ENCODED = ("data", "base64")
 
 
 def read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
-    """(kind, payload, options) of one content part; the payload of a medium is what ``processing.media`` reads.
+    """(kind, payload, options) of one content part; a medium's payload is an input of ``processing.media``.
 
     Raises:
         ValueError: what is wrong with it.
@@ -47,7 +47,7 @@ def read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
     kind = None if named is None else TYPES[named]
     if faults := misspelt(str(key) for key in part):
         raise ValueError(listed(faults))
-    # A key that is None counts as absent: tables of examples fill unused columns so.
+    # A key that is None counts as absent: tables of examples fill unused columns with it.
     held = {key: payload for key in KEYS if (payload := _payload(key, part.get(key))) is not None}
     if not held and kind not in (None, "text"):
         places = [medium for key in PLACES if (medium := _place(str(kind), key, part.get(key))) is not None]
@@ -67,7 +67,7 @@ def read_part(part: object) -> tuple[str, Any, dict[str, Any]]:
 
 
 def require_unicode(text: str) -> None:
-    """Raises for text that cannot be written as UTF-8, such as a shell's argument in another encoding."""
+    """Raises ValueError for text that cannot be written as UTF-8, such as a shell argument in another encoding."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -77,7 +77,7 @@ def require_unicode(text: str) -> None:
 
 
 def _payload(key: str, value: Any) -> Any:
-    """What a part holds under one of its keys, without the dict around it; None where it holds nothing."""
+    """The payload under one of a part's keys, without the dict around it; None if there is none."""
     if key == "text":
         return value
     if isinstance(value, Mapping):
@@ -88,13 +88,13 @@ def _payload(key: str, value: Any) -> Any:
 
 
 def _place(kind: str, key: str, value: Any) -> Any:
-    """A medium under one of the keys that any type may have."""
+    """A medium under one of the keys that a part of any type may have."""
     medium = _decodable(kind, key, value) if key in ENCODED and value is not None else value
     return None if isinstance(medium, str) and not medium else medium
 
 
 def _unwrapped(key: str, value: Mapping[str, Any]) -> Any:
-    """A medium that stands in a dict."""
+    """The medium inside a dict."""
     kind, held = KEYS[key], {name: item for name, item in value.items() if item is not None}
     if "array" in held:
         if kind != "audio" or "sampling_rate" not in held:
@@ -117,7 +117,7 @@ def _unwrapped(key: str, value: Mapping[str, Any]) -> Any:
 
 
 def _decodable(kind: str, key: str, text: Any, form: Any = None) -> str:
-    """Base64 as a data URL, which is decoded once the medium is read; a URL stays as it is."""
+    """Base64 as a data URL, which is decoded when the medium is read; a URL stays as it is."""
     if not isinstance(text, str):
         raise ValueError(f"{key}: expected base64 or a URL as a string, got {type(text).__name__}")
     if text[:5].lower() == "data:" or "://" in text[:16] or not text:

@@ -1,4 +1,4 @@
-"""What a conversation may hold: the messages of Qwen's own examples, checked once, with all faults in one line."""
+"""What a conversation may hold: messages as in Qwen's own examples, checked once, with all faults in one line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from typing import Any
 from omni_jax.errors import listed, shown
 from omni_jax.processing.content_part import read_part, require_unicode
 
-# Qwen2.5-Omni was trained to speak behind this system message alone; its chat template writes another where none is given.
+# Qwen2.5-Omni was trained to speak only behind this system message; its chat template writes another one by default.
 SPOKEN_SYSTEM = (
     "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and visual "
     "inputs, as well as generating text and speech."
 )
 ROLES = ("system", "user", "assistant", "tool")
-RENAMED = {"developer": "system"}  # by OpenAI
+RENAMED = {"developer": "system"}  # OpenAI's name
 Content = str | list[tuple[str, Any, dict[str, Any]]]
 
 
@@ -23,9 +23,9 @@ class Media:
 
     Attributes:
         kind: "audio", "image" or "video".
-        source: what the user gave: a path, a URL, bytes, an array, ...; not looked at here.
+        source: as the user gave it: a path, a URL, bytes, an array, ...; not checked here.
         where: its place, for error messages, such as "message 0, part 1".
-        options: what its part states for itself, by the names in processing/options.py.
+        options: options that its part sets, by the names in processing/options.py.
     """
 
     kind: str
@@ -40,12 +40,12 @@ def check(conversation: object) -> None:
 
 
 def media(conversation: object) -> list[Media]:
-    """Collects the media of a conversation in the order in which their placeholders stand in the prompt.
+    """Collects the media of a conversation, in the order of their placeholders in the prompt.
 
     Args:
-        conversation: list of messages, each `{"role": ..., "content": ...}`; content is a string, or a part or a list of
-            parts `{"type": "text" | "audio" | "image" | "video", <type>: payload}`, in any of the spellings of
-            processing/content_part.py. Beside a payload may stand options of its own, such as "max_pixels" or "fps".
+        conversation: list of messages, each `{"role": ..., "content": ...}`; content is a string, or a part or a list
+            of parts `{"type": "text" | "audio" | "image" | "video", <type>: payload}`, in any of the spellings of
+            processing/content_part.py. A part may also hold options of its own, such as "max_pixels" or "fps".
 
     Raises:
         ValueError: the conversation has faults; they are named.
@@ -60,7 +60,7 @@ def media(conversation: object) -> list[Media]:
 
 
 def speaks(conversation: object) -> bool:
-    """Whether a conversation begins with the system message that Qwen2.5-Omni needs to speak, ``SPOKEN_SYSTEM`` and no more.
+    """Whether a conversation begins with exactly the system message that lets Qwen2.5-Omni speak, ``SPOKEN_SYSTEM``.
 
     Raises:
         ValueError: as ``check``.
@@ -94,7 +94,7 @@ def read(conversation: object) -> list[tuple[dict[str, Any], Content]]:
 
 
 def _read_message(message: object, faults: list[str], where: str) -> tuple[dict[str, Any], Content]:
-    """A message, by today's name of its role, and its content; several faults go into ``faults``."""
+    """A message, with its role's current name, and its content; faults that do not end the check go into ``faults``."""
     if not isinstance(message, dict):
         raise ValueError(f"expected a dict with role and content, got {_name(message)}")
     role = message.get("role")
@@ -133,7 +133,7 @@ def _says_without_content(message: dict[str, Any]) -> bool:
 
 
 def _assistant_faults(message: dict[str, Any]) -> list[str]:
-    """Faults of the fields beside role and content, which a template would only meet as its own failure."""
+    """Faults of the fields beside role and content, which in a template would only show as its own failure."""
     faults = []
     reasoning, calls = message.get("reasoning_content"), message.get("tool_calls")
     if reasoning is not None and not isinstance(reasoning, str):

@@ -1,4 +1,4 @@
-"""What the conversations of others may ask for: limits that a model is loaded with, and that no option of a request widens."""
+"""Limits for conversations of strangers: a model is loaded with them, and no option of a request widens them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,14 +14,15 @@ class Limits:
     """Limits of every request, whatever its own options say.
 
     Attributes:
-        allow_local: whether media may be named by paths, `file://` URLs, URLs of object stores (which are read with this
-            process' rights) and URLs of private addresses. False leaves what is handed over (bytes, arrays, pictures, file
+        allow_local: whether media may be named by paths, `file://` URLs, URLs of object stores (which are read with
+            this process' rights) and URLs of private addresses. False leaves values (bytes, arrays, pictures, file
             objects), `data:` URLs, and `http(s)://` URLs of public addresses.
-        allow_control_tokens: whether text may write tokens of the chat template, such as `<|im_end|>`, as with Transformers.
-        max_bytes, timeout: most bytes of a download, and most seconds; None for what a request says.
+        allow_control_tokens: whether text may write the template's tokens, such as `<|im_end|>`, as in Transformers.
+        max_bytes: most bytes of a download; None for no limit but the request's.
+        timeout: most seconds of a download; None for no limit but the request's.
 
     Raises:
-        ValueError: with every impossible value in one line.
+        ValueError: every impossible value, in one line.
     """
 
     allow_local: bool = True
@@ -33,12 +34,12 @@ class Limits:
         for name in ("allow_local", "allow_control_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {shown(getattr(self, name))}")
-        for name in ("max_bytes", "timeout"):  # numbers, as an environment variable's text may be
+        for name in ("max_bytes", "timeout"):  # a string is accepted too, as from an environment variable
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, getattr(MediaOptions.named({name: getattr(self, name)}), name))
 
     def over(self, options: MediaOptions) -> MediaOptions:
-        """Options of a request, within these limits."""
+        """A request's options, tightened to these limits."""
         return replace(
             options,
             allow_local=options.allow_local and self.allow_local,
@@ -48,10 +49,12 @@ class Limits:
         )
 
     def check(self, conversation: Any, tools: Any, tokenizer: Any) -> None:
-        """Raises where text of a conversation writes control tokens that are not allowed.
+        """Raises ValueError if text of a conversation writes control tokens that are not allowed.
 
         Args:
+            conversation: a list of messages.
             tools: JSON schemas of functions, or None.
+            tokenizer: knows the control tokens.
         """
         if self.allow_control_tokens:
             return
@@ -74,7 +77,7 @@ UNLIMITED = Limits()
 
 
 def _written(message: Mapping[str, Any], content: Content) -> Iterator[str]:
-    """The strings of a message that a chat template writes: its text parts as one, for nothing stands between them."""
+    """The strings of a message that a chat template writes; its text parts as one, as nothing separates them."""
     yield content if isinstance(content, str) else "".join(text for kind, text, _ in content if kind == "text")
     yield from _strings([value for key, value in message.items() if key != "content"])
 

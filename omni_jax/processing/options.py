@@ -1,4 +1,4 @@
-"""How media are read: one set of options for a request, of which a part of a message may state its own."""
+"""How media are read: one set of options for a request; a part of a message may override some for itself."""
 
 import difflib
 import math
@@ -13,13 +13,13 @@ from omni_jax.errors import cut, listed, shown
 
 FETCH_BYTES, FETCH_SECONDS = 2 << 30, 300.0
 
-# What a part of a message may state for itself; who may be asked and how long is the caller's to say, not the message's.
+# Options that a part of a message may set. Which addresses may be asked, and how long, only the caller decides.
 OF_A_PART = (
     "min_pixels", "max_pixels", "resized_height", "resized_width", "fps", "nframes", "min_frames", "max_frames",
     "total_pixels", "video_start", "video_end", "audio_start", "audio_end", "load_audio_from_video", "use_audio_in_video",
     "sample_fps",
 )  # fmt: skip
-# Older names, and those of one of the two libraries.
+# Older names, and names of only one of the two libraries.
 SYNONYMS = {"use_audio_in_video": "load_audio_from_video", "sample_fps": "fps"}
 RANGES = (
     ("min_pixels", "max_pixels"),
@@ -27,11 +27,11 @@ RANGES = (
     ("video_start", "video_end"),
     ("audio_start", "audio_end"),
 )
-# Of two that exclude each other, the one given nearer to the medium counts.
+# Of two that exclude each other, the one given closer to the medium wins.
 EXCLUDING = (("fps", "nframes"),)
 MAY_BE_ZERO = ("min_pixels", "video_start", "audio_start")
-ALWAYS = ("max_bytes", "timeout")  # bounds that cannot be None
-MOST = 2**63 - 1  # of any number; beyond it nothing can be meant, and arithmetic fails
+ALWAYS = ("max_bytes", "timeout")  # limits that cannot be None
+MOST = 2**63 - 1  # of any number; more is a mistake, and arithmetic fails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,27 @@ class MediaOptions:
     """Options by the names that qwen-omni-utils and Transformers document; None leaves a choice to the checkpoint.
 
     Attributes:
-        min_pixels, max_pixels: bounds of an image's area, or of a video frame's.
-        resized_height, resized_width: sizes wished for instead, both or none; rounded to whole merged patches.
+        min_pixels: lower bound of an image's area, or of a video frame's.
+        max_pixels: upper bound of the same.
+        resized_height: height wished for instead; rounded to whole merged patches. Goes with resized_width.
+        resized_width: width wished for instead; rounded to whole merged patches. Goes with resized_height.
         fps: frames a second to sample from a video; of frames given as arrays, the rate at which they were taken.
-        nframes: frames to sample in all, instead of fps. min_frames, max_frames: bounds of their number.
+        nframes: frames to sample in all, instead of fps.
+        min_frames: lower bound of the number of frames.
+        max_frames: upper bound of the number of frames.
         total_pixels: bound of all frames of a video together, in pixels of one frame of each pair.
-        video_start, video_end, audio_start, audio_end: the part of a video or of a sound to take, in seconds.
-        load_audio_from_video: whether a video's sound is heard with it (Transformers' older name is use_audio_in_video).
-        max_bytes, timeout: bounds of a download, in bytes and seconds.
+        video_start: start of the part of a video to take, in seconds.
+        video_end: end of the part of a video to take, in seconds.
+        audio_start: start of the part of a sound to take, in seconds.
+        audio_end: end of the part of a sound to take, in seconds.
+        load_audio_from_video: whether a video's sound is read too (Transformers' older name is use_audio_in_video).
+        max_bytes: bound of a download, in bytes.
+        timeout: bound of a download, in seconds.
         allow_private: whether URLs may lead to private, loopback and link-local addresses.
         allow_local: whether media may be named by paths, file:// URLs and URLs of object stores such as gs://.
 
     Raises:
-        ValueError: with every impossible value in one line.
+        ValueError: every impossible value, in one line.
     """
 
     min_pixels: int | None = None
@@ -92,13 +100,13 @@ class MediaOptions:
 
     @classmethod
     def named(cls, options: Mapping[str, Any]) -> Self:
-        """From keywords, synonyms included."""
+        """Options from keywords, synonyms included."""
         return cls().over(options)
 
     def over(self, options: Mapping[str, Any]) -> Self:
-        """These options with some replaced; what is None stays, and what contradicts a replaced one goes."""
+        """These options with some replaced; None keeps one, and options that contradict a replaced one are reset."""
         given = {name: _number(name, value) for name, value in options.items() if value is not None}
-        # A fault has the name that its option was given by.
+        # A fault shows the name by which its option was given.
         if faults := [
             fault for name, value in given.items() if (fault := _fault(name, SYNONYMS.get(name, name), value))
         ]:
@@ -119,7 +127,7 @@ class MediaOptions:
         return replace(self, **gone, **given)
 
 
-# What each must be: True or False, a whole number, or any.
+# The type of each: bool, int (whole numbers) or float (any number).
 KINDS = {
     item.name: bool if item.type is bool else int if "int" in str(item.type) else float for item in fields(MediaOptions)
 }
@@ -129,11 +137,12 @@ NAMES = frozenset((*KINDS, *SYNONYMS))
 def per_conversation(
     media: MediaOptions | None, options: Mapping[str, Any], count: int
 ) -> tuple[list[MediaOptions], dict[str, Any]]:
-    """How the media of each of ``count`` conversations are read, and those of ``options`` that are not of media.
+    """How the media of each of ``count`` conversations are read, and the rest of ``options``, which are not of media.
 
     Args:
         media: options for all, or None.
-        options: keywords of which some may be options of media by name, each for all or a list of one a conversation.
+        options: keywords, some of which may be media options by name, each for all or a list of one a conversation.
+        count: conversations.
 
     Raises:
         ValueError: impossible values, or a list of another length.
@@ -159,13 +168,13 @@ def per_conversation(
 
 
 def misspelt(names: Iterable[str]) -> list[str]:
-    """What is said of names that are none of an option, but nearly one; others may belong to somebody else."""
+    """Messages for names that are no option but close to one; others may be options of something else."""
     found = [(name, difflib.get_close_matches(name, NAMES, 1, 0.85)) for name in names if name not in NAMES]
     return [f"unknown option {cut(name)}; did you mean {near[0]}?" for name, near in found if near]
 
 
 def _number(name: str, value: Any) -> Any:
-    """A number that stands in a string, as in Qwen's own examples ("sample_fps": "1"), or the value as it is."""
+    """The number that a string holds, as in Qwen's own examples ("sample_fps": "1"); other values as they are."""
     kind = KINDS.get(SYNONYMS.get(name, name))
     if not isinstance(value, str) or kind in (None, bool):
         return value
@@ -176,7 +185,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _fault(called: str, name: str, value: Any) -> str:
-    """What is wrong with the value of an option; nothing where it is none."""
+    """What is wrong with the value of an option; empty if nothing."""
     kind, zero = KINDS[name], name in MAY_BE_ZERO
     if kind is bool:
         right, expected = isinstance(value, bool | np.bool_), "True or False"
@@ -192,7 +201,7 @@ def _fault(called: str, name: str, value: Any) -> str:
 
 
 def is_number(value: Any, *, whole: bool = False) -> bool:
-    """Whether it is a finite number, or a whole one; True and False are none."""
+    """Whether a value is a finite number (a whole one if ``whole``); True and False are not."""
     if isinstance(value, bool | np.bool_):
         return False
     return isinstance(value, numbers.Integral) or (

@@ -1,9 +1,9 @@
 """Rotary coordinates (time, height, width) of the tokens of a prompt: TM-RoPE (arXiv:2503.20215, arXiv:2509.17765).
 
 Text and sound advance all three axes together, one position a token. An image or video spreads its merged patches over
-height and width from where it starts, and its frames over time by the clock that sound has, `positions_per_second`;
-what follows goes on behind its last token. Positions are float32 in both families. What differs between these is their
-clock (processing/tmrope_clock.py): 0.7 s are 9.1 positions in Qwen3-Omni and 17 in Qwen2.5-Omni, which knows whole ones alone.
+height and width from where it starts, and its frames over time at the rate that sound has, `positions_per_second`. What
+follows continues behind its last token. Positions are float32 in both families. The families differ in their clock
+(processing/tmrope_clock.py): 0.7 s are 9.1 positions in Qwen3-Omni and 17 in Qwen2.5-Omni, which only has whole ones.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from omni_jax.processing.tmrope_clock import clock
 
 Grid = tuple[int, int, int]
 
-_IMAGE, _VIDEO, _AUDIO, _SOUNDING = 1, 2, 3, 4  # what a run of placeholders is; the last: a video mixed with its sound
+_IMAGE, _VIDEO, _AUDIO, _SOUNDING = 1, 2, 3, 4  # kinds of runs of placeholders; the last: a video mixed with its sound
 _EXACT = 1 << 24  # float32 counts whole numbers up to here; beyond, x + 1 may be x
 
 
 def text_positions(mask: Bool[np.ndarray, "B T"]) -> Float[np.ndarray, "3 B T"]:
     """Coordinates of rows of text and audio: all three count the real tokens, wherever the padding is; padding has 0.
 
-    An audio token takes one position like a word: there are as many a second (13, or 25) as time has positions.
+    An audio token takes one position, like a text token: a second has as many audio tokens as positions (13, or 25).
     """
     counted = np.where(mask, np.cumsum(mask, axis=1) - 1, 0).astype(np.float32)
     return np.broadcast_to(counted, (3, *counted.shape)).copy()
@@ -42,16 +42,16 @@ def token_positions(
 
     A video has sound where audio_start stands directly before its placeholders: its run then mixes video and audio
     placeholders, and each gets the position of its own kind. One row may hold videos with and without sound, for which
-    the reference gives wrong positions. Runs without start and end tokens are read too; one that holds several images,
-    or several silent videos, is cut by their grids.
+    the reference gives wrong positions. Runs without start and end tokens are read too. A run that holds several
+    images, or several silent videos, is cut by their grids.
 
     Args:
         tokens: ids, a media placeholder repeated once for each of its features.
         images: patches of each image (time, height, width), in the order of their placeholders.
         videos: patches of each video, and the seconds from one step of time to the next.
         config: token ids, the merge of patches and positions a second.
-        start: where the first token goes: `next_position` of what went before, when a conversation goes on (to the last
-            bit where that ended with a medium; amid text behind a fraction, float32 may round once more).
+        start: position of the first token: `next_position` of the earlier tokens when a conversation continues (to the
+            last bit where they ended with a medium; within text behind a fraction, float32 may round once more).
 
     Raises:
         ValueError: in one line, where grids or seconds are impossible or do not fit the placeholders.
@@ -70,8 +70,8 @@ def batch_positions(
 ) -> Float[np.ndarray, "3 B T"]:
     """`token_positions` of each row's real tokens, wherever the padding is; padding has 0.
 
-    Images and videos are those of the whole batch, row by row; start is one for all rows or one for each. Faults are
-    told as there, with the number of the row.
+    Images and videos are those of the whole batch, row by row; start is one for all rows or one for each. Errors are
+    those of `token_positions`, with the number of the row.
     """
     rows = _media(tokens, mask, images, videos, config)
     positions, starts = np.zeros((3, *tokens.shape), np.float32), np.broadcast_to(start, len(rows))
@@ -81,15 +81,15 @@ def batch_positions(
 
 
 def next_position(positions: Float[np.ndarray, "3 T"]) -> float:
-    """Where the token after these goes, on all three axes: behind the last one."""
+    """The position of the next token, on all three axes: one behind the last."""
     return float(positions[:, -1].max() + np.float32(1))
 
 
 def interleave(grid: Grid, seconds: float, audio_tokens: int, config: ThinkerConfig) -> Int[np.ndarray, "T"]:
     """Placeholders of a video with sound, as they stand between audio_start and audio_end.
 
-    Both are merged by time: the tokens of a frame stand before the first audio token that is not earlier than it. Or they
-    take turns where the configuration has `chunk_seconds`: what is seen in these, then what is heard.
+    Both are merged by time: the tokens of a frame stand before the first audio token that is not earlier than it. Where
+    the configuration has `chunk_seconds`, they alternate in turns of that length: the video's tokens, then the sound's.
 
     Args:
         grid: the video's patches (time, height, width).
@@ -104,13 +104,13 @@ def interleave(grid: Grid, seconds: float, audio_tokens: int, config: ThinkerCon
     if audio_tokens < 0:
         raise ValueError(f"video: expected 0 or more audio tokens, got {audio_tokens}")
     own = clock(config)
-    # In float64, as the reference's processor merges; its model merges once more in float32.
+    # In float64, as the reference's processor merges; its model merges again in float32.
     video = np.repeat(own.times(int(grid[0]), seconds, np.float64), count // grid[0])
     return np.where(own.mix(video, np.arange(audio_tokens)), config.video_token, config.audio_token).astype(np.int32)
 
 
 class _Run(NamedTuple):
-    """A run of placeholders: what they are, the first and the one after the last; the medium, if it is seen."""
+    """A run of placeholders: its kind, first token and the one after the last; of an image or video, its grid."""
 
     kind: int
     first: int
@@ -127,7 +127,7 @@ def _media(
     config: ThinkerConfig,
 ) -> list[list[_Run]]:
     """The runs of each row, cut where one medium ends and the next begins. All faults are found here."""
-    # Should the grid of an image have several steps, they are a second apart.
+    # If the grid of an image has several steps, they are one second apart.
     given = {"image": [(grid, 1.0) for grid in images], "video": list(videos)}
     taken = dict.fromkeys(given, 0)
     rows: list[list[_Run]] = []
@@ -159,7 +159,7 @@ def _media(
 
 
 def _checked_count(name: str, grid: Any, seconds: float, config: ThinkerConfig) -> int:
-    """The number of tokens of an image or video, whose numbers are found possible."""
+    """The number of tokens of an image or video; raises ValueError if its grid or seconds are impossible."""
     merge, sides = config.vision_encoder.merge, np.asarray(grid)
     if sides.shape != (3,) or sides.dtype.kind not in "iu" or (sides < 1).any() or (sides[1:] % merge).any():
         raise ValueError(
@@ -168,7 +168,7 @@ def _checked_count(name: str, grid: Any, seconds: float, config: ThinkerConfig) 
         )
     time, height, width = sides.tolist()
     most = _EXACT / config.positions_per_second / time
-    if not 0 < float(seconds) < most:  # NaN is neither
+    if not 0 < float(seconds) < most:  # also false for NaN
         raise ValueError(
             f"{name}: expected the seconds from one step of its grid to the next, above 0 and below {most:.7g}, "
             f"got {float(seconds):.7g}"
@@ -187,7 +187,7 @@ def _runs(tokens: Int[np.ndarray, "T"], config: ThinkerConfig) -> list[_Run]:
 
 
 def _stretches(values: np.ndarray) -> list[tuple[int, int]]:
-    """The longest stretches of one value that is not 0: first index and the one after the last."""
+    """The maximal stretches of one value other than 0: first index and the one after the last."""
     edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
     return [(first, stop) for first, stop in pairwise(edges) if first < stop and values[first]]
 
@@ -195,7 +195,7 @@ def _stretches(values: np.ndarray) -> list[tuple[int, int]]:
 def _positions(
     tokens: Int[np.ndarray, "T"], runs: list[_Run], config: ThinkerConfig, start: float
 ) -> Float[np.ndarray, "3 T"]:
-    """Text and media from left to right. All sums are float32 in the reference's order: an ulp would show."""
+    """Positions of text and media from left to right. Sums are float32 in the reference's order: an ulp would show."""
     positions, at, after = np.empty((3, len(tokens)), np.float32), 0, np.float32(start)
     marks_at = clock(config).marks
     for run in runs:
@@ -216,8 +216,8 @@ def _positions(
             own[:, ~sound] = _coordinates(run, config)
         positions[:, at : run.stop] = after + own
         at = run.stop
-        # No token of a medium is further on than its last. Of a mix that ends in sound, the video's corner may be: as
-        # in the reference, what follows then goes back behind the sound.
+        # No token of a medium has a higher position than its last. A mix that ends in sound is different: the video's
+        # corner may be higher. As in the reference, what follows then goes back to just behind the sound.
         after = np.float32(next_position(positions[:, :at]))
         closing = 0
         for _, mark in marks:
@@ -231,7 +231,7 @@ def _positions(
 
 
 def _coordinates(run: _Run, config: ThinkerConfig) -> Float[np.ndarray, "3 T"]:
-    """Where the tokens of an image or video are, seen from its first one."""
+    """Coordinates of an image's or video's tokens, relative to its first one."""
     (time, *sides), merge = run.grid, config.vision_encoder.merge
     times = clock(config).times(time, run.seconds, np.float32)
     rows, columns = (np.arange(side // merge, dtype=np.float32) for side in sides)

@@ -1,6 +1,6 @@
 """The files of a checkpoint's processor, as any release of Transformers writes them.
 
-processor_config.json          of Transformers 5: an object for each part; one that is there counts first
+processor_config.json          of Transformers 5: an object for each part; where it has one, that is used
 video_preprocessor_config.json of 4.5x: the part of videos
 preprocessor_config.json       as published: sound and pictures in one object
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omni_jax.config import read_json
 
 NESTED, VIDEO, FLAT = "processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"
-# The names that a part has in processor_config.json, and the files of its own, in Transformers' order.
+# A part's names in processor_config.json, and its own files, in Transformers' order.
 PARTS = {
     "sound": (("feature_extractor", "audio_processor"), (FLAT,)),
     "image": (("image_processor",), (FLAT,)),
@@ -21,17 +21,17 @@ PARTS = {
 
 
 class Numbers(NamedTuple):
-    """What a part of a processor is made with, and the file that says so, for messages."""
+    """The parameters of a part of a processor, and the file they are from, for messages."""
 
     file: str
     values: Mapping[str, Any]
 
 
 def read_processor(folder: Path, part: str) -> Numbers:
-    """The numbers of a part: ``sound``, ``image`` or ``video``.
+    """The parameters of a part: ``sound``, ``image`` or ``video``.
 
     Raises:
-        ValueError: no file states them, or one that cannot be read.
+        ValueError: no file states them, or a file cannot be read.
     """
     names, files = PARTS[part]
     nested = read_json(folder / NESTED) if (folder / NESTED).is_file() else {}

@@ -1,7 +1,7 @@
-"""The prompt: a conversation becomes text by the checkpoint's own chat template, then tokens, one placeholder a medium.
+"""The prompt: the checkpoint's own chat template turns a conversation into text, then tokens, one placeholder a medium.
 
-The template sees a clean copy of the conversation in which every medium is an empty string, for it only asks which kind a
-part is, and a recording has no business inside Jinja.
+The template sees a copy of the conversation in which every medium is an empty string: it only asks for the kind of a
+part, and recordings should not pass through Jinja.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from omni_jax.errors import cut, listed, shown
 from omni_jax.processing.content_part import require_unicode
 from omni_jax.processing.conversation import Content, read
 
-# Arguments of Transformers on a template's way: none of its variables, and some of them run or replace it.
+# Arguments that Transformers takes beside a template's variables; some of them run or replace the template.
 RESERVED = frozenset(
     name
     for function in (PreTrainedTokenizerFast.apply_chat_template, render_jinja_template)
@@ -45,8 +45,8 @@ def render(
             left open for the model to continue, any other is answered.
 
     Raises:
-        ValueError: the conversation has faults, the tools are no list of dicts, the template writes no tools or calls, or
-            it refuses them; a variable that is none.
+        ValueError: the conversation has faults; the tools are not a list of dicts; the template ignores tools or calls,
+            or refuses them; or `template` holds a name that is not a variable.
     """
     messages = [{**message, "content": _bare(content)} for message, content in read(conversation)]
     variables = _variables(template)
@@ -63,7 +63,7 @@ def render(
         )
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template refuses this conversation: {shown(error, 200)}") from error
-    except Exception as error:  # a template is a program that came with the checkpoint: it may fail in any way
+    except Exception as error:  # a template is a program that came with the checkpoint: it may raise anything
         raise ValueError(
             f"the chat template fails on this conversation ({type(error).__name__}: {shown(error, 200)}); check its "
             "messages, tools and the template's variables"
@@ -73,7 +73,7 @@ def render(
 
 
 def _variables(template: object) -> dict[str, Any]:
-    """Variables of a template that a user gave, a new dict."""
+    """The variables of a template that a user gave, in a new dict."""
     if template is None:
         return {}
     if not isinstance(template, Mapping) or not all(isinstance(name, str) for name in template):
@@ -90,7 +90,7 @@ def _variables(template: object) -> dict[str, Any]:
 
 
 def _check_calls(template: str, messages: Sequence[Mapping[str, Any]], tools: object) -> None:
-    """Raises for tools that cannot be, and for what a template would leave out of the prompt in silence."""
+    """Raises ValueError for invalid tools, and for tools or calls that a template would silently leave out."""
     if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(
             f"tools: expected a list of JSON schemas (dicts), got {type(tools).__name__}; pass tools=[...]"
@@ -110,7 +110,7 @@ def _check_calls(template: str, messages: Sequence[Mapping[str, Any]], tools: ob
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Tokens of a rendered prompt: special tokens written in the text are read as such, none are added."""
+    """Tokens of a rendered prompt; special tokens written in the text are encoded as such, and none are added."""
     require_unicode(text)
     return tokenizer.encode(text, add_special_tokens=False)
 
@@ -120,7 +120,8 @@ def expand(tokens: Sequence[int], runs: Mapping[int, Sequence[int | Sequence[int
 
     Args:
         tokens: the encoded prompt, one placeholder a medium.
-        runs: placeholder id -> for each of its media in prompt order, how often it is repeated, or the tokens themselves.
+        runs: placeholder id -> for each of its media in prompt order, how often it is repeated, or the tokens
+            themselves.
 
     Raises:
         ValueError: a placeholder occurs more or less often than there are media of its kind.
@@ -148,7 +149,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
     Args:
         folder: holds tokenizer_config.json; tokenizer.json, or vocab.json and merges.txt; and the chat template in
-            chat_template.jinja, chat_template.json or tokenizer_config.json (the first that is there is taken).
+            chat_template.jinja, chat_template.json or tokenizer_config.json (the first that has one is taken).
 
     Raises:
         ValueError: files are missing or cannot be read; all missing ones are named.
@@ -178,7 +179,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
 
 def _chat_template(folder: Path) -> str | dict[str, str] | None:
-    """The template's text (or named texts, as tokenizer_config.json may hold several), or None."""
+    """The template's text (or texts by name, as tokenizer_config.json may hold several), or None."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
@@ -199,7 +200,7 @@ def _chat_template(folder: Path) -> str | dict[str, str] | None:
 
 
 def _named_texts(template: Any, path: Path) -> str | dict[str, str]:
-    """A template's text, or several by their names."""
+    """A template's text, or several by name."""
     if isinstance(template, str):
         return template
     entries = template if isinstance(template, list) else [None]
@@ -213,7 +214,7 @@ def _named_texts(template: Any, path: Path) -> str | dict[str, str]:
 
 
 def _bare(content: Content) -> str | list[dict[str, str]]:
-    """Content as the template sees it: the type of each part, its text, and nothing of a medium."""
+    """Content as the template sees it: each part's type and text, and nothing of a medium."""
     if isinstance(content, str):
         return content
     return [{"type": kind, kind: payload if kind == "text" else ""} for kind, payload, _ in content]

@@ -28,9 +28,14 @@ def prepare(
     """Conversations to a batch: media decoded, template rendered, placeholders expanded, positions counted.
 
     Args:
+        conversations: lists of messages.
+        tokenizer: with the checkpoint's chat template.
+        reader: the checkpoint's media reader.
         options: how the media of each conversation are read.
-        limits: which no options widen.
-        tools, template: see ``prompt.render``.
+        limits: limits that no options widen.
+        tools: see ``prompt.render``.
+        template: see ``prompt.render``.
+        progress: called while a long video is read.
 
     Raises:
         ValueError: one clear line for a conversation, a media file or a length that cannot be used.

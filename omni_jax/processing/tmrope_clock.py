@@ -1,7 +1,8 @@
-"""The clock of TM-RoPE, by which a video and its sound share time: one way for each family.
+"""The clock of TM-RoPE: how a video and its sound share time, in each family.
 
-Qwen3-Omni (arXiv:2509.17765) merges the two token by token and never rounds a time. Qwen2.5-Omni (arXiv:2503.20215) lets
-them take turns of some seconds, and its times are whole numbers. Which it is, the configuration says in a number.
+Qwen3-Omni (arXiv:2509.17765) merges the two token by token and never rounds a time. Qwen2.5-Omni (arXiv:2503.20215)
+alternates between them in turns of some seconds, and its times are whole numbers. The configuration's ``chunk_seconds``
+decides which.
 """
 
 from dataclasses import dataclass
@@ -15,28 +16,28 @@ from omni_jax.config import ThinkerConfig
 
 @dataclass(frozen=True)
 class Clock:
-    """Times as they are; of a video and its sound, the earlier token stands first. ``rate`` is in positions a second."""
+    """Times that are not rounded; a video and its sound are merged by time. ``rate`` is in positions a second."""
 
     rate: float
 
     def times(self, steps: int, seconds: float, dtype: Any) -> Float[np.ndarray, "steps"]:
-        """When each of the steps of a grid is shown, in positions from the first; ``seconds`` lie between two.
+        """When each step of a grid is shown, in positions from the first; ``seconds`` is the time between two steps.
 
-        The reference's processor counts in float64, its model in float32: ``dtype``.
+        ``dtype`` is float64 in the reference's processor and float32 in its model.
         """
         return np.arange(steps, dtype=dtype) * dtype(seconds) * dtype(self.rate)
 
     def turns(self, times: Num[np.ndarray, "T"]) -> Num[np.ndarray, "T"]:
-        """What a video and its sound are sorted by, of tokens at rising times, the first at 0."""
+        """The keys by which tokens of a video and its sound are merged, from ascending times, the first at 0."""
         return times
 
     def mix(self, video: Num[np.ndarray, "V"], sound: Num[np.ndarray, "A"]) -> Bool[np.ndarray, "T"]:
-        """Which tokens of a mix are the video's, from the times of both; of one turn or time, the video's stand first."""
+        """Which tokens of a mix are the video's, from the times of both; at equal keys the video's come first."""
         turns = np.concatenate([self.turns(video), self.turns(sound)])
         return np.argsort(turns, kind="stable") < len(video)
 
     def marks(self, count: int) -> Float[np.ndarray, "count"]:
-        """Positions of so many start (or end) tokens side by side, from the first of them."""
+        """Positions of ``count`` start (or end) tokens side by side, relative to the first of them."""
         return np.arange(count, dtype=np.float32)
 
 
@@ -50,10 +51,10 @@ class ChunkedClock(Clock):
         return np.trunc(super().times(steps, seconds, dtype))
 
     def turns(self, times: Num[np.ndarray, "T"]) -> Num[np.ndarray, "T"]:
-        """The number of each token's turn: that of its time, but never more than one above the token's before it.
+        """The number of each token's turn: that of its time, but at most one more than the previous token's.
 
-        So where steps are longer than a turn, a frame is cut: as in the reference, which compares each token with the end
-        of the turn at hand and then opens the next, not the one that the time is in.
+        So where steps are longer than a turn, a frame is cut. The reference does the same: it compares each token with
+        the end of the current turn and then opens the next turn, not the one that holds the token's time.
         """
         place = np.arange(len(times))
         return np.minimum.accumulate(times // self.chunk - place) + place

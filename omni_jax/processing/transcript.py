@@ -1,8 +1,8 @@
-"""The transcript: generated tokens become text, thinking and tool calls, a piece at a time.
+"""The transcript: turns generated tokens into text, thinking and tool calls, a piece at a time.
 
-A whole reply is the same reader pushed once, so that a stream equals the whole by construction. The exception is text before a
-``</think>`` without a ``<think>``, which a stream has given out as answer. Tokens of a byte-level tokenizer are bytes; they are
-decoded one by one, so the pieces cannot depend on how the tokens were grouped.
+A whole reply is read by the same code in one push, so a stream joins to the same text by construction. The exception is
+text before a ``</think>`` without a ``<think>``, which a stream has already sent as answer. Tokens of a byte-level
+tokenizer are bytes. They are decoded one by one, so the pieces cannot depend on how the tokens were grouped.
 """
 
 import codecs
@@ -20,24 +20,24 @@ TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 @dataclass(frozen=True)
 class Piece:
-    """What became certain with some tokens: new characters of the answer and of the thinking before it."""
+    """What some tokens made certain: new characters of the answer, and of the thinking before it."""
 
     text: str = ""
     thinking: str = ""
 
 
 class Transcript:
-    """Reads generated tokens in order and keeps what they say.
+    """Reads generated tokens in order and keeps their text, thinking and tool calls.
 
-    Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; all else is
-    the answer, special tokens left out. A first `</think>` without a `<think>` ends thinking that began with the reply, as
-    thinking models write where the prompt has not opened it. A stream has given that text out as answer; the whole reply
-    has it as thinking. Text never ends within a character, and bytes that cannot become one are U+FFFD, as in the
-    tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end of the answer wait
-    until it is known what follows them.
+    Tags count only as the tokenizer's single tokens. Tag pairs delimit the thinking and the tool calls; everything else
+    is the answer, without special tokens. A first `</think>` without a `<think>` ends thinking that began with the
+    reply: thinking models write it where the prompt has not opened the block. A stream has already sent that text as
+    answer; the whole reply has it as thinking. Text never ends within a character, and bytes that cannot become one are
+    U+FFFD, as in the tokenizer's own decode. Newlines between tags and text belong to neither, so newlines at the end
+    of the answer are held back until it is known what follows them.
 
     Attributes:
-        tool_calls: `{"name": str, "arguments": dict}` of each call completed so far. A block that is no such JSON, or
+        tool_calls: `{"name": str, "arguments": dict}` of each call completed so far. A block that is not such JSON, or
             is never closed, is part of the answer, tags included.
         stopped: a stop string was met; the answer ends before it and further tokens are ignored.
         tokens_used: how many of the pushed tokens were read, the one that completed a stop string included.
@@ -76,11 +76,11 @@ class Transcript:
         self._bytes = {character: byte for byte, character in byte_alphabet().items()}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._mode = "thinking" if thinking else "answer"
-        self._lone = not thinking  # the next </think> would close what nothing has opened
-        self._call: list[str] = []  # the open tool call, as far as it came
+        self._lone = not thinking  # the next </think> would close a block that was never opened
+        self._call: list[str] = []  # text of the open tool call so far
         self._answer = _Answer(self._stops)
         self._thoughts = _Thoughts()
-        self._taken = 0, 0  # parts of both that earlier pieces gave
+        self._taken = 0, 0  # numbers of parts of both already returned in pieces
         self._finished = False
         self._ends: list[int] = []  # the answer's length after each token
         self.tool_calls: list[dict[str, Any]] = []
@@ -102,11 +102,11 @@ class Transcript:
 
     @property
     def settled(self) -> int:
-        """How many of the tokens read are sure to stay: not those whose text may become a stop string, or is one."""
+        """How many of the tokens read are final: those whose text is not, and cannot become, part of a stop string."""
         return bisect_right(self._ends, self._answer.settled)
 
     def push(self, tokens: Sequence[int]) -> Piece:
-        """Reads more tokens and returns what became certain with them."""
+        """Reads more tokens and returns the text that they made certain."""
         if self._finished:
             raise ValueError("the transcript is finished; start a new one for another reply")
         for token in tokens:
@@ -114,7 +114,7 @@ class Transcript:
                 break
             self.tokens_used += 1
             self._read(int(token))
-            half = self._mode == "answer" and bool(self._utf8.getstate()[0])  # of a character that is still to come
+            half = self._mode == "answer" and bool(self._utf8.getstate()[0])  # a character lacks its last bytes
             self._ends.append(sys.maxsize if self.stopped else self._answer.length + half)
         return self._take()
 
@@ -134,11 +134,11 @@ class Transcript:
             return
         if self._tokenizer is None or token in self._skipped:
             return
-        # Rows of the embedding beyond the vocabulary have no token; the tokenizer's decode passes over them too.
+        # Rows of the embedding beyond the vocabulary have no token; the tokenizer's decode skips them too.
         word = str(self._tokenizer.convert_ids_to_tokens(token) or "")
         try:
             raw = bytes(self._bytes[character] for character in word)
-        except KeyError:  # an added token is written as it is
+        except KeyError:  # an added token is spelt as it is
             raw = word.encode()
         self._write(self._utf8.decode(raw))
 
@@ -179,7 +179,7 @@ class Transcript:
         return True
 
     def _reopen(self) -> None:
-        """All up to here was thinking; what pieces gave of it as text stays given."""
+        """Turns everything so far into thinking; pieces that were returned as text stay so."""
         self._answer.finish()
         given = self._taken[0]
         self._thoughts.write("".join(self._answer.parts[:given]))
@@ -190,7 +190,7 @@ class Transcript:
         self._answer.skip_newlines = True
 
     def _return_call(self, end: str = "") -> None:
-        """Gives a block that is no tool call to the answer, as it was written."""
+        """Adds a block that is no tool call to the answer, as it was written."""
         self._mode = "answer"
         self._write("".join(["<tool_call>", *self._call, end]))
         self._call.clear()
@@ -202,7 +202,7 @@ class Transcript:
             (self._answer if self._mode == "answer" else self._thoughts).write(text)
 
     def _flush(self) -> None:
-        """Bytes still waiting to become a character will not."""
+        """Ends bytes that still wait for the rest of a character."""
         self._write(self._utf8.decode(b"", final=True))
 
     def _take(self) -> Piece:
@@ -212,7 +212,7 @@ class Transcript:
 
 
 class _Answer:
-    """The answer's text: cut at a stop string, its last newlines held back, dropped where a tool call touches them."""
+    """The answer's text: cut at a stop string; its last newlines are held back, and dropped next to a tool call."""
 
     def __init__(self, stops: tuple[str, ...], length: int = 0) -> None:
         self.parts: list[str] = []
@@ -220,7 +220,7 @@ class _Answer:
         self.skip_newlines = False  # just after </think>
         self._stops = stops
         self._tail = ""  # may become a stop string
-        self._newlines = 0  # certain, but not given out yet; a count, so that a long run stays cheap
+        self._newlines = 0  # certain but not returned yet; a count, so that a long run stays cheap
         self.length = length  # characters of the answer up to here, _tail and _newlines included
         self._last_call = -1  # the length at which the latest tool call stands
 
@@ -237,7 +237,7 @@ class _Answer:
             return
         self.length += len(text)
         text = self._tail + text
-        # The first to be complete, so that the cut depends on the text and not on the tokens that brought it.
+        # The stop string that is complete first, so that the cut depends on the text and not on how tokens split it.
         found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
         if found:
             self.stopped = True
@@ -251,11 +251,11 @@ class _Answer:
         self._give(text[: len(text) - held])
 
     def mark_call(self) -> None:
-        """A tool call stands here."""
+        """Records that a tool call stands here."""
         self._last_call = self.length
 
     def finish(self) -> None:
-        """Nothing follows: gives out the tail, and the last newlines unless a tool call stands beside them."""
+        """Ends the answer: adds the tail, and the last newlines unless a tool call stands beside them."""
         self._give(self._tail)
         self._tail = ""
         if not self.length - self._newlines <= self._last_call <= self.length and self._newlines:
@@ -271,12 +271,12 @@ class _Answer:
 
 
 class _Thoughts:
-    """The thinking's text, without the whitespace at both ends; blocks after the first start on a new line."""
+    """The thinking's text, without whitespace at both ends; blocks after the first start on a new line."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
-        self._gap: list[str] = []  # whitespace that is given out once something follows it
-        self._empty = True  # this block so far
+        self._gap: list[str] = []  # whitespace that is added once something follows it
+        self._empty = True  # whether this block is empty so far
 
     def open(self) -> None:
         self._gap = ["\n"] if self.parts else []
@@ -296,7 +296,7 @@ class _Thoughts:
 def byte_alphabet() -> dict[int, str]:
     """Byte -> the character that spells it in a byte-level vocabulary.
 
-    Printable characters of Latin-1 spell themselves; the other bytes take the characters from U+0100 on, in order.
+    Printable characters of Latin-1 spell themselves; the other bytes get the characters from U+0100 on, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -304,13 +304,13 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that a stop string not yet complete begins with."""
+    """Length of the longest end of `text` that is an incomplete beginning of a stop string."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _parse_call(text: str) -> dict[str, Any] | None:
-    """The call that a block holds as JSON, arguments decoded also where they were written as a string; else None."""
+    """The call that a block holds as JSON, else None; arguments written as a string are decoded too."""
     try:
         call = json.loads(text)
         name, arguments = call["name"], call.get("arguments")

@@ -1,4 +1,4 @@
-"""Frames of any size in a few static shapes: the patches of whole frames, packed one after another into calls of the encoder."""
+"""Frames of any size in a few static shapes: patches of whole frames, packed into calls of the encoder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,12 @@ class PatchPack:
     """One call of the vision encoder (see VisionEncoder.encode).
 
     Attributes:
-        patches: zero where there are none. place: row and column of each patch in its frame. size: the frame's rows and
-            columns, 0 for padding. first: where the frame begins.
-        order: which feature of the whole request each row of the result is (media one after another), -1 for none.
+        patches: zero at padding.
+        place: row and column of each patch in its frame.
+        size: rows and columns of the patch's frame, 0 for padding.
+        first: index of the first patch of the patch's frame.
+        order: index, within the whole request, of the feature in each row of the result (media one after another), -1
+            for none.
     """
 
     patches: Float[np.ndarray, "P C"]
@@ -31,19 +34,20 @@ class PatchPack:
     order: Int[np.ndarray, "M"]
 
     def rows(self, index: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
-        """From numbers of visual tokens to rows of this call's result; -1 for tokens of another call."""
+        """Maps indices of visual tokens to rows of this call's result; -1 for tokens of another call."""
         return rows_of(self.order, index)
 
 
 def pack(
     media: Sequence[Float[np.ndarray, "P C"]], grids: Sequence[Grid], merge: int, dtype: Any = np.float32
 ) -> Iterator[PatchPack]:
-    """Fills calls with whole frames, in order; a frame larger than a call has a call of its own.
+    """Fills calls with whole frames, in order; a frame larger than a call gets a call of its own.
 
     Args:
-        media: patches of each image or video, frame after frame. grids: frames, rows and columns of each, in patches.
-        merge: patches on a side of the group that becomes one feature.
-        dtype: the encoder's, so that no more than it uses is sent to the device.
+        media: patches of each image or video, frame after frame.
+        grids: frames, rows and columns of each, in patches.
+        merge: side, in patches, of the group that becomes one feature.
+        dtype: the encoder's, so that no unused bytes are sent to the device.
     """
     waiting: list[tuple[np.ndarray, int, int]] = []
     filled = token = 0
@@ -63,7 +67,7 @@ def pack(
 def _fill(frames: Sequence[tuple[np.ndarray, int, int]], token: int, merge: int, dtype: Any) -> PatchPack:
     used = sum(len(patches) for patches, _, _ in frames)
     slots = patch_slots(used)
-    # The last frame's copy is the only pass over the pixels; empty pages cost nothing until the padding is read.
+    # Copying frames here is the only pass over the pixels; pages of zeros cost nothing until the padding is read.
     packed = np.zeros((slots, frames[0][0].shape[1]), dtype)
     place, size = np.zeros((slots, 2), np.int32), np.zeros((slots, 2), np.int32)
     first, order = np.zeros(slots, np.int32), np.full(slots // merge**2, -1, np.int32)
@@ -78,7 +82,7 @@ def _fill(frames: Sequence[tuple[np.ndarray, int, int]], token: int, merge: int,
 
 
 def places(rows: int, columns: int, merge: int) -> Int[np.ndarray, "P 2"]:
-    """Row and column of each patch of a frame: groups of merge x merge one after another, in reading order inside and outside."""
+    """Row and column of each patch of a frame: groups of merge x merge in reading order, as in each group."""
     grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
     groups = grid.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2)
     return groups.reshape(-1, 2).astype(np.int32)
@@ -87,14 +91,17 @@ def places(rows: int, columns: int, merge: int) -> Int[np.ndarray, "P 2"]:
 def split_patches(
     patches: Any, grid: Any, *, width: int | None = None, merge: int = 1
 ) -> tuple[list[np.ndarray], list[Grid]]:
-    """The patches of each medium, of patches [P, C] one after another, and their grids as whole numbers.
+    """Splits patches [P, C] of several media into those of each; also gives their grids as whole numbers.
 
     Args:
+        patches: of all media, one after another.
         grid: frames, rows and columns of each medium, [n, 3].
-        width: numbers that make a patch, C; None for what comes. merge: rows and columns must divide by it.
+        width: expected values of a patch, C; None for any.
+        merge: rows and columns must divide by it.
 
     Raises:
-        ValueError: a grid that the patches do not fill, or that does not divide into groups; patches of another width.
+        ValueError: the patches do not fill the grid, the grid does not divide into groups, or patches have another
+            width.
     """
     try:
         array, sizes = to_numpy(patches), to_numpy(grid)

@@ -1,1 +1,1 @@
-"""From a reply's text and the thinker's states to sound."""
+"""Speech: from a reply's text and the thinker's states to sound."""

@@ -1,5 +1,5 @@
-"""How Qwen2.5-Omni speaks: the talker reads the thinker's words with its states at them and writes a code at a time, 50 a
-second; a flow makes mel frames of codes, and a vocoder samples of these."""
+"""Qwen2.5-Omni's speech: the talker reads the reply's tokens with the thinker's states at them and generates one code
+at a time, 50 a second; a flow turns codes into mel frames, and a vocoder turns these into samples."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -29,13 +29,13 @@ from omni_jax.speech.stream import Chunk, Speech, SpeechStream, part_seed
 from omni_jax.speech.synthesizer import Synthesizer, checked
 from omni_jax.weights.speakers import read_speakers
 
-# Codes a call, two blocks of the flow: 480 ms.
+# Codes a call: two blocks of the flow, 480 ms.
 CHUNK = 24
 
 
 @jax.jit
 def _prompt(talker, embedding, tokens, codes, heard, states):
-    """Slots of the prompts."""
+    """Embeddings of the prompts' slots."""
     return talker.text(_embed(embedding, tokens), _pick(states, heard)) + talker.embedding(codes)
 
 
@@ -59,13 +59,13 @@ def _embed(embedding, tokens):
 
 
 def _pick(states, index):
-    """States by their number in each row; zeros for -1."""
+    """States by their index in each row; zeros for -1."""
     taken = jax.vmap(lambda row, at: row[at])(states, jnp.maximum(index, 0))
     return jnp.where(index[..., None] >= 0, taken, 0)
 
 
 class Qwen25SpeechStream(SpeechStream):
-    """The speech of a talker that reads states. ``speakers`` are those of the rows."""
+    """The speech of a talker that reads the thinker's states; ``speakers`` are those of the rows."""
 
     chunks = (CHUNK,)
 
@@ -75,7 +75,7 @@ class Qwen25SpeechStream(SpeechStream):
         batch = len(self.rows)
         speakers = [*speakers, *[speakers[0]] * (batch - len(speakers))]
         draws = [noise_seed(seed) for seed in self.seeds]
-        # Not streamed, all rows are decoded together when the last has ended.
+        # When not streamed, all rows are decoded together after the last has ended.
         self.codes: list[list[np.ndarray]] = [[] for _ in range(batch)]
         self.flow = (
             token2wav.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws) if streamed else None
@@ -94,18 +94,18 @@ class Qwen25SpeechStream(SpeechStream):
         assert states is not None
         talker, config = self.parts["talker"], self.parts["talker"].config
         x = _prompt(talker, self.parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard, states)
-        # States at the words of the replies, in the rows of the thinker's batch; where these are given, they are there.
+        # States at the tokens of the replies, in the rows of the thinker's batch; the prompt has those of given replies.
         given = np.array([len(words) for words in prompt.words])
         index = np.arange(bucket(int(given.max())))
         self.fed = given
         self.read = _states(states, np.where(index < given[:, None], prompt.lengths[:, None] - 1 + index, -1))
-        # The prompt counts as said, and so do its marks: the penalty of repetition is on them too.
+        # The repetition penalty covers the prompt's marks from the start.
         said = (config.codec_mask, config.codec_pad, config.codec_bos)
         marked = bool((prompt.codes >= 0).any())
         return listen(talker, x, prompt.positions, lengths, cache, bos=config.codec_bos if marked else -1, said=said)
 
     def _known(self, row: int) -> int:
-        # The last word of a reply that its length cut was never fed, so there is no state of it: as in the reference.
+        # The last token of a reply that was cut by its length was never fed, so it has no state: as in the reference.
         return min(len(self.words[row]), int(self.fed[row]))
 
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
@@ -131,7 +131,7 @@ class Qwen25SpeechStream(SpeechStream):
         return counts, finished, self._whole() if not (self.live & ~finished).any() else []
 
     def _whole(self) -> list[Chunk]:
-        """All rows at once."""
+        """The sound of all rows at once."""
         rows = [row for row, codes in enumerate(self.codes) if sum(part.shape[1] for part in codes)]
         if not rows:
             return []
@@ -153,7 +153,7 @@ class Qwen25SpeechStream(SpeechStream):
 
 
 class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
-    """Its voices are a mark, an embedding and mel frames each, in spk_dict.pt beside the weights."""
+    """A synthesizer whose voices have a mark, an embedding and mel frames each, from spk_dict.pt beside the weights."""
 
     first, frame_rate, system = "chelsie", 50.0, SPOKEN_SYSTEM
 
@@ -206,12 +206,12 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of the flow's noise, of the seed of a request."""
+    """The seed of the flow's noise, derived from the seed of a request."""
     return part_seed(seed, 3)
 
 
 def _seeds(seed: Any, rows: int) -> list[int]:
-    """Of each row, where one is given for all or one a row."""
+    """The seed of each row, given as one for all or one a row."""
     given = np.asarray(0 if seed is None else seed, object)
     if given.shape not in ((), (rows,)) or not all(isinstance(each, Integral) for each in given.flat):
         raise ValueError(f"seed: expected one whole number, or one for each of {rows} rows, got {seed!r}")
@@ -219,10 +219,10 @@ def _seeds(seed: Any, rows: int) -> list[int]:
 
 
 def _noise(noise: Any, *, alone: bool) -> Float32[np.ndarray, "B T Z"]:
-    """Given [B, T, Z], or [T, Z] for codes that are ``alone``."""
+    """Given noise as [B, T, Z]; it may be [T, Z] if the codes are ``alone``."""
     try:
         given = to_numpy(noise)
-    except ValueError as error:  # a list of unequal rows
+    except ValueError as error:  # a list of rows of unequal length
         raise ValueError(f"noise: expected an array of numbers, got {type(noise).__name__} ({error})") from None
     if not is_numeric(given):
         raise ValueError(f"noise: expected an array of numbers, got {given.dtype} of shape {list(given.shape)}")

@@ -1,5 +1,5 @@
-"""How Qwen3-Omni speaks: frames of many codes, of which the talker writes one and the code predictor the rest; a causal
-vocoder settles their samples at once."""
+"""Qwen3-Omni's speech: the talker generates one code of a frame and the code predictor the others; a causal vocoder
+turns a frame into final samples at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +24,8 @@ from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech.stream import Chunk, Speech, SpeechStream
 from omni_jax.speech.synthesizer import Synthesizer, checked
 
-# New frames a call: a stream begins with one, so that its first sound is early, and grows so that it stays ahead of its
-# listener. Each is a program of the vocoder.
+# New frames of a call. A stream begins with one frame, for an early first sound, and grows to stay ahead of playback.
+# Each size is a program of the vocoder.
 CHUNKS = (1, 2, 4, 8, 16, CALL_FRAMES)
 
 _take = jax.jit(lambda code2wav, heard, index: code2wav.placed(take_rows(heard, index)))
@@ -35,10 +35,10 @@ _start = jax.jit(lambda code2wav, batch: code2wav.start(batch), static_argnums=1
 
 @jax.jit
 def _prompt(talker, embedding, tokens, codes, heard, states):
-    """Slots of the prompts; ``states`` of the thinker where there is a medium among them, else None."""
+    """Embeddings of the prompts' slots; ``states`` are the thinker's where the prompts have media, else None."""
     if states is None:
         return talker.prompt(embedding(tokens), codes)
-    media = jax.vmap(lambda row, at: row[at])(states, heard)  # what -1 takes is not used
+    media = jax.vmap(lambda row, at: row[at])(states, heard)  # what -1 selects is not used
     return talker.prompt(embedding(tokens), codes, media, heard >= 0)
 
 
@@ -49,7 +49,7 @@ def _sound(code2wav, state, codes, before, after, *, frames: int):
 
 
 def _quiet(code2wav: Any, batch: int) -> Code2WavState:
-    """A state that has heard nothing, lying where that of a call lies: a call's program then is one."""
+    """The vocoder's state before the first frame, with the layout of a call's result, so that calls share a program."""
     made, table = jax.eval_shape(_start, code2wav, batch), code2wav.embedding.table[...]
     return jax.tree.map(lambda leaf, names: zeros(leaf.shape, leaf.dtype, names, table), made, axes(made))
 
@@ -60,7 +60,7 @@ class Qwen3SpeechStream(SpeechStream):
     chunks = CHUNKS
 
     def follow(self, made: Made) -> None:
-        """Its words are read without the thinker's states."""
+        """Does nothing: this talker reads the reply's tokens without the thinker's states."""
 
     def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
         talker = self.parts["talker"]
@@ -89,7 +89,7 @@ class Qwen3SpeechStream(SpeechStream):
         return counts, finished, chunks
 
     def _most(self, tokens: int) -> int:
-        # As in the reference, the token that ends speech is one of its tokens, and the last of them is never heard.
+        # As in the reference, the token that ends speech counts among its tokens and makes no sound.
         return tokens - 1
 
     def _room(self, batch: int) -> int:
@@ -101,7 +101,7 @@ class Qwen3SpeechStream(SpeechStream):
 
 
 class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
-    """Its voices are codec ids, in config.json."""
+    """A synthesizer whose voices are codec ids, from config.json."""
 
     first, frame_rate = "ethan", 12.5
 
@@ -110,10 +110,10 @@ class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
         return dict(self.config.talker.speakers) if self.config.talker else {}
 
     def tokens(self, seconds: float) -> int:
-        return super().tokens(seconds) + 1  # the one that ends speech counts too
+        return super().tokens(seconds) + 1  # the token that ends speech counts too
 
     def speakable(self, batch: Batch) -> bool:
-        # Bare tokens without any turns are text alone.
+        # Bare tokens without any turns are answered in text alone.
         rows = zip(batch.tokens, batch.mask, strict=True)
         return any(qwen3_omni.open_turn(row[real], self.config) is not None for row, real in rows)
 
@@ -144,7 +144,7 @@ class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
 
 
 def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B W"]:
-    """The waveforms of whole rows, whatever their length; a row is zero beyond its own samples."""
+    """The waveforms of whole rows of any length; a row is zero beyond its own samples."""
     batch, _, frames = codes.shape
     rows = 1 << (batch - 1).bit_length()
     size = max(chunk for chunk in CHUNKS if chunk <= max(1, BATCH_FRAMES // rows))

@@ -1,4 +1,4 @@
-"""Rows of speech in the making, called in static shapes, chunk by chunk. How a family speaks is a file of its own."""
+"""Speech of several rows, generated chunk by chunk in static shapes. Each family has a file of its own for its part."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,16 @@ _take = jax.jit(take_rows)
 
 @dataclass(frozen=True)
 class Speech:
-    """What rows are spoken from, and how: prompts (padding rows too), seeds of the real rows, sampling options.
+    """The inputs of rows' speech: prompts (padding rows too), seeds of the real rows, and sampling options.
 
     Attributes:
-        make: makes the voices, of the parts, the configuration, this, the thinker's states and ``streamed``.
-        keep: after how many of the thinker's layers its states at the prompt are wanted; None for none.
-        follow: whether its states at the reply's tokens are wanted too.
+        prompt: of the talker.
+        seeds: one a real row.
+        talker: sampling options of first codes.
+        predictor: sampling options of the other codes.
+        make: makes the stream, from the parts, the configuration, this object, the thinker's states and ``streamed``.
+        keep: number of the thinker's layers after which its states at the prompt are needed; None for none.
+        follow: whether its states at the reply's tokens are needed too.
     """
 
     prompt: SpeechPrompt
@@ -40,7 +44,7 @@ class Speech:
 
 @dataclass(frozen=True)
 class Chunk:
-    """New sound of a row: codes [Q, y] and the samples [w] that are settled."""
+    """New sound of a row: codes [Q, y] and the samples [w] that are final."""
 
     row: int
     codes: Int[np.ndarray, "Q y"]
@@ -48,9 +52,9 @@ class Chunk:
 
 
 class SpeechStream(ABC):
-    """Speech of several rows: words come in by ``say``, sound goes out by ``advance``.
+    """Speech of several rows: ``say`` adds tokens of replies, ``advance`` returns sound.
 
-    The batch shrinks to the next power of two when half of its rows have finished, and they cost nothing more.
+    The batch shrinks to the next power of two when half of its rows have finished: they then cost nothing more.
 
     Attributes:
         codebooks: codes of a frame.
@@ -68,9 +72,14 @@ class SpeechStream(ABC):
         *,
         streamed: bool,
     ):
-        """Args:
-        states: the thinker's at the prompt's tokens, as ``speech.keep`` asks; None where none are wanted.
-        streamed: sound comes as early as it can; else in calls as long as memory allows.
+        """Prefills the talker.
+
+        Args:
+            parts: of the model.
+            config: of the model.
+            speech: prompts, seeds and options.
+            states: the thinker's at the prompt's tokens, as ``speech.keep`` asks; None where none are needed.
+            streamed: whether sound comes as early as possible; else in calls as long as memory allows.
         """
         talker, prompt = config.talker, speech.prompt
         assert talker is not None
@@ -80,7 +89,7 @@ class SpeechStream(ABC):
         self.words, self.ended = [list(words) for words in prompt.words], [False] * batch
         self.rows = np.where(
             prompt.lengths > 0, np.arange(batch), -1
-        )  # which row each row of the batch is; -1 for none
+        )  # the row of the request in each row of the batch; -1 for none
         self.lengths, self.counts = prompt.lengths, np.zeros(batch, int)
         self.most = most = self._most(speech.talker.max_new_tokens or ROOM)
         self.predictor = parts.get("code_predictor")
@@ -99,22 +108,22 @@ class SpeechStream(ABC):
         cache = parts["talker"].empty_cache(batch, slots)
         self.states = self._listen(prompt, lengths, states, cache), rows
         self.live = lengths > 0
-        # Rows whose sound was cut by its length, and rows that the device does not know yet to be silent.
+        # Rows whose sound was cut by its length; then whether the device is yet to learn of silent rows.
         self.cut: set[int] = set() if most else set(range(len(speech.seeds)))
         self.unheard = False
 
     def say(self, row: int, words: Sequence[int], *, ended: bool) -> None:
-        """Further tokens of a row's reply, and whether they are the last."""
+        """Adds tokens of a row's reply; ``ended`` if they are the last."""
         self.words[row] += words
         self.ended[row] = ended
-        if ended and not self._known(row):  # a reply of nothing is silence
+        if ended and not self._known(row):  # an empty reply is silent
             self.live &= self.rows != row
             self.cut.discard(row)
             self.unheard = True
 
     @abstractmethod
     def follow(self, made: Made) -> None:
-        """The thinker's states at tokens of the replies, before the tokens of the same call are said."""
+        """Takes the thinker's states at tokens of the replies, before ``say`` adds the tokens of the same call."""
 
     @property
     def done(self) -> bool:
@@ -122,7 +131,7 @@ class SpeechStream(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether all words of the next chunk are there."""
+        """Whether the tokens for the next chunk are there."""
         rows = [(row, count) for row, count, live in zip(self.rows, self.counts, self.live, strict=True) if live]
         return bool(rows) and all(self.ended[row] or self._known(row) >= count + self.frames for row, count in rows)
 
@@ -132,7 +141,7 @@ class SpeechStream(ABC):
         return max(size for size in self.chunks if size <= min(self.size, self._room(len(self.rows))))
 
     def advance(self) -> list[Chunk]:
-        """The next chunk of each row that has one."""
+        """Generates the next chunk of each row that has one."""
         self._shrink()
         frames = self.frames
         numbers = np.asarray(self.counts)[:, None] + np.arange(CALL_FRAMES)
@@ -157,20 +166,20 @@ class SpeechStream(ABC):
 
     @abstractmethod
     def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
-        """The talker's state after the prompts."""
+        """Prefills the talker and returns its state."""
 
     @abstractmethod
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
-        """What the talker reads of words: their tokens, and which words of their row's reply they are."""
+        """The talker's input for tokens of the replies; ``numbers`` are the tokens' places in their row's reply."""
 
     @abstractmethod
     def _hear(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
     ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
-        """Frames made in all and whether they are the last, of each row of the batch; and the new sound."""
+        """Frames generated in all and whether a row is finished, for each row of the batch; and the new sound."""
 
     def _most(self, tokens: int) -> int:
-        """Frames that so many tokens of the talker are."""
+        """The number of frames that ``tokens`` tokens of the talker make."""
         return tokens
 
     def _room(self, batch: int) -> int:
@@ -178,18 +187,18 @@ class SpeechStream(ABC):
         return self.chunks[-1]
 
     def _known(self, row: int) -> int:
-        """Words of a reply that can be read."""
+        """The number of a reply's tokens that the talker can read."""
         return len(self.words[row])
 
     def _word(self, row: int, number: int) -> int:
-        """What a frame is fed: the reply's tokens, then the mark of their end, then nothing more."""
+        """The token that a frame is fed: the reply's tokens, then the mark of their end, then padding."""
         known = self._known(row) if row >= 0 else 0
         if number < known:
             return self.words[row][number]
         return self.config.tts_eos if number == known else self.config.tts_pad
 
     def _shrink(self) -> None:
-        """Leaves finished rows behind, as many as makes the batch a smaller power of two."""
+        """Drops finished rows, as many as make the batch a smaller power of two."""
         count = 1 << (int(self.live.sum()) - 1).bit_length()
         if count < len(self.rows):
             self._keep_rows(np.argsort(~self.live, kind="stable")[:count].astype(np.int32))
@@ -201,5 +210,5 @@ class SpeechStream(ABC):
 
 
 def part_seed(seed: int, part: int) -> int:
-    """Seeds of parts that draw independently of each other."""
+    """The seed of a part; parts draw independently of each other."""
     return int(np.random.SeedSequence([int(seed) & 0xFFFFFFFF, part]).generate_state(1)[0])

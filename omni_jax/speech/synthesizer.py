@@ -1,4 +1,4 @@
-"""What a checkpoint speaks with: its voices, what its talker reads, its talker and vocoder. Each family has a file for that."""
+"""Synthesizers: a checkpoint's voices, talker prompts, talker and vocoder. Each family has a file of its own."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,9 +24,9 @@ class Synthesizer(ABC, Generic[Whole]):
     """How replies become speech.
 
     Attributes:
-        first: the voice of those who name none, where there is one of that name.
+        first: the default voice, in lower case, if the checkpoint has one of that name.
         frame_rate: frames of codes a second.
-        system: what the system's turn must say for speech to be good; None where it does not matter.
+        system: the system message that good speech needs; None where it does not matter.
     """
 
     first: str
@@ -34,29 +34,29 @@ class Synthesizer(ABC, Generic[Whole]):
     system: str | None = None
 
     def __init__(self, parts: Mapping[str, Any], config: Whole, folder: Path):
-        """Args: ``parts`` may be empty where nothing but ``voices`` is asked for."""
+        """Makes a synthesizer; ``parts`` may be empty where only ``voices`` is used."""
         self.parts, self.config, self.folder = parts, config, folder
 
     @property
     def loaded(self) -> bool:
-        """Whether the parts that speak are there."""
+        """Whether the parts that speak are loaded."""
         return "talker" in self.parts
 
     @property
     def predicts(self) -> bool:
-        """Whether a code predictor writes codes too."""
+        """Whether a code predictor generates codes too."""
         return "code_predictor" in self.parts
 
     @cached_property
     @abstractmethod
     def voices(self) -> Mapping[str, Any]:
-        """What makes a voice, by its name; empty for a checkpoint that has none."""
+        """The data of each voice, by its name; empty for a checkpoint that has none."""
 
     def choose(self, speaker: str | Sequence[str] | None, count: int) -> tuple[Any, ...]:
         """The voice of each row.
 
         Raises:
-            ValueError: an unknown voice, or not one for each row.
+            ValueError: an unknown voice, or names that are not one a row.
         """
         known = {name.lower(): voice for name, voice in self.voices.items()}
         if speaker is None:
@@ -79,11 +79,11 @@ class Synthesizer(ABC, Generic[Whole]):
         return math.ceil(seconds * self.frame_rate)
 
     def speakable(self, batch: Batch) -> bool:
-        """Whether any of the rows can be spoken, so that replies are unless somebody says otherwise."""
+        """Whether any of the rows can be spoken; if so, replies are spoken by default."""
         return True
 
     def recited(self, batch: Batch, words: Sequence[int]) -> Batch:
-        """What the thinker reads of one row where the reply is given."""
+        """The thinker's input for one row whose reply is given."""
         return batch
 
     @abstractmethod
@@ -97,10 +97,14 @@ class Synthesizer(ABC, Generic[Whole]):
         words: Sequence[int] | None = None,
         compat: str | None = None,
     ) -> Speech:
-        """What rows are spoken from.
+        """The inputs of rows' speech.
 
         Args:
-            batch: placed, padding rows too. words: the reply of its one row, where that is given.
+            batch: placed, padding rows too.
+            voices: one a real row.
+            seeds: one a real row.
+            sampling: options of talker and predictor.
+            words: tokens of the only row's reply, if that is given.
             compat: see ``Omni.generate_batch``.
 
         Raises:
@@ -115,13 +119,16 @@ class Synthesizer(ABC, Generic[Whole]):
 def checked(
     codes: np.ndarray, lengths: Any, *, codebooks: int, codebook: int
 ) -> tuple[Int[np.ndarray, "B Q Y"], Int[np.ndarray, "B"]]:
-    """Codes [B, Q, Y] or [Q, Y] as vocoders take them, zero beyond each row's frames, and these.
+    """Checked codes [B, Q, Y], zero beyond each row's frames, and the rows' numbers of frames.
 
     Args:
-        codebooks: codes of a frame. codebook: how many codes there are.
+        codes: [B, Q, Y] or [Q, Y].
+        lengths: frames of each row; None for all.
+        codebooks: codes of a frame.
+        codebook: number of different codes.
 
     Raises:
-        ValueError: in one line, for codes or lengths that cannot be.
+        ValueError: in one line, for impossible codes or lengths.
     """
     ids = codes[None] if codes.ndim == 2 else codes
     if ids.ndim != 3 or ids.shape[1] != codebooks or not ids.shape[0] or ids.dtype.kind not in "iu":

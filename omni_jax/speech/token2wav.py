@@ -1,24 +1,28 @@
-"""The flow vocoder: codes of whole rows, or codes as they come, to sound. DiT and BigVGAN in their static shapes.
+"""The flow vocoder: from codes to sound, of whole rows or of a stream. Calls DiT and BigVGAN in their static shapes.
 
-A row is itself in any batch and any padding: what is padded is masked, and noise belongs to a seed and the number of a frame.
+A row's sound does not depend on the batch or the padding: padding is masked, and noise depends on a seed and the number
+of a frame.
 
-A stream is made of overlapping windows of blocks (24 mel frames, 12 codes, 0.24 s): ``BACK`` blocks of context, the new ones,
-``AHEAD`` of look-ahead. Each is made as if it were a whole row, at its own positions and from the noise that its frames have
-in the whole; of its sound the new blocks' is kept. So codes are all that a stream remembers, and its errors cannot add up.
+A stream is made of overlapping windows of blocks (24 mel frames, 12 codes, 0.24 s): ``BACK`` blocks of context, the new
+ones, ``AHEAD`` of look-ahead. Each window is computed as if it were a whole row, at its own positions and from the
+noise that its frames have in the whole row; only the sound of the new blocks is kept. So a stream's only state is its
+codes, and errors cannot accumulate.
 
-It is not the whole to the last digit. A direction of the flow hears two blocks back and one ahead, but the 36 directions of
-a row hear through one another, less with each block. What windows err by, of the largest sample (random weights of the usual
-scale, the worse of two seeds; float32 rounds 7e-7):
+A stream does not equal the whole row to the last digit. One direction of the flow has a receptive field of two blocks
+back and one ahead, but a row takes 36 directions in turn, whose receptive fields add up; the effect shrinks with each
+block. Errors of windows relative to the largest sample (random weights of the usual scale, the worse of two seeds;
+float32 rounds 7e-7):
 
     BACK, AHEAD        2, 1   3, 2   4, 2   3, 3   4, 3   4, 4
     error, 4 layers    1e-2   3e-4   3e-4   3e-4   6e-6   4e-6
     error, 22 layers   4e-3   7e-5   7e-5   5e-5   2e-6   2e-6
 
-With 4 and 3 a stream is the whole to 1e-4 with room for weights whose blocks heed each other more, and its first sound needs
-48 codes.
+With 4 and 3 a stream equals the whole row to 1e-4, with a margin for weights whose blocks depend more on each other,
+and its first sound needs 48 codes.
 
-Programs, for each power of two of rows: BigVGAN has the four sizes of windows and a fifth for longer rows, the DiT the same
-four and the sizes that whole rows are padded to, eight an octave. (They compile in a second, BigVGAN's in twenty.)
+Programs, for each power of two of rows: BigVGAN has the four sizes of windows and a fifth for longer rows; the DiT has
+the same four and the sizes that whole rows are padded to, eight an octave. (They compile in a second, BigVGAN's in
+twenty.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,22 +40,26 @@ from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.models.qwen2_5_omni.dit import DiT, frame_noise
 from omni_jax.parallel.multihost import fetch
 
-# Blocks of a window beside its new ones; more where BigVGAN's reach asks for it, that sides of windows are never heard.
+# Blocks of a window beside its new ones; more if BigVGAN's receptive field needs it: edges of windows are never heard.
 BACK, AHEAD = 4, 3
-# New blocks a window: a stream begins with one, so that its first sound is early, and grows so that little is made twice.
+# New blocks a window: a stream begins with one, for an early first sound, and grows so that little is computed twice.
 NEW = (1, 2, 4, 8)
 # Blocks of BigVGAN's windows in rows longer than a stream's.
 LONG = 27
-# Mel frames of a call, of all rows, which bounds its memory whatever the batch: 41 s of speech. A longer row has its own.
+# Mel frames of a call, over all rows: 41 s of speech. Bounds its memory for any batch; a longer row gets its own call.
 CALL_FRAMES = 4096
 
 
 @struct.dataclass
 class Rows:
-    """Whose voice each row has, and where its flow begins: at noise of its seed, or at noise that is given.
+    """Each row's speaker, and where its flow begins: at noise from its seed, or at given noise.
 
     Attributes:
-        speaker, mel, mel_lengths: speaker embeddings, reference mel frames, how many each row has of them.
+        speaker: speaker embeddings.
+        mel: reference mel frames.
+        mel_lengths: reference mel frames of each row.
+        seeds: of the noise.
+        noise: given noise; None to draw it.
     """
 
     speaker: Float32[np.ndarray, "B D"]
@@ -104,10 +112,13 @@ def decode(
     """The waveforms of whole rows, W = Y * samples a code (480); a row is zero beyond its own samples.
 
     Args:
-        lengths: codes of each row; its own come first.
+        dit: makes mel frames of codes.
+        bigvgan: makes samples of mel frames.
+        codes: a row's own come first.
+        lengths: codes of each row.
         speakers: one a row.
         seeds: of each row's noise.
-        noise: given in their place, T = Y * mel frames a code.
+        noise: given instead of seeds, T = Y * mel frames a code.
 
     Raises:
         ValueError: a row has more codes than the flow's context; seeds and noise, or neither; noise of another shape.
@@ -126,18 +137,18 @@ def decode(
 
 
 class FlowStream:
-    """Sound of rows whose codes come in pieces, as soon as it is settled; a row may be of any length.
+    """Streams the sound of rows whose codes come in pieces, as soon as it is final; a row may be of any length.
 
-    Rows go in step: those that have not ended have the same number of codes.
+    Rows advance together: those that have not ended have the same number of codes.
     """
 
     def __init__(self, dit: DiT, bigvgan: BigVGAN, speakers: Sequence[Speaker], seeds: Sequence[int]):
-        """Args: ``speakers`` and ``seeds`` are one a row of the batch, of rows of padding too."""
+        """Starts a stream; ``speakers`` and ``seeds`` are one a row of the batch, padding rows included."""
         self.dit, self.bigvgan = dit, bigvgan
         self.rows = Rows.of(speakers, seeds)
         self.codes = np.zeros((len(speakers), 0), np.int32)
         self.live = np.ones(len(speakers), bool)
-        # Blocks whose sound has been given to rows that go on, and in how many windows.
+        # Blocks whose sound was returned for rows that go on, and the number of windows for them.
         self.done, self.windows = 0, 0
 
     def hear(
@@ -147,12 +158,14 @@ class FlowStream:
         after: Int[np.ndarray, "B"],
         ended: Bool[np.ndarray, "B"],
     ) -> list[Float32[np.ndarray, "w"]]:
-        """The samples of each row that its new codes settle; all that is left of a row that ended.
+        """Adds codes and returns the samples of each row that became final; for a row that ended, all that are left.
 
         Args:
             codes: a row's ``after - before`` new ones come first.
-            before, after: codes of each row without these and with them.
-            ended: rows that will have no more, rows of padding among them. They may be named again, and are silent then.
+            before: codes of each row without these.
+            after: codes of each row with these.
+            ended: rows that will have no more, padding rows included. They may be named again, and have no samples
+                then.
         """
         counts, over = np.asarray(after), np.asarray(ended)
         new = np.asarray(codes)[:, : int((counts - np.asarray(before)).max())]
@@ -168,7 +181,7 @@ class FlowStream:
         self.codes, self.live, self.rows = self.codes[index], self.live[index], self.rows.take(index)
 
     def _settled(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
-        """What windows settle: of rows that go on, those windows that are full; of rows that end, all."""
+        """Rows and their final samples: for rows that go on, of the windows that are full; for rows that end, all."""
         block, each = _block_codes(self.dit), _code_samples(self.dit, self.bigvgan)
         back, ahead, sizes = _sizes(self.dit, self.bigvgan)
         done, left = self.done, ending
@@ -178,7 +191,7 @@ class FlowStream:
             due = self.live & (counts >= (start + size) * block)
             if due.any():
                 self.done, self.windows = start + size - ahead, self.windows + 1
-            elif left.any():  # for these alone, a window that holds what they have left
+            elif left.any():  # for rows that end only, a window that holds their rest
                 needed = -(-counts[left].max() // block) - start
                 size = next((size for size in sizes if size >= needed), sizes[-1])
             else:
@@ -197,7 +210,7 @@ class FlowStream:
 
 
 def _whole(dit, bigvgan, codes, lengths, rows: Rows) -> Float32[np.ndarray, "B W"]:
-    """Rows of like lengths share a call, the longest first."""
+    """The sound of whole rows. Rows of similar lengths share a call, the longest first."""
     most, block, each = dit.config.context // dit.config.repeats, _block_codes(dit), _code_samples(dit, bigvgan)
     if lengths.max(initial=0) > most:
         raise ValueError(
@@ -215,7 +228,7 @@ def _whole(dit, bigvgan, codes, lengths, rows: Rows) -> Float32[np.ndarray, "B W
 
 
 def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.ndarray, "B W"]:
-    """The sound of pieces of rows, which begin at their code ``first``, as if there was nothing before and after them."""
+    """The sound of pieces of rows, which begin at their code ``first``, as if nothing came before or after them."""
     config, batch, frames = dit.config, len(codes), codes.shape[1] * dit.config.repeats
     made = []
     for part in np.split(np.arange(batch), range(_room(frames), batch, _room(frames))):
@@ -232,7 +245,7 @@ def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.n
 
 
 def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
-    """BigVGAN over mel frames: in one window where one is large enough, else in several that overlap by its reach."""
+    """BigVGAN over mel frames: in one window if it fits, else in several that overlap by its receptive field."""
     frames, reach, each = mel.shape[1], bigvgan.reach, bigvgan.frame_samples
     sizes = [size * dit.config.block_frames for size in (*_sizes(dit, bigvgan)[2], LONG)]
     size = next((size for size in sizes if size >= frames), sizes[-1])
@@ -246,7 +259,7 @@ def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
 
 
 def _sizes(dit, bigvgan) -> tuple[int, int, list[int]]:
-    """Blocks of context and of look-ahead, and of each of a stream's windows: the first has no context."""
+    """Blocks of context, blocks of look-ahead, and blocks of each of a stream's windows; the first has no context."""
     sides = -(-bigvgan.reach // dit.config.block_frames)
     back, ahead, done = max(BACK, sides), max(AHEAD, sides), np.cumsum((0, *NEW[:-1])).tolist()
     return back, ahead, [min(back, before) + new + ahead for before, new in zip(done, NEW, strict=True)]
@@ -261,7 +274,7 @@ def _slots(blocks: int) -> int:
 
 
 def _room(frames: int) -> int:
-    """Rows of so many frames that share a call, a power of two."""
+    """The number of rows of so many frames that share a call, a power of two."""
     return 1 << (max(1, CALL_FRAMES // frames).bit_length() - 1)
 
 
@@ -274,5 +287,5 @@ def _code_samples(dit, bigvgan) -> int:
 
 
 def _widened(x, size: int):
-    """Zeros behind the second axis."""
+    """The array padded with zeros at the end of its second axis."""
     return np.pad(x, [(0, 0), (0, size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])

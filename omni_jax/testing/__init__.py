@@ -4,10 +4,10 @@
     omni = Omni.load(folder)
     write_tiny(tmp_path / "qwen2_5", config=tiny_qwen2_5_config())          # a Qwen2.5-Omni instead of a Qwen3-Omni
 
-A folder holds what the hub's holds: config.json in the hub's spelling, generation and preprocessor configuration,
+A folder has the files of the hub: config.json in the hub's spelling, generation and preprocessor configuration,
 vocab.json, merges.txt and tokenizer_config.json (no tokenizer.json), a chat template, safetensors shards with an index,
-one tensor an expert, and the voices of Qwen2.5-Omni in spk_dict.pt. The weights are random, so what such a model says
-means nothing.
+one tensor an expert, and the voices of Qwen2.5-Omni in spk_dict.pt. The weights are random, so the model's replies
+mean nothing.
 """
 
 from omni_jax.testing.checkpoint import write_tiny

@@ -19,7 +19,7 @@ from omni_jax.weights import write_json
 from omni_jax.weights.layerwise import Group, Leaf, leaves
 from omni_jax.weights.table import Binding
 
-# Objects of config.json that only speaking needs.
+# Objects of config.json that only speech needs.
 SPOKEN = ("talker_config", "code2wav_config", "token2wav_config")
 
 
@@ -35,11 +35,11 @@ def write_tiny(
     """Writes a random checkpoint in the published layout; the same arguments write the same weights on any machine.
 
     Args:
-        folder: made where it is not there; must not hold weights yet.
+        folder: created if needed; must not hold weights yet.
         seed: of the weights.
-        config: the content of config.json; ``tiny_config()`` by default, ``tiny_qwen2_5_config()`` for the other family.
-            Larger ones are written layer by layer, so a checkpoint may be larger than the memory.
-        dtype: of the tensors, "float32" or "bfloat16"; those of Qwen2.5-Omni's token2wav are float32 in any case.
+        config: the content of config.json; by default ``tiny_config()``; ``tiny_qwen2_5_config()`` makes a
+            Qwen2.5-Omni. Larger ones are written layer by layer, so a checkpoint may be larger than the memory.
+        dtype: of the tensors, "float32" or "bfloat16"; those of Qwen2.5-Omni's token2wav are always float32.
         speech: False writes a text-only model, as the Thinking and Captioner releases are.
         shards: files of weights, at most.
 
@@ -85,12 +85,12 @@ _SCALES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Random:
-    """Source: random weights, each piece from a seed of its own path and layer, so that no piece depends on another.
+    """A source of random weights. Each piece has a seed from its own path and layer, so no piece depends on another.
 
-    Everything is random, norms and biases too, for a constant would hide a mistake; scales keep activations near 1.
-    The vocoders' convolutions have half gain, as their sines turn large activations into chaos. The ``silent`` codec
-    ids have zeros in the talker's head, or greedy speech might end before it began; so have, in the thinker's, the ids
-    that do not print, or greedy text would be invisible.
+    Everything is random, norms and biases too, because a constant would hide a mistake; scales keep activations near 1.
+    The vocoders' convolutions have half gain, because their sines turn large activations into chaos. The ``silent``
+    codec ids have zeros in the talker's head: otherwise greedy speech might end before it began. In the thinker's head,
+    ids that do not print have zeros: otherwise greedy text would be invisible.
     """
 
     bindings: Mapping[str, Binding]
@@ -113,7 +113,7 @@ class _Random:
             yield path, values
 
     def _scale(self, path: str) -> tuple[float, float]:
-        """Mean and spread."""
+        """Mean and standard deviation."""
         name = path.rsplit(".", 1)[-1]
         if name in _SCALES:
             return _SCALES[name]

@@ -1,4 +1,4 @@
-"""The first name of ``qwen2_5_omni.py``, for those who import it by that."""
+"""The former name of ``qwen2_5_omni.py``, kept for existing imports."""
 
 from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5, three_b, tiny_qwen2_5_config, tiny_speakers
 

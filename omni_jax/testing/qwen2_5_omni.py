@@ -11,7 +11,7 @@ from omni_jax.testing.family import TinyFamily
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5, token_ids_qwen2_5
 from omni_jax.weights.speakers import write_speakers
 
-# What the talker reads beside words has rows of the thinker's table, beyond the tokenizer's last, and no spelling.
+# Ids that the talker reads beside text: rows of the thinker's table beyond the tokenizer's last, without spelling.
 UNSPELT = ("pad", "start", "end", "Ethan", "Chelsie")
 
 # The head has rows beyond the table of codes, as the published one has (8448 and 8194): most of them mean nothing.
@@ -22,11 +22,11 @@ MEL_BINS, SPEAKER_WIDTH = 16, 24
 def tiny_qwen2_5_config() -> dict[str, Any]:
     """config.json of a tiny model, in the hub's spelling.
 
-    Ids are those of ``token_ids_qwen2_5``, of the words of ``write_tokenizer`` and this family's added tokens after them.
-    What is odd in the published files is odd here: no head_dim in the thinker, one in the talker that is not width / heads;
-    ``depth``, ``dim`` and ``heads`` beside the names that the library reads; ids called ``..._index``; turn ids in the thinker's
-    object; a text whose tie_word_embeddings is true and means nothing. The sections of M-RoPE are the 7B's, an eighth of them;
-    ``three_b`` shows what the 3B has.
+    Ids are those of ``token_ids_qwen2_5``: the words of ``write_tokenizer`` and behind them this family's added tokens.
+    Oddities of the published files are kept: no head_dim in the thinker, and one in the talker that is not width /
+    heads; ``depth``, ``dim`` and ``heads`` beside the names that the library reads; ids called ``..._index``; turn ids
+    in the thinker's object; a text config whose tie_word_embeddings is true and has no effect. The M-RoPE sections are
+    the 7B's divided by eight; ``three_b`` has the 3B's.
     """
     tokens = token_ids_qwen2_5()
     media = {
@@ -150,7 +150,7 @@ def tiny_qwen2_5_config() -> dict[str, Any]:
     bigvgan = {
         "model_type": "qwen2_5_omni_bigvgan",
         "mel_dim": MEL_BINS,
-        # The published one has six stages of three kernels, which would take longer to compile than all else together.
+        # The published one has six stages of three kernels, which compile longer than everything else together.
         "upsample_initial_channel": 32,
         "upsample_rates": [5, 6, 8],
         "upsample_kernel_sizes": [11, 12, 16],
@@ -174,7 +174,7 @@ def tiny_qwen2_5_config() -> dict[str, Any]:
 
 
 def three_b(whole: dict[str, Any]) -> dict[str, Any]:
-    """The talker as the 3B has it: narrow heads that fill its width, and no frequency that the width coordinate turns."""
+    """The talker as in the 3B: narrow heads that fill its width, and no frequency for the width coordinate."""
     talker = whole["talker_config"]
     scaling = {**talker["rope_scaling"], "mrope_section": [1, 1, 0]}
     narrow = {"num_attention_heads": 10, "head_dim": 4, "rope_scaling": scaling}
@@ -182,10 +182,11 @@ def three_b(whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_speakers(seed: int = 0, dit: DiTConfig | None = None) -> dict[str, Speaker]:
-    """Voices for spk_dict.pt, random, of unlike lengths.
+    """Random voices for spk_dict.pt, of different lengths.
 
     Args:
-        dit: of the model that is to speak with them; that of ``tiny_qwen2_5_config`` by default.
+        seed: of the voices.
+        dit: configuration of the model that speaks with them; by default that of ``tiny_qwen2_5_config``.
     """
     width, bins = (dit.speaker_width, dit.mel_bins) if dit else (SPEAKER_WIDTH, MEL_BINS)
     random = np.random.default_rng(seed)

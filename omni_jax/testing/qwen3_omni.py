@@ -1,4 +1,4 @@
-"""The configuration of a tiny model, in the hub's spelling."""
+"""The configuration of a tiny Qwen3-Omni, in the hub's spelling."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -16,10 +16,10 @@ _ADDED = """
 <|audio_pad|>
 """
 ADDED_TOKENS = _ADDED.split()
-# Those that a decoder shows even where it skips special tokens: <tool_call> to </think>.
+# Those that a decoder shows even when it skips special tokens: <tool_call> to </think>.
 NOT_SPECIAL = ADDED_TOKENS[14:26]
 
-# Each of these becomes one token. The roles must, for the talker looks for them; the words have a space before them.
+# Each of these becomes one token. The roles must, as the talker looks for them; words begin with a space.
 ROLES = ("system", "user", "assistant")
 WORDS = """
 the a of and to in is you I it that was for on are with they be at one have this from by had not but what all were
@@ -87,13 +87,13 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """What a family adds to words.
+    """A family's additions to the vocabulary of words.
 
     Attributes:
         added: the added tokens, numbered on after the words.
-        shown: those of them that a decoder shows even where it skips special tokens.
-        named: what the library calls which of them.
-        context: of model_max_length.
+        shown: those of them that a decoder shows even when it skips special tokens.
+        named: the library's names for some of them.
+        context: model_max_length.
         template: of conversations, in Jinja.
     """
 
@@ -128,7 +128,7 @@ def token_ids(dialect: Dialect = QWEN3) -> dict[str, int]:
 
 
 def readable_ids() -> list[int]:
-    """Ids that print as ASCII: characters and words. What else there is prints as nothing, or as half a character."""
+    """Ids that print as ASCII: characters and words. All others print as nothing, or as half a character."""
     words, _ = _vocabulary()
     return [number for word, number in words.items() if number < 94 or len(word) > 1]
 
@@ -136,7 +136,8 @@ def readable_ids() -> list[int]:
 def write_tokenizer(folder: str | Path, dialect: Dialect = QWEN3) -> Path:
     """Writes a tiny byte-level tokenizer: vocab.json, merges.txt, tokenizer_config.json and chat_template.json.
 
-    All bytes are tokens, so any text can be said; so are a few words and a family's published added tokens, renumbered.
+    All bytes are tokens, so any text can be encoded. A few words are tokens too, and a family's published added tokens,
+    renumbered.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What Qwen2.5-Omni's tokenizer adds to words, and a chat template with the published behaviour."""
+"""The added tokens of Qwen2.5-Omni's tokenizer, and a chat template with the published behaviour."""
 
 from omni_jax.testing.tokenizer import Dialect, token_ids
 
@@ -10,7 +10,7 @@ _ADDED = """
 """
 ADDED_TOKENS_QWEN2_5 = _ADDED.split()
 
-# A system turn is put before a conversation that has none; options count what is heard and seen; tools are passed over.
+# A conversation without a system turn gets one; options number pictures, sounds and videos; tools are ignored.
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(pictures=0, sounds=0, videos=0) -%}
 {%- if messages and messages[0].role != 'system' -%}
@@ -64,5 +64,5 @@ QWEN2_5 = Dialect(
 
 
 def token_ids_qwen2_5() -> dict[str, int]:
-    """Every token's id: bytes and words as the other family's, and the added tokens numbered on after them."""
+    """Every token's id: bytes and words as in Qwen3-Omni's, and the added tokens numbered on after them."""
     return token_ids(QWEN2_5)

@@ -1,4 +1,4 @@
-"""Sound to log-mel features: read anything, mix to mono at 16 kHz, take the spectrogram."""
+"""Sound to log-mel features: read nearly any source, mix to mono at 16 kHz, compute the spectrogram."""
 
 import contextlib
 import functools
@@ -37,15 +37,16 @@ _SILENT = (
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Numbers of the log-mel spectrogram, with the published models' values as defaults.
+    """Parameters of the log-mel spectrogram, with the published models' values as defaults.
 
     Attributes:
         sample_rate: Samples a second; always 16000, the rate that `load` returns.
         n_fft: Samples in a frame and its Fourier transform; even.
         hop: Samples from one frame to the next.
         mel_bins: Mel bins, Z.
-        pad_seconds: A shorter clip is padded with silence to so many seconds before the transform, so that its last frames
-            hear silence beyond its end, and one begun counts; 0: they hear the clip's end reflected.
+        pad_seconds: A shorter clip is padded with silence to so many seconds before the transform: its last frames
+            reach into the silence beyond its end, and a frame that has only begun counts. 0 means no padding: the last
+            frames reach into the clip's reflected end.
 
     Raises:
         ValueError: with every fault in one line, by the published names.
@@ -62,7 +63,7 @@ class FeatureConfig:
 
     @property
     def min_samples(self) -> int:
-        """The shortest clip: long enough to give one frame and, unpadded, to reflect half a frame at its ends."""
+        """Samples of the shortest clip: enough for one frame and, unpadded, to reflect half a frame at its ends."""
         return 1 if self.pad_seconds else max(self.n_fft // 2 + 1, self.hop)
 
     @classmethod
@@ -72,9 +73,10 @@ class FeatureConfig:
         """Reads the audio part of a published, parsed preprocessor_config.json.
 
         Args:
-            file: what errors call it.
-            padded: whether the model's processor pads clips to `chunk_length`. The file does not say it: the other
-                family's may state one too, which nobody reads.
+            preprocessor_config: The parsed file.
+            padded: Whether the model's processor pads clips to `chunk_length`. The file does not say: Qwen3-Omni's may
+                state a `chunk_length` too, which nothing uses.
+            file: The file's name in errors.
 
         Raises:
             ValueError: with every missing or impossible value in one line.
@@ -94,7 +96,7 @@ _PUBLISHED = {
 
 
 def _raise_faults(where: str, published: Mapping[str, Any]):
-    """Checks values under their published names, and raises all that is wrong at once."""
+    """Checks values under their published names, and raises one ValueError for all faults."""
     n_fft = published.get("n_fft")
     limit = n_fft if type(n_fft) is int else 1 << 16
     rules = {
@@ -109,7 +111,7 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
         for key, (expected, allowed) in rules.items()
         if type(published.get(key)) is not int or published[key] not in allowed
     ]
-    # Dither adds noise before the transform: the features of a clip would change from call to call.
+    # Dither adds noise before the transform: a clip's features would change from call to call.
     if (dither := published.get("dither", 0)) != 0:
         faults.append(f"dither is {shown(dither)} (expected 0)")
     if faults:
@@ -119,19 +121,19 @@ def _raise_faults(where: str, published: Mapping[str, Any]):
 def load(
     source: AudioSource, *, name: str | None = None, options: MediaOptions = DEFAULTS, limit: float = math.inf
 ) -> np.ndarray:
-    """Reads sound from nearly anything, as mono at 16 kHz.
+    """Reads sound from nearly any source, as mono at 16 kHz.
 
-    Channels are averaged, then resampled by soxr (HQ); a clip of W samples at another rate becomes
-    ceil(W * 16000 / rate) samples, as `librosa.load` has it, which Qwen's own examples call.
+    Channels are averaged, then resampled by soxr (HQ). A clip of W samples at another rate becomes
+    ceil(W * 16000 / rate) samples, as in `librosa.load`, which Qwen's own examples call.
 
     Args:
-        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object
-            (read from where it stands), of whatever soundfile or PyAV decodes; of a video, the first audio track.
-            Or samples at 16 kHz, [W], [W, channels] or [channels, W] (the smaller axis is channels), or
-            `(samples, rate)`, or a decoder of torchcodec. Integers are scaled to [-1, 1] by their type's range; unsigned
-            ones are offset binary (uint8 silence is 128).
+        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object (read
+            from its current position), in any format that soundfile or PyAV decodes; of a video, the first audio track.
+            Or samples at 16 kHz, [W], [W, channels] or [channels, W] (the smaller axis is channels), or `(samples,
+            rate)`, or a decoder of torchcodec. Integers are scaled to [-1, 1] by their type's range; unsigned ones are
+            offset binary (uint8 silence is 128).
         name: What messages call the source; by default its path, or its kind.
-        options: audio_start and audio_end, the part to take, in seconds (what lies beyond the end is not missed);
+        options: audio_start and audio_end, the part to take, in seconds (an audio_end beyond the sound is no error);
             and the bounds of a download, max_bytes, timeout and allow_private.
         limit: Seconds for which the model's context has room; no more is decoded.
 
@@ -139,13 +141,13 @@ def load(
         Float32 samples [W], a new array.
 
     Raises:
-        ValueError: in one line, when the source cannot be found, fetched or is not sound, or its samples are none,
-            too few for one frame, NaN or infinite, or at a rate outside 1 kHz to 1 MHz, or end before audio_start, or
-            part of them is lost, or they are more than the limit.
+        ValueError: in one line, when the source cannot be found, fetched or is not sound; when it has no samples, too
+            few for one frame, or NaN or infinite ones; when its rate is outside 1 kHz to 1 MHz; when it ends before
+            audio_start; when a part of it is lost; or when it is longer than the limit.
     """
     name = name or describe(source, "audio")
     decoder: Any = source
-    if hasattr(decoder, "get_all_samples"):  # of torchcodec, which rows of `datasets` hold
+    if hasattr(decoder, "get_all_samples"):  # a decoder of torchcodec, as rows of `datasets` hold
         decoded = decoder.get_all_samples()
         source = (to_numpy(decoded.data), decoded.sample_rate)
     if isinstance(source, tuple) or hasattr(source, "__array__"):
@@ -170,11 +172,11 @@ def load_track(
 ) -> np.ndarray:
     """Reads the sound of a video, placed by its time stamps, as mono at 16 kHz.
 
-    Where sound begins after the pictures, or has a hole of more than 50 ms, there is silence; where it begins before
-    them it is cut. It ends where the file's does.
+    Where sound begins after the pictures, or has a hole of more than 50 ms, there is silence. Where it begins before
+    them, it is cut. It ends where the file's sound does.
 
     Args:
-        file: A seekable binary file; of several tracks of sound, the first is taken.
+        file: A seekable binary file; of several sound tracks, the first is read.
         name: What messages call it.
         options: video_start and video_end, the part to take, in seconds from the first picture.
         origin: When the first picture is shown (`video.Clip.origin`).
@@ -184,7 +186,7 @@ def load_track(
         Float32 samples [W], the first at video_start.
 
     Raises:
-        ValueError: in one line, when there is no sound at all, or none in the part, and as `load` does.
+        ValueError: in one line, when there is no sound at all, or none in the part, and as in `load`.
     """
     try:
         with contextlib.closing(audio_file.track(file, holes=True)) as blocks:
@@ -206,16 +208,16 @@ def load_track(
 def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """Log-mel features of one clip, those of Transformers' WhisperFeatureExtractor.
 
-    Frames are centred (half a frame is reflected at each end), Hann-windowed (periodic) and transformed;
-    powers are summed into Slaney mel bins; their log10 x, clamped to 8 decades below the clip's peak, becomes
-    (x + 4) / 4. A clip longer than `config.pad_seconds` is taken whole, as if there were no padding: Qwen2.5-Omni's
-    processor cuts it there, but its model hears any length. Computed in float64, as that extractor does where torch is
-    absent; with torch it transforms in float32, whose rounding shows in bins 80 dB below a loud neighbour: up to 4e-5 in
-    clean speech.
+    Frames are centred (half a frame is reflected at each end), Hann-windowed (periodic) and transformed.
+    Powers are summed into Slaney mel bins; their log10 x, clamped to 8 decades below the clip's peak, becomes
+    (x + 4) / 4. A clip longer than `config.pad_seconds` is used whole, as if there were no padding: Qwen2.5-Omni's
+    processor cuts it there, but its model takes any length. Computed in float64, as that extractor does without torch.
+    With torch it transforms in float32, whose rounding shows in bins 80 dB below a loud neighbour: up to 4e-5 in clean
+    speech.
 
     Args:
         samples: Float samples [W] at `config.sample_rate`, as `load` returns.
-        config: The spectrogram's numbers.
+        config: The spectrogram's parameters.
 
     Returns:
         Float32 features [Z, A]; A = W // hop, or ceil(W / hop) of a clip that is padded. Silence is -1.5.
@@ -238,14 +240,14 @@ def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     features = np.empty((config.mel_bins, reached), np.float32)
     for start in range(0, reached, _MEL_FRAMES):
         stop = min(start + _MEL_FRAMES, reached)
-        # Reflection by index rather than by padding: no second copy of a long clip.
+        # Reflection by index instead of padding: no second copy of a long clip.
         index = np.abs(np.arange(start * hop, (stop - 1) * hop + n_fft) - n_fft // 2)
         block = samples[last - np.abs(last - index)].astype(np.float64)
         spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(block, n_fft)[::hop] * window)
         power = spectrum.real**2 + spectrum.imag**2
         features[:, start:stop] = np.log10(np.maximum(filters @ power.T, _MEL_FLOOR))
     peak = features.max()
-    features = np.ascontiguousarray(features[:, :frames])  # no copy where there are no others
+    features = np.ascontiguousarray(features[:, :frames])  # no copy if these are all
     np.maximum(features, peak - 8, out=features)
     features += 4
     features /= 4
@@ -253,8 +255,8 @@ def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
 
 
 def _followed(samples: np.ndarray, config: FeatureConfig) -> tuple[np.ndarray, int, int]:
-    """A clip and the silence that it is padded with, no more of it than the clip's frames can hear; the number of its
-    frames, and of those that hear some of it, in any of which its peak may be."""
+    """The samples of a clip with as much of its padding silence as its frames reach; the number of its frames; and the
+    number of frames that overlap the clip, in any of which its peak may lie."""
     size, hop, half = samples.size, config.hop, config.n_fft // 2
     room = config.pad_seconds * config.sample_rate - size
     if room > 0:
@@ -266,15 +268,15 @@ def _followed(samples: np.ndarray, config: FeatureConfig) -> tuple[np.ndarray, i
 @functools.lru_cache(maxsize=4)
 def _mel_filters(config: FeatureConfig) -> np.ndarray:
     """Slaney's mel filters, from 0 Hz to half the sample rate, of equal area: float64 [Z, n_fft // 2 + 1]."""
-    import librosa  # here, because it takes a second to import and only this needs it
+    import librosa  # imported here, because the import takes a second and only this function needs it
 
     filters = librosa.filters.mel(sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.mel_bins, dtype=np.float64)
-    filters.flags.writeable = False  # the cache shares it
+    filters.flags.writeable = False  # callers share the cached array
     return filters
 
 
 def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
-    """Raises where a clip at the config's rate is too short for its first frame."""
+    """Raises ValueError where a clip at the config's rate is too short for its first frame."""
     least, ms = config.min_samples, 1000 / config.sample_rate
     if samples.size < least:
         raise ValueError(
@@ -284,13 +286,13 @@ def _require_frame(samples: np.ndarray, config: FeatureConfig, name: str):
 
 
 def _mixed(source: Any, rate: float, name: str) -> Iterator[Block]:
-    """Samples in an array of one or two axes, as mono: piece by piece, so that no more is copied than a context has room for."""
+    """Samples in an array of one or two axes, as mono blocks, so that no more is copied than a context has room for."""
     samples = to_numpy(source)
     if samples.dtype.kind not in "fiu":
         raise ValueError(f"{name}: samples of dtype {samples.dtype}; expected floats or integers")
     if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:
-        # Nothing records 64-bit integers: they are narrower samples in NumPy's default type, and that type's
-        # range would scale them to silence.
+        # Nothing records 64-bit integers: they are narrower samples in NumPy's default type, whose range would scale
+        # them to silence.
         raise ValueError(f"{name}: samples of dtype {samples.dtype} have no known range; convert to int16 or floats")
     if samples.ndim not in (1, 2):
         raise ValueError(

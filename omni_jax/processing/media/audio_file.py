@@ -1,4 +1,4 @@
-"""Files of sound, and the sound of videos, as blocks of mono samples; parts of them at 16 kHz; what is lost is told."""
+"""Sound of audio and video files as blocks of mono samples; parts of it at 16 kHz; lost sound is reported."""
 
 import contextlib
 import itertools
@@ -18,9 +18,9 @@ from omni_jax.processing.media import container
 from omni_jax.processing.media.container import HOLE, Packets, Steady
 from omni_jax.processing.media.source import reason
 
-SAMPLE_RATE = 16_000  # Hz, what every published checkpoint was trained on
+SAMPLE_RATE = 16_000  # Hz, which every published checkpoint was trained on
 RATES = (1_000, 1_000_000)  # Hz; a rate outside is a mistake (kHz for Hz, samples for rate), not a recording
-MAX_CHANNELS = 64  # more is a spectrogram or a batch handed over as sound, or a file made to fill memory
+MAX_CHANNELS = 64  # more is a spectrogram or a batch given as sound, or a file made to fill memory
 T = TypeVar("T")
 
 
@@ -30,8 +30,8 @@ class Block(NamedTuple):
     Attributes:
         samples: float32 [w].
         rate: Hz.
-        time: When the first is heard, in seconds of the file's clock; None for unknown.
-        heard: Whether they are of the file, not silence put in.
+        time: Time of the first sample, in seconds of the file's clock; None if unknown.
+        heard: Whether the samples are from the file; False for silence that was inserted.
     """
 
     samples: np.ndarray
@@ -40,29 +40,29 @@ class Block(NamedTuple):
     heard: bool = True
 
 
-Blocks = Iterable[Block | None]  # None: here sound is lost, and none follows
+Blocks = Iterable[Block | None]  # None: sound is lost here, and no block follows
 
 BLOCK_FRAMES = 1 << 18  # frames decoded at a time, so that many channels are never all in memory
-SILENCE_FRAMES = 1 << 40  # of silence at a time, which is no memory: a file's times may say that it lasts for years
-_MISPLACED = 0.05  # seconds that sound may be beside its time stamps: containers round them
+SILENCE_FRAMES = 1 << 40  # of silence at a time; it takes no memory, since a file's times may ask for years of it
+_MISPLACED = 0.05  # seconds that sound may be off its time stamps: containers round them
 _NOUN = "audio"
-# Chunked files: the order of their numbers' bytes, and the chunk that holds the samples.
+# Chunked files: their byte order, and the chunk that holds the samples.
 _CHUNKED = {b"RIFF": ("<", b"data"), b"FORM": (">", b"SSND")}
-_READ_AHEAD = 1 << 14  # bytes of a file's end that are tags, or that a decoder need not read
-_UNKNOWN_SIZE = 0x7FFF_0000  # from here on, as programs state that write into a pipe
+_READ_AHEAD = 1 << 14  # bytes at a file's end that are tags, or that a decoder need not read
+_UNKNOWN_SIZE = 0x7FFF_0000  # sizes from here on mean unknown: programs that write into a pipe state them
 
 
 class ChannelsError(ValueError):
-    """A file of more channels than any recording has."""
+    """A file with more channels than any recording has."""
 
 
 class NoTrackError(Exception):
-    """A file that FFmpeg can read, but which holds pictures only."""
+    """A file that FFmpeg can read, but which holds only pictures."""
 
 
 def downmix(samples: np.ndarray, axis: int) -> np.ndarray:
     """Averages the channels on an axis into float32 [W]; integers become [-1, 1] by their type's range."""
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by `audio`, in words
+    with np.errstate(over="ignore", invalid="ignore"):  # `audio` reports infinities in words
         mono = samples.mean(axis=axis, dtype=np.float32)
     if samples.dtype.kind in "iu":
         half_range = 2.0 ** (8 * samples.dtype.itemsize - 1)
@@ -71,13 +71,20 @@ def downmix(samples: np.ndarray, axis: int) -> np.ndarray:
 
 
 def all_finite(samples: np.ndarray) -> bool:
-    """Whether no sample is NaN or infinite, without an array of answers: both extremes carry NaN along."""
+    """Whether no sample is NaN or infinite, without an array of booleans: NaN propagates to both extremes."""
     return bool(np.isfinite(samples.min(initial=0)) and np.isfinite(samples.max(initial=0)))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a sound, at 16 kHz: float32 [W]; how many seconds were decoded, what is wrong, whether it is any sound."""
+    """A part of a sound at 16 kHz.
+
+    Attributes:
+        samples: float32 [W].
+        seen: Seconds that were decoded.
+        fault: What is wrong with the sound; empty if nothing.
+        heard: Whether any of the samples are from the file, not inserted silence.
+    """
 
     samples: np.ndarray
     seen: float
@@ -86,7 +93,7 @@ class Part:
 
 
 def take(blocks: Blocks, start: float | None, end: float | None, limit: float, noun: str) -> Part:
-    """Takes a part of a sound and resamples it, block by block and decoding no further; `noun` names its options."""
+    """Takes a part of a sound and resamples it, block by block, no further than needed; `noun` names its options."""
     kept, count, seen, rate = bytearray(), 0, 0, 0.0
     heard, fault, resampler = False, "", None
     for block in _cut(blocks, start):
@@ -114,19 +121,19 @@ def take(blocks: Blocks, start: float | None, end: float | None, limit: float, n
         if rate != SAMPLE_RATE:
             resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
             samples = resampler.resample_chunk(samples)
-        kept += np.ascontiguousarray(samples).data.cast("B")  # grows in place, where joining a list would copy all
+        kept += np.ascontiguousarray(samples).data.cast("B")  # grows in place; joining a list would copy everything
         if seen >= stop:
             break
     if resampler and not fault:
         kept += resampler.resample_chunk(np.empty(0, np.float32), last=True).tobytes()
         length = math.ceil(count * SAMPLE_RATE / rate)
-        del kept[length * 4 :]  # soxr rounds: at most one off
+        del kept[length * 4 :]  # soxr's length is rounded: at most one off
         kept += bytes(length * 4 - len(kept))
     return Part(np.frombuffer(kept, np.float32), seen / rate if rate else 0.0, fault, heard)
 
 
 def _cut(blocks: Blocks, start: float | None) -> Iterator[Block | None]:
-    """Blocks in pieces of ordinary length, but what lies before a start is one."""
+    """Splits blocks into pieces of ordinary length; the part before `start` stays one piece."""
     seen = 0
     for block in blocks:
         if block is None or block.samples.size <= BLOCK_FRAMES:
@@ -147,10 +154,10 @@ def _loss(seconds: float, noun: str) -> str:
 
 
 def decode(file: BinaryIO, consume: Callable[[Blocks], T]) -> T:
-    """What a function makes of a sound file's blocks, by the first library that can decode as much as it takes.
+    """The result of `consume` on a sound file's blocks, with the first library that decodes as much as it reads.
 
     Raises:
-        NoTrackError: the file holds pictures only.
+        NoTrackError: the file holds only pictures.
         ValueError: in one line without the file's name, when it is not sound.
     """
     reasons = []
@@ -167,10 +174,10 @@ def decode(file: BinaryIO, consume: Callable[[Blocks], T]) -> T:
 
 
 def track(file: BinaryIO, *, holes: bool = False) -> Generator[Block | None]:
-    """Decodes the first sound track of what FFmpeg reads; `holes`: whether seconds without any sound are no loss.
+    """Decodes the first sound track of a file with FFmpeg; with `holes`, gaps without sound do not count as lost.
 
     Raises:
-        NoTrackError: there is none.
+        NoTrackError: there is no sound track.
         ValueError: in one line without the file's name, when FFmpeg cannot read it or its sample rate changes.
     """
     with container.opened(file, _NOUN) as opened:
@@ -190,7 +197,7 @@ def track(file: BinaryIO, *, holes: bool = False) -> Generator[Block | None]:
                 _require_channels(frame.layout.nb_channels)
                 begun, rate, time = rate > 0, frame.sample_rate, frame.time
                 late = time is not None and end is not None and time - end > HOLE
-                # What is lost before the first frame is what a broadcast was joined in.
+                # Sound lost before the first frame is where a broadcast was joined.
                 if (lost and begun) or (late and packets.states_length and not holes):
                     yield None
                     return
@@ -201,16 +208,17 @@ def track(file: BinaryIO, *, holes: bool = False) -> Generator[Block | None]:
                 yield Block(downmix(samples, axis=0), rate, time)
         if lost and not rate:
             raise ValueError("nothing of its sound decodes")
-        if packets.cut or (lost and packets.states_length):  # at the end, a plain stream may be cut anywhere
+        if packets.cut or (lost and packets.states_length):  # at the end, because a plain stream may be cut anywhere
             yield None
 
 
 def placed(blocks: Blocks, origin: float) -> Iterator[Block | None]:
-    """Sound from a time of the file's clock on, each block at its own: silence in holes, without what comes before.
+    """Sound from `origin` on, in seconds of the file's clock, each block at its own time; gaps are filled with silence,
+    and earlier sound is dropped.
 
-    A clock that is set back, as where broadcasts were joined, goes on from there.
+    If the clock jumps back, as where broadcasts were joined, sound continues without a gap.
     """
-    at = 0  # samples from the origin
+    at = 0  # samples since the origin
     begun = False
     for block in blocks:
         if block is None:
@@ -242,7 +250,7 @@ def _by_soundfile(file: BinaryIO) -> Generator[Block | None]:
     file.seek(0)
     try:
         sound = soundfile.SoundFile(Steady(file))  # pyright: ignore[reportArgumentType]  # any file object will do
-    except TypeError as error:  # of a file named .raw, which has no header
+    except TypeError as error:  # raised for a file named .raw, which has no header
         raise ValueError(reason(error)) from None
     with sound:
         _require_channels(sound.channels)
@@ -266,7 +274,7 @@ def _require_channels(count: int):
 
 
 def _stated_share(file: BinaryIO) -> float:
-    """The samples that a chunked file states, by those it holds: above 1 where its end is missing."""
+    """The number of samples that a chunked file states, divided by those it holds: above 1 if its end is missing."""
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
     order, wanted = _CHUNKED.get(file.read(12)[:4], ("", b""))
@@ -281,7 +289,7 @@ def _stated_share(file: BinaryIO) -> float:
 
 
 def _states_frames(file: BinaryIO) -> bool:
-    """Whether an MP3 states its length, as encoders do in its first frame; without, it is guessed."""
+    """Whether an MP3 states its length, as encoders do in its first frame; otherwise libsndfile guesses it."""
     file.seek(0)
     head = file.read(10)
     tag = 0

@@ -1,4 +1,4 @@
-"""What the picture and the sound track of a media file share: opening it, its packets, and whether its end is missing."""
+"""What readers of pictures and of sound share: opening a media file, its packets, and whether its end is missing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from av.error import FFmpegError
 
 from omni_jax.processing.media.source import reason
 
-# Whose headers state the length; of other containers, FFmpeg estimates it.
+# Containers whose headers state the length; for others, FFmpeg estimates it.
 _STATE_LENGTH = ("mov", "matroska", "flv", "flac", "aiff", "au")
-# A title that is not UTF-8 stops no reading: since PyAV 19 that is so, and the option is gone.
+# Titles that are not UTF-8 must not stop the reading: since PyAV 19 they do not, and the option is gone.
 _ANY_TITLE: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-HOLE = 1.0  # seconds without pictures or sound that are damage: less is a dropped frame, or a length rounded
+HOLE = 1.0  # seconds without pictures or sound that count as damage; less is a dropped frame, or a rounded length
 
 
 class Steady:
-    """A file as libraries in C take it: where damaged bytes have them seek out of it, it stays where it is.
+    """A file for libraries in C: a seek outside of it, as damaged bytes cause, leaves it where it is.
 
-    They print the traceback of what a seek raises, for they cannot raise it.
+    Such libraries cannot raise what a seek raises, and print its traceback instead.
     """
 
     def __init__(self, file: BinaryIO):
@@ -37,7 +37,7 @@ class Steady:
 
 @contextlib.contextmanager
 def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
-    """Opens a file by FFmpeg.
+    """Opens a file with FFmpeg.
 
     Args:
         file: A seekable binary file.
@@ -48,26 +48,26 @@ def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
         ValueError: in one line without the file's name, when FFmpeg cannot read it.
     """
     file.seek(0)
-    # No protocol is allowed: a playlist's bytes must not open other files or addresses of this machine.
+    # No protocol is allowed: a playlist's bytes must not open other files or addresses from this machine.
     options = {"protocol_whitelist": "none", **options}
     try:
         container = av.open(Steady(file), "r", options=options, **_ANY_TITLE)
-    except (FFmpegError, OSError) as error:  # OSError: of the file itself
+    except (FFmpegError, OSError) as error:  # OSError: from the file itself
         raise ValueError(f"not {noun}, or damaged ({reason(error)})") from None
     with container:
         yield container
 
 
 class Packets:
-    """The packets of all tracks of a container: any of them shows that a file ends too early.
+    """The packets of all tracks of a container: any track can show that a file ends too early.
 
     Attributes:
-        states_length: Whether the container's header does, so that a loss at its end can be told.
+        states_length: Whether the container's header states its length, so that a missing end can be noticed.
     """
 
     def __init__(self, container: Any, noun: str):
         self._container, self._noun = container, noun
-        self._ends: dict[int, int] = {}  # of each track, in its own ticks
+        self._ends: dict[int, int] = {}  # end of each track, in its own ticks
         self._broken = False
         self.states_length = bool(container.duration) and container.format.name.startswith(_STATE_LENGTH)
 
@@ -75,13 +75,13 @@ class Packets:
         try:
             for packet in self._container.demux():
                 if packet.dts is None and not packet.size:
-                    continue  # tells a decoder that its track has ended
+                    continue  # it tells a decoder that its track has ended
                 self._broken = packet.is_corrupt
                 if packet.pts is not None:
                     end = packet.pts + (packet.duration or 0)
                     self._ends[packet.stream_index] = max(end, self._ends.get(packet.stream_index, end))
                 yield packet
-        except IndexError:  # PyAV's, at the end of a file where a track has turned up midway
+        except IndexError:  # raised by PyAV at the end of a file where a track has appeared midway
             pass
         except FFmpegError:
             self._broken = True
@@ -90,7 +90,7 @@ class Packets:
 
     @property
     def cut(self) -> bool:
-        """Of packets that were all read: whether more should follow, but is lost."""
+        """Whether packets are missing at the end; known once all packets were read."""
         if self._broken or not self.states_length:
             return self._broken
         streams = self._container.streams
@@ -100,7 +100,7 @@ class Packets:
 
 
 def decoded(decoder: Any, packet: av.Packet | None) -> list[Any] | None:
-    """The frames that a packet completes, or without one those still held; None where it is damaged."""
+    """The frames that a packet completes, or with None those the decoder still holds; None if the packet is damaged."""
     try:
         return decoder.decode(packet)
     except FFmpegError:

@@ -1,4 +1,4 @@
-"""A path opened as media: regular files, and pipes for as long as one may wait; nothing that waits for ever or has no end."""
+"""A path opened as media: regular files, and pipes within a time limit; nothing that blocks for ever or has no end."""
 
 import io
 import os
@@ -17,16 +17,16 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-_NO_WRITER = 5.0  # seconds to wait for somebody who opens a pipe's other end
+_NO_WRITER = 5.0  # seconds to wait for a writer to open a pipe's other end
 _CHUNK = 1 << 20
 
 
 class RefusedError(Exception):
-    """What cannot or may not be read, and why, in words for the user that go on from its name."""
+    """A source that cannot or may not be read; the message continues a sentence that begins with the source's name."""
 
 
 def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
-    """Opens a path, wherever its links lead, as a seekable binary file; a pipe is read whole.
+    """Opens a path, links followed, as a seekable binary file; a pipe is read whole.
 
     Args:
         path: Of a file.
@@ -34,12 +34,12 @@ def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
         options: max_bytes and timeout, the bounds of a pipe.
 
     Raises:
-        RefusedError: it is no regular file or pipe, is empty or cannot be opened; or a pipe has too much to say, or too
-            slowly.
+        RefusedError: it is no regular file or pipe, is empty or cannot be opened; or a pipe's content is too large or
+            too slow.
     """
     try:
-        _require_readable(os.stat(path), wanted)  # before it is opened, for that alone sets some devices going
-        # Not blocking, or the opening of a pipe would wait for a writer; of regular files that changes nothing.
+        _require_readable(os.stat(path), wanted)  # before opening it, because opening alone starts some devices
+        # Non-blocking, because opening a pipe would wait for a writer; for regular files it changes nothing.
         flags = getattr(os, "O_NONBLOCK", 0)
         file: Any = open(path, "rb", 0, opener=lambda at, how: os.open(at, how | flags))  # noqa: SIM115
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise RefusedError(f"cannot be opened ({getattr(error, 'strerror', None) or error}){_hint(path)}") from None
     try:
-        found = os.fstat(file.fileno())  # of what is open now: a path may have come to lead elsewhere
+        found = os.fstat(file.fileno())  # the file that is open now: the path may lead elsewhere since the first check
         _require_readable(found, wanted)
         if not stat.S_ISFIFO(found.st_mode):
             return io.BufferedReader(file)
@@ -59,10 +59,10 @@ def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
 
 
 def read_all(read: Callable[[int], bytes], options: MediaOptions) -> bytes:
-    """All that a function of a number of bytes still reads.
+    """All remaining bytes of a ``read`` function, which takes a number of bytes.
 
     Raises:
-        RefusedError: it is more than max_bytes.
+        RefusedError: they are more than max_bytes.
     """
     content = bytearray()
     while chunk := read(_CHUNK):
@@ -72,7 +72,7 @@ def read_all(read: Callable[[int], bytes], options: MediaOptions) -> bytes:
 
 
 def require_bytes(count: int, options: MediaOptions) -> None:
-    """Raises where something that is copied is larger than max_bytes."""
+    """Raises RefusedError where a copied source is larger than max_bytes."""
     if count > options.max_bytes:
         raise RefusedError(f"is larger than {options.max_bytes} bytes; download it first, or raise max_bytes")
 
@@ -80,17 +80,17 @@ def require_bytes(count: int, options: MediaOptions) -> None:
 def _require_readable(found: os.stat_result, wanted: str) -> None:
     if kind := _KINDS.get(stat.S_IFMT(found.st_mode)):
         raise RefusedError(f"is {kind}; expected {wanted}")
-    if stat.S_ISREG(found.st_mode) and not found.st_size:  # as files of /proc are too, which may never end
+    if stat.S_ISREG(found.st_mode) and not found.st_size:  # files of /proc are empty too, and may never end
         raise RefusedError(f"is empty (0 bytes); expected {wanted}")
 
 
 def _piped(file: Any, options: MediaOptions) -> bytes:
-    """What comes through a pipe until its writers have closed it."""
+    """The content of a pipe, up to where its writers close it."""
     content, came, alone, end = bytearray(), False, False, time.monotonic() + options.timeout
     with selectors.DefaultSelector() as ready:
         ready.register(file, selectors.EVENT_READ)
         while True:
-            chunk = file.read(_CHUNK)  # None: nothing yet; no bytes: its writers are gone, or none has come
+            chunk = file.read(_CHUNK)  # None: nothing yet; no bytes: the writers are gone, or none has opened it
             if chunk:
                 content += chunk
                 require_bytes(len(content), options)
@@ -109,6 +109,6 @@ def _piped(file: Any, options: MediaOptions) -> bytes:
 
 
 def _hint(path: object) -> str:
-    """What to do with a string that is no path but base64, as it seems."""
+    """Advice for a string that is not a path but looks like base64."""
     encoded = isinstance(path, str) and len(path) >= 100 and re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", path)
     return '; base64 stands in a data: URL, or under "base64" in its part' if encoded else ""

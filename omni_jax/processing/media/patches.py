@@ -1,4 +1,4 @@
-"""Pictures to patches: the size that a picture gets, resizing, normalising, and the layout of its patches."""
+"""Pictures to patches: choosing a picture's size, resizing, normalising, and the layout of its patches."""
 
 import math
 from collections.abc import Mapping
@@ -22,8 +22,10 @@ class PatchConfig:
         patch: Side of a patch, in pixels.
         temporal_patch: Frames in a patch.
         merge: Side, in patches, of the block that becomes one token.
-        mean, std: Of red, green and blue, in 0 to 1.
-        min_pixels, max_pixels: Bounds of a resized picture's area.
+        mean: Of red, green and blue, in 0 to 1.
+        std: Of red, green and blue, in 0 to 1.
+        min_pixels: Lower bound of a resized picture's area.
+        max_pixels: Upper bound of a resized picture's area.
 
     Raises:
         ValueError: with every fault in one line, by the published names.
@@ -42,12 +44,12 @@ class PatchConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels that both sides of a picture are a multiple of: the side of a token's block."""
+        """The side of a token's block in pixels: both sides of a picture are multiples of it."""
         return self.patch * self.merge
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any], *, file: str = "preprocessor_config.json") -> Self:
-        """Reads the image part of a published, parsed preprocessor_config.json, which errors call ``file``.
+        """Reads the image part of a published, parsed preprocessor_config.json; errors name it by ``file``.
 
         Newer Transformers save the bounds of the area as size.shortest_edge and size.longest_edge, older ones as
         min_pixels and max_pixels.
@@ -77,12 +79,12 @@ _PUBLISHED = {
     "min_pixels": "min_pixels",
     "max_pixels": "max_pixels",
 }
-# Steps that a published file may switch off or change, and every model of the family needs as they are.
+# Steps that a published file may switch off or change, but that every model of the family needs as they are.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
 def _raise_faults(where: str, published: Mapping[str, Any]):
-    """Checks values under their published names, and raises all that is wrong at once."""
+    """Checks values under their published names, and raises one ValueError for all faults."""
     most = published.get("max_pixels")
     side = ("a whole number from 1 to 1024", lambda value: _is_whole(value, 1, 1024))
     rules = {
@@ -120,12 +122,14 @@ def _is_colour(value: Any, least: float) -> bool:
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The size nearest a picture's own whose sides are multiples of `factor` and whose area is within bounds.
 
-    That of Transformers' Qwen2-VL processors. One block is the least, whatever the bounds.
+    The rule is that of Transformers' Qwen2-VL processors. One block is the minimum, whatever the bounds.
 
     Args:
-        height, width: The picture's size in pixels.
+        height: The picture's, in pixels.
+        width: The picture's, in pixels.
         factor: Side of a token's block, in pixels.
-        min_pixels, max_pixels: Bounds of the area.
+        min_pixels: Lower bound of the area.
+        max_pixels: Upper bound of the area.
 
     Returns:
         (height, width).
@@ -145,13 +149,13 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 
 
 def image_size(height: int, width: int, config: PatchConfig, options: MediaOptions) -> tuple[int, int]:
-    """The size (height, width) that a picture of a size gets.
+    """The size (height, width) that a picture of a given size is resized to.
 
-    Bounds of the area are the options', else the checkpoint's. With resized_height and resized_width the picture
-    is taken to be of that size, and bounds are the checkpoint's.
+    The area's bounds are those of the options, else the checkpoint's. With resized_height and resized_width the picture
+    is treated as if it had that size, and the bounds are the checkpoint's.
 
     Raises:
-        ValueError: in one line, when a side is more than 200 times the other, or min_pixels asks for too much.
+        ValueError: in one line, when a side is more than 200 times the other, or min_pixels is too large.
     """
     low, high = config.min_pixels, config.max_pixels
     if options.resized_height is not None and options.resized_width is not None:
@@ -173,10 +177,10 @@ def resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def patches(frames: np.ndarray, config: PatchConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Normalises frames and lays them out as patches, those of Transformers' Qwen2-VL processors.
+    """Normalises frames and lays them out as patches, as Transformers' Qwen2-VL processors do.
 
     Patches are in the order of their merged blocks, row by row, and step by step in time; a patch's values in the
-    order channel, frame, row, column. Where frames do not fill the last step, the last is repeated.
+    order channel, frame, row, column. If frames do not fill the last step, the last frame is repeated.
 
     Args:
         frames: uint8 [n, h, w, 3], h and w multiples of `config.factor`.
@@ -197,7 +201,7 @@ def patches(frames: np.ndarray, config: PatchConfig) -> tuple[np.ndarray, tuple[
     steps, bands, blocks = -(-count // pair), height // config.factor, width // config.factor
     pixels = frames.reshape(count, bands, merge, patch, blocks, merge, patch, 3)
     pixels = pixels.transpose(1, 7, 4, 2, 5, 0, 3, 6)
-    # 256 values a channel, rounded step by step as the processors do; looked up, they are written just once.
+    # 256 values a channel, rounded at each step as the processors do; with a lookup, pixels are written just once.
     values = (np.arange(256) * (1 / 255)).astype(np.float32)
     tables = [(values - np.float32(mean)) / np.float32(std) for mean, std in zip(config.mean, config.std, strict=True)]
     out = np.empty((steps, bands, blocks, merge, merge, 3, pair, patch, patch), np.float32)
@@ -217,14 +221,16 @@ def prepare(
     """Reads a picture, resizes it as the options ask, and lays out its patches.
 
     Args:
-        source, name, options: As for `load`.
+        source: As for `load`.
         config: As for `patches`.
+        options: As for `load`.
+        name: As for `load`.
 
     Returns:
-        Float32 patches [P, C] and the grid (1, h, w), as `patches` has them.
+        Float32 patches [P, C] and the grid (1, h, w), as from `patches`.
 
     Raises:
-        ValueError: in one line, as `load` and `image_size` do.
+        ValueError: in one line, as in `load` and `image_size`.
     """
     name = name or describe(source, "image")
     image = load(source, name=name, options=options)

@@ -22,7 +22,7 @@ from omni_jax.processing.processor_files import Numbers, read_processor
 
 @dataclass(frozen=True)
 class Visual:
-    """An image or a video as the vision encoder takes it.
+    """An image or a video as input of the vision encoder.
 
     Attributes:
         patches: frame after frame, as ``patches.patches`` makes them.
@@ -37,10 +37,13 @@ class Visual:
 
 @dataclass(frozen=True)
 class Reader:
-    """How media become features: the numbers of a checkpoint's processor and of its thinker.
+    """How media become features: the parameters of a checkpoint's processor and of its thinker.
 
     Attributes:
-        sound: of log-mel frames. patches: of images. frames: of videos' pictures; None where they are those of images.
+        sound: parameters of log-mel frames.
+        patches: parameters of images' patches.
+        thinker: the thinker's configuration.
+        frames: parameters of videos' patches; None if they are those of images.
     """
 
     sound: audio.FeatureConfig
@@ -60,12 +63,12 @@ class Reader:
 
 
 class FolderReader(Reader):
-    """A reader of a checkpoint's folder: each part is read when it is asked for, so that what is not sent needs no file."""
+    """A reader of a checkpoint's folder. Each part is read on first use, so that unused media need no file."""
 
     folder: Path
 
     def __init__(self, folder: str | Path, thinker: ThinkerConfig):
-        self.__dict__.update(folder=Path(folder), thinker=thinker)  # as a dataclass it is frozen
+        self.__dict__.update(folder=Path(folder), thinker=thinker)  # the dataclass is frozen
 
     @cached_property
     def sound(self) -> audio.FeatureConfig:
@@ -81,7 +84,7 @@ class FolderReader(Reader):
 
 
 def _sound_of(numbers: Numbers, thinker: ThinkerConfig) -> audio.FeatureConfig:
-    # What the encoder was trained on: Qwen2.5-Omni's processor pads all clips, Qwen3-Omni's to the longest of a call.
+    # As in the encoder's training: Qwen2.5-Omni's processor pads all clips, Qwen3-Omni's pads to the longest of a call.
     padded = thinker.audio_encoder.pads_clips
     return audio.FeatureConfig.from_hf(numbers.values, padded=padded, file=numbers.file)
 
@@ -92,11 +95,13 @@ def _pictures_of(numbers: Numbers) -> vision.PatchConfig:
 
 @dataclass
 class Features:
-    """What the media of one conversation became, each kind in the order of its placeholders.
+    """The features of one conversation's media, each kind in the order of its placeholders.
 
     Attributes:
-        mel: clips of sound, those of videos among them at their video's place.
-        runs: for each placeholder, what stands for its media in the prompt (see ``prompt.expand``).
+        mel: clips of sound; a video's sound stands at the place of its video.
+        images: the images.
+        videos: the videos.
+        runs: for each placeholder, what replaces it for each of its media (see ``prompt.expand``).
     """
 
     mel: list[np.ndarray] = field(default_factory=list)
@@ -106,7 +111,7 @@ class Features:
 
 
 def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress: Progress | None = None) -> Features:
-    """Reads each medium; what its part of the message states for itself goes over ``options``.
+    """Reads each medium; options in its part of the message take precedence over ``options``.
 
     Raises:
         ValueError: one line that names the medium and what is wrong with it.
@@ -139,12 +144,12 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
 
 
 def _seconds(room: int, config: ThinkerConfig) -> float:
-    """Of sound, for which a context has room."""
+    """Seconds of sound for which a context has room."""
     return room / config.audio_encoder.tokens(100)
 
 
 def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[np.ndarray, "Z A"]:
-    """Features of a clip of at least one token."""
+    """Log-mel features of a clip; raises ValueError if they are too few for a token."""
     mel, tokens = audio.log_mel(samples, reader.sound), reader.thinker.audio_encoder.tokens
     if not tokens(mel.shape[1]):
         least = next(frames for frames in count(1) if tokens(frames))
@@ -157,7 +162,7 @@ def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[
 
 
 def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visual:
-    """``patches.prepare``, but that a picture beyond the context is refused before it is resized."""
+    """As ``patches.prepare``, but a picture too large for the context is refused before it is resized."""
     name = source.describe(given, "image")
     picture = image.load(given, name=name, options=options)
     try:
@@ -180,7 +185,7 @@ def _video(
     videos: int,
     progress: Progress | None,
 ) -> int | list[int]:
-    """Adds a video, one of several, and its sound if that is wanted; the tokens that stand for both."""
+    """Adds a video, one of several, and its sound if wanted; returns the tokens, or their number, in its place."""
     patches = reader.frames or reader.patches
     config, name = reader.thinker, source.describe(item.source, "video")
 
@@ -196,7 +201,7 @@ def _video(
                 "other videos are to be heard)"
             )
         return _size(see(item.source)[0], config)
-    # Both readers take the same open file, so that a URL is fetched once.
+    # Pictures and sound are read from the same open file, so that a URL is fetched once.
     with source.opened(item.source, name, "video", options) as file:
         seen, origin = see(file)
         if not options.load_audio_from_video:
@@ -208,6 +213,6 @@ def _video(
 
 
 def _size(seen: Visual, config: ThinkerConfig) -> int:
-    """Tokens of an image or a silent video."""
+    """Number of tokens of an image or a silent video."""
     frames, rows, columns = seen.grid
     return frames * rows * columns // config.vision_encoder.merge**2

@@ -1,4 +1,4 @@
-"""Where media come from: a path, a URL, bytes or a file object, each opened as a seekable binary file."""
+"""Sources of media: a path, a URL, bytes or a file object, each opened as a seekable binary file."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ from omni_jax.processing.options import MediaOptions
 DEFAULTS = MediaOptions()
 MediaSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-# What messages expect of each noun: a file, what else a user may hand over, and the type in a data URL.
+# What messages expect of each noun: a file, what else a user may give, and the media type in a data URL.
 _EXPECTED = {
     "audio": ("a sound file", "NumPy array or (samples, rate)", "audio/wav"),
     "image": ("an image file", "PIL image or NumPy array", "image/png"),
@@ -38,16 +38,16 @@ _IN_MEMORY = 64 << 20  # bytes of a download kept in memory; a longer one goes t
 _CHUNK = 1 << 20
 _REDIRECTS = 5
 _REMOTE = "an http(s) URL of a public address, a data: URL or the file's content"
-# Object stores, read as local paths are: with whatever rights this process has.
+# Object stores, read with the rights of this process, as local paths are.
 _STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # what IPv6-only networks make of the world's IPv4 addresses
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses as IPv6-only networks show them
 
 
 def describe(source: Any, noun: str) -> str:
-    """What to call a source in a message: its path or URL, cut when long and kept on one line, or its kind.
+    """The name of a source in messages: its path or URL, shortened and in one line, or its kind.
 
     Args:
-        source: Whatever a user handed over.
+        source: As a user gave it.
         noun: "audio", "image" or "video".
 
     Returns:
@@ -60,14 +60,14 @@ def describe(source: Any, noun: str) -> str:
         return f"{noun} ({type(source).__name__})"
     text = " ".join(os.fsdecode(path).split())
     before, mark, _ = text.partition("://")
-    scheme = re.split(r"[^a-z0-9+.-]", before.lower())[-1]  # also behind what is none of ours, simplecache::https://
+    scheme = re.split(r"[^a-z0-9+.-]", before.lower())[-1]  # also behind an unknown scheme: simplecache::https://
     if mark and len(scheme) > 1 and before.lower() != "file":
         text = _SECRETS.sub("", text)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
 
 
 def reason(error: BaseException) -> str:
-    """A library's own words, in one line, without its prefix, number and full stop."""
+    """A library's own message, in one line, without its prefix, number and full stop."""
     words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(words.split()).rstrip(".")
 
@@ -76,16 +76,16 @@ def reason(error: BaseException) -> str:
 def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) -> Iterator[BinaryIO]:
     """Opens a source as a seekable binary file that stands at its start; a context manager.
 
-    A URL is downloaded once, into memory or, beyond 64 MB, onto disk. A user's file object is read from where it
-    stands, and left open; one that can seek is not copied when it stands at its start, and is left where it stood.
+    A URL is downloaded once, into memory or, beyond 64 MB, onto disk. A user's file object is read from its current
+    position and left open. If it can seek and stands at its start, it is not copied, and its position is restored.
 
     Args:
-        source: A path, a `file://`, `http(s)://`, `gs://`, `s3://`, `az://` or base64 `data:` URL, a file's bytes, or a binary
-            file object.
+        source: A path, a `file://`, `http(s)://`, `gs://`, `s3://`, `az://` or base64 `data:` URL, a file's bytes, or a
+            binary file object.
         name: What messages call the source.
         noun: "audio", "image" or "video".
-        options: The bounds of what is copied, a download, an object or a pipe: max_bytes and timeout; what may be read:
-            allow_private and allow_local.
+        options: The bounds of what is copied (a download, an object or a pipe): max_bytes and timeout; and what may be
+            read: allow_private and allow_local.
 
     Raises:
         ValueError: in one line, when the source cannot be found, fetched or read, or is empty.
@@ -100,7 +100,7 @@ def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) 
 
 @contextlib.contextmanager
 def _borrowed(source: Any, name: str, options: MediaOptions) -> Iterator[BinaryIO]:
-    """A user's file object itself where that is a seekable file at its start, else a copy of what it still holds."""
+    """A user's file object itself if it is a seekable file at its start, else a copy of the rest of it."""
     try:
         start = source.tell() if hasattr(source, "seekable") and source.seekable() else None
         if not isinstance(nothing := source.read(0), bytes):
@@ -109,7 +109,7 @@ def _borrowed(source: Any, name: str, options: MediaOptions) -> Iterator[BinaryI
         file = source if start == 0 else io.BytesIO(read_all(source.read, options))
     except RefusedError as error:
         raise ValueError(f"{name}: {error}") from None
-    except (OSError, ValueError) as error:  # ValueError: closed
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
         raise ValueError(f"{name}: cannot be read ({reason(error)})") from None
     try:
         yield file
@@ -157,7 +157,7 @@ def _decode_data_url(url: str, name: str, media_type: str) -> bytes:
 
 
 def _local_path(rest: str, name: str) -> str:
-    """The path of a file URL, of which `rest` is what follows file://."""
+    """The path of a file URL; `rest` is what follows file://."""
     host, _, path = rest.partition("/")
     if host not in ("", "localhost"):
         raise ValueError(f"{name}: a file URL with the host {shown(host)}; expected file:/// and an absolute path")
@@ -165,7 +165,7 @@ def _local_path(rest: str, name: str) -> str:
 
 
 def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO:
-    """Copies an object of a store, by the package that knows it."""
+    """Copies an object of a store, with the package for that store."""
     from fsspec.core import url_to_fs
 
     try:
@@ -177,7 +177,7 @@ def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO
         fault = f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}"
     except FileNotFoundError:
         fault = "no such object; check the URL"
-    except Exception as error:  # packages of stores have kinds of errors of their own
+    except Exception as error:  # packages of stores raise their own kinds of errors
         fault = f"cannot be read ({reason(error)})"
     raise ValueError(f"{name}: {fault}")
 
@@ -185,12 +185,13 @@ def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO
 def _copy(store: Any, path: str, options: MediaOptions) -> BinaryIO:
     """Copies an object of a store, within the options' bounds.
 
-    By a thread, for a store that keeps silent can only be left: the thread ends when the store answers, or with the process.
+    In a thread, because a store that does not answer can only be abandoned: the thread ends when the store answers, or
+    with the process.
     """
     copied: Future[BinaryIO] = Future()
 
     def copy():
-        file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - whoever takes it closes it
+        file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the receiver closes it
         try:
             require_bytes(store.info(path).get("size") or 0, options)
             with store.open(path, "rb") as content:
@@ -223,7 +224,7 @@ def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:
 
     file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
     try:
-        # fsspec's loop runs in a thread of its own, so that this works under a running loop, as notebooks have one.
+        # fsspec's loop runs in its own thread, so this works under a running loop, as in notebooks.
         sync(get_loop(), _download, url, file, name, options)
     except BaseException:
         file.close()
@@ -232,7 +233,7 @@ def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:
 
 
 class _PrivateError(OSError):
-    """A refused address; an OSError so that a host's other addresses are tried, as one that cannot be reached."""
+    """A refused address; an OSError, so that a host's other addresses are tried, as after an unreachable one."""
 
 
 async def _download(url: str, file: Any, name: str, options: MediaOptions):
@@ -267,11 +268,11 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
 
     try:
         async with (
-            asyncio.timeout(options.timeout),  # of all together, where aiohttp's own bounds each wait
+            asyncio.timeout(options.timeout),  # of the whole download; aiohttp's own bounds are for each wait
             aiohttp.ClientSession(
-                # Checked where a socket is made: so are redirects, odd spellings and names that change their address.
+                # Checked where a socket is made: also covers redirects, odd spellings and names that change address.
                 connector=aiohttp.TCPConnector(socket_factory=connect, force_close=True),
-                trust_env=False,  # behind a proxy, the address checked would be the proxy's, not the one asked for
+                trust_env=False,  # behind a proxy, the checked address would be the proxy's, not the requested one
                 timeout=aiohttp.ClientTimeout(),
                 headers={"Accept-Encoding": "identity", "User-Agent": "omni-jax"},  # media are compressed already
                 middlewares=(stay_secure,),
@@ -283,15 +284,15 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
                 return session
 
             files = HTTPFileSystem(asynchronous=True, skip_instance_cache=True, get_client=get_client)
-            callback = cast(Any, Callback(hooks={"bound": bound}))  # annotated as NoOpCallback there
-            # aiohttp counts the redirect that it no longer follows.
+            callback = cast(Any, Callback(hooks={"bound": bound}))  # fsspec annotates it as NoOpCallback
+            # aiohttp also counts the redirect that it no longer follows.
             await files._get_file(url, file, callback=callback, max_redirects=_REDIRECTS + 1)
     except (RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
         raise ValueError(f"{name}: {_fault(error, options)}") from None
 
 
 def _fault(error: Exception, options: MediaOptions) -> str:
-    """What went wrong with a download, in our words: the libraries' may state the whole URL, secrets and all."""
+    """What went wrong with a download, in our words: libraries' messages may hold the whole URL, with secrets."""
     import aiohttp
 
     match error:
@@ -326,9 +327,10 @@ def _fault(error: Exception, options: MediaOptions) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, as is one that it embeds.
+    """Whether an IP address, and one that it embeds, belongs to the public internet.
 
-    Loopback, private, link-local, multicast, reserved and unspecified addresses are not, nor is what is no address.
+    Loopback, private, link-local, multicast, reserved and unspecified addresses do not, nor do strings that are no
+    address.
     """
     try:
         ip = ipaddress.ip_address(address)

@@ -1,4 +1,4 @@
-"""Videos to frames: choose them by their times, decode no more than they need, and resize each at once."""
+"""Videos to frames: choose frames by their times, decode as few others as possible, and resize each at once."""
 
 import itertools
 import math
@@ -19,24 +19,24 @@ from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions
 
 # The limits that Qwen's own examples and utilities document.
-FPS = 2.0  # frames a second taken from a file, and assumed of frames given without a rate
+FPS = 2.0  # frames a second to take from a file, and the assumed rate of frames given without one
 MIN_FRAMES, MAX_FRAMES = 4, 768
 FRAME_TOKENS = (128, 768)  # of one frame, before frames are paired
 RESIZED_TOKENS = (4, 16384)  # of one frame where resized_height and resized_width are given
 TOTAL_TOKENS = int(0.9 * 128_000)
-CONTEXT_SHARE = 0.75  # of the context, that a video takes by default: the rest is for words, sound and the reply
+CONTEXT_SHARE = 0.75  # of the context, for a video by default: the rest is for text, sound and the reply
 
 VideoSource = MediaSource | np.ndarray | Sequence[ImageSource]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video, at even distances in time.
+    """Frames of a video, evenly spaced in time.
 
     Attributes:
         frames: uint8 [n, h, w, 3], n a multiple of `temporal_patch`, h and w of `factor` (`PatchConfig`).
         interval: Seconds from one frame to the next.
-        origin: When the first frame of the whole file is shown, in seconds of the clock that its sound has too.
+        origin: When the file's first frame is shown, in seconds of the clock that its sound has too.
     """
 
     frames: np.ndarray
@@ -56,32 +56,33 @@ def load(
 ) -> Clip:
     """Reads frames of a video, evenly spread in time, and resizes them.
 
-    How many are taken from a file, and how large, is by qwen-omni-utils' rules: `fps` (2) a second, from `min_frames`
-    (4) to `max_frames` (768), or `nframes`, in even numbers and no more than there are; each with `min_pixels` (128
-    tokens) to `max_pixels` (768), and together about `total_pixels`. Which: those nearest to even distances by their
-    own times, so that a variable rate is not warped. Rotation and mirroring that the file states are applied; pixels
-    are taken to be square; what is transparent is laid on white.
+    How many are taken from a file, and how large, follows qwen-omni-utils: `fps` (2) a second, from `min_frames` (4) to
+    `max_frames` (768), or `nframes`, in even numbers and no more than there are; each with `min_pixels` (128 tokens) to
+    `max_pixels` (768), and together about `total_pixels`. The frames taken are those nearest to even steps by their own
+    times, so that a variable rate is not warped. Rotation and mirroring that the file states are applied. Pixels are
+    taken to be square. Transparency is laid on white.
 
     By default `total_pixels` is the lesser of 115,200 tokens and three quarters of the video's share of the context,
-    and `max_frames` no more than fill it at the least size: a video that does not fit is of no use.
+    and `max_frames` at most the number that fills it at the least size: a video that does not fit is useless.
 
     Args:
-        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object, of
-            whatever PyAV decodes. Or the frames, all of one size and all of them taken: an array [n, h, w, 3] or
-            [n, 3, h, w], or a list of what `image.load` takes; `options.fps` (2) is the rate they were taken at.
+        source: A path, a `file://`, `http(s)://` or base64 `data:` URL, a file's bytes, or a binary file object, in any
+            format that PyAV decodes. Or the frames, all of one size, all of which are taken: an array [n, h, w, 3] or
+            [n, 3, h, w], or a list of what `image.load` reads; `options.fps` (2) is then their rate.
         config: Sides of patches.
         options: Sampling, sizes, and the part of a file from video_start to video_end, in seconds from its first frame.
         context: Tokens that the model's context holds.
-        videos: How many share it.
+        videos: Number of videos that share it.
         name: What messages call the source; by default its path, or its kind.
         progress: Called now and then with (done, total, name), done in packets of the file or given frames.
 
     Returns:
-        The frames and their distance in time; of a single frame, that of the rate asked for.
+        The frames and their distance in time; for a single frame, that of the requested rate.
 
     Raises:
         ValueError: in one line, when the source cannot be found or fetched, is no video or is cut off before what is
-            asked for, has no frame there or fewer than nframes, or its frames are too many, too large or of several sizes.
+            asked for, has no frame there or fewer than nframes, or its frames are too many, too large or of several
+            sizes.
     """
     name = name or describe(source, "video")
     if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
@@ -92,7 +93,7 @@ def load(
         clip = None
         if index.packets is not None:
             clip = _from_file(file, name, index, config, options, context, videos, progress)
-        if clip is None:  # packets that tell no times, or other times than their frames'
+        if clip is None:  # packets without times, or with other times than their frames'
             index = video_track.decode_index(file, name, index, progress)
             clip = _from_file(file, name, index, config, options, context, videos, progress)
     if clip is None:
@@ -103,10 +104,10 @@ def load(
 def frame_count(
     total: int, rate: float, config: PatchConfig, options: MediaOptions, *, context: int, videos: int = 1
 ) -> int:
-    """How many frames to take of a file's `total`, at `rate` a second: a multiple of `config.temporal_patch`.
+    """The number of frames to take of a file's `total`, at `rate` a second: a multiple of `config.temporal_patch`.
 
     Raises:
-        ValueError: in one line, when nframes or max_frames cannot be had.
+        ValueError: in one line, when nframes or max_frames is impossible.
     """
     pair = config.temporal_patch
     if options.nframes is not None:
@@ -131,10 +132,10 @@ def frame_count(
 def frame_size(
     height: int, width: int, count: int, config: PatchConfig, options: MediaOptions, *, context: int, videos: int = 1
 ) -> tuple[int, int]:
-    """The size (height, width) that each of `count` frames gets.
+    """The size (height, width) that each of `count` frames is resized to.
 
     Raises:
-        ValueError: in one line, when a side is more than 200 times the other, or all are more than the context holds.
+        ValueError: in one line, when a side is more than 200 times the other, or the context cannot hold all frames.
     """
     cell, pair = config.factor**2, config.temporal_patch
     if options.resized_height is not None and options.resized_width is not None:
@@ -169,12 +170,12 @@ def _total_area(config: PatchConfig, options: MediaOptions, context: float) -> f
 
 
 def nearest_frames(times: np.ndarray, count: int) -> np.ndarray:
-    """Which of the frames shown at `times` (integers, ascending) are nearest to `count` even steps from first to last.
+    """Indices of the frames nearest to `count` even steps, of frames shown at `times` (integers, ascending).
 
-    At a constant rate they are `round(linspace(0, len(times) - 1, count))`: of two that are as near, the one of even
+    At a constant rate they are `round(linspace(0, len(times) - 1, count))`: of two equally near ones, that of even
     number.
     """
-    shown = (times - times[0]) * (count - 1)  # all times by the number of steps, to stay in whole numbers
+    shown = (times - times[0]) * (count - 1)  # all times are scaled by the steps, to stay in whole numbers
     wanted = np.arange(count) * (times[-1] - times[0])
     after = np.searchsorted(shown, wanted)
     before = np.maximum(after - 1, 0)
@@ -206,7 +207,7 @@ def _from_pictures(
     videos: int,
     progress: Progress | None,
 ) -> Clip:
-    """Frames given one by one: all are taken, for whoever gives frames has chosen them."""
+    """A clip of frames given one by one: all are taken, because the user has chosen them."""
     pictures = source if isinstance(source, (list, tuple)) else to_numpy(source)
     if isinstance(pictures, np.ndarray) and pictures.ndim != 4:
         raise ValueError(f"{name}: an array of shape {list(pictures.shape)}; expected frames [n, h, w, 3]")
@@ -218,7 +219,7 @@ def _from_pictures(
     frames = _allocate(name, first.height, first.width, count, config, options, context, videos)
     for number, picture in enumerate(itertools.chain([first], loaded)):
         if picture.size != first.size:
-            # One camera has one size: a mix is a list of images, and one resized to another's shape would be warped.
+            # One camera has one size: mixed sizes are a list of images, and resizing would warp them.
             raise ValueError(
                 f"{name}: frame {number} is {picture.height} x {picture.width} pixels, but the first is "
                 f"{first.height} x {first.width}; expected one size; crop or resize them, or give them as images"
@@ -240,12 +241,12 @@ def _from_file(
     videos: int,
     progress: Progress | None,
 ) -> Clip | None:
-    """Frames chosen by an index; None where not all of them come."""
+    """A clip of the frames that an index chooses; None where not all of them are decoded."""
     start, stop = _range(index, name, options)
     times = index.times[start:stop]
     seconds = float(times[-1] - times[0]) * index.tick
     steps = len(times) - 1
-    # Times in a file may be rounded, and a rate that it states need not be true: it is where times agree to half a frame.
+    # Times in a file may be rounded, and its stated rate may be wrong: it is used if the times agree to half a frame.
     stated = index.rate > 0 and abs(seconds * index.rate - steps) <= 0.5
     rate = index.rate if stated or not steps else steps / seconds
     try:
@@ -266,7 +267,7 @@ def _from_file(
         slots = chosen == number
         frames[slots] = patches.resize(Image.fromarray(pixels), frames.shape[1:3])
         found |= slots
-        del pixels  # or it would live while the next is decoded
+        del pixels  # otherwise it would stay in memory while the next is decoded
     if not found.all():
         return None
     return Clip(frames, seconds / max(count - 1, 1) if steps else 1 / (options.fps or FPS), index.origin)
@@ -279,7 +280,7 @@ def _range(index: video_track.Index, name: str, options: MediaOptions) -> tuple[
     seconds = (index.times - index.times[0]) * index.tick
     start = options.video_start or 0.0
     stop = math.inf if options.video_end is None else options.video_end
-    slack = min(index.tick / 2, 0.0005)  # to which many files round their times, by the millisecond
+    slack = min(index.tick / 2, 0.0005)  # many files round their times, by up to a millisecond's half
     last = seconds[-1] + slack
     if index.cut and stop > last:
         whole = math.floor(seconds[-1] * 100) / 100
@@ -306,7 +307,7 @@ def _allocate(
     context: int,
     videos: int,
 ) -> np.ndarray:
-    """Room for frames of the size they get: uint8 [count, h, w, 3]."""
+    """An empty array for frames at their resized size: uint8 [count, h, w, 3]."""
     try:
         size = frame_size(height, width, count, config, options, context=context, videos=videos)
     except ValueError as error:

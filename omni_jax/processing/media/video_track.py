@@ -1,4 +1,4 @@
-"""The picture track of a video file: when its frames are shown, and the decoding of chosen ones alone."""
+"""The picture track of a video file: the times of its frames, and the decoding of chosen frames."""
 
 import contextlib
 import gc
@@ -20,46 +20,48 @@ from omni_jax.processing.media.image import JPEG_SCAN, MAX_JPEG_SCANS, MAX_PIXEL
 
 Progress = Callable[[int, int, str], None]  # (done, total, name)
 
-# Codecs whose keyframes need nothing before them. In others, GIF among them, a frame may be drawn on any earlier one.
+# Codecs whose keyframes need no earlier frame. In others, such as GIF, a frame may be drawn on any earlier one.
 _RANDOM_ACCESS = (
     *("h264", "hevc", "vvc", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d"),
     *("mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1"),
 )
-_TEXT_ART = ("ansi", "bintext", "xbin", "idf")  # as which FFmpeg would show a text file, by its name
+_TEXT_ART = ("ansi", "bintext", "xbin", "idf")  # decoders with which FFmpeg would show a text file, chosen by its name
 _NOUN = "a video"
-# What the decoding of a file may cost, asked before it begins: pixels of any file, and for each of its bytes. A frame that
-# repeats the one before is 20 bytes, so a file of 200 kB can hold a day's work. Videos of screens that stand still have 10,000.
+# Limits of what a file's decoding may cost, checked before it begins: pixels of any file, and for each of its bytes. A
+# frame that repeats the one before takes 20 bytes, so 200 kB can take a day to decode. Recordings of still screens have
+# 10,000 pixels a byte.
 _MAX_DECODED = 1 << 32
 _DECODED_PER_BYTE = 1 << 15
-_LARGE = 1 << 22  # pixels of a frame of which none is held for longer than it takes
-_DRAWN_PER_BYTE = 1 << 12  # of codecs that are not in _RANDOM_ACCESS: GIFs, which are small
+_LARGE = 1 << 22  # pixels; of frames this large, none is held longer than needed
+_DRAWN_PER_BYTE = 1 << 12  # for codecs that are not in _RANDOM_ACCESS: GIFs, which are small
 MAX_PACKETS = 1 << 22  # 19 hours at 60 frames a second
-# A decoder holds a frame for each of its threads, and up to 16 that others are drawn on. Of 8K, 8 bits at 4:2:0 are 50 MB
-# and 10 at 4:2:2, the most that cameras write, 133.
+# A decoder holds a frame for each of its threads, and up to 16 reference frames. At 8K, a frame with 8 bits at 4:2:0
+# has 50 MB, and one with 10 at 4:2:2, the most that cameras write, 133.
 _MAX_FRAME_BYTES = 1 << 27
 _THREADS_BYTES = 1 << 27
 _MAX_THREADS = 16
 _BAND = 256  # rows of a frame that are laid on white at a time
-_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop the alpha channel
 
 
 @dataclass(frozen=True)
 class Index:
-    """A track's frames in the order they are shown, known before their pictures are decoded.
+    """A track's frames in the order of their times, known before they are decoded.
 
     Attributes:
-        times: When each is shown, in ticks, ascending: int64 [frames].
+        times: When each frame is shown, in ticks, ascending: int64 [frames].
         tick: Seconds.
-        rate: Frames a second that the file states; 0 for unknown.
-        height, width: Of the first frame, upright.
-        cut: Whether more should follow, but is lost.
-        packets: Each packet's time, in the file's order: of the frame that it completes. None where packets do not tell
-            that, and all are decoded.
-        keyframes: At which packets decoding can start: bool [packets]. It can at the first, whatever is stated.
+        rate: Frames a second that the file states; 0 if unknown.
+        height: Of the first frame, upright.
+        width: Of the first frame, upright.
+        cut: Whether frames are missing at the end.
+        packets: Time of the frame that each packet completes, in the file's order. None where packets do not state it,
+            so that all must be decoded.
+        keyframes: Packets at which decoding can start: bool [packets]. It always can at the first, whatever is stated.
         origin: When the first frame is shown, in seconds of the clock that the file's tracks share.
-        counted: Whether frames tell no times, and are known by their number instead.
-        pixels_per_byte: How many pixels may be decoded for a byte of the file.
-        frame_bytes: Of a decoded frame, in the codec's own pixels.
+        counted: Whether frames have no times and are known by their number instead.
+        pixels_per_byte: Pixels that may be decoded for a byte of the file.
+        frame_bytes: Bytes of a decoded frame, in the codec's own pixel format.
     """
 
     times: np.ndarray
@@ -80,7 +82,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
     """Reads the times of all frames from their packets; only the first frame is decoded.
 
     Raises:
-        ValueError: in one line, when the file is no video, has no frame that decodes, or too large ones.
+        ValueError: in one line, when the file is no video, or has no frame that decodes, or too large or too many ones.
     """
     pts, keyframes, whole = [], [], []
     first: Any = None
@@ -95,7 +97,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
                 pts.append(packet.pts)
                 keyframes.append(packet.is_keyframe)
                 whole.append(not (packet.is_discard or packet.is_corrupt))
-        if first is None:  # few pictures, which a decoder still holds
+        if first is None:  # with few pictures, the decoder still holds the first
             first = next(iter(container.decoded(decoder, None) or []), None)
         if first is None:
             raise ValueError(f"no frame decodes; expected a video file, of at most {MAX_PIXELS} pixels a frame")
@@ -110,7 +112,7 @@ def read_index(file: BinaryIO, name: str) -> Index:
             raise ValueError("is a picture; expected a video file; give it as an image")
         told = _are_of_frames(pts, first.pts, reordered=decoder.has_b_frames)
         of_frames = np.array(pts, np.int64) if told else None
-        # What is shown before the first frame that decodes needs a keyframe that is not in the file.
+        # Frames shown before the first one that decodes need a keyframe that is not in the file.
         shown = np.arange(0) if of_frames is None else np.sort(of_frames[np.array(whole) & (of_frames >= first.pts)])
         tick = float(track.time_base)
         height, width, _ = _upright(first).shape
@@ -130,20 +132,20 @@ def read_index(file: BinaryIO, name: str) -> Index:
 
 
 def _are_of_frames(pts: list[int | None], first: int | None, *, reordered: bool) -> bool:
-    """Whether packets' times can be those of the frames: of each another, and not in storage order where frames are not."""
+    """Whether packets' times can be frames' times: all different, and not in storage order if frames are not."""
     known = [time for time in pts if time is not None]
     if first not in known or len(set(known)) < len(pts):
         return False
-    if (max(known) - min(known)) * len(known) >= 1 << 62:  # beyond the whole numbers in which frames are chosen
+    if (max(known) - min(known)) * len(known) >= 1 << 62:  # beyond the integers in which frames are chosen
         return False
     return not reordered or any(a > b for a, b in itertools.pairwise(known))
 
 
 def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | None) -> Index:
-    """The index of a file whose packets do not tell the times of frames, or not of all: by decoding every frame.
+    """The index of a file whose packets do not state the times of all frames: found by decoding every frame.
 
     Raises:
-        ValueError: in one line, when neither frames nor the file tell times.
+        ValueError: in one line, when neither frames nor the file state times.
     """
     whole = [(0, len(index.keyframes) - 1)]
     _require_decodable(file, name, index, whole)
@@ -152,7 +154,7 @@ def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | N
         if not index.rate:
             raise ValueError(f"{name}: its frames have no times and it states no rate; convert it to MP4")
         return replace(index, times=np.arange(len(pts)), tick=1 / index.rate, counted=True)
-    # Behind damage a decoder may give frames out of turn, twice or without a time: where packets tell times, all are known.
+    # After damage frames may come out of order, twice or without a time; packets' times, if any, are complete.
     times, cut = np.array(sorted({*pts} - {None}), np.int64), index.cut
     if index.packets is not None and times.size:
         after = np.searchsorted(times, index.times)
@@ -167,15 +169,17 @@ def decode_index(file: BinaryIO, name: str, index: Index, progress: Progress | N
 def decode(
     file: BinaryIO, name: str, index: Index, chosen: np.ndarray, progress: Progress | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes chosen frames, as few others as can be, and holds one at a time.
+    """Decodes chosen frames and as few others as possible, and holds one at a time.
 
     Args:
-        file, name, index: A file and its index.
+        file: The file.
+        name: Its name in errors.
+        index: Its index.
         chosen: Numbers of frames, ascending, each once.
         progress: Called now and then with the packets decoded, those to decode, and the name.
 
     Yields:
-        Number and pixels, uint8 [h, w, 3], upright, of those frames that come: in a file that is odd, not all may.
+        Number and pixels, uint8 [h, w, 3], upright, of each chosen frame that is decoded; in odd files, not all are.
     """
     times = index.times[chosen]
     whole = [(0, len(index.keyframes) - 1)]
@@ -184,13 +188,13 @@ def decode(
     wanted: dict[int | None, int] = dict(zip(times.tolist(), chosen.tolist(), strict=True))
     meter = _Meter(parts, name, progress)
     if index.height * index.width > _LARGE:
-        gc.collect()  # a container of PyAV is a cycle, and that of the index holds a frame
+        gc.collect()  # a container of PyAV is a reference cycle, and the one of the index holds a frame
     orders = itertools.count()  # enumerate would hold each frame while the next is decoded
     for frame in _frames(file, name, index, parts, meter):
         order = next(orders)
         number = wanted.pop(order if index.counted else frame.pts, None)
         shown = [] if number is None else [(number, _upright(frame))]
-        del frame  # held by nobody while its pixels are resized, or the next is decoded
+        del frame  # no reference is left while its pixels are resized, or the next is decoded
         while shown:
             yield shown.pop()
         if not wanted:
@@ -199,11 +203,11 @@ def decode(
 
 
 def _parts(packets: np.ndarray, keyframes: np.ndarray, times: np.ndarray) -> list[tuple[int, int]]:
-    """First and last packet of each stretch to decode, for the frames of some times to come out."""
+    """First and last packet of each stretch to decode, to get the frames of some times."""
     starts, order = np.flatnonzero(keyframes), np.argsort(packets)
     parts: list[tuple[int, int]] = []
     for time, stop in zip(times, order[np.searchsorted(packets, times, sorter=order)], strict=True):
-        # Frames shown before a keyframe but stored behind it (an open GOP) need the keyframe before that.
+        # Frames shown before a keyframe but stored behind it (an open GOP) need the keyframe before that one.
         start = max(starts[(starts <= stop) & (packets[starts] <= time)], default=0)
         if parts and start <= parts[-1][1] + 1:
             start, previous = parts.pop()
@@ -213,7 +217,7 @@ def _parts(packets: np.ndarray, keyframes: np.ndarray, times: np.ndarray) -> lis
 
 
 def _require_decodable(file: BinaryIO, name: str, index: Index, parts: list[tuple[int, int]]):
-    """Raises where stretches of packets are so many pixels for so few bytes that decoding them would take hours."""
+    """Raises ValueError for stretches with so many pixels in so few bytes that decoding them would take hours."""
     frames = sum(stop - start + 1 for start, stop in parts)
     size = file.seek(0, os.SEEK_END)
     most = max(_MAX_DECODED, size * index.pixels_per_byte)
@@ -226,14 +230,14 @@ def _require_decodable(file: BinaryIO, name: str, index: Index, parts: list[tupl
 
 
 class _Meter:
-    """Tells a callback how many of some packets are done, a hundred times at most."""
+    """Reports to a callback how many of some packets are done, a hundred times at most."""
 
     def __init__(self, parts: list[tuple[int, int]], name: str, progress: Progress | None):
         self.done, self.total = 0, sum(stop - start + 1 for start, stop in parts)
         self.name, self.progress = name, progress
 
     def advance(self, to: int):
-        """Tells it where a hundredth more is done."""
+        """Sets the number of packets done, and calls the callback at each hundredth of the total."""
         before, self.done = self.done, to
         if self.progress and to * 100 // self.total > before * 100 // self.total:
             self.progress(to, self.total, self.name)
@@ -244,7 +248,7 @@ def _frames(
 ) -> Iterator[av.VideoFrame]:
     """Decodes stretches of packets, each from a keyframe on.
 
-    All packets are read, which costs little, rather than sought: containers seek by times that are not exact.
+    All packets are read, which costs little; containers seek by times that are not exact.
     """
     with _opened(file, name) as (opened, track, decoder):
         decoder.thread_type = "AUTO"
@@ -262,18 +266,18 @@ def _frames(
                 start, stop = next(left, (math.inf, math.inf))
             meter.advance(meter.done + 1)
             while frames:
-                yield frames.pop(0)  # kept by nobody while the next is decoded
+                yield frames.pop(0)  # no reference is left while the next is decoded
             if start == math.inf:
                 return
 
 
 def _decoded(decoder: Any, packet: av.Packet) -> list[Any] | None:
-    """The frames that a packet completes; None where it is damaged.
+    """The frames that a packet completes; None if it is damaged.
 
     Raises:
-        ValueError: in one line, where a packet's bytes would be decoded over and over.
+        ValueError: in one line, where decoding the packet would pass over the picture too often.
     """
-    # Each scan of a JPEG goes over the whole picture, and takes 50 bytes of a file.
+    # Each scan of a JPEG passes over the whole picture, and takes only 50 bytes of a file.
     if "jpeg" in decoder.name and bytes(packet).count(JPEG_SCAN) > MAX_JPEG_SCANS:
         raise ValueError(f"a frame of more than {MAX_JPEG_SCANS} scans; expected no more; convert it to H.264 in MP4")
     return container.decoded(decoder, packet)
@@ -281,7 +285,7 @@ def _decoded(decoder: Any, packet: av.Packet) -> list[Any] | None:
 
 @contextlib.contextmanager
 def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Opens a file as a container, with its first picture track and a decoder of that; names it in errors."""
+    """Opens a file as a container, with its first picture track and a decoder for it; errors begin with the name."""
     bound = {"max_pixels": str(MAX_PIXELS)}
     try:
         with container.opened(file, _NOUN, **bound) as opened:
@@ -311,9 +315,9 @@ def _picture_track(opened: Any) -> Any:
 
 
 def _on_white(pixels: np.ndarray, alpha: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Lays pixels [h, w, 3] by their alpha [h, w] on white, into ``out`` [h, w, 3].
+    """Blends pixels [h, w, 3] with their alpha [h, w] on white, into ``out`` [h, w, 3].
 
-    In bands: Pillow's pictures of a whole frame would be several times its size.
+    In bands, because Pillow's pictures of a whole frame would take several times its size.
     """
     for top in range(0, len(pixels), _BAND):
         rows = slice(top, top + _BAND)
@@ -323,8 +327,8 @@ def _on_white(pixels: np.ndarray, alpha: np.ndarray, out: np.ndarray) -> np.ndar
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     """A frame's pixels, uint8 [h, w, 3], on white, turned and mirrored as its file states."""
-    # A GIF's: its pixels are read where they lie, for a copy of 8K is 130 MB. An AVI's may lie from the bottom up, which
-    # a size of lines below 0 says.
+    # A GIF's pixels are read in place, because a copy at 8K takes 130 MB. Those of an AVI may be stored from the bottom
+    # up, which a negative line size shows.
     if frame.format.name == "bgra" and frame.planes[0].line_size > 0:
         plane: Any = frame.planes[0]
         lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : 4 * frame.width]
@@ -333,11 +337,11 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     else:
         pixels = frame.to_ndarray(format="rgb24")
         if any(part.is_alpha for part in frame.format.components):
-            # To rgba, FFmpeg loses the last columns of some widths.
+            # In conversion to rgba, FFmpeg loses the last columns at some widths.
             pixels = _on_white(pixels, frame.to_ndarray(format="gbrap")[..., 3], pixels)
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return pixels
-    # A point (x, y) is shown at (a x + c y, b x + d y); of any angle, the nearest multiple of a right one is taken.
+    # A point (x, y) is shown at (a x + c y, b x + d y); other angles are rounded to the nearest right one.
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     if abs(a) + abs(d) < abs(b) + abs(c):
         pixels, a, d = pixels.swapaxes(0, 1), c, b

@@ -1,1 +1,1 @@
-"""What a talker reads: the prompt of each family."""
+"""The talker's prompt in each family."""

@@ -1,4 +1,4 @@
-"""What Qwen2.5-Omni's talker reads before it speaks: the whole prompt as the thinker understood it, then a mark of the voice."""
+"""Qwen2.5-Omni's talker prompt: the thinker's whole prompt with its hidden states, then a mark of the voice."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,25 @@ from omni_jax.processing.batch import Batch
 from omni_jax.processing.positions import next_position
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
-# Positions and the codec's marks as Transformers 5.23 has them where no row is padded.
+# Positions and the codec's marks as in Transformers 5.23 where no row is padded.
 COMPAT = "transformers-5.23"
 
 
 def prepare(
     batch: Batch, voices: Sequence[int], config: OmniConfig, *, words: Sequence[int] = (), compat: bool = False
 ) -> SpeechPrompt:
-    """The talker's prompts: each token of the thinker's, with its state there, and the voice's mark.
+    """The talker's prompts: each token of the thinker's with its hidden state, then the voice's mark.
 
-    A medium's placeholder has no text, only its state. The codec's marks of a prompt and of a beginning join the last slot
-    and the first step, which has the first word of the reply.
+    A medium's placeholder has no text, only its state. The codec's marks (pad and bos) join the last slot and the first
+    decoding step, which also has the first token of the reply.
 
     Args:
-        batch: rows with their real tokens first and their positions, padding rows without any.
+        batch: rows with their real tokens first and their positions, and padding rows without any.
         voices: the mark of each row's voice, an id in the thinker's vocabulary.
-        words: of the reply, which stand at the end of the only row.
-        compat: no codec marks, and the positions of plain text whatever the prompt holds. So Transformers 5.23 speaks where
-            no row is padded, for it loses the attention mask and, with it, what depends on one.
+        config: of the whole model.
+        words: tokens of the reply, which stand at the end of the only row.
+        compat: no codec marks, and the positions of plain text whatever the prompt holds. Transformers 5.23 speaks like
+            this where no row is padded, because it loses the attention mask and, with it, what depends on one.
     """
     talker = config.talker
     assert isinstance(talker, Qwen25TalkerConfig)
@@ -54,6 +55,6 @@ def prepare(
 
 
 def recited(batch: Batch, words: Sequence[int]) -> Batch:
-    """One row with the words of its reply behind the prompt."""
+    """A batch of one row with its reply's tokens behind the prompt."""
     tokens = np.concatenate([batch.tokens[0][batch.mask[0]], np.asarray(words, np.int32)])
     return Batch.from_tokens(tokens, None, batch.mel, batch.images, batch.videos)

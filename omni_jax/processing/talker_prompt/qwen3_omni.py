@@ -1,4 +1,4 @@
-"""What the talker reads before it speaks: the user's turns and the head of the assistant's last turn, as arrays."""
+"""Qwen3-Omni's talker prompt: the user's turns and the head of the assistant's last turn, as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ HEADER = 3
 
 @dataclass(frozen=True)
 class SpeechPrompt:
-    """The talker's prompts, a row's own slots first. Each slot is a sum of embeddings, of a text and of a codec id.
+    """The talker's prompts, real slots first in each row. Each slot is a sum of embeddings, of a text and of a codec id.
 
-    The last slot before speech, with the first word of the reply and codec_bos, is not among them: it is the first step.
+    The last slot before speech, with the first token of the reply and codec_bos, is left out: it is the first step.
 
     Attributes:
         tokens: ids of the thinker's vocabulary, the text of a slot; -1 for none.
-        heard: where in the thinker's prompt the state stands that is read too, or (where the talker reads states of media
-            alone) in the text's place; -1 for none.
+        heard: position in the thinker's prompt of the hidden state that the slot reads as well as its text, or (where
+            the talker reads states of media alone) instead of it; -1 for none.
         codes: codec ids; -1 for none.
-        positions: rotary coordinates; those of the first step go on behind them.
-        lengths: slots of each row, 0 for a row that says nothing.
-        words: tokens of the reply that are known already, a row each.
+        positions: rotary coordinates; those of the first step follow them.
+        lengths: slots of each row, 0 for a row that is not spoken.
+        words: tokens of the reply that are known already, one tuple a row.
     """
 
     tokens: Int[np.ndarray, "B U"]
@@ -40,25 +40,26 @@ class SpeechPrompt:
 
     @property
     def hears(self) -> bool:
-        """Whether the thinker's states are needed."""
+        """Whether the thinker's hidden states are needed."""
         return bool((self.heard >= 0).any())
 
 
 def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> SpeechPrompt:
     """The talker's prompts for rows of the thinker's.
 
-    Of the prompt, the user's turns are read, media at their own positions, and of the assistant's turns only the last, which
-    must be open: system turns and earlier answers are left out, with their media.
+    The talker reads the user's turns, media at their own positions, and of the assistant's turns only the last, which
+    must be open. System turns and earlier answers are left out, with their media.
 
     Args:
-        batch: rows with their real tokens first (``justified``), padding rows without any.
-        speakers: the codec id of each row's voice.
+        batch: rows with their real tokens first (``justified``), and padding rows without any.
+        speakers: the codec id of each row's speaker.
+        config: token ids of the thinker and the talker.
 
     Raises:
-        ValueError: a row without an open assistant's turn; one line says what to do.
+        ValueError: a row does not end in an open turn of the assistant; one line says what to do.
     """
     talker = config.talker
-    assert talker is not None  # whoever wants speech has asked for a talker
+    assert talker is not None  # callers check first that there is a talker
     specials = (talker.codec_nothink, talker.codec_think_bos, talker.codec_think_eos)
     rows, places, words, spoken = [], [], [], _user_turns(batch, config)
     for number, (tokens, length) in enumerate(zip(batch.tokens, batch.lengths, strict=True)):
@@ -88,7 +89,7 @@ def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> S
         text = np.concatenate([own[users], tail])
         heard = np.concatenate([np.where(media, users, -1), np.full(len(tail), -1)])
         rows.append(np.stack([text, heard, np.concatenate([np.full(len(users), -1), codes])]).astype(np.int32))
-        # For the positions, all that follows the user's turns is plain text.
+        # For the positions, everything behind the user's turns counts as text.
         places.append(np.concatenate([own[users], np.full(len(tail), config.tts_pad)]))
         words.append(tuple(own[start + HEADER :].tolist()))
     lengths = np.array([row.shape[1] for row in rows], np.int32)
@@ -106,7 +107,7 @@ def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> S
 
 
 def open_turn(tokens: Int[np.ndarray, "T"], config: Qwen3OmniConfig) -> int | None:
-    """Where the open turn of the assistant begins that a prompt ends in; None where it does not, so cannot be spoken."""
+    """Where the assistant's open turn begins at the end of a prompt; None if there is none: it cannot be spoken."""
     starts = np.flatnonzero(tokens == config.im_start)
     start = int(starts[-1]) if len(starts) else len(tokens)
     opened = len(tokens) >= start + HEADER and tokens[start + 1] == config.assistant
