@@ -28,7 +28,7 @@ from flax import nnx
 
 from omni_jax import Omni
 from omni_jax.config import OmniConfig, from_hf
-from omni_jax.decoding.frames import CALL_FRAMES, speak
+from omni_jax.decoding.frames import CALL_FRAMES, generate_frames
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request, answer
 from omni_jax.engine.reply import Event
@@ -176,7 +176,7 @@ class Load:
             # The token that ends speech is counted, and gives no frame.
             talker_max_new_tokens=self.frames + 1, talker_min_new_tokens=self.frames + 1,
         )  # fmt: skip
-        return replace(omni._request(batch, options), transcript=lambda row: Transcript(LETTERS))
+        return replace(omni.request_of(batch, options), transcript=lambda row: Transcript(LETTERS))
 
 
 def whole(omni: Omni, asked: Sequence[Question], load: Load, seed: int, *, aloud: bool = True) -> Figures:
@@ -270,7 +270,9 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     (state, rows), count = voices.states, min(CALL_FRAMES, load.frames - 1)
     words = jnp.zeros((len(voices.rows), CALL_FRAMES, state.frame.shape[-1]), state.frame.dtype)
     models = omni.parts["talker"], omni.parts["code_predictor"]
-    (_, codes), frame = timed(lambda: speak(*models, state, words, rows, np.int32(count), candidates=voices.candidates))
+    (_, codes), frame = timed(
+        lambda: generate_frames(*models, state, words, rows, np.int32(count), candidates=voices.candidates)
+    )
     codes = np.asarray(codes)[: len(asked), :, :count]
     _, vocoder = timed(lambda: omni.decode_codes(codes))
     times = {"prompt_ms": listening, "first_chunk_ms": first, "frame_ms": frame / count, "vocoder_ms": vocoder / count}

@@ -19,7 +19,7 @@ from transformers import Qwen2_5OmniForConditionalGeneration
 from omni_jax import Omni
 from omni_jax.buckets import ROOM, bucket
 from omni_jax.config.speech import Speaker
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, listen, speak
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, generate_frames, prefill
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.models.qwen2_5_omni.dit import frame_noise
 from omni_jax.processing.batch import Batch
@@ -184,8 +184,10 @@ def _talkers(omni: Omni, reference, rng: np.random.Generator):
 
     def ours(count):
         cache = talker.empty_cache(1, slots)
-        state = listen(talker, prompt, positions, np.array([HEARD]), cache, bos=config.codec_bos, said=said)
-        return np.asarray(speak(talker, None, state, words, rows, np.int32(count), candidates=(0, 0))[1])[0, 0, :count]
+        state = prefill(talker, prompt, positions, np.array([HEARD]), cache, bos=config.codec_bos, said=said)
+        return np.asarray(generate_frames(talker, None, state, words, rows, np.int32(count), candidates=(0, 0))[1])[
+            0, 0, :count
+        ]
 
     first = np.asarray(talker.embedding(jnp.array([[config.codec_bos]]))) + words[:, :1]
     fed = torch.from_numpy(np.concatenate([prompt, first], axis=1))

@@ -16,7 +16,7 @@ from clock import PINNED, spent_both
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from omni_jax import Omni
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, listen, speak
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, generate_frames, prefill
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.testing import tiny_config
 
@@ -61,9 +61,11 @@ def compare(folder: Path, repeat: int) -> dict:
     bos = CODEBOOK + IDS["bos"]
 
     def ours(frames):
-        state = listen(talker, prompt, positions, np.array([PROMPT]), talker.empty_cache(1, SLOTS), bos=bos)
+        state = prefill(talker, prompt, positions, np.array([PROMPT]), talker.empty_cache(1, SLOTS), bos=bos)
         rows = SpeechRows(greedy, greedy)
-        _, codes = speak(talker, omni.parts["code_predictor"], state, words, rows, np.int32(frames), candidates=(0, 0))
+        _, codes = generate_frames(
+            talker, omni.parts["code_predictor"], state, words, rows, np.int32(frames), candidates=(0, 0)
+        )
         return np.asarray(codes)[:, :, :frames]
 
     # The reference reads its first word in the prompt, and needs one token more than it returns frames.

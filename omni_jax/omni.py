@@ -188,7 +188,7 @@ class Omni:
 
         The options are those of ``generate_batch``.
         """
-        return self._replies(self._request(*self._prompts(conversation, options, alone=True)))[0]
+        return self._replies(self.request_of(*self._prompts(conversation, options, alone=True)))[0]
 
     def generate_batch(self, conversations: Any = None, **options: Any) -> list[Reply]:
         """Answers several conversations in text and, if the checkpoint can, speech; no reply depends on the other rows.
@@ -213,7 +213,7 @@ class Omni:
         Raises:
             ValueError: input that cannot be used, in one line.
         """
-        return self._replies(self._request(*self._prompts(conversations, options, alone=False)))
+        return self._replies(self.request_of(*self._prompts(conversations, options, alone=False)))
 
     def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
@@ -315,7 +315,7 @@ class Omni:
     def _events(self, conversations: Any, options: Mapping[str, Any], steps: int) -> Iterator[tuple[int, Event]]:
         if not is_number(steps, whole=True) or not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {shown(steps)}")
-        return answer(self.parts, self.config, self._request(conversations, options), steps=steps, streamed=True)
+        return answer(self.parts, self.config, self.request_of(conversations, options), steps=steps, streamed=True)
 
     def _replies(self, asked: Request) -> list[Reply]:
         replies: dict[int, Reply] = {}
@@ -327,7 +327,7 @@ class Omni:
     def _prompts(self, given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any, dict[str, Any]]:
         return prompts(given, options, alone=alone, control_tokens=self.limits.allow_control_tokens)
 
-    def _request(
+    def request_of(
         self, conversations: Any, options: Mapping[str, Any], *, given: Sequence[int] | None = None
     ) -> Request:
         """A checked request, ready to run. All errors in it are raised here.
@@ -382,7 +382,7 @@ class Omni:
             raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
         # Not through the chat template, which may change the assistant's text.
         words = self.tokenizer.encode(text, add_special_tokens=False)
-        return self._request([asked], {**options, "return_audio": True}, given=words)
+        return self.request_of([asked], {**options, "return_audio": True}, given=words)
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """A reader of one row's reply; some templates open the thinking block already in the prompt."""

@@ -29,7 +29,7 @@ ARROWS = {
     "omni": "checkpoint config decoding engine errors models parallel processing room speech weights",
     "__init__": "decoding.sampling engine.reply omni",
     "testing": "config models weights",
-    "plan": "buckets checkpoint.hub config decoding engine.encode errors models nn parallel speech weights",
+    "plan": "buckets checkpoint.hub config decoding engine.programs errors models nn parallel speech weights",
     "jobs": "checkpoint.hub config decoding engine errors locks omni parallel processing",
     "cli": "checkpoint decoding engine errors jobs omni plan processing speech testing weights __version__",
 }
@@ -51,7 +51,7 @@ ENTRIES = {
     "weights": "layerwise published safetensors_reader safetensors_writer shards speakers table tables to_devices torch_pickle",
     "weights/tables": "common qwen2_5_omni qwen3_omni",
     "speech": "qwen2_5_omni qwen3_omni stream synthesizer token2wav",
-    "engine": "answer continuous encode reply request transformers_keywords",
+    "engine": "answer continuous encode programs reply request transformers_keywords",
     "checkpoint": "describe hub manifest tensors",
     "testing": "checkpoint config_qwen2_5 family qwen2_5_omni qwen3_omni tokenizer tokenizer_qwen2_5",
     "plan": "hlo kernel_costs lower_bound lowering",
@@ -190,3 +190,22 @@ def test_imports_are_found(tmp_path):
     assert imports(tmp_path / "a.py") == {"x.y", "omni_jax.nn", "omni_jax.nn.cache", "torch"}
     assert own(tmp_path / "a.py") == {"nn.cache"}
     assert not within("torchaudio", ["torch"])
+
+
+FOREIGN = {"_replace", "_exit", "_get_file"}  # of named tuples and of libraries: public there, in spite of the name
+
+
+def private_uses(path: Path) -> set[str]:
+    """Names with an underscore that a file takes of another object or module than its own."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    taken = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    taken |= {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
+    return {name for name in taken - own - FOREIGN if re.match("_[^_]", name)}
+
+
+def test_no_module_takes_a_private_name_of_another():
+    folders = ("omni_jax", "convert", "tpu", "benchmarks")
+    found = {path.name: private_uses(path) for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    assert {name: names for name, names in found.items() if names} == {}

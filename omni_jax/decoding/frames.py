@@ -58,7 +58,7 @@ class SpeechState:
 
 
 @partial(jax.jit, static_argnames=("bos", "said"), donate_argnames=("cache",))
-def listen(
+def prefill(
     talker: SpeechModel,
     x: Float[Array, "B U D"],
     positions: Num[Array, "3 B U"],
@@ -93,7 +93,7 @@ def listen(
 
 
 @partial(jax.jit, static_argnames=("candidates",), donate_argnames=("state",))
-def speak(
+def generate_frames(
     talker: SpeechModel,
     predictor: Any | None,
     state: SpeechState,

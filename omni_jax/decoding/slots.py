@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.text import CALL_STEPS, DecodeState, LanguageModel, advance, start
+from omni_jax.decoding.text import CALL_STEPS, DecodeState, LanguageModel, decode_steps, prefill
 from omni_jax.nn.cache import KVCache
 from omni_jax.parallel.multihost import fetch
 from omni_jax.parallel.sharding import mesh_of
@@ -39,14 +39,14 @@ class Written:
 
 
 class Slots:
-    """Rows of unfinished replies: ``put`` a prompt into a free row, ``advance`` them all, ``release`` a finished row.
+    """Rows of unfinished replies: ``insert`` a prompt into a free row, ``decode`` them all, ``release`` a finished row.
 
     The cache is only as long as its current rows need, so that short prompts do not pay for a long one that has ended.
     Its sizes are buckets, and each of them is one decode program.
     """
 
     def __init__(self, model: LanguageModel, batch: int, *, steps: int = CALL_STEPS // 2):
-        """Makes free rows; the cache is allocated by the first ``put``.
+        """Makes free rows; the cache is allocated by the first ``insert``.
 
         Args:
             model: the language model.
@@ -61,7 +61,7 @@ class Slots:
         self.state: DecodeState | None = None
         self.options: SamplingRows | None = None
         # Of each row: tokens of its prompt, tokens generated, most that may be, cache slots that it may use so far,
-        # candidates of its draws. ``first`` holds the outputs of prefills that no ``advance`` has returned yet.
+        # candidates of its draws. ``first`` holds the outputs of prefills that no ``decode`` has returned yet.
         self.lengths, self.counts, self.most, self.room, self.candidates = np.zeros((5, batch), int)
         self.taken, self.stopped = np.zeros(batch, bool), np.zeros(batch, bool)
         self.first: dict[int, tuple[Array, Array]] = {}
@@ -70,7 +70,7 @@ class Slots:
     def free(self) -> list[int]:
         return np.flatnonzero(~self.taken).tolist()
 
-    def put(
+    def insert(
         self,
         row: int,
         embedded: Any,
@@ -106,7 +106,7 @@ class Slots:
                 without it.
         """
         option = SamplingRows.of([sampling], [seed], [most])
-        one, logprobs, kept = start(
+        one, logprobs, kept = prefill(
             self.model, embedded, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths),
             self.model.empty_cache(1, prompt.shape[1]), option, candidates=candidates, keep=keep,
         )  # fmt: skip
@@ -129,7 +129,7 @@ class Slots:
         """Whether the state still exists: a failed call may have donated and lost it."""
         return not any(leaf.is_deleted() for leaf in jax.tree.leaves((self.state, self.options)))
 
-    def advance(self, *, follow: bool = False) -> list[Written]:
+    def decode(self, *, follow: bool = False) -> list[Written]:
         """Generates up to ``steps`` tokens in each row that is taken.
 
         Args:
@@ -144,7 +144,7 @@ class Slots:
         state = self.state
         if self.stopped.any():
             state, self.stopped = _finish(state, self.stopped), np.zeros_like(self.stopped)
-        state, made, logprobs, fed = advance(
+        state, made, logprobs, fed = decode_steps(
             self.model, state, self.options, np.int32(self.steps),
             candidates=int(self.candidates[self.taken].max(initial=0)), follow=follow,
         )  # fmt: skip

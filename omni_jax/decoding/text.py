@@ -94,7 +94,7 @@ def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeStat
 
 
 @partial(jitted, static_argnames=("candidates", "fresh", "keep"), donate_argnames=("cache",))
-def start(
+def prefill(
     model: LanguageModel,
     embedded: Any,
     prompt: Int[Array, "B T"],
@@ -140,7 +140,7 @@ def start(
 
 
 @partial(jitted, static_argnames=("candidates", "follow"), donate_argnames=("state",))
-def advance(
+def decode_steps(
     model: LanguageModel,
     state: DecodeState,
     rows: SamplingRows,
@@ -218,7 +218,7 @@ def generate(
     longest, most_new = int(np.max(lengths)), int(np.max(most, where=lengths > 0, initial=0))
     cache = model.empty_cache(prompt.shape[0], first_slots(prompt.shape[1], longest, most_new))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
-    state, logprobs, kept = start(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
+    state, logprobs, kept = prefill(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
     del embedded  # not needed again, and large for prompts with many images
     counts, made, logprobs, fed = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
@@ -237,4 +237,6 @@ def generate(
         if needed > state.cache.slots:
             slots = more_slots(state.cache.slots, longest, most_new)
             state = replace(state, cache=grow(state.cache, slots=slots))
-        state, made, logprobs, fed = advance(model, state, rows, np.int32(now), candidates=candidates, follow=follow)
+        state, made, logprobs, fed = decode_steps(
+            model, state, rows, np.int32(now), candidates=candidates, follow=follow
+        )

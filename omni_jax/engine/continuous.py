@@ -115,16 +115,16 @@ def answers(
     """
     hosts = hosts or Hosts()
     ahead, alone = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts), hosts.alone
-    desk, rows, silent = Slots(omni.parts["thinker"], slots), dict[int, _Row](), list[_Row]()
+    running, rows, silent = Slots(omni.parts["thinker"], slots), dict[int, _Row](), list[_Row]()
     try:
         while not ahead.exhausted or rows or silent:
             done: list[Outcome] = []
-            for number in desk.free:
+            for number in running.free:
                 # While there are rows to decode, do not wait for items that are still being read.
                 while (
                     number not in rows and (item := ahead.take(wait=not rows, more=bool(rows) or not done)) is not None
                 ):
-                    row = item.fault if item.request is None else _begin(omni, desk, number, item, alone)
+                    row = item.fault if item.request is None else _begin(omni, running, number, item, alone)
                     if isinstance(row, str):
                         done.append((item.key, row))
                     else:
@@ -133,10 +133,10 @@ def answers(
                     break
             if rows:
                 follow = any(row.request.speech is not None and row.request.speech.follow for row in rows.values())
-                for written in desk.advance(follow=follow):
+                for written in running.decode(follow=follow):
                     row = rows[written.row]
                     if row.take(written):
-                        desk.release(written.row)
+                        running.release(written.row)
                         del rows[written.row]
                         if row.request.speech is None:
                             done.append((row.item.key, row.draft.reply()))
@@ -152,7 +152,7 @@ def answers(
         ahead.close()
 
 
-def _begin(omni: Model, desk: Slots, number: int, item: Item, alone: bool) -> _Row | str:
+def _begin(omni: Model, running: Slots, number: int, item: Item, alone: bool) -> _Row | str:
     """Prefills an item. If the device has no memory for it and no other host is involved, returns the fault instead."""
     request, padded, config = item.request, item.batch, omni.config.thinker
     assert request is not None
@@ -160,16 +160,16 @@ def _begin(omni: Model, desk: Slots, number: int, item: Item, alone: bool) -> _R
     sampling = request.sampling
     most = min(sampling.max_new_tokens or DEFAULT_NEW_TOKENS, config.context - item.length)
     try:
-        states = desk.put(
+        states = running.insert(
             number, encode.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
             sampling, request.seeds[0], most,
             candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
         )  # fmt: skip
     except JaxRuntimeError as error:
-        if not (alone and desk.whole and _too_much(error)):
+        if not (alone and running.whole and _too_much(error)):
             raise
         return (
-            f"too much for the device's memory: a prompt of {item.length:,} tokens, beside a cache for {len(desk.taken)} "
+            f"too much for the device's memory: a prompt of {item.length:,} tokens, beside a cache for {len(running.taken)} "
             "slots; shorten it, or try it again with fewer slots"
         )
     return _Row(item, request, Draft(request.transcript(0), sampling), most, states)

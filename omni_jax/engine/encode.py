@@ -18,7 +18,7 @@ from omni_jax.processing import audio_packing, vision_packing
 from omni_jax.processing.batch import Batch
 
 _embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
-_hear = jitted(lambda encoder, *arrays: encoder.encode(*arrays))
+audio_features = jitted(lambda encoder, *arrays: encoder.encode(*arrays))
 _put_sound = jax.jit(
     lambda embedded, features, index: embedded.hear(features.reshape(-1, features.shape[-1]), index), donate_argnums=0
 )
@@ -31,7 +31,7 @@ def _put_sight(embedded, features, deep, index):
 
 
 @jitted
-def _see(encoder, *arrays):
+def vision_features(encoder, *arrays):
     """Features and deepstack features, padded to one size for all calls of up to CALL_PATCHES, so that putting them in
     place is one program for each size of prompts."""
     features, deep = encoder.encode(*arrays)
@@ -69,14 +69,14 @@ def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Em
     taps = len(config.vision_encoder.taps) if visuals else 0
     embedded = _embed(parts["thinker"], batch.tokens, taps=taps)
     for call in audio_packing.pack(clips, config.audio_encoder):
-        features = _hear(parts["audio_encoder"], *call.inputs)
+        features = audio_features(parts["audio_encoder"], *call.inputs)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:
         return embedded
     encoder = parts["vision_encoder"]
     patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
     for call in vision_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
-        features, deep = _see(encoder, call.patches, call.place, call.size, call.first)
+        features, deep = vision_features(encoder, call.patches, call.place, call.size, call.first)
         embedded = _put_sight(embedded, features, deep, call.rows(seen))
     return embedded
 
@@ -89,7 +89,7 @@ def encode_audio(
         return []
     rows, order = [], []
     for call in audio_packing.pack(clips, config.audio_encoder):
-        features = fetch(_hear(parts["audio_encoder"], *call.inputs))
+        features = fetch(audio_features(parts["audio_encoder"], *call.inputs))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])
     joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
@@ -109,7 +109,7 @@ def encode_vision(
     features = [np.empty((0, sight.out_width), encoder.dtype)]
     deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
     for call in vision_packing.pack(media, grids, sight.merge, encoder.dtype):
-        seen, seen_deep = fetch(_see(encoder, call.patches, call.place, call.size, call.first))
+        seen, seen_deep = fetch(vision_features(encoder, call.patches, call.place, call.size, call.first))
         real = np.flatnonzero(call.order >= 0)
         features.append(seen[real])
         deep.append(seen_deep[:, real])

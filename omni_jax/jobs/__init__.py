@@ -231,7 +231,7 @@ def _try(omni: Omni, options: Mapping[str, Any]) -> None:
     """Raises for wrong options before the first line is read."""
     system = omni.synthesizer.system
     head = [{"role": "system", "content": system}] if system else []
-    omni._request([[*head, {"role": "user", "content": "?"}]], options)
+    omni.request_of([[*head, {"role": "user", "content": "?"}]], options)
 
 
 def _how(omni: Omni, options: Mapping[str, Any], sound: str) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
         try:
             name, messages, own = parsed(text)
             given = over(translated(own), options)
-            request = omni._request([messages], given)
+            request = omni.request_of([messages], given)
             item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
         except Exception as error:  # whatever it is, the other lines are still answered
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -24,7 +24,7 @@ from omni_jax.errors import check_path
 from omni_jax.models.placement import undivided
 from omni_jax.parallel.mesh import axis_sizes, make_mesh
 from omni_jax.parallel.topology import Topology, topology
-from omni_jax.plan.lowering import Compiled, Entries, Workload, programs
+from omni_jax.plan.lowering import Compiled, Entries, Workload, compile_entries
 
 Progress = Callable[[int, int, str], None]
 
@@ -160,7 +160,7 @@ def plan(
     entries = Entries(config, made, workload)
     found: list[Compiled] = []
     if entries.weights + entries.caches <= where.chip.limit:
-        found += programs(entries, only=only, progress=progress)
+        found += compile_entries(entries, only=only, progress=progress)
     temporaries = max((added(each, entries) for each in found), default=0)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(entries.parts))
     return Plan(

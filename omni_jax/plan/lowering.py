@@ -18,10 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, speak
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.text import CALL_STEPS, DecodeState, advance, grow, start
-from omni_jax.engine import encode
+from omni_jax.decoding.text import CALL_STEPS, DecodeState
+from omni_jax.engine import programs
 from omni_jax.models import parts
 from omni_jax.models.decoder import CHUNK
 from omni_jax.models.memory_layout import formats
@@ -228,7 +228,8 @@ class Entries:
             assert self.config.talker is not None
             keep = self.config.talker.read_layer(config.decoder.layers)
         return Entry(
-            f"prefill, {rows} x {tokens:,} tokens", start, arguments, partial(self._least().prefill, rows, tokens), held(thinker),
+            f"prefill, {rows} x {tokens:,} tokens", programs.prefill, arguments,
+            partial(self._least().prefill, rows, tokens), held(thinker),
             options={"candidates": CANDIDATES, "keep": keep}, grouped=self._grouped("thinker", rows * tokens),
         )  # fmt: skip
 
@@ -247,7 +248,7 @@ class Entries:
         if self.workload.speech and talker and talker.reads_reply:
             options["follow"] = True
         return Entry(
-            f"decode, a token of {batch} x {self.slots:,}", advance,
+            f"decode, a token of {batch} x {self.slots:,}", programs.decode_steps,
             (thinker, state, self._options(batch), self.array((), jnp.int32)), partial(self._least().decode, batch, self.cache),
             held(thinker), held(self.cache), options, steps=CALL_STEPS, runs=CALL_STEPS,
             grouped=self._grouped("thinker", batch),
@@ -272,7 +273,7 @@ class Entries:
         words = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
         rows = SpeechRows(options, options if predictor is not None else None)
         return Entry(
-            f"speech, a frame of {batch} x {self.speech_slots:,}", speak,
+            f"speech, a frame of {batch} x {self.speech_slots:,}", programs.generate_frames,
             (talker, predictor, state, words, rows, self.array((), jnp.int32)),
             partial(self._least().frame, batch, self.speech_cache), held((talker, predictor)), held(self.speech_cache),
             {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
@@ -291,7 +292,13 @@ class Entries:
         made = partial(Least, held(cache) + held(self.cache), 0)
         # Its result is the cache that ``caches`` counts.
         return Entry(
-            f"grow the cache to {self.slots:,}", grow, (cache,), made, 0, held(self.cache), {"slots": self.slots}
+            f"grow the cache to {self.slots:,}",
+            programs.grow,
+            (cache,),
+            made,
+            0,
+            held(self.cache),
+            {"slots": self.slots},
         )
 
     def _perceiving(self) -> Iterator[Entry]:
@@ -306,13 +313,13 @@ class Entries:
         if config.windowed:
             mel.append(self.array((chunks, config.chunk_tokens), jnp.int32))
             window = visited(chunks * config.chunk_tokens, config.window_tokens, BLOCK)
-        yield self._whole(f"audio encoder, {chunks} chunks", encode._hear, (audio, *mel), seen=window)
+        yield self._whole(f"audio encoder, {chunks} chunks", programs.audio_features, (audio, *mel), seen=window)
         sizes = ((CALL_PATCHES, 2), (CALL_PATCHES, 2), (CALL_PATCHES,))
         places = [self.array(size, jnp.int32) for size in sizes]
         pixels = self.array((CALL_PATCHES, sight.patch_width), self.workload.dtype)
         yield self._whole(
             f"vision encoder, {CALL_PATCHES:,} patches",
-            encode._see,
+            programs.vision_features,
             (vision, pixels, *places),
             runs=-(-FRAME_PATCHES // 512),
             seen=visited(CALL_PATCHES, FRAME_PATCHES, BLOCK),
@@ -329,7 +336,7 @@ class Entries:
             ends = (self.array((rows,), jnp.int32),) * 2
             arguments = (code2wav, state, codes, *ends)
             yield self._whole(
-                f"code2wav, {rows} x {frames} frames", qwen3_omni._sound, arguments, kept=state, frames=frames
+                f"code2wav, {rows} x {frames} frames", programs.samples_of_codes, arguments, kept=state, frames=frames
             )
             return
         dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
@@ -342,10 +349,12 @@ class Entries:
             floats((rows, dit.config.speaker_width)), floats((rows, REFERENCE_FRAMES, bins)), counts,
             floats((rows, frames, bins)), counts,
         )  # fmt: skip
-        yield self._whole(f"DiT, {rows} x {frames:,} mel frames", token2wav._mel, arguments)
+        yield self._whole(f"DiT, {rows} x {frames:,} mel frames", programs.mel_of_codes, arguments)
         window = token2wav.LONG * dit.config.block_frames
         mel = floats((rows, window, bins))
-        yield self._whole(f"BigVGAN, {rows} x {window} mel frames", token2wav._samples, (bigvgan, mel, counts, counts))
+        yield self._whole(
+            f"BigVGAN, {rows} x {window} mel frames", programs.samples_of_mel, (bigvgan, mel, counts, counts)
+        )
 
     def _whole(
         self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, seen: int = 0, kept: Any = None,
@@ -383,7 +392,7 @@ class Entries:
         return found
 
 
-def programs(
+def compile_entries(
     entries: Entries,
     *,
     only: Callable[[str], bool] | None = None,

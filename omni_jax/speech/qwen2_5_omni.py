@@ -15,7 +15,7 @@ from omni_jax.buckets import bucket
 from omni_jax.config import Qwen25OmniConfig
 from omni_jax.config.speech import Speaker
 from omni_jax.decoding.defaults import Defaults
-from omni_jax.decoding.frames import SpeechState, listen
+from omni_jax.decoding.frames import SpeechState, prefill
 from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
 from omni_jax.parallel.multihost import fetch
@@ -102,7 +102,7 @@ class Qwen25SpeechStream(SpeechStream):
         # The repetition penalty covers the prompt's marks from the start.
         said = (config.codec_mask, config.codec_pad, config.codec_bos)
         marked = bool((prompt.codes >= 0).any())
-        return listen(talker, x, prompt.positions, lengths, cache, bos=config.codec_bos if marked else -1, said=said)
+        return prefill(talker, x, prompt.positions, lengths, cache, bos=config.codec_bos if marked else -1, said=said)
 
     def _known(self, row: int) -> int:
         # The last token of a reply that was cut by its length was never fed, so it has no state: as in the reference.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.config import Qwen3OmniConfig
 from omni_jax.decoding.defaults import Defaults
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, listen, take_rows
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, prefill, take_rows
 from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
@@ -43,7 +43,7 @@ def _prompt(talker, embedding, tokens, codes, heard, states):
 
 
 @partial(jax.jit, static_argnames=("frames",), donate_argnames=("state",))
-def _sound(code2wav, state, codes, before, after, *, frames: int):
+def samples_of_codes(code2wav, state, codes, before, after, *, frames: int):
     """Samples of a call's frames, of which each row has ``after - before``."""
     return code2wav.step(state, codes[:, :, :frames], after - before)
 
@@ -69,7 +69,7 @@ class Qwen3SpeechStream(SpeechStream):
             talker, self.parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard,
             states if prompt.hears else None,
         )  # fmt: skip
-        return listen(talker, x, prompt.positions, lengths, cache, bos=talker.config.codec_bos)
+        return prefill(talker, x, prompt.positions, lengths, cache, bos=talker.config.codec_bos)
 
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
         return _words(self.parts["talker"], self.parts["thinker"].embedding, tokens)
@@ -78,7 +78,9 @@ class Qwen3SpeechStream(SpeechStream):
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
     ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
         code2wav, before = self.parts["code2wav"], self.counts
-        self.heard, sound = _sound(code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames)
+        self.heard, sound = samples_of_codes(
+            code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames
+        )
         counts, finished, made, samples = fetch((state.count, state.finished, codes, sound))
         chunks = []
         for number in np.flatnonzero(self.live & (counts > before)):
@@ -154,7 +156,9 @@ def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarr
     heard, sound = _quiet(code2wav, rows), []
     for start in range(0, steps * size, size):
         before, after = np.minimum(ends, start).astype(np.int32), np.minimum(ends, start + size).astype(np.int32)
-        heard, samples = _sound(code2wav, heard, padded[:, :, start : start + size], before, after, frames=size)
+        heard, samples = samples_of_codes(
+            code2wav, heard, padded[:, :, start : start + size], before, after, frames=size
+        )
         sound.append(samples)
     joined = np.concatenate([np.zeros((rows, 0), np.float32), *fetch(sound)], axis=1)
     return joined[:batch, code2wav.lag :][:, : code2wav.samples(frames)]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.buckets import ROOM, first_slots, more_slots
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, speak, take_rows
+from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, generate_frames, take_rows
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import Made, grow
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
@@ -154,7 +154,7 @@ class SpeechStream(ABC):
         if needed[self.live].max() > state.cache.slots:
             slots = more_slots(state.cache.slots, int(self.lengths[self.live].max()), self.most)
             state = replace(state, cache=grow(state.cache, slots=slots))
-        state, codes = speak(
+        state, codes = generate_frames(
             self.parts["talker"], self.predictor, state, words, rows, np.int32(frames), candidates=self.candidates
         )
         self.states = state, rows

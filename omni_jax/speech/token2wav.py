@@ -90,12 +90,12 @@ def _noise(seeds, start, *, frames: int, bins: int):
 
 
 @jax.jit
-def _mel(dit, codes, lengths, speaker, mel, mel_lengths, noise, start):
+def mel_of_codes(dit, codes, lengths, speaker, mel, mel_lengths, noise, start):
     return dit.sample(codes, lengths, speaker, mel, mel_lengths, noise, start)
 
 
 @jax.jit
-def _samples(bigvgan, mel, first, end):
+def samples_of_mel(bigvgan, mel, first, end):
     return bigvgan.decode_window(mel, first, end)
 
 
@@ -239,7 +239,7 @@ def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.n
         else:
             noise = _widened(own.noise[:, start : start + frames], frames)
         heard = codes[index].astype(np.int32), counts, own.speaker, own.mel, own.mel_lengths
-        mel = fetch(_mel(dit, *heard, noise, np.full(len(index), start)))
+        mel = fetch(mel_of_codes(dit, *heard, noise, np.full(len(index), start)))
         made.append(_waveform(dit, bigvgan, mel, counts * config.repeats)[: len(part)])
     return np.concatenate(made)
 
@@ -253,7 +253,7 @@ def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
     mel, sound = np.pad(mel, [(0, 0), (side, 0), (0, 0)]), []
     for start in range(0, frames, size - 2 * side):
         window = _widened(mel[:, start : start + size], size)
-        samples = _samples(bigvgan, window, np.full_like(lengths, side - start), lengths + side - start)
+        samples = samples_of_mel(bigvgan, window, np.full_like(lengths, side - start), lengths + side - start)
         sound.append(fetch(samples)[:, side * each : (size - side) * each])
     return np.concatenate(sound, axis=1)[:, : frames * each]
 

@@ -36,13 +36,13 @@ class Desk:
         config, placed = self.omni.config.thinker, encode.place(batch, self.omni.config.thinker)
         row, padded = self.slots.free[0], placed.batch
         self.of[row], self.written[number] = number, ([], [], sampling.max_new_tokens)
-        self.slots.put(
+        self.slots.insert(
             row, encode.embed(self.omni.parts, placed, config), padded.tokens, padded.positions, padded.lengths, sampling,
             seed, sampling.max_new_tokens, candidates=sampling.candidates(config.vocabulary),
         )  # fmt: skip
 
     def advance(self):
-        for written in self.slots.advance():
+        for written in self.slots.decode():
             number = self.of[written.row]
             tokens, logprobs, most = self.written[number]
             tokens += written.tokens
@@ -81,9 +81,9 @@ def test_rows_are_what_they_would_be_alone(writer):
 def test_short_replies_do_not_wait_for_long_ones(writer):
     """While one row writes 24 tokens, the other one writes six replies; all is one decode program."""
     asked = [(prompt(9), GREEDY), *((prompt(9, seed), replace(GREEDY, max_new_tokens=3)) for seed in range(1, 7))]
-    desk = Desk(writer, 2, steps=3)
-    found = desk.answer(asked)
-    assert desk.ended == [1, 2, 3, 4, 5, 6, 0]
+    running = Desk(writer, 2, steps=3)
+    found = running.answer(asked)
+    assert running.ended == [1, 2, 3, 4, 5, 6, 0]
     for own, item in zip(found, asked, strict=True):
         assert_alike(own, alone(writer, *item))
 
@@ -92,33 +92,33 @@ def test_the_cache_is_as_long_as_its_rows_need(writer):
     """It grows for a long prompt, and shrinks when that is gone; nothing of a row is lost on the way."""
     short, long = replace(GREEDY, max_new_tokens=20), replace(GREEDY, max_new_tokens=6)
     asked = [(prompt(7), short), (prompt(60), long), (prompt(8), short), (prompt(9), short)]
-    desk = Desk(writer, 2)
-    found = desk.answer(asked)
-    assert max(desk.sizes) == 96
-    assert desk.sizes[-1] == 32
+    running = Desk(writer, 2)
+    found = running.answer(asked)
+    assert max(running.sizes) == 96
+    assert running.sizes[-1] == 32
     for own, item in zip(found, asked, strict=True):
         assert_alike(own, alone(writer, *item))
 
 
 def test_a_reply_beyond_its_room_finds_more(writer, monkeypatch):
     monkeypatch.setattr("omni_jax.buckets.ROOM", 8)
-    desk = Desk(writer, 2)
-    (found,) = desk.answer([(prompt(12), GREEDY)])
-    assert desk.sizes[0] < desk.sizes[-1]
+    running = Desk(writer, 2)
+    (found,) = running.answer([(prompt(12), GREEDY)])
+    assert running.sizes[0] < running.sizes[-1]
     assert_alike(found, alone(writer, prompt(12), GREEDY))
 
 
 def test_a_row_that_is_released_early_makes_room_at_once(writer):
-    desk = Desk(writer, 1)
-    desk.put(0, prompt(9), GREEDY)
-    desk.advance()
-    desk.slots.release(0)
-    assert desk.slots.free == [0]
-    desk.put(1, prompt(10), GREEDY)
-    while desk.slots.taken.any():
-        desk.advance()
-    assert_alike(desk.written[1][:2], alone(writer, prompt(10), GREEDY))
-    assert len(desk.written[0][0]) == 9  # the first token and a call
+    running = Desk(writer, 1)
+    running.insert(0, prompt(9), GREEDY)
+    running.decode()
+    running.slots.release(0)
+    assert running.slots.free == [0]
+    running.insert(1, prompt(10), GREEDY)
+    while running.slots.taken.any():
+        running.decode()
+    assert_alike(running.written[1][:2], alone(writer, prompt(10), GREEDY))
+    assert len(running.written[0][0]) == 9  # the first token and a call
 
 
 def test_further_prompts_of_known_sizes_compile_nothing(writer, compiled):

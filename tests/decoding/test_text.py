@@ -298,7 +298,7 @@ def test_only_the_states_that_are_asked_for_are_kept(omni):
     rows = SamplingRows.of([Sampling(do_sample=False)] * 2, [0, 0], [1, 1])
     embedded, cache = thinker.prompt(jnp.asarray(tokens)), thinker.empty_cache(2, 256)
     memory = [
-        generation.start.lower(
+        generation.prefill.lower(
             thinker, embedded, tokens, positions, lengths, cache, rows, candidates=0, keep=keep
         ).compile().memory_analysis()
         for keep in (None, 2)

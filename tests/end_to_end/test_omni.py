@@ -220,8 +220,8 @@ def test_rows_of_a_batch_end_each_on_its_own(omni, says):
 
 
 def test_a_stream_that_is_closed_stops_the_work(omni, monkeypatch):
-    calls, advance = [], generation.advance
-    monkeypatch.setattr(generation, "advance", lambda *a, **k: calls.append(1) or advance(*a, **k))
+    calls, steps = [], generation.decode_steps
+    monkeypatch.setattr(generation, "decode_steps", lambda *a, **k: calls.append(1) or steps(*a, **k))
     stream = omni.stream(user("Hi"), steps=1, **GREEDY)
     next(stream)
     made = len(calls)

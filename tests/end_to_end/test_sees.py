@@ -169,7 +169,7 @@ def test_a_conversation_goes_on_from_its_cache(omni):
     for turn, fresh in ((first, True), (second, False)):
         placed = encode.place(turn, config)
         padded, embedded = placed.batch, encode.embed(omni.parts, placed, config)
-        state, *_ = generation.start(
+        state, *_ = generation.prefill(
             thinker, embedded, padded.tokens, padded.positions, padded.lengths, cache, rows, candidates=1, fresh=fresh
         )
         cache = state.cache
@@ -287,14 +287,14 @@ def test_bfloat16(tiny, omni):
 def test_placing_is_one_program_for_pictures_of_any_size(omni):
     """Programs of the encoder follow the size of pictures, those of the thinker the size of prompts; placing is not both."""
     encode._put_sight.clear_cache()
-    encode._see.clear_cache()
+    encode.vision_features.clear_cache()
     lengths = set()
     for height, width in ((64, 64), (320, 320), (320, 384), (512, 256), (640, 256)):  # 4, 100, 120, 128 and 160 tokens
         batch = omni.prepare(user({"image": picture(height, width)}, "a"))
         encode.embed(omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker)
         lengths.add(bucket(batch.tokens.shape[1]))
     assert encode._put_sight._cache_size() == len(lengths) == 3
-    assert encode._see._cache_size() == 4  # 120 and 128 share a size
+    assert encode.vision_features._cache_size() == 4  # 120 and 128 share a size
 
 
 def test_vision_alone(omni):

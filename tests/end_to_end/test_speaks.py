@@ -239,9 +239,11 @@ def test_rows_end_each_on_its_own_and_leave_the_batch(omni, ending, monkeypatch)
     """Rows whose speech ends early equal their single run, and the batch shrinks behind them."""
     _, how = ending
     sizes = []
-    real = stream.speak
+    real = stream.generate_frames
     monkeypatch.setattr(
-        stream, "speak", lambda *given, **options: sizes.append(given[2].frame.shape[0]) or real(*given, **options)
+        stream,
+        "generate_frames",
+        lambda *given, **options: sizes.append(given[2].frame.shape[0]) or real(*given, **options),
     )
     asked = [user(text(words)) for words in ("Hi", "Ho", "What?", "Now!", "a")]
     how = {**WRITTEN, **how, "talker_do_sample": False, "talker_max_new_tokens": 201}

@@ -28,7 +28,7 @@ class Played:
 
     synthesizer, parts = SimpleNamespace(system=None), {}
 
-    def _request(self, conversations: Any, options: Any) -> Any:
+    def request_of(self, conversations: Any, options: Any) -> Any:
         return SimpleNamespace(words=conversations)
 
 

@@ -289,10 +289,10 @@ def test_a_stream_longer_than_the_context(parts):
 def test_few_programs(parts):
     """The four windows', whatever the length and wherever it ends."""
     pieces(parts, speech(1, 200)[0], (24,))
-    before = token2wav._mel._cache_size(), token2wav._samples._cache_size()
+    before = token2wav.mel_of_codes._cache_size(), token2wav.samples_of_mel._cache_size()
     for length in (1, 20, 41, 77, 143, 290):
         pieces(parts, speech(1, length)[0], (25,))
-    assert (token2wav._mel._cache_size(), token2wav._samples._cache_size()) == before
+    assert (token2wav.mel_of_codes._cache_size(), token2wav.samples_of_mel._cache_size()) == before
 
 
 # --- rows that end one by one

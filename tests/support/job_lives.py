@@ -32,7 +32,7 @@ class Played:
 
     synthesizer, parts = SimpleNamespace(system=None), {}
 
-    def _request(self, conversations, options):
+    def request_of(self, conversations, options):
         return SimpleNamespace(words=conversations[0][-1]["content"])
 
 

@@ -115,12 +115,12 @@ def test_any_clips_need_at_most_twelve_programs(windows):
 
 def test_the_programs_that_compile_are_those_shapes(omni):
     config, rng, found = omni.config.thinker.audio_encoder, np.random.default_rng(0), set()
-    encode._hear.clear_cache()
+    encode.audio_features.clear_cache()
     for _ in range(12):
         clips = [clip(int(n)) for n in rng.integers(SHORTEST, 250, rng.integers(1, 4))]
         found |= shapes(clips, config)
         omni.encode_audio(clips)
-        assert encode._hear._cache_size() == len(found)
+        assert encode.audio_features._cache_size() == len(found)
     assert {size for size, *_ in found} == {1, 2, 4, 8}
 
 

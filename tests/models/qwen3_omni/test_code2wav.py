@@ -155,7 +155,7 @@ def test_rows_over_devices(vocoder, whole):
     state = qwen3_omni._quiet(placed, 4)
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(state)} == {1}
     numbers = np.zeros(4, np.int32)
-    call = qwen3_omni._sound.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()
+    call = qwen3_omni.samples_of_codes.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()
     assert not Program(call.as_text()).collectives()
     kept = qwen3_omni._take(placed, state, np.array([0, 2]))
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(kept)} == {1}
