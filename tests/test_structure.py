@@ -1,6 +1,7 @@
 """The tree of the package and its arrows: every file and folder, and what it may import, read from the sources."""
 
 import ast
+import re
 import textwrap
 from pathlib import Path
 
