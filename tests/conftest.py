@@ -1,4 +1,4 @@
-"""Strict numerics for every test, eight devices for the sharded ones, and one tiny checkpoint for all."""
+"""Strict numerics for every test, eight devices for sharded tests, and one tiny checkpoint for all tests."""
 
 import atexit
 import importlib.metadata
@@ -14,7 +14,7 @@ os.environ.setdefault("XLA_FLAGS", flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# What one test has compiled, no other compiles again, in whatever process; with the run the folder goes.
+# Tests of all processes share compiled programs; the folder is deleted after the run.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="omni_jax_programs_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -34,7 +34,7 @@ collect_ignore = [] if TORCH else ["parity"]
 
 def pytest_configure(config):
     if not TORCH and any("parity" in Path(name.partition("::")[0]).parts for name in config.args):
-        raise pytest.UsageError(LEFT_OUT)  # what is asked for by name would not be left out
+        raise pytest.UsageError(LEFT_OUT)  # paths given by name would not be ignored
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(line)
 
 
-# Two processes share the files: one that takes minutes and comes last leaves a core idle.
+# Two processes share the files: a file that takes minutes and comes last would leave a core idle.
 LONGEST = (
     "plan/test_compiled.py",
     "end_to_end/test_speaks.py",
@@ -76,7 +76,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 @pytest.fixture(autouse=True)
 def room_for_programs():
-    """Forgets compiled programs before the kernel's limit of 65,530 memory maps a process, where compiling would abort."""
+    """Clears compiled programs before the kernel's limit of 65,530 memory maps a process, where compiling aborts."""
     yield
     maps = Path("/proc/self/maps")
     if len(COMPILED) > 20 and maps.exists():
@@ -102,7 +102,7 @@ def omni(tiny):
 
 @pytest.fixture(scope="session")
 def writer(tiny):
-    """The same without the parts that speak: what it answers is text alone."""
+    """The same model without the parts of speech; it answers with text only."""
     from omni_jax import Omni
 
     return Omni.load(tiny, speech=False)
@@ -110,7 +110,7 @@ def writer(tiny):
 
 @pytest.fixture(scope="session")
 def loaded(tiny):
-    """The tiny checkpoint's parts, speaking ones too."""
+    """The tiny checkpoint's parts, with those of speech."""
     from omni_jax import weights
     from omni_jax.config import from_hf
 
@@ -149,7 +149,7 @@ def compiled():
     """Counts the programs that XLA compiles."""
     from omni_jax.parallel.jitted import _options
 
-    _options()  # compiles a program of its own, once a process
+    _options()  # compiles a further program, once a process
     counted = []
 
     def listen(event, seconds, **_):

@@ -1,4 +1,4 @@
-"""The hosted workflow runs the stages of .ci/run, and they are all of its tests."""
+"""The hosted workflow runs the stages of .ci/run, which together run all tests."""
 
 import re
 import subprocess
@@ -17,14 +17,14 @@ def test_the_workflow_runs_every_stage():
     assert {*job["strategy"]["matrix"]["stage"], "whole"} == set(stages.split())  # whole is test, parity and compile
 
 
-def test_what_is_left_out_of_one_stage_is_another():
+def test_tests_left_out_of_one_stage_run_in_another():
     [compiled] = re.findall(r"^compiled=\((.*)\)$", RUN, re.MULTILINE)
     assert all((ROOT / path).is_file() for path in compiled.split())
     assert "--ignore=tests/parity " in RUN
     assert "pytest tests/parity;" in RUN
 
 
-def test_an_unknown_stage_is_one_line():
+def test_an_unknown_stage_prints_one_line():
     done = subprocess.run([ROOT / ".ci" / "run", "lint", "tests"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "unknown stage tests; expected some of lint whole test parity compile newest\n"

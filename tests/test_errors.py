@@ -1,4 +1,4 @@
-"""What a message repeats of a value: one line, and short, whatever came."""
+"""Values in messages: one short line for any value."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ for _ in range(100_000):
 
 
 class Loud:
-    """Whose own words never come."""
+    """A class whose repr raises."""
 
     def __repr__(self):
         raise RuntimeError
@@ -44,7 +44,7 @@ class Loud:
     ],
     ids=lambda item: type(item).__name__,
 )
-def test_a_small_value_is_shown_whole_and_an_unknown_one_by_its_kind(value, said):
+def test_a_small_value_is_shown_whole_and_an_unknown_one_by_its_type(value, said):
     assert shown(value) == said
 
 
@@ -67,7 +67,7 @@ def test_a_small_value_is_shown_whole_and_an_unknown_one_by_its_kind(value, said
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("most", [40, 80, 200])
-def test_a_large_value_is_one_short_line(value, most):
+def test_a_large_value_is_shortened_to_one_line(value, most):
     said = shown(value, most)
     assert said
     assert len(said) <= most
@@ -80,7 +80,7 @@ def test_a_long_text_keeps_both_ends():
     assert cut("short") == "short"
 
 
-def test_many_faults_are_as_many_as_a_line_has_room_for():
+def test_as_many_faults_are_listed_as_fit_in_a_line():
     assert listed([]) == ""
     assert listed(["one", "two"]) == "one; two"
     said = listed([f"field_{i}: missing" for i in range(100)])

@@ -1,4 +1,4 @@
-"""What a model takes and what there is: refused where it cannot be, warned of where it may not."""
+"""The needs of a model and the available memory: impossible models are refused, doubtful ones give a warning."""
 
 import sys
 import traceback
@@ -34,12 +34,12 @@ def needed(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def test_what_fits_passes_in_silence(tree, needed):
+def test_a_model_that_fits_raises_and_warns_nothing(tree, needed):
     room.ensure_memory("tiny", tree, [chip(needed)])
-    room.ensure_memory("tiny", tree, [SimpleNamespace(platform="tpu", memory_stats=lambda: None)])  # does not tell
+    room.ensure_memory("tiny", tree, [SimpleNamespace(platform="tpu", memory_stats=lambda: None)])  # no report
 
 
-def test_what_no_chip_holds_is_refused(tree, needed):
+def test_a_model_that_no_chip_holds_is_refused(tree, needed):
     with pytest.raises(
         ValueError, match=r"tiny: .* MB of weights, and TPU v5 lite has .* of memory; take a smaller"
     ) as said:
@@ -47,13 +47,13 @@ def test_what_no_chip_holds_is_refused(tree, needed):
     assert len(str(said.value)) < 500
 
 
-def test_what_is_full_now_is_warned_of(tree, needed):
+def test_memory_in_use_gives_a_warning(tree, needed):
     with pytest.warns(UserWarning, match=r"tiny: .* of it free; another model, or another process, holds it"):
         room.ensure_memory("tiny", tree, [chip(2 * needed, used=needed + 1)])
 
 
 def test_a_mesh_holds_a_share_on_each_device(tree, needed):
-    """The fullest decides; experts and heads are shared out, what is whole everywhere is not."""
+    """The fullest device decides; experts and heads are sharded, replicated weights are not."""
     placed = shardings(tree, make_mesh("expert=2,model=2"))
     held = sum(
         np.prod(placed[path].shard_shape(leaf.shape), dtype=int) * leaf.dtype.itemsize
@@ -79,8 +79,8 @@ def test_a_cpu_has_the_memory_of_its_host_or_container(tmp_path, monkeypatch, li
     assert room.host() is None
 
 
-def test_the_published_models_are_told_before_a_download(monkeypatch):
-    """Weights of Qwen2.5-Omni-3B in bfloat16, its vocoder in float32, on the chip that the notebook offers it."""
+def test_look_reports_a_published_model_before_its_download(monkeypatch):
+    """Weights of Qwen2.5-Omni-3B in bfloat16, its vocoder in float32, on the chip of Colab's notebook."""
     monkeypatch.setattr(room.weights, "config_of", lambda folder: read("tests/configs/qwen2_5_omni_3b.json"))
     monkeypatch.setattr(room, "locate", lambda model, weights: model)
     monkeypatch.setattr(jax, "local_devices", lambda: [chip(16_900_000_000, used=900_000_000)])
@@ -90,14 +90,14 @@ def test_the_published_models_are_told_before_a_download(monkeypatch):
     )
 
 
-def test_the_first_of_two_models_leaves_nothing_behind(tiny, monkeypatch):
-    """Its arrays go, though its programs were compiled and the session keeps the traceback of a call that failed."""
+def test_forget_releases_all_arrays_of_a_model(tiny, monkeypatch):
+    """Its arrays are freed although its programs were compiled and the session keeps the traceback of a failed call."""
     omni = Omni.load(tiny, speech=False)
     omni.logits(np.zeros((1, 4), int))
     with pytest.raises(ValueError, match="expected a list of messages") as failed:
         omni.generate(5)
     failed = failed.value.__traceback__
-    assert any(frame.f_locals.get("conversation") == 5 for frame, _ in traceback.walk_tb(failed))  # as a debugger looks
+    assert any(frame.f_locals.get("conversation") == 5 for frame, _ in traceback.walk_tb(failed))  # as a debugger does
     monkeypatch.setattr(sys, "last_traceback", failed, raising=False)
     arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(omni.parts)]
     assert len(arrays) > 50

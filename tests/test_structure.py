@@ -1,4 +1,4 @@
-"""The tree of the package and its arrows: every file and folder, and what it may import, read from the sources."""
+"""The tree of the package: every file and folder, and what it may import, compared with the sources."""
 
 import ast
 import re
@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "omni_jax"
 
-# Files and folders of the package, from the lowest to the highest: what of ours each may import beside itself. Of libraries,
-# all but those in FORBIDDEN.
+# Files and folders of the package, from the lowest to the highest: our modules that each may import beside itself.
+# Libraries may be imported, except those in FORBIDDEN.
 ARROWS = {
     "errors": "",
     "buckets": "",
@@ -34,7 +34,7 @@ ARROWS = {
     "jobs": "checkpoint.hub config decoding engine errors locks omni parallel processing",
     "cli": "checkpoint decoding engine errors jobs omni plan processing speech testing weights __version__",
 }
-# What is in each folder; assets and py.typed are no code.
+# The contents of each folder; assets and py.typed are no code.
 ENTRIES = {
     "": " ".join([*ARROWS, "assets", "py.typed"]),
     "config": "common decoder defaults encoders family fields foreign parts qwen2_5_omni qwen3_omni speech words",
@@ -88,8 +88,7 @@ def within(name, parents):
 
 
 def own(path):
-    """Modules of ours that a file imports, without the package's name: ``nn.cache`` and the like; and what it asks the package
-    itself for."""
+    """Our modules that a file imports, and names from the package itself, without the package's name: ``nn.cache``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -106,7 +105,7 @@ def is_module(name):
 
 
 def block():
-    """The tree as CONTRIBUTING.md draws it."""
+    """The tree as in CONTRIBUTING.md."""
     lines = []
     for part, allowed in ARROWS.items():
         folders = [folder for folder in ENTRIES if folder == part or folder.startswith(f"{part}/")]
@@ -119,7 +118,7 @@ def block():
 
 @pytest.mark.parametrize("folder", ENTRIES)
 def test_every_entry_is_known(folder):
-    """A new file or folder gets its place, and its arrows, here and in CONTRIBUTING.md."""
+    """A new file or folder, with its imports, is entered here and in CONTRIBUTING.md."""
     found = {path.name.removesuffix(".py") for path in (PACKAGE / folder).iterdir() if path.name != "__pycache__"}
     assert found - ({"__init__"} if folder else set()) == set(ENTRIES[folder].split())
 
@@ -139,7 +138,7 @@ def test_a_part_imports_only_what_is_below_it(part):
             assert within(name, [part, *ARROWS[part].split()]), f"{path.relative_to(ROOT)} imports omni_jax.{name}"
 
 
-def test_arrows_point_down():
+def test_imports_point_down():
     order = list(ARROWS)
     for part, allowed in ARROWS.items():
         for name in allowed.split():
@@ -147,7 +146,7 @@ def test_arrows_point_down():
 
 
 def test_the_package_is_imported_for_its_version_alone():
-    """``import omni_jax`` reaches up to Omni; the manifest of a converted folder needs the version."""
+    """``import omni_jax`` imports Omni, which is above; only the manifest of a converted folder needs the version."""
     for path in sources(PACKAGE):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import) and any(alias.name == "omni_jax" for alias in node.names):
@@ -159,7 +158,7 @@ def test_the_package_is_imported_for_its_version_alone():
                 assert set(uses) == {"__version__"}, path.relative_to(ROOT)
 
 
-def test_the_guide_for_contributors_draws_this_tree():
+def test_contributing_lists_this_tree():
     assert block() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), f"expected there:\n{block()}"
 
 
@@ -170,15 +169,15 @@ def test_libraries_stay_where_they_belong(part):
             assert not within(name, FORBIDDEN[part]), f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_only_the_shell_talks_to_a_terminal_and_nothing_imports_it():
+def test_only_the_shell_uses_a_terminal_and_nothing_imports_it():
     for path in sources(PACKAGE):
         if not path.is_relative_to(PACKAGE / "cli"):
             for name in imports(path):
                 assert not within(name, ["omni_jax.cli", *TERMINAL]), f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_torch_is_the_references_alone():
-    """Parity tests and benchmarks compare with it; our code and all other tests run where it is not."""
+def test_only_parity_tests_import_torch():
+    """Parity tests and benchmarks compare with it; our code and all other tests run without it."""
     for folder in ("omni_jax", "convert", "tpu", "tests"):
         for path in sources(ROOT / folder):
             if not path.is_relative_to(ROOT / "tests" / "parity"):

@@ -1,4 +1,4 @@
-"""Converted checkpoints: equal to their source, resumed after a stop, never half taken for whole."""
+"""Converted checkpoints equal their source, resume after a stop, and are never complete when half written."""
 
 import fcntl
 import json
@@ -48,8 +48,8 @@ def refuses(folder, *words, **options):
     return str(caught.value)
 
 
-def test_the_manifest_is_as_it_ever_was(converted):
-    """Folders of older versions load, and are found finished by a second conversion."""
+def test_the_manifest_format_has_not_changed(converted):
+    """Folders of older versions load, and a second conversion finds them complete."""
     manifest = json.loads((converted / "omni_jax.json").read_text())
     assert (manifest["format"], manifest["dtype"]) == (1, "float32")
     assert {tuple(leaf) for leaf in manifest["leaves"].values()} == {("shape", "stacked")}
@@ -76,14 +76,14 @@ def test_one_orbax_checkpoint_a_part_and_a_layer(converted):
     assert len(found) == 6 + 4 + 2 + 4 + 3 + 3 + 3
 
 
-def test_cast_while_converting_and_while_loading(tiny, loaded, converted, tmp_path):
+def test_weights_are_cast_while_converting_and_while_loading(tiny, loaded, converted, tmp_path):
     brain = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), loaded)
     folder = checkpoint.convert(tiny, tmp_path / "brain", dtype="bfloat16")
     same(checkpoint.load(folder, CONFIG), brain)
     same(checkpoint.load(converted, CONFIG, dtype="bfloat16"), brain)
 
 
-def test_placed_on_eight_devices(converted, loaded):
+def test_converted_weights_are_sharded_over_eight_devices(converted, loaded):
     mesh = jax.make_mesh((2, 4), ("data", "expert"))
     where = NamedSharding(mesh, PartitionSpec(None, "expert"))
     made = checkpoint.load(converted, CONFIG, dtype="float32", shardings={"talker.decoder.experts.gate_up": where})
@@ -104,7 +104,7 @@ def test_progress_ends_at_all_bytes(tiny, tmp_path, loaded):
         assert [call[0] for call in calls] == sorted(call[0] for call in calls)
 
 
-def test_without_speech_nothing_of_it_is_touched(copy, loaded):
+def test_without_speech_no_piece_of_it_is_read(copy, loaded):
     for path in (copy / "weights").iterdir():
         if parts.is_spoken(path.name.split(".")[0]):
             shutil.rmtree(path)
@@ -113,7 +113,7 @@ def test_without_speech_nothing_of_it_is_touched(copy, loaded):
     refuses(copy, "12 of 25 pieces are gone", "convert the checkpoint again")
 
 
-def test_converting_again_changes_nothing(tiny, copy):
+def test_converting_again_rewrites_nothing(tiny, copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     checkpoint.convert(tiny, copy)
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
@@ -126,7 +126,7 @@ def test_another_checkpoint_is_not_overwritten(tiny, copy, tmp_path):
         checkpoint.convert(write_tiny(tmp_path / "other", seed=1), copy)
 
 
-def test_source_and_target_must_be_folders_of_their_kind(tiny, converted, tmp_path):
+def test_unsuitable_sources_and_targets_are_refused(tiny, converted, tmp_path):
     with pytest.raises(ValueError, match="got a converted one"):
         checkpoint.convert(converted, tmp_path / "new")
     with pytest.raises(ValueError, match="holds a checkpoint in safetensors"):
@@ -143,7 +143,7 @@ def test_source_and_target_must_be_folders_of_their_kind(tiny, converted, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_is_not_converted(tiny, tmp_path):
+def test_a_folder_without_a_manifest_is_refused(tiny, tmp_path):
     refuses(tiny, "found no omni_jax.json")
     refuses(tmp_path / "gone", "no such folder")
 
@@ -163,7 +163,7 @@ def test_a_folder_that_is_not_converted(tiny, tmp_path):
         {"pieces": "gs://" + "x" * 5000},
     ],
 )
-def test_a_manifest_that_lacks_something(copy, change):
+def test_incomplete_manifests_are_refused(copy, change):
     manifest = json.loads((copy / "omni_jax.json").read_text()) | change
     kept = {name: value for name, value in manifest.items() if value is not None or name not in change}
     (copy / "omni_jax.json").write_text(json.dumps(kept))
@@ -172,18 +172,18 @@ def test_a_manifest_that_lacks_something(copy, change):
 
 
 @pytest.mark.parametrize("content", ['{"format": 1, "leaves": {', '{"format": 1}', "[]"])
-def test_a_damaged_manifest(copy, content):
+def test_a_damaged_manifest_is_refused(copy, content):
     (copy / "omni_jax.json").write_text(content)
     refuses(copy, "omni_jax.json: damaged; convert the checkpoint again")
 
 
-def test_a_manifest_of_another_format(copy):
+def test_a_manifest_of_another_format_is_refused(copy):
     manifest = json.loads((copy / "omni_jax.json").read_text())
     (copy / "omni_jax.json").write_text(json.dumps(manifest | {"format": 99}))
     refuses(copy, "format 99")
 
 
-def test_a_config_of_another_model(copy):
+def test_a_config_of_another_model_is_refused(copy):
     config = tiny_config()
     config["thinker_config"]["text_config"]["num_hidden_layers"] = 5
     text = refuses(
@@ -202,7 +202,7 @@ def test_a_truncated_piece_is_named(copy):
 
 @pytest.mark.parametrize("other", ["talker", "thinker.001"])
 def test_pieces_of_another_checkpoint_are_refused(copy, other):
-    """The sizes are made to fit, so that the piece itself is looked at."""
+    """The sizes are made equal, so that the content of the piece decides."""
     shutil.rmtree(copy / "weights" / "thinker")
     shutil.copytree(copy / "weights" / other, copy / "weights" / "thinker")
     manifest = json.loads((copy / "omni_jax.json").read_text())
@@ -227,8 +227,8 @@ def test_export_of_an_address_has_the_small_files_too(converted, tmp_path):
     assert read_json(folder / "config.json") == read_json(converted / "config.json")
 
 
-def test_save_of_layers_that_lie_apart_stacks_none(converted, loaded, tmp_path):
-    """As ``Omni.load`` lays them on a CPU; no second copy of a decoder is made."""
+def test_save_of_unstacked_layers_stacks_none(converted, loaded, tmp_path):
+    """``Omni.load`` unstacks layers on a CPU; saving makes no second copy of a decoder."""
     apart = arranged(loaded, "cpu")
     before, most = sum(array.nbytes for array in jax.live_arrays()), []
 
@@ -242,7 +242,7 @@ def test_save_of_layers_that_lie_apart_stacks_none(converted, loaded, tmp_path):
     assert max(most) - before < max(leaf.nbytes for leaf in jax.tree.leaves(loaded["thinker"].decoder))
 
 
-def test_save(converted, loaded, tmp_path):
+def test_saved_parts_load_equal(converted, loaded, tmp_path):
     folder = checkpoint.save(loaded, tmp_path / "saved", files_from=converted)
     same(checkpoint.load(folder, from_hf(folder)), loaded)
     with pytest.raises(ValueError, match="already holds a converted checkpoint"):
@@ -265,7 +265,7 @@ def test_save_refuses_parts_of_another_model(tiny, loaded, tmp_path):
 
 
 def stop_at(monkeypatch, count, error):
-    """Makes the writing of the given group raise."""
+    """Makes writing the given group raise."""
     written, write = [], checkpoint.write_group
 
     def stopping(held, where, leaves):
@@ -278,7 +278,7 @@ def stop_at(monkeypatch, count, error):
     return written
 
 
-def test_goes_on_where_it_stopped(tiny, loaded, tmp_path, monkeypatch):
+def test_a_stopped_conversion_resumes(tiny, loaded, tmp_path, monkeypatch):
     target = tmp_path / "target"
     first = stop_at(monkeypatch, 5, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -294,7 +294,7 @@ def test_goes_on_where_it_stopped(tiny, loaded, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["source", "dtype"])
-def test_pieces_of_another_plan_are_not_kept(tiny, tmp_path, monkeypatch, change):
+def test_pieces_of_another_source_or_dtype_are_not_kept(tiny, tmp_path, monkeypatch, change):
     target = tmp_path / "target"
     source = write_tiny(tmp_path / "other", seed=1) if change == "source" else tiny
     stop_at(monkeypatch, 3, KeyboardInterrupt())
@@ -308,7 +308,7 @@ def test_pieces_of_another_plan_are_not_kept(tiny, tmp_path, monkeypatch, change
     assert not (target / "weights.stale").exists()
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tiny, loaded, tmp_path, monkeypatch):
+def test_a_full_disk_raises_one_line_and_loses_nothing(tiny, loaded, tmp_path, monkeypatch):
     write = ocp.Checkpointer.save
 
     def full(self, where, *args, **options):
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny, loaded, tmp_path, monke
     assert not list((tmp_path / "target").rglob("*tmp*"))
 
 
-def test_no_room_is_said_before_writing(tiny, tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_writing(tiny, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match="are needed"):
@@ -365,8 +365,8 @@ checkpoint.convert(source, target, progress=progress)
 """
 
 
-def test_killed_at_any_moment(tiny, loaded, tmp_path):
-    """A killed conversion is never taken for a whole one, and the next run finishes it."""
+def test_a_conversion_killed_at_any_moment_is_incomplete_and_resumes(tiny, loaded, tmp_path):
+    """A killed conversion never counts as complete, and the next run completes it."""
     moments = ("after the third piece", "while a piece is written", "before the manifest")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     runs = {
@@ -412,7 +412,7 @@ def test_a_folder_that_is_being_written_is_left_alone(tiny, loaded, converted, t
         pass
 
 
-def test_without_locks_that_is_said(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_warns(tmp_path, monkeypatch):
     def none(file, how):
         raise OSError(95, "Operation not supported")
 
@@ -421,7 +421,7 @@ def test_without_locks_that_is_said(tmp_path, monkeypatch):
         pass
 
 
-def test_a_group_that_another_process_changes_is_no_whole_checkpoint(tiny, loaded, tmp_path, monkeypatch):
+def test_a_group_changed_by_another_process_makes_the_checkpoint_incomplete(tiny, loaded, tmp_path, monkeypatch):
     """Where a file system has no locks: the manifest has the sizes that were written, not those that were found."""
     target, write = tmp_path / "target", checkpoint.write_group
 
@@ -439,11 +439,11 @@ def test_a_group_that_another_process_changes_is_no_whole_checkpoint(tiny, loade
     same(checkpoint.load(target, CONFIG), loaded)
 
 
-def test_the_same_command_mends_a_finished_folder(tiny, copy, loaded, monkeypatch):
+def test_the_same_command_repairs_a_finished_folder(tiny, copy, loaded, monkeypatch):
     shutil.rmtree(copy / "weights" / "thinker.001")
     (copy / "weights" / "thinker.002" / "_METADATA").write_bytes(b"")
     (copy / "vocab.json").unlink()
-    (copy / "generation_config.json").write_text("{}")  # somebody's own, which is kept
+    (copy / "generation_config.json").write_text("{}")  # a user's own file, which is kept
     refuses(copy, "pieces are gone, truncated or changed")
     written = stop_at(monkeypatch, -1, None)
     checkpoint.convert(tiny, copy)
@@ -455,7 +455,7 @@ def test_the_same_command_mends_a_finished_folder(tiny, copy, loaded, monkeypatc
 
 
 def test_writes_that_end_after_an_error_print_nothing(monkeypatch):
-    """Of a full disk: TensorStore's threads find Orbax's loop closed, one after the other, also when the line is said."""
+    """With a full disk, TensorStore's threads find Orbax's event loop closed, also after the error was reported."""
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
     before = sys.unraisablehook
@@ -469,7 +469,7 @@ def test_writes_that_end_after_an_error_print_nothing(monkeypatch):
     assert said == ["another", "Event loop is closed"]
 
 
-def test_a_note_that_has_no_room_says_where(tmp_path, monkeypatch):
+def test_a_json_file_without_disk_space_names_its_path(tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 

@@ -21,15 +21,15 @@ NAME = re.compile(r"/storage/v1/b/bucket/o(?:/(?P<key>[^?]+))?")
 
 @pytest.fixture(scope="module")
 def bucket(tiny, tmp_path_factory):
-    """A folder whose files are the objects of gs://bucket, and the ranges that were read of them: [key, bytes]."""
+    """A folder whose files are the objects of gs://bucket, and the ranges that were read from them: [key, bytes]."""
     folder, read = tmp_path_factory.mktemp("bucket"), []
     checkpoint.convert(tiny, folder / "models" / "tiny")
 
     class Storage(BaseHTTPRequestHandler):
-        """Of the JSON interface of Google Cloud Storage, what reading needs."""
+        """The part of Google Cloud Storage's JSON API that reading needs."""
 
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # or each answer waits for the other side to say that it has its first line
+        wbufsize = -1  # otherwise each answer waits for the other side to acknowledge its first line
 
         def do_GET(self):
             url = urlsplit(self.path)
@@ -74,7 +74,7 @@ def bucket(tiny, tmp_path_factory):
     server.server_close()
 
 
-def test_loads_onto_a_mesh(bucket, loaded):
+def test_a_remote_checkpoint_loads_onto_a_mesh(bucket, loaded):
     _, read = bucket
     folder = checkpoint.nearby("gs://bucket/models/tiny")
     assert not (folder / "weights").exists()
@@ -91,13 +91,13 @@ def test_loads_onto_a_mesh(bucket, loaded):
     assert all("/weights/" in key for key, _ in read[before:])
 
 
-def test_the_facade_takes_an_address(bucket, loaded):
+def test_omni_loads_from_an_address(bucket, loaded):
     omni = Omni.load("gs://bucket/models/tiny")
     same(declared(omni.parts), loaded)
     assert omni.tokenizer.encode("Hello")
 
 
-def test_what_is_not_there_is_one_line(bucket):
+def test_missing_remote_checkpoints_raise_one_line(bucket):
     folder, _ = bucket
     with pytest.raises(
         ValueError, match=r"gs://bucket/nothing: expected a converted checkpoint, found no omni_jax\.json"

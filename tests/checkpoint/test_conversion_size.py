@@ -1,7 +1,7 @@
-"""A folder of the published structure, scaled down: its conversion stays within memory's share, and survives a kill.
+"""Converting a scaled-down folder of the published structure needs a share of its size in memory and survives a kill.
 
-15 files, 48 layers of 128 experts and 20 more in the talker, as the 70 GB of Qwen3-Omni has them, of 315 MB: 16 GB of memory
-for 70 GB are 72 MB here. All that does not grow with the folder counts in these 72 MB too.
+The folder has 315 MB in 15 files, 48 layers of 128 experts and 20 more in the talker, as the 70 GB of Qwen3-Omni.
+16 GB of memory for 70 GB correspond to 72 MB here. Memory that does not grow with the folder counts in them too.
 """
 
 import json
@@ -59,7 +59,7 @@ def published(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("published"), config=config, dtype="bfloat16", shards=15)
 
 
-def test_memory_is_a_share_of_the_folder_and_a_kill_loses_little(published, tiny, tmp_path):
+def test_converting_needs_a_fraction_of_the_folders_size_and_a_kill_loses_little(published, tiny, tmp_path):
     files = list(published.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     assert len(files) == 15

@@ -1,4 +1,4 @@
-"""Folders as people hold them, loaded whole: a processor of Transformers 5, a thinker alone, a model without its talker."""
+"""Folders as users have them: a processor of Transformers 5, a thinker alone, a model without its talker."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ HEARD = [{"role": "user", "content": [{"type": "audio", "audio": np.zeros(16_000
 
 @pytest.fixture
 def copy(tiny, tmp_path):
-    """A copy of the tiny folder, whose small files may be changed."""
+    """A copy of the tiny folder; tests may change its small files."""
     return shutil.copytree(tiny, tmp_path / "copy")
 
 
@@ -37,7 +37,7 @@ def numbers(reader):
     return reader.sound, reader.patches, reader.frames
 
 
-def test_the_processor_as_transformers_5_writes_it(copy, writer):
+def test_a_processor_config_of_transformers_5_is_read(copy, writer):
     (copy / "processor_config.json").write_text(json.dumps(nested(copy)))
     (copy / "preprocessor_config.json").unlink()
     omni = Omni(writer.parts, writer.config, copy)
@@ -47,8 +47,8 @@ def test_the_processor_as_transformers_5_writes_it(copy, writer):
 
 
 @pytest.mark.parametrize("part", ["image_processor", "video_processor"])
-def test_of_two_files_the_nested_part_counts(copy, writer, part):
-    """As in Transformers: a part that processor_config.json has is taken from there, another from the older file."""
+def test_a_nested_part_of_processor_config_wins_over_the_older_file(copy, writer, part):
+    """As in Transformers: parts in processor_config.json are read from there, other parts from the older file."""
     bright = {**nested(copy)[part], "image_mean": [0.25, 0.25, 0.25]}
     (copy / "processor_config.json").write_text(json.dumps({"processor_class": "x", part: bright}))
     reader = Omni(writer.parts, writer.config, copy).reader
@@ -64,7 +64,7 @@ def test_videos_have_a_file_of_their_own(copy, writer):
     assert (reader.patches.mean[0], reader.frames.mean[0]) == (0.5, 0.25)
 
 
-def test_what_is_not_sent_needs_no_file(copy, writer):
+def test_absent_media_need_no_preprocessor_file(copy, writer):
     (copy / "processor_config.json").write_text(json.dumps({"feature_extractor": nested(copy)["feature_extractor"]}))
     (copy / "preprocessor_config.json").unlink()
     omni = Omni(writer.parts, writer.config, copy)
@@ -80,7 +80,7 @@ def test_what_is_not_sent_needs_no_file(copy, writer):
         omni.prepare(HEARD)
 
 
-def test_a_part_that_is_wrong_is_named(copy, writer):
+def test_a_faulty_processor_part_is_named(copy, writer):
     (copy / "processor_config.json").write_text(json.dumps({"image_processor": {"patch_size": 10**400}}))
     with pytest.raises(ValueError, match=r"processor_config.json: image_processor: patch_size is") as caught:
         Omni(writer.parts, writer.config, copy).prepare(SEEN)
@@ -97,8 +97,8 @@ def rewrite(folder, held):
     save_file(held, folder / "model.safetensors")
 
 
-def test_after_disable_talker(copy, writer, tmp_path):
-    """No tensor of the parts that speak, config.json unchanged."""
+def test_a_model_saved_after_disable_talker_loads_without_speech(copy, writer, tmp_path):
+    """The folder has no tensors of speech; config.json is unchanged."""
     rewrite(copy, {name: tensor for name, tensor in tensors(copy).items() if name.startswith("thinker.")})
     omni = Omni.load(copy)
     assert omni.config.talker is None
@@ -118,7 +118,7 @@ def test_after_disable_talker(copy, writer, tmp_path):
     assert tensors(back).keys() == tensors(copy).keys()
 
 
-def test_a_thinker_of_qwen2_5_saved_alone(tmp_path):
+def test_a_qwen2_5_thinker_saved_alone_loads(tmp_path):
     folder = write_tiny(tmp_path / "thinker", config=tiny_qwen2_5_config())
     whole = Omni.load(folder, speech=False)
     wanted = whole.generate(ASKED, thinker_max_new_tokens=4)
@@ -136,7 +136,7 @@ def test_a_thinker_of_qwen2_5_saved_alone(tmp_path):
     assert Omni.load(converted).config == omni.config
 
 
-def test_what_a_folder_lacks_is_said(copy, capsys):
+def test_files_that_a_folder_lacks_are_reported(copy, capsys):
     assert missing(copy) == []
     for name in ("preprocessor_config.json", "generation_config.json", "chat_template.json"):
         (copy / name).unlink()

@@ -1,4 +1,4 @@
-"""A job of two processes over localhost: each reads and writes what its own four devices hold, and no more."""
+"""Two processes over localhost: each reads and writes only what its own four devices hold."""
 
 import jax
 import pytest
@@ -102,14 +102,14 @@ def job(tiny, tmp_path_factory):
     return reports, converted, saved
 
 
-def test_each_reads_what_its_devices_hold(job, loaded):
+def test_each_host_reads_only_what_its_devices_hold(job, loaded):
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
     for report in job[0]:
         assert report["read"] == report["share"]
         assert report["share"] < 0.55 * total
 
 
-def test_of_converted_pieces_each_reads_the_chunks_it_needs(job):
+def test_each_host_reads_only_the_chunks_of_converted_pieces_that_it_needs(job):
     """Two loads, with the indices; the tiny model's small leaves are one chunk each, at full size none is over 4 MB."""
     reports, converted, saved = job
     held = sum(file.stat().st_size for folder in (converted, saved) for file in (folder / "weights").rglob("d/*"))
@@ -117,12 +117,12 @@ def test_of_converted_pieces_each_reads_the_chunks_it_needs(job):
         assert report["disk"] < 0.8 * held
 
 
-def test_saved_by_two_and_read_by_one(job, loaded):
+def test_a_checkpoint_saved_by_two_hosts_is_read_by_one(job, loaded):
     *_, saved = job
     same(checkpoint.load(saved, from_hf(saved)), loaded)
 
 
-def test_an_error_of_the_first_stops_both(job):
+def test_an_error_on_the_first_host_stops_both(job):
     first, second = (report["refused"] for report in job[0])
     assert "already holds a converted checkpoint" in first
     assert "the first process could not write" in second

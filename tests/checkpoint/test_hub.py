@@ -1,4 +1,4 @@
-"""Describing a hub id costs its small files alone; loading one takes its weights too."""
+"""Describing a hub id downloads only its small files; loading one downloads its weights too."""
 
 import fnmatch
 import shutil
@@ -19,7 +19,7 @@ from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
 @pytest.fixture(params=[tiny_config, tiny_qwen2_5_config])
 def hub(request, tmp_path, monkeypatch):
-    """A hub that holds one sharded checkpoint and gives the files asked for."""
+    """A hub with one sharded checkpoint that returns the requested files."""
     held, cache = write_tiny(tmp_path / "held", config=request.param(), shards=2), tmp_path / "cache"
 
     def snapshot_download(name, *, allow_patterns, dry_run=False, tqdm_class=None):
@@ -36,7 +36,7 @@ def hub(request, tmp_path, monkeypatch):
         return str(cache)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache / "hub"))  # not there yet
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache / "hub"))  # not downloaded yet
     return held
 
 
@@ -44,7 +44,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def test_with_weights(hub):
+def test_locate_downloads_the_weights(hub):
     assert names(locate("owner/name")) == names(hub)
 
 
@@ -73,7 +73,7 @@ def test_a_download_that_the_disk_has_no_room_for_is_not_begun(hub, free, tmp_pa
     with pytest.raises(OSError, match=rf"{tmp_path}: .* are needed, .* free; make room for owner/name, or set HF_HOME"):
         locate("owner/name")
     assert not (tmp_path / "cache").exists()
-    # Of what is here already no room is asked.
+    # Files that are here already need no room.
     small = locate("owner/name", weights=False)
     rest = total - sum(path.stat().st_size for path in small.iterdir())
     free(rest - 1)
@@ -95,7 +95,7 @@ def test_a_model_that_no_device_holds_is_not_downloaded(hub, tmp_path, monkeypat
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".safetensors"]
 
 
-def test_a_line_says_what_a_hub_id_takes(hub, free):
+def test_look_reports_the_size_of_a_hub_id(hub, free):
     free(30_000_000_000)
     total = sum(path.stat().st_size for path in hub.iterdir())
     small = sum(path.stat().st_size for path in locate("owner/name", weights=False).iterdir())
@@ -104,7 +104,7 @@ def test_a_line_says_what_a_hub_id_takes(hub, free):
     assert "to download" not in room.look(hub)
 
 
-def test_a_hub_that_does_not_answer_is_asked_for_no_sizes(monkeypatch):
+def test_an_unreachable_hub_counts_no_bytes_to_download(monkeypatch):
     def fail(*_, **__):
         raise ConnectionResetError("reset by peer")
 
@@ -112,8 +112,8 @@ def test_a_hub_that_does_not_answer_is_asked_for_no_sizes(monkeypatch):
     assert to_download("owner/name") == to_download("gs://b/model") == 0
 
 
-def test_what_may_pass_is_no_mistake(monkeypatch):
-    """A hub and a store that do not answer, and ones that say that there is no such thing."""
+def test_connection_errors_are_not_user_mistakes(monkeypatch):
+    """A hub and a store that do not answer, and ones that answer that there is no such model."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
     def found(path, error):
@@ -133,7 +133,7 @@ def test_what_may_pass_is_no_mistake(monkeypatch):
     assert found("gs://b/model", ValueError("PERMISSION_DENIED: not yours"))
 
 
-def test_a_single_file_without_a_talker_is_known_after_its_download(hub):
+def test_a_single_file_without_a_talker_is_recognised_after_its_download(hub):
     """As a model that was saved after ``disable_talker()``: config.json still has one."""
     tensors = {}
     for path in sorted(hub.glob("*.safetensors")):
@@ -144,7 +144,7 @@ def test_a_single_file_without_a_talker_is_known_after_its_download(hub):
     assert Omni.load("owner/name").config.talker is None
 
 
-def test_a_wrong_dtype_costs_no_download(hub):
+def test_a_wrong_dtype_is_refused_before_the_download(hub):
     with pytest.raises(ValueError, match="dtype: expected float32 or bfloat16, got 'float16'"):
         Omni.load("owner/name", dtype="float16")
     assert not list(hub.parent.glob("cache/*.safetensors"))

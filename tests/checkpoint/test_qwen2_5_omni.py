@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni converted: two dtypes in one checkpoint, its voices beside them, both said by the shell."""
+"""Qwen2.5-Omni converted: two dtypes in one checkpoint, with voices beside them; the shell prints both."""
 
 import json
 import re
@@ -27,7 +27,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """As published: bfloat16, and float32 for what makes sound of codes."""
+    """As published: bfloat16, and float32 for token2wav."""
     return write_tiny(tmp_path_factory.mktemp("published"), config=tiny_qwen2_5_config(), dtype="bfloat16")
 
 
@@ -54,7 +54,7 @@ def test_loads_what_was_converted(converted, loaded):
     same(checkpoint.load(converted, CONFIG), loaded)
 
 
-def test_in_another_dtype_sound_stays_float32(converted, loaded, published, tmp_path):
+def test_token2wav_stays_float32_in_another_dtype(converted, loaded, published, tmp_path):
     whole = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32), loaded)
     same(checkpoint.load(converted, CONFIG, dtype="float32"), whole)
     large = checkpoint.convert(published, tmp_path / "large", dtype="float32")
@@ -63,7 +63,7 @@ def test_in_another_dtype_sound_stays_float32(converted, loaded, published, tmp_
 
 
 @pytest.mark.parametrize("change", [dict, three_b], ids=["as the 7B", "as the 3B"])
-def test_there_and_back_not_a_bit_is_lost(tmp_path, change):
+def test_convert_and_export_are_bit_exact(tmp_path, change):
     source = write_tiny(tmp_path / "source", config=change(tiny_qwen2_5_config()), dtype="bfloat16", shards=6)
     there = checkpoint.convert(source, tmp_path / "there")
     back = checkpoint.export(there, tmp_path / "back", shard_bytes=280_000)
@@ -82,7 +82,7 @@ def test_there_and_back_not_a_bit_is_lost(tmp_path, change):
             assert (folder / name).read_bytes() == (source / name).read_bytes(), name
 
 
-def test_the_manifest_names_the_dtypes_that_are_not_the_wholes(converted):
+def test_the_manifest_records_the_dtype_of_each_exception(converted):
     manifest = json.loads((converted / "omni_jax.json").read_text())
     assert manifest["dtype"] == "bfloat16"
     wanted = parts.leaves(parts.abstract(CONFIG, BFLOAT16))
@@ -99,7 +99,7 @@ def test_a_manifest_of_an_unknown_dtype_is_damaged(converted, tmp_path):
         checkpoint.load(folder, CONFIG)
 
 
-def test_progress_and_room_count_bytes_of_both(published, converted, loaded, tmp_path, monkeypatch):
+def test_progress_and_disk_space_count_bytes_of_both_dtypes(published, converted, loaded, tmp_path, monkeypatch):
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
     for action in (
         lambda progress: checkpoint.convert(published, tmp_path / "a", progress=progress),
@@ -116,13 +116,13 @@ def test_progress_and_room_count_bytes_of_both(published, converted, loaded, tmp
         checkpoint.convert(published, tmp_path / "c")
 
 
-def test_save(published, loaded, tmp_path):
+def test_saved_parts_load_equal(published, loaded, tmp_path):
     folder = checkpoint.save(loaded, tmp_path / "saved", files_from=published)
     same(checkpoint.load(folder, from_hf(folder)), loaded)
     assert (folder / FILE).read_bytes() == (published / FILE).read_bytes()
 
 
-def test_what_was_cast_as_a_whole_is_saved_in_its_own_dtypes(published, loaded, tmp_path):
+def test_a_model_cast_to_one_dtype_is_saved_in_its_two(published, loaded, tmp_path):
     brain = jax.tree.map(lambda leaf: leaf.astype(BFLOAT16), loaded)
     folder = checkpoint.save(brain, tmp_path / "saved", files_from=published)
     found = parts.leaves(checkpoint.load(folder, CONFIG))
@@ -130,7 +130,7 @@ def test_what_was_cast_as_a_whole_is_saved_in_its_own_dtypes(published, loaded, 
     np.testing.assert_array_equal(found["dit.out.kernel"], brain["dit"].out.kernel[...])
 
 
-def test_without_speech_nothing_of_it_is_needed(published, converted, loaded, tmp_path):
+def test_without_speech_its_pieces_and_voices_may_be_absent(published, converted, loaded, tmp_path):
     folder = Path(shutil.copytree(converted, tmp_path / "copy"))
     (folder / FILE).unlink()
     for path in (folder / "weights").iterdir():
@@ -156,7 +156,7 @@ def test_a_text_model_needs_no_voices(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"not voices"])
-def test_voices_are_looked_at_before_anything_is_written(copy, tmp_path, monkeypatch, content):
+def test_voices_are_checked_before_anything_is_written(copy, tmp_path, monkeypatch, content):
     if content is None:
         (copy / FILE).unlink()
     else:
@@ -168,7 +168,7 @@ def test_voices_are_looked_at_before_anything_is_written(copy, tmp_path, monkeyp
     assert not (tmp_path / "target").exists()
 
 
-def test_exporting_needs_them_too(converted, tmp_path):
+def test_exporting_without_voices_is_refused(converted, tmp_path):
     folder = Path(shutil.copytree(converted, tmp_path / "copy"))
     (folder / FILE).unlink()
     with pytest.raises(ValueError, match=re.escape(f"{folder / FILE}: expected the voices of a Qwen2.5-Omni")):
@@ -176,7 +176,7 @@ def test_exporting_needs_them_too(converted, tmp_path):
     assert not (tmp_path / "target").exists()
 
 
-def test_a_conversion_is_of_its_voices_too(copy, tmp_path):
+def test_changed_voices_make_another_checkpoint(copy, tmp_path):
     target = checkpoint.convert(copy, tmp_path / "target")
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
     checkpoint.convert(copy, target)
@@ -186,10 +186,10 @@ def test_a_conversion_is_of_its_voices_too(copy, tmp_path):
         checkpoint.convert(copy, target)
 
 
-# --- what is said of it
+# --- descriptions
 
 
-def test_describe(published, converted, tmp_path):
+def test_describe_lists_parts_dtypes_and_speakers(published, converted, tmp_path):
     stored = dict.fromkeys(("thinker", "audio_encoder", "vision_encoder", "talker"), "bfloat16")
     stored |= {"dit": "float32", "bigvgan": "float32"}
     abstract = {kind: parts.leaves(parts.abstract(CONFIG, kind)) for kind in ("bfloat16", "float32")}
@@ -209,24 +209,24 @@ def test_describe(published, converted, tmp_path):
 
 
 def row(line):
-    """The name in a line of a table, and what stands beside it."""
+    """The name and the other cells of a line of a table."""
     name, *cells = (cell.strip() for cell in line.split("│")[1:-1])
     return name, cells
 
 
-def test_inspect(published, monkeypatch, capsys):
+def test_inspect_prints_parts_and_sizes(published, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, "inspect", published)
     assert (code, err) == (0, "")
     assert "speakers: Chelsie, Ethan" in out
     rows = dict(row(line) for line in out.splitlines() if "│" in line)
-    # What is float32 in any model is as large in one of bfloat16.
+    # Parts that are float32 in any model have the same size in a bfloat16 model.
     assert rows["bigvgan"] == ["32,528", "float32", "0.13 MB", "0.13 MB"]
     assert rows["talker"] == ["49,008", "bfloat16", "0.10 MB", "0.20 MB"]
     assert rows["all"] == ["455,924", "", "1.15 MB", "1.82 MB"]
 
 
-def test_the_published_size(tmp_path):
-    """The 7B in bytes, from its configuration alone: as many as its files hold, heads of files aside."""
+def test_the_published_size_in_bytes(tmp_path):
+    """Bytes of the 7B, computed from its configuration: the size of its files without their headers."""
     facts = read_json(Path(__file__).parents[1] / "configs" / "qwen2_5_omni_7b.json")
     (tmp_path / "config.json").write_text(json.dumps(facts["config"]))
     write_speakers(tmp_path, tiny_speakers(dit=from_hf(facts["config"]).token2wav.dit))

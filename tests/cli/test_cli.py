@@ -24,7 +24,7 @@ from omni_jax.testing import tiny_config, write_tiny
 from tests.support.shell_calls import call
 
 RECORDING = resources.files("omni_jax") / "assets" / demo.RECORDING
-SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
+SHORT = ("--max-new-tokens", "24", "--greedy")  # the shapes of other tests, so that programs are shared
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_generate_prints_the_answer_and_nothing_else(run, tiny, writer):
     assert run("generate", tiny, "Hi", *SHORT) == (0, expected.text + "\n", "")
 
 
-def test_json_is_the_whole_reply(run, tiny, writer):
+def test_json_has_the_whole_reply(run, tiny, writer):
     expected = writer.generate(user("Hi"), seed=7, thinker_max_new_tokens=24, thinker_temperature=1.5, thinker_top_k=50)
     code, out, err = run(
         "generate", tiny, "Hi", "--json", "--max-new-tokens", 24, "--temperature", 1.5, "--top-k", 50, "--seed", 7
@@ -96,8 +96,8 @@ def test_media_keep_the_order_of_the_command_line(run, tiny, writer, picture):
         assert run("generate", tiny, "a", *flags, *SHORT) == (0, expected.text + "\n", "")
 
 
-def test_a_conversation_from_a_file(run, tiny, writer, picture, tmp_path):
-    """Several turns in Qwen's own format; text and media of the command line are one more."""
+def test_a_conversation_is_read_from_a_file(run, tiny, writer, picture, tmp_path):
+    """Several turns in Qwen's own format; text and media of the command line are a further turn."""
     turns = [
         {"role": "system", "content": "Be brief."},
         {
@@ -142,7 +142,7 @@ def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_
     )
     assert asked["tools"] == [{"type": "function"}]
     assert asked["enable_thinking"] is False
-    # A job takes the same, for all of its lines.
+    # A job accepts the same options, for all of its lines.
     (tmp_path / "in.jsonl").write_text("[]\n")
     job, totals = {}, jobs.Totals(3, 2, 1, 0, 0, 0.0, 0.0, 0.0, 0.0)
     monkeypatch.setattr(jobs, "load", lambda path, **options: None)
@@ -156,7 +156,7 @@ def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_
     assert job["thinker"] == Sampling(min_new_tokens=2, repetition_penalty=1.5, stop_strings=("END", "."))
 
 
-def test_thinking_and_calls(run, tiny, monkeypatch):
+def test_thinking_goes_to_stderr_and_calls_are_json_lines(run, tiny, monkeypatch):
     """Thinking goes to standard error, calls are lines of JSON."""
     asked = {}
 
@@ -174,10 +174,10 @@ def test_thinking_and_calls(run, tiny, monkeypatch):
 # --- convert, inspect, demo
 
 
-def test_convert_and_back(run, tiny, tmp_path, writer):
+def test_a_converted_folder_answers_and_exports(run, tiny, tmp_path, writer):
     code, out, err = run("convert", tiny, tmp_path / "ours")
     assert (code, out, err) == (0, "", f"wrote {tmp_path / 'ours'}\n")
-    assert run("convert", tiny, tmp_path / "ours")[0] == 0  # again: there is nothing left to do
+    assert run("convert", tiny, tmp_path / "ours")[0] == 0  # again: nothing is left to do
     code, out, _ = run("generate", tmp_path / "ours", "Hi", *SHORT)
     assert (code, out) == (0, writer.generate(user("Hi"), thinker_max_new_tokens=24).text + "\n")
     assert run("convert", "--to-hf", tmp_path / "ours", tmp_path / "theirs")[0] == 0
@@ -185,21 +185,21 @@ def test_convert_and_back(run, tiny, tmp_path, writer):
     assert list((tmp_path / "theirs").glob("*.safetensors"))
 
 
-def test_inspect(run, tiny, omni):
+def test_inspect_prints_a_checkpoint(run, tiny, omni):
     code, out, err = run("inspect", tiny, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in omni.parts.items()}
     assert {part["name"]: part["parameters"] for part in found["parts"]} == sizes
     assert found["parameters"] == sum(sizes.values())
-    assert {part["stored"] for part in found["parts"]} <= {"float32", "F32"}  # as ours and as safetensors spells it
+    assert {part["stored"] for part in found["parts"]} <= {"float32", "F32"}  # our spelling and safetensors'
     assert (found["context"], found["speakers"]) == (4096, ["chelsie", "ethan", "aiden"])
     code, out, err = run("inspect", tiny)
     assert (code, err) == (0, "")
     assert all(f"{name} " in out and f"{size:,}" in out for name, size in sizes.items())
 
 
-def test_demo(run, tmp_path):
+def test_demo_answers_and_speaks(run, tmp_path):
     code, out, err = run("demo", "--keep", tmp_path / "kept")
     assert code == 0
     assert out.strip()
@@ -219,7 +219,7 @@ def test_help_names_every_command(run):
     assert run("--version") == (0, f"omni-jax {omni_jax.__version__}\n", "")
 
 
-def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
+def test_compiled_programs_are_cached_by_default(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     try:
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -231,7 +231,7 @@ def test_compiled_programs_are_kept_by_default(monkeypatch, tmp_path):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+def test_progress_without_a_terminal_prints_occasional_lines(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
     with terminal.bar("answering", bytewise=False) as progress, terminal.bar("loading") as loading:
@@ -251,7 +251,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys)
 
 @pytest.fixture
 def here(tmp_path):
-    """A folder of things that are not what they should be."""
+    """A folder of faulty files."""
     (tmp_path / "noise.wav").write_bytes(b"RIFF but no sound at all")
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "tools.json").write_text("{")
@@ -262,7 +262,7 @@ def here(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "bare").mkdir()
-    # Releases without their weights: what is wrong with a request for speech is said before any are read.
+    # Releases without their weights: mistakes in a request for speech are reported before weights are read.
     for name in ("speaking", "silent", "mute"):
         config = tiny_config() | ({} if name == "speaking" else {"enable_audio_output": False})
         if name == "mute":
@@ -334,7 +334,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(run, tiny, here, monkeypatch, command):
+def test_a_mistake_prints_one_line_and_exits_with_2(run, tiny, here, monkeypatch, command):
     monkeypatch.setenv("HF_HOME", str(here / "hub"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     code, out, err = run(*(word.replace("TINY", str(tiny)).replace("HERE", str(here)) for word in command.split()))
@@ -344,7 +344,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tiny, here, monkeypatch, com
     assert not list(here.glob("a.*"))
 
 
-def test_a_prompt_longer_than_the_context(run, tmp_path):
+def test_a_prompt_longer_than_the_context_is_refused(run, tmp_path):
     config = tiny_config()
     config["thinker_config"]["text_config"]["max_position_embeddings"] = 16
     folder = write_tiny(tmp_path / "small", config=config, speech=False)
@@ -353,14 +353,14 @@ def test_a_prompt_longer_than_the_context(run, tmp_path):
     assert "the context holds 16: shorten the text" in err
 
 
-def test_the_traceback_on_request(run, tiny, monkeypatch):
+def test_the_traceback_is_shown_on_request(run, tiny, monkeypatch):
     monkeypatch.setenv("OMNI_JAX_DEBUG", "1")
     with pytest.raises(ValueError, match="nothing to answer"):
         run("generate", tiny)
 
 
-def test_a_mistake_in_a_process_of_its_own(tmp_path):
-    """What a shell sees: no traceback, nothing else on standard error."""
+def test_a_mistake_in_a_separate_process_prints_one_line(tmp_path):
+    """Standard error has one line and no traceback."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     found = subprocess.run(
         [sys.executable, "-m", "omni_jax.cli", "generate", str(tmp_path / "absent"), "Hi"],
@@ -373,7 +373,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     ]
 
 
-def test_a_long_value_of_an_option_is_not_repeated_whole(monkeypatch, capsys):
+def test_a_long_option_value_is_shortened_in_the_error(monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, "generate", "x", "--max-new-tokens", "x\n" * 1000, "Hi")
     assert (code, out) == (2, "")
     assert err.startswith("omni-jax: Invalid value for '--max-new-tokens'")

@@ -1,4 +1,4 @@
-"""Sound on its way out: files that are whole or absent, streams that a player understands."""
+"""Sound output: files are complete or absent, and streams have a header that players understand."""
 
 import io
 import os
@@ -20,7 +20,7 @@ def pcm(samples):
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "A.WAV"])
-def test_pieces_make_one_file(tmp_path, name):
+def test_chunks_are_written_to_one_file(tmp_path, name):
     with sound_out(str(tmp_path / name)) as sound:
         for piece in (WAVE[:1], WAVE[1:1], WAVE[1:4000], WAVE[4000:]):
             sound.write(piece)
@@ -32,7 +32,7 @@ def test_pieces_make_one_file(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_what_is_too_loud_is_clipped(tmp_path):
+def test_samples_beyond_full_scale_are_clipped(tmp_path):
     with sound_out(str(tmp_path / "a.wav"), sample_rate=8000) as sound:
         sound.write(np.asarray([-3, -1, 0, 1, 3], np.float32))
     samples, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
@@ -40,8 +40,8 @@ def test_what_is_too_loud_is_clipped(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "samples"), [("wav", 0), ("flac", 1)])
-def test_silence_is_a_file_too(tmp_path, kind, samples):
-    """A flac file holds one sample then: without any it would have no header."""
+def test_an_empty_reply_writes_a_file(tmp_path, kind, samples):
+    """A flac file then holds one sample, because without samples it would have no header."""
     with sound_out(str(tmp_path / f"a.{kind}")):
         pass
     assert not soundfile.read(tmp_path / f"a.{kind}")[0].any()
@@ -67,7 +67,7 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, kind):
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, BrokenPipeError])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_stopped_keeps_what_was_spoken(tmp_path, kind, reason):
+def test_an_interrupted_file_keeps_the_speech_so_far(tmp_path, kind, reason):
     path = tmp_path / f"a.{kind}"
 
     def stop(*pieces):
@@ -78,7 +78,7 @@ def test_what_is_stopped_keeps_what_was_spoken(tmp_path, kind, reason):
 
     with pytest.raises(reason):
         stop()
-    assert not list(tmp_path.iterdir())  # nothing spoken yet, no file
+    assert not list(tmp_path.iterdir())  # nothing was spoken, so there is no file
     with pytest.raises(reason):
         stop(WAVE[:3000], WAVE[3000:])
     assert (soundfile.read(path, dtype="int16")[0] == pcm(WAVE)).all()
@@ -86,7 +86,7 @@ def test_what_is_stopped_keeps_what_was_spoken(tmp_path, kind, reason):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_said(tmp_path, kind):
+def test_a_full_disk_is_reported(tmp_path, kind):
     noise = np.random.default_rng(0).uniform(-1, 1, 24_000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -104,7 +104,7 @@ def test_a_full_disk_is_said(tmp_path, kind):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_a_symbolic_link_is_kept(tmp_path):
     (tmp_path / "there.wav").write_bytes(b"old")
     (tmp_path / "here.wav").symlink_to("there.wav")
     with sound_out(str(tmp_path / "here.wav")) as sound:
@@ -125,7 +125,7 @@ def test_a_link_stays_a_link(tmp_path):
     }.items(),
     ids=["mp3", "none", "empty", "absent", "folder", "long"],
 )
-def test_a_target_that_cannot_be_written(tmp_path, name, words):
+def test_unwritable_targets_are_refused(tmp_path, name, words):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(ValueError, match=words) as found, sound_out(str(tmp_path / name)):
         pass
@@ -133,7 +133,7 @@ def test_a_target_that_cannot_be_written(tmp_path, name, words):
     assert [path.name for path in tmp_path.iterdir()] == ["folder.wav"]
 
 
-def test_a_stream_is_a_header_and_samples_at_once(capsysbinary):
+def test_a_stream_writes_its_header_and_samples_at_once(capsysbinary):
     with sound_out("-") as sound:
         assert capsysbinary.readouterr().out == b""
         sound.write(WAVE[:10])
@@ -147,19 +147,19 @@ def test_a_stream_is_a_header_and_samples_at_once(capsysbinary):
     assert (samples == pcm(WAVE)).all()
 
 
-def test_a_silent_stream_is_a_header(capsysbinary):
+def test_an_empty_stream_writes_a_header(capsysbinary):
     with sound_out("-"):
         pass
     assert soundfile.info(io.BytesIO(capsysbinary.readouterr().out)).frames == 0
 
 
-def test_a_mistake_leaves_the_stream_empty(capsysbinary):
+def test_a_mistake_writes_nothing_to_the_stream(capsysbinary):
     with pytest.raises(ValueError, match="such"), sound_out("-"):
         raise ValueError("such")
     assert capsysbinary.readouterr().out == b""
 
 
-def test_a_stream_ends_with_its_player(monkeypatch):
+def test_a_stream_ends_when_its_player_closes(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as output, monkeypatch.context() as patch:
@@ -167,10 +167,10 @@ def test_a_stream_ends_with_its_player(monkeypatch):
         with pytest.raises(BrokenPipeError), sound_out("-") as sound:
             sound.write(WAVE)
         with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), writer)  # closing it writes what is left
+            os.dup2(nowhere.fileno(), writer)  # closing it flushes the rest
 
 
-def test_a_terminal_is_no_player(monkeypatch):
+def test_a_terminal_as_standard_output_is_refused(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(ValueError, match="standard output is a terminal; send it to a player"), sound_out("-"):
         pass

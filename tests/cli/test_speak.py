@@ -1,4 +1,4 @@
-"""The shell speaks: into files, and to players that listen while it does."""
+"""Speech in the shell: into files, and streamed to players."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.speech.qwen3_omni import Qwen3Synthesizer
 from tests.support.shell_calls import call
 
-SHORT = ("--max-new-tokens", "24", "--greedy")  # shapes that other tests compile too
+SHORT = ("--max-new-tokens", "24", "--greedy")  # the shapes of other tests, so that programs are shared
 BRIEF = ("--max-speech", "0.5", "--talker-greedy")  # seven frames
 SPOKEN = {"talker_max_new_tokens": 8, "talker_do_sample": False}  # the same
 
@@ -29,7 +29,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def play(monkeypatch, capsysbinary):
-    """Runs omni-jax as a player hears it: exit code, standard output in bytes, standard error in bytes."""
+    """Runs omni-jax in this process: exit code, standard output and standard error, both in bytes."""
     return partial(call, monkeypatch, capsysbinary)
 
 
@@ -45,12 +45,12 @@ def pcm(sound):
 
 
 def same(sound, audio):
-    """Whether 16-bit samples are those of ``audio``, up to the last step: a stream rounds unlike a whole."""
+    """Whether 16-bit samples equal ``audio`` within one step, because streams round differently."""
     return len(sound) == len(audio) > 0 and np.abs(sound - audio * 32767.0).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
-def test_an_answer_is_spoken(run, tiny, omni, tmp_path, kind):
+def test_generate_writes_the_spoken_answer(run, tiny, omni, tmp_path, kind):
     expected = omni.generate(user("Hi"), speaker="aiden", thinker_max_new_tokens=24, **SPOKEN)
     path = tmp_path / f"a.{kind}"
     code, out, err = run("generate", tiny, "Hi", "--speak", path, "--speaker", "Aiden", *SHORT, *BRIEF)
@@ -59,7 +59,7 @@ def test_an_answer_is_spoken(run, tiny, omni, tmp_path, kind):
     assert not same(pcm(path), omni.generate(user("Hi"), speaker="ethan", thinker_max_new_tokens=24, **SPOKEN).audio)
 
 
-def test_json_says_where_the_speech_is(run, tiny, tmp_path):
+def test_json_names_the_sound_file(run, tiny, tmp_path):
     path = tmp_path / "a.wav"
     code, out, _ = run("generate", tiny, "Hi", "--json", "--speak", path, *SHORT, *BRIEF)
     assert code == 0
@@ -68,7 +68,7 @@ def test_json_says_where_the_speech_is(run, tiny, tmp_path):
     assert not reply.keys() & {"codes", "audio", "sample_rate"}
 
 
-def test_a_player_hears_the_answer_and_reads_it_elsewhere(play, tiny, omni):
+def test_sound_goes_to_stdout_and_text_to_stderr(play, tiny, omni):
     expected = omni.generate(user("Hi"), thinker_max_new_tokens=24, **SPOKEN)
     for more in ([], ["--stream"]):
         code, out, err = play("generate", tiny, "Hi", "--speak", "-", *more, *SHORT, *BRIEF)
@@ -79,7 +79,7 @@ def test_a_player_hears_the_answer_and_reads_it_elsewhere(play, tiny, omni):
     assert same(pcm(out), expected.audio)
 
 
-def test_a_text_is_spoken(run, tiny, omni, tmp_path, monkeypatch):
+def test_speak_writes_a_given_text(run, tiny, omni, tmp_path, monkeypatch):
     expected = omni.speak("Good morning", speaker="chelsie", seed=3, talker_max_new_tokens=8)
     path, options = tmp_path / "a.flac", ("--speaker", "chelsie", "--seed", 3, "--max-speech", 0.5)
     assert run("speak", tiny, "Good morning", "-o", path, *options) == (0, "", f"wrote {path}: 0.5 s\n")
@@ -90,7 +90,7 @@ def test_a_text_is_spoken(run, tiny, omni, tmp_path, monkeypatch):
     assert same(pcm(path), expected.audio)
 
 
-def test_a_player_hears_a_text(play, tiny, omni):
+def test_speak_writes_sound_to_stdout(play, tiny, omni):
     expected = omni.speak("Good morning", **SPOKEN)
     code, out, err = play("speak", tiny, "Good morning", "-o", "-", *BRIEF)
     assert (code, err) == (0, b"")
@@ -98,7 +98,7 @@ def test_a_player_hears_a_text(play, tiny, omni):
 
 
 def interrupted(real, reason, after):
-    """A stream of events that something stops after so many pieces of sound."""
+    """A stream of events that raises after a given number of chunks."""
 
     def events(self, *arguments, **options):
         heard = 0
@@ -112,7 +112,7 @@ def interrupted(real, reason, after):
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-def test_ctrl_c_keeps_what_was_spoken(run, tiny, omni, tmp_path, monkeypatch, name):
+def test_ctrl_c_keeps_the_speech_so_far(run, tiny, omni, tmp_path, monkeypatch, name):
     pieces = [event.audio for event in omni.stream_speech("Good morning", **SPOKEN) if event.audio is not None]
     monkeypatch.setattr(Omni, "stream_speech", interrupted(Omni.stream_speech, KeyboardInterrupt, 2))
     path = tmp_path / name
@@ -130,15 +130,15 @@ def test_a_failure_leaves_no_file(run, tiny, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_player_that_stops_ends_it_quietly(tiny, monkeypatch, capsys):
+def test_a_closed_player_ends_the_command_without_an_error(tiny, monkeypatch, capsys):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
-        patch.setattr(sys, "stderr", sys.stderr)  # a pipe that breaks has what stands there replaced too
+        patch.setattr(sys, "stderr", sys.stderr)  # a broken pipe is replaced as standard output too
         ended = call(patch, capsys, "speak", tiny, "Good morning", "-o", "-", *BRIEF)
         with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), writer)  # closing it writes what is left
+            os.dup2(nowhere.fileno(), writer)  # closing it flushes the rest
     assert ended == (1, "", "")
 
 
@@ -169,7 +169,7 @@ def test_options_of_speech_reach_the_talker(run, tiny, tmp_path, monkeypatch):
     assert run("generate", tiny, "Hi", "--speak", path, *flags) == (0, "Well.\n", f"wrote {path}: 2.0 s\n")
     assert asked["talker"] == Sampling(max_new_tokens=26, temperature=0.5, top_k=3, top_p=0.9)
     assert asked["speaker"] == "Ethan"
-    # Of a family that speaks behind one system prompt alone, its absence is said in a line.
+    # For a family that needs its own system prompt to speak, one line reports that it is absent.
     monkeypatch.setattr(Qwen3Synthesizer, "system", SPOKEN_SYSTEM)
     _, _, err = run("generate", tiny, "Hi", "--speak", path)
     assert [line.split(":")[0] for line in err.splitlines()] == ["note", f"wrote {path}"]
@@ -178,7 +178,7 @@ def test_options_of_speech_reach_the_talker(run, tiny, tmp_path, monkeypatch):
     assert run("generate", tiny, "Hi", "--speak", path, "--system", SPOKEN_SYSTEM)[2] == f"wrote {path}: 2.0 s\n"
 
 
-def test_the_talker_is_loaded_for_speech_alone(run, tiny, tmp_path, monkeypatch):
+def test_the_talker_is_loaded_only_for_speech(run, tiny, tmp_path, monkeypatch):
     loaded = []
 
     def load(path, *, speech, **options):

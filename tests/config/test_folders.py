@@ -1,4 +1,4 @@
-"""Folders as people hold them: what each is, in one line, and what to do."""
+"""Folders as users have them: one line says what each is and what to do."""
 
 import json
 
@@ -46,7 +46,7 @@ def put(folder, files):
         ({}, ("expected a Hugging Face or converted model folder, found no config.json",)),
     ],
 )
-def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path, files, words):
+def test_the_error_names_the_kind_of_a_folder_that_is_no_checkpoint(tmp_path, files, words):
     put(tmp_path, files)
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         from_hf(locate(tmp_path))
@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path, files, wo
         ("notes.txt", "give the folder that holds config.json"),
     ],
 )
-def test_a_file_in_place_of_a_folder(tmp_path, name, words):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path, name, words):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match="expected a model folder, got a file") as caught:
         locate(tmp_path / name)
@@ -87,7 +87,7 @@ def test_a_file_in_place_of_a_folder(tmp_path, name, words):
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_quantized_checkpoint_is_said_to_be_one(about, words, nested):
+def test_a_quantized_checkpoint_is_refused_as_such(about, words, nested):
     config = tiny_qwen2_5_config()
     config = {**config, "thinker_config": {**config["thinker_config"], **about}} if nested else {**config, **about}
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
@@ -100,7 +100,7 @@ def test_a_quantized_checkpoint_is_said_to_be_one(about, words, nested):
 @pytest.mark.parametrize(
     "config", [{"quantization_config": None}, {"quantization_config": {}}, {"quantization": "none"}]
 )
-def test_a_field_about_quantization_that_says_nothing(config):
+def test_empty_quantization_fields_are_ignored(config):
     assert from_hf({**tiny_config(), **config}) == from_hf(tiny_config())
 
 
@@ -121,7 +121,7 @@ def without_ids(config, of):
 
 
 @FAMILIES
-def test_ids_that_are_left_out_are_asked_of_the_tokenizer(tmp_path, config, dialect, tokens):
+def test_absent_ids_are_read_from_the_tokenizer(tmp_path, config, dialect, tokens):
     sparse = without_ids(config, tokens)
     assert "vision_start_token_id" not in sparse["thinker_config"]
     (tmp_path / "config.json").write_text(json.dumps(sparse))
@@ -130,21 +130,21 @@ def test_ids_that_are_left_out_are_asked_of_the_tokenizer(tmp_path, config, dial
 
 
 @FAMILIES
-def test_ids_come_from_any_of_the_tokenizers_files(tmp_path, config, dialect, tokens):
+def test_ids_are_read_from_any_of_the_tokenizers_files(tmp_path, config, dialect, tokens):
     """As Transformers 5 writes it, tokenizer.json alone, and as older ones did, vocab.json and added_tokens.json."""
     (tmp_path / "config.json").write_text(json.dumps(without_ids(config, tokens)))
     added = [{"id": token, "content": text} for text, token in tokens.items() if text.startswith("<")]
     words = {text: token for text, token in tokens.items() if not text.startswith("<")}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {"vocab": words}}))
     assert from_hf(tmp_path) == from_hf(config)
-    (tmp_path / "tokenizer.json").write_text("[" * 100_000)  # damaged: not this reader's to say
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)  # damaged: another reader reports it
     (tmp_path / "vocab.json").write_text(json.dumps(words))
     (tmp_path / "added_tokens.json").write_text(json.dumps({entry["content"]: entry["id"] for entry in added}))
     assert from_hf(tmp_path) == from_hf(config)
 
 
 @FAMILIES
-def test_without_a_tokenizer_ids_are_the_published_ones_or_none(config, dialect, tokens):
+def test_without_a_tokenizer_published_ids_are_used_or_none(config, dialect, tokens):
     made = from_hf(without_ids(config, tokens))
     assert made.thinker.vision_start == -1  # the published one is outside the tiny vocabulary
     large = without_ids(config, tokens)
@@ -156,7 +156,7 @@ def test_without_a_tokenizer_ids_are_the_published_ones_or_none(config, dialect,
 @pytest.mark.parametrize(
     ("config", "family"), [(tiny_config(), "qwen3_omni_moe"), (tiny_qwen2_5_config(), "qwen2_5_omni")]
 )
-def test_the_configuration_of_a_thinker_saved_alone(config, family):
+def test_a_configuration_of_a_thinker_saved_alone_is_read(config, family):
     alone = {**config["thinker_config"], "model_type": f"{family}_thinker"}
     made, whole = from_hf(alone), from_hf(config)
     assert made.family == family
@@ -169,7 +169,7 @@ def test_the_configuration_of_a_thinker_saved_alone(config, family):
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"model_type": ' + "9" * 5000 + "}"])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_json_that_is_too_deep_or_too_long_is_one_line(tmp_path, name, content):
+def test_too_deep_or_too_long_json_raises_one_line(tmp_path, name, content):
     from omni_jax.config import read_json
 
     (tmp_path / name).write_text(content)

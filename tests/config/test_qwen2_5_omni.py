@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni's configuration: the published files whole, both sizes' quirks, and one error that names every fault."""
+"""Qwen2.5-Omni's configuration: published files, irregularities of both sizes, and one error with all faults."""
 
 import copy
 import json
@@ -28,8 +28,8 @@ def published(size):
 
 
 @pytest.mark.parametrize(("size", "count"), [("7b", 10_732_225_408), ("3b", 5_537_120_640)])
-def test_published_parameter_counts(size, count):
-    """Of each part of the model that the configuration gives, without making it."""
+def test_parameter_counts_are_the_published_ones(size, count):
+    """Parameters of each part, counted without building the model."""
     facts = published(size)
     config = from_hf(facts["config"])
     hash(config)
@@ -47,7 +47,7 @@ def test_published_parameter_counts(size, count):
     assert sum(found.values()) == count == facts["parameters"]
 
 
-def test_values_that_defaults_would_get_wrong():
+def test_fields_are_read_where_defaults_would_be_wrong():
     config = read(published("7b")["config"])
     thinker, talker = config.thinker, config.talker
     assert (thinker.decoder.head_width, thinker.decoder.mrope_section) == (128, (16, 24, 24))
@@ -70,13 +70,13 @@ def test_values_that_defaults_would_get_wrong():
     assert (talker.codec_pad, talker.codec_bos, talker.codec_eos, talker.codec_mask) == (8292, 8293, 8294, 8296)
     assert (talker.vocabulary, talker.codes) == (8448, 8194)
     dit = config.token2wav.dit
-    # Absent from the published file: what the library has for it is what runs.
+    # Absent from the published file, so the library's default applies.
     assert (dit.block_frames, dit.look_ahead, dit.look_back, dit.rope_theta) == (24, (10,), (0, 20), 1e4)
     assert (dit.layers, dit.width, dit.heads, dit.codes) == (22, 1024, 16, 8194)
     assert config.token2wav.code_samples == 480
 
 
-def test_what_the_small_one_has_otherwise():
+def test_the_3b_differs_from_the_7b_in_these_fields():
     large, small = (read(published(size)["config"]) for size in ("7b", "3b"))
     assert (small.talker.decoder.heads, small.talker.decoder.kv_heads, small.talker.decoder.head_width) == (14, 2, 64)
     assert small.talker.decoder.mrope_section == (16, 16, 0)
@@ -86,7 +86,7 @@ def test_what_the_small_one_has_otherwise():
     assert small.thinker.vision_encoder == replace(large.thinker.vision_encoder, out_width=2048)
 
 
-def test_the_tiny_model_has_the_quirks():
+def test_the_tiny_model_has_the_irregularities_of_the_published_ones():
     config = read(tiny_qwen2_5_config())
     wide, narrow = config.talker.decoder, read(three_b(tiny_qwen2_5_config())).talker.decoder
     assert wide.head_width * wide.heads > wide.width == narrow.head_width * narrow.heads
@@ -121,7 +121,7 @@ def change(path, value, config=None):
 
 
 def spelt_anew(config):
-    """As the library of today writes it: ids and sizes under other names, rope in one object, layer types spelt out."""
+    """As the current library writes it: ids and sizes under other names, rope in one object, layer types spelt out."""
     config = copy.deepcopy(config)
     thinker, talker = config["thinker_config"], config["talker_config"]
     for part in (thinker["text_config"], talker):
@@ -141,11 +141,11 @@ def spelt_anew(config):
     return config
 
 
-def test_both_spellings():
+def test_both_spellings_read_the_same():
     assert read(spelt_anew(tiny_qwen2_5_config())) == read(tiny_qwen2_5_config())
 
 
-def test_the_published_names_of_the_flow_alone():
+def test_the_flow_needs_only_its_published_field_names():
     config = tiny_qwen2_5_config()
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
         config = change(f"{DIT}.{name}", None, config)
@@ -153,7 +153,7 @@ def test_the_published_names_of_the_flow_alone():
 
 
 @pytest.mark.parametrize("value", [True, False, None])
-def test_the_flag_of_the_texts_embeddings_means_nothing(value):
+def test_tie_word_embeddings_of_the_text_model_is_ignored(value):
     assert read(change(f"{TEXT}.tie_word_embeddings", value)) == read(tiny_qwen2_5_config())
 
 
@@ -243,7 +243,7 @@ def refuses(config, *words):
         (f"{BIGVGAN}.resblock_dilation_sizes", [[1, 3], 5], "resblock_dilation_sizes: expected lists of integers"),
     ],
 )
-def test_one_fault(path, value, words):
+def test_a_single_fault_is_named(path, value, words):
     assert refuses(change(path, value), words).partition("; missing fields taken")[0].count("; ") == 0
 
 
@@ -271,8 +271,8 @@ def nodes(config, path=()):
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, 10**9, True, "x", [], [1], {}, {"a": 1}, 1.5, math.nan])
-def test_no_value_of_any_field_is_more_than_a_fault(value):
-    """Each field in turn: whatever stands there, there is a configuration or one line."""
+def test_any_value_of_any_field_is_read_or_refused_in_one_line(value):
+    """Each field in turn: any value gives a configuration or an error of one line."""
     tiny = tiny_qwen2_5_config()
     for path in nodes(tiny):
         config = copy.deepcopy(tiny)
@@ -287,7 +287,7 @@ def test_no_value_of_any_field_is_more_than_a_fault(value):
             assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_reads_a_dict_a_file_and_a_folder(tmp_path):
+def test_a_dict_a_file_and_a_folder_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny_qwen2_5_config()))
     config = from_hf(tiny_qwen2_5_config())
     assert isinstance(config, Qwen25OmniConfig)

@@ -1,4 +1,4 @@
-"""Configuration: the published files whole, every spelling in use, and one error that names every fault."""
+"""Configuration: the published files, every spelling in use, and one error with all faults."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ def published(release):
     ("release", "count"),
     [("instruct", 35_259_818_545), ("thinking", 31_719_205_488), ("captioner", 31_719_205_488)],
 )
-def test_published_parameter_counts(release, count):
+def test_parameter_counts_are_the_published_ones(release, count):
     facts = published(release)
     config = from_hf(facts["config"])
     hash(config)
@@ -31,7 +31,7 @@ def test_published_parameter_counts(release, count):
     assert (config.talker is None) == (config.code2wav is None) == (release != "instruct")
 
 
-def test_values_that_defaults_would_get_wrong():
+def test_fields_are_read_where_defaults_would_be_wrong():
     config = from_hf(published("instruct")["config"])
     assert config.thinker.decoder.head_width == 128
     assert config.thinker.decoder.layers == 48
@@ -54,7 +54,7 @@ def test_values_that_defaults_would_get_wrong():
     assert config.code2wav.decoder.norm_eps == 1e-5
 
 
-def test_reads_a_dict_a_file_and_a_folder(tmp_path):
+def test_a_dict_a_file_and_a_folder_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
     config = from_hf(tiny_config())
     assert from_hf(tmp_path) == from_hf(str(tmp_path / "config.json")) == config
@@ -79,7 +79,7 @@ VISION = "thinker_config.vision_config"
 TALKER = "talker_config.text_config"
 
 
-def test_rope_in_both_spellings():
+def test_rope_is_read_in_both_spellings():
     config = tiny_config()
     for path in (TEXT, TALKER):
         config = change(f"{path}.rope_theta", None, config)
@@ -92,19 +92,19 @@ def test_rope_in_both_spellings():
 
 
 @pytest.mark.parametrize("name", ["mlp_only_layers", "use_sliding_window", "tie_word_embeddings", "attention_bias"])
-def test_null_is_absence(name):
+def test_null_means_absent(name):
     config = tiny_config()
     for path in ("thinker_config", "talker_config"):
         config[path]["text_config"][name] = None
     assert from_hf(config) == from_hf(tiny_config())
 
 
-def test_the_longest_audio_window():
+def test_the_longest_audio_window_is_accepted():
     config = change("thinker_config.audio_config.n_window_infer", 5600)
     assert from_hf(config).thinker.audio_encoder.window_chunks == 56
 
 
-def test_experts_in_both_spellings():
+def test_experts_are_read_in_both_spellings():
     config = change(f"{TALKER}.num_experts", None)
     config = change(f"{TALKER}.num_local_experts", 8, config)
     assert from_hf(config) == from_hf(tiny_config())
@@ -132,7 +132,7 @@ def refuses(config, *words):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_omni", "", None, ["x"], {}, "qwen3_omni_moe_talker"])
-def test_another_models_folder(family):
+def test_a_folder_of_another_model_is_refused(family):
     refuses({**tiny_config(), "model_type": family}, "model_type", repr(family), "another model's folder")
 
 
@@ -220,7 +220,7 @@ def test_another_models_folder(family):
         ),
     ],
 )
-def test_one_fault(path, value, words):
+def test_a_single_fault_is_named(path, value, words):
     refuses(change(path, value), words)
 
 
@@ -244,7 +244,7 @@ def test_all_faults_are_named_at_once():
     ("content", "words"),
     [(None, "found no config.json"), ("{", "does not parse"), ("[1]", "got list"), (b"\xff\xfe", "does not parse")],
 )
-def test_unreadable_files(tmp_path, content, words):
+def test_unreadable_files_are_refused(tmp_path, content, words):
     path = tmp_path / "config.json"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())

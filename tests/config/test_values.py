@@ -1,6 +1,6 @@
-"""Any single value of config.json: a model that its tensors have, or one short line; never a long wait, never a full memory.
+"""Any single value of config.json gives a model or one short line, without a long wait or much memory.
 
-A share runs here. All of it, with its times and its memory: ``python tests/config/test_values.py``.
+A share runs here. ``python tests/config/test_values.py`` runs all of it, with its times and its memory.
 """
 
 import copy
@@ -36,7 +36,7 @@ CONFIGS = {"Qwen3-Omni": tiny_config, "Qwen2.5-Omni": tiny_qwen2_5_config}
 
 
 def places(config, path=()):
-    """Every field, and every entry of a list."""
+    """The paths of every field and of every entry of a list."""
     for name, value in config.items() if isinstance(config, dict) else enumerate(config):
         yield (*path, name)
         if isinstance(value, dict | list):
@@ -53,7 +53,7 @@ def changed(config, path, value):
 
 
 def outcome(config, folder=None):
-    """None where there is a model of it, else the one line."""
+    """None if the configuration gives a model, else the line of the error."""
     try:
         made = from_hf(config)
         hash(made)
@@ -68,7 +68,7 @@ def outcome(config, folder=None):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_no_value_of_any_field_is_more_than_one_short_line(family):
+def test_any_value_of_any_field_is_read_or_refused_in_one_short_line(family):
     config = CONFIGS[family]()
     drawn = random.Random(0)
     refused = [outcome(changed(config, path, value)) for path in places(config) for value in drawn.sample(VALUES, 4)]
@@ -79,18 +79,18 @@ SIZES = ("num_hidden_layers", "num_experts", "encoder_layers", "depth", "num_cod
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_no_size_fills_the_memory_before_the_tensors_are_looked_at(family, tmp_path):
+def test_sizes_allocate_no_memory_before_the_tensors_are_read(family, tmp_path):
     config = CONFIGS[family]()
     folder = write_tiny(tmp_path, config=config)
     paths = [path for path in places(config) if path[-1] in SIZES and path[-2] != "audio_config"]
     for path, value in zip(paths, itertools.cycle((1000, 2**20, 2**31 - 1))):
         sized = changed(config, path, value)
-        # A field that nobody reads may be anything.
+        # A field that is not read may have any value.
         assert outcome(sized, folder) is not None or from_hf(sized) == from_hf(config)
 
 
 def main():
-    """All fields and values of both, against the tensors of a folder."""
+    """Tries all fields and values of both families against the tensors of a folder."""
     import resource
     import tempfile
     import time

@@ -1,4 +1,4 @@
-"""The conversion scripts: there and back, the comparison, and a user's mistakes in one line with exit code 2."""
+"""The conversion scripts: both directions, the comparison, and one line with exit code 2 for a user's mistake."""
 
 import importlib.util
 import os
@@ -42,7 +42,7 @@ def everything(folder):
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-def test_there_and_back(script, tiny, tmp_path):
+def test_from_hf_and_to_hf_are_inverse(script, tiny, tmp_path):
     there, back = tmp_path / "there", tmp_path / "back"
     assert script("from_hf").main([str(tiny), str(there)]) == 0
     assert checkpoint.is_converted(there)
@@ -53,13 +53,13 @@ def test_there_and_back(script, tiny, tmp_path):
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
 
 
-def test_dtype(script, tiny, tmp_path):
+def test_from_hf_casts_to_the_given_dtype(script, tiny, tmp_path):
     assert script("from_hf").main([str(tiny), str(tmp_path / "there"), "--dtype", "bfloat16"]) == 0
     assert script("to_hf").main([str(tmp_path / "there"), str(tmp_path / "back")]) == 0
     assert {tensor.dtype.name for tensor in everything(tmp_path / "back").values()} == {"bfloat16"}
 
 
-def test_check_finds_equal_what_is(script, tiny, converted, capsys):
+def test_check_reports_equal_folders(script, tiny, converted, capsys):
     assert script("check").main([str(tiny), str(converted)]) == 0
     out = capsys.readouterr().out
     assert "314,048" in out  # values of the thinker
@@ -68,13 +68,13 @@ def test_check_finds_equal_what_is(script, tiny, converted, capsys):
         assert part in out
 
 
-def test_check_in_the_converted_dtype(script, tiny, tmp_path, capsys):
+def test_check_compares_in_the_converted_dtype(script, tiny, tmp_path, capsys):
     checkpoint.convert(tiny, tmp_path / "brain", dtype="bfloat16")
     assert script("check").main([str(tiny), str(tmp_path / "brain")]) == 0
     assert "bfloat16" in capsys.readouterr().out
 
 
-def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
+def test_check_names_the_tensors_that_differ(script, tiny, converted, tmp_path, capsys):
     folder = shutil.copytree(tiny, tmp_path / "other")
     for path in folder.glob("*.safetensors"):
         tensors = load_file(path)
@@ -89,7 +89,7 @@ def test_check_names_what_differs(script, tiny, converted, tmp_path, capsys):
     assert out.splitlines()[-1] == "the converted checkpoint differs"
 
 
-def test_qwen2_5_in_its_two_dtypes(script, tmp_path, capsys):
+def test_qwen2_5_is_converted_in_its_two_dtypes(script, tmp_path, capsys):
     source, there, back = (tmp_path / name for name in ("source", "there", "back"))
     write_tiny(source, config=tiny_qwen2_5_config(), dtype="bfloat16", shards=6)
     assert script("from_hf").main([str(source), str(there)]) == 0
@@ -126,7 +126,7 @@ def test_qwen2_5_in_its_two_dtypes(script, tmp_path, capsys):
         ("to_hf", ["CONVERTED", "NEW", "--shards", "2"], "unrecognized arguments: --shards 2"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(script, tiny, converted, tmp_path, capsys, name, arguments, words):
+def test_a_mistake_prints_one_line_and_exits_with_2(script, tiny, converted, tmp_path, capsys, name, arguments, words):
     places = {"GONE": tmp_path / "gone", "NEW": tmp_path / "new", "TINY": tiny, "CONVERTED": converted}
     module = script(name)
     with pytest.raises(SystemExit) as left:
@@ -138,7 +138,7 @@ def test_a_mistake_is_one_line_and_code_2(script, tiny, converted, tmp_path, cap
     assert not (tmp_path / "new").exists()
 
 
-def test_a_script_of_its_own(tmp_path):
+def test_a_script_runs_in_a_separate_process(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, ROOT / "convert" / "from_hf.py"]
     (tmp_path / "bare").mkdir()

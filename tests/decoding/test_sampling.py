@@ -1,4 +1,4 @@
-"""Sampling: which tokens may be drawn, how often, and on what a draw depends; options and their errors."""
+"""Sampling: which tokens are drawn, how often, and what a draw depends on; options and their errors."""
 
 import json
 import shutil
@@ -84,19 +84,19 @@ def test_draws_keep_the_tokens_of_transformers_and_their_frequencies(number):
     counts = np.bincount(draws(logits, options, seen=seen), minlength=VOCABULARY)
     kept = probabilities > 0
     assert not counts[~kept].any()
-    # A token of probability p stays away from all draws with probability (1 - p) ** DRAWS.
+    # A token of probability p is absent from all draws with probability (1 - p) ** DRAWS.
     assert counts[probabilities > 0.003].all()
     assert excess(counts[kept], probabilities[kept]) < 1
 
 
-def test_the_frequency_bound_can_fail():
-    """A temperature that is 15 % off is far beyond it."""
+def test_the_frequency_bound_rejects_a_wrong_temperature():
+    """A temperature that is 15 % off exceeds the bound by far."""
     logits = rng_logits(2)[0]
     counts = np.bincount(draws(logits, Sampling(do_sample=True, temperature=1.15)), minlength=VOCABULARY)
     assert excess(counts, expected(logits, Sampling(temperature=1.0))) > 2
 
 
-def test_greedy_takes_the_likeliest():
+def test_greedy_takes_the_most_likely_token():
     logits = rng_logits(rows=16)
     np.testing.assert_array_equal(choose(logits, Sampling(do_sample=False))[0], logits.argmax(1))
     for almost in (Sampling(do_sample=True, top_k=1), Sampling(do_sample=True, temperature=1e-40)):
@@ -115,7 +115,7 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits():
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_every_stop_token_waits_for_the_shortest_length(do_sample):
+def test_no_stop_token_before_the_minimum_length(do_sample):
     logits = np.zeros((64, VOCABULARY), np.float32)
     logits[:, [3, 5, 7]] = 30.0
     options = Sampling(do_sample=do_sample, eos_token_id=[3, 5, 7], min_new_tokens=4)
@@ -124,7 +124,7 @@ def test_every_stop_token_waits_for_the_shortest_length(do_sample):
     assert np.isin(choose(logits, options, count=[4] * 64)[0], [3, 5, 7]).all()
 
 
-def test_a_stop_token_beyond_the_vocabulary_is_no_other_token():
+def test_a_stop_token_beyond_the_vocabulary_masks_no_other_token():
     logits = rng_logits(rows=4)
     options = Sampling(do_sample=False, eos_token_id=[VOCABULARY + 5, -1], min_new_tokens=4)
     np.testing.assert_array_equal(choose(logits, options)[0], logits.argmax(1))
@@ -142,7 +142,7 @@ def test_log_probabilities_are_the_models_own(do_sample):
     np.testing.assert_allclose(logprobs, own[np.arange(32), tokens], atol=1e-5)
 
 
-def test_a_draw_depends_on_seed_and_count_alone():
+def test_a_draw_depends_only_on_seed_and_count():
     options = Sampling(do_sample=True, temperature=1.3, top_k=7, top_p=0.9)
     logits, seeds, count = rng_logits(rows=64, seed=5), np.arange(64) * 977, np.arange(64) % 5
     together, logprobs = choose(logits, options, seeds=seeds, count=count)
@@ -150,14 +150,14 @@ def test_a_draw_depends_on_seed_and_count_alone():
         one, own = choose(logits[row : row + 1], options, seeds=seeds[row : row + 1], count=count[row : row + 1])
         assert one[0] == together[row]
         np.testing.assert_allclose(own, logprobs[row], rtol=1e-6)
-    order = np.random.default_rng(0).permutation(64)  # at another place
+    order = np.random.default_rng(0).permutation(64)  # in another row
     np.testing.assert_array_equal(
         choose(logits[order], options, seeds=seeds[order], count=count[order])[0], together[order]
     )
-    for candidates in (8, 16, VOCABULARY):  # looking at more tokens than may be drawn
+    for candidates in (8, 16, VOCABULARY):  # with more candidates than may be drawn
         found = choose(logits, options, seeds=seeds, count=count, candidates=candidates)[0]
         np.testing.assert_array_equal(found, together)
-    others = [options if row % 2 else Sampling(do_sample=True, top_k=3) for row in range(64)]  # in other company
+    others = [options if row % 2 else Sampling(do_sample=True, top_k=3) for row in range(64)]  # beside other rows
     found = choose(logits, others, seeds=seeds, count=count, candidates=8)[0]
     np.testing.assert_array_equal(found[1::2], together[1::2])
 
@@ -168,11 +168,11 @@ def test_seeds_and_counts_give_independent_draws():
     first = choose(logits, options)[0]
     for other in (choose(logits, options, count=[1] * 4096)[0], choose(logits, options, seeds=range(9, 4105))[0]):
         assert abs(np.mean(first == other) - 1 / VOCABULARY) < 0.015
-    wide = choose(logits[:2], options, seeds=[2**40 + 3, np.int32(3)])[0]  # 32 bits of a seed count
+    wide = choose(logits[:2], options, seeds=[2**40 + 3, np.int32(3)])[0]  # a seed has 32 bits
     assert wide[0] == wide[1] == choose(logits[:1], options, seeds=[3])[0][0]
 
 
-def test_candidates_are_few_sizes():
+def test_numbers_of_candidates_are_powers_of_two():
     assert Sampling(do_sample=False, top_k=5).candidates(1000) == 0
     sizes = {Sampling(do_sample=True, top_k=k).candidates(1000) for k in range(1001)}
     assert sizes == {1 << n for n in range(10)} | {1000}
@@ -196,13 +196,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_wrong_value_is_one_line_that_names_the_option(name, value):
+def test_a_wrong_value_raises_one_line_that_names_the_option(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*got") as error:
         Sampling(**{name: value})
     assert "\n" not in str(error.value)
 
 
-def test_values_at_the_border_and_numpys_numbers_are_taken():
+def test_boundary_values_and_numpy_numbers_are_accepted():
     options = Sampling(
         max_new_tokens=1, min_new_tokens=0, temperature=np.float32(0.5), top_k=np.int64(0), top_p=1,
         repetition_penalty=0.1, eos_token_id=np.array([3, 4]), stop_strings=["a", "b"],
@@ -221,7 +221,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(name):
     assert "\n" not in str(error.value)
 
 
-def test_options_by_name():
+def test_options_are_given_by_name():
     assert Sampling.named({"thinker_top_p": 0.5, "thinker_eos_token_id": 3}, prefix="thinker_") == Sampling(
         top_p=0.5, eos_token_id=3
     )
@@ -237,7 +237,7 @@ def test_a_temperature_alone_means_sampling(one):
     assert Sampling(**one, do_sample=False).over(greedy).do_sample is False
 
 
-def test_what_is_not_given_stays():
+def test_options_that_are_not_given_keep_their_defaults():
     defaults = Sampling(do_sample=True, temperature=0.2, top_k=7, eos_token_id=4)
     assert Sampling().over(defaults) == defaults
     assert Sampling(max_new_tokens=3, repetition_penalty=1.2).over(defaults) == Sampling(
@@ -265,7 +265,7 @@ def with_generation_config(omni, folder, content):
     ],
 )
 def test_defaults_are_the_checkpoints_generation_config(omni, tmp_path, content, given):
-    """The Thinking release publishes a temperature and no do_sample; Instruct says nothing of the thinker: greedy."""
+    """The Thinking release publishes a temperature without do_sample; Instruct has no thinker options and is greedy."""
     silent = {"max_new_tokens": 1024, "do_sample": False, "eos_token_id": omni.config.im_end}
     found = with_generation_config(omni, tmp_path / "model", content).defaults
     assert found.thinker == Sampling(**(silent | given))

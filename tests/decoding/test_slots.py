@@ -1,4 +1,4 @@
-"""Continuous slots: whoever comes and goes beside it, a row is what it would be alone, and it waits for nobody."""
+"""Continuous batching: a row equals its single run whatever enters and leaves beside it, and waits for no other row."""
 
 from dataclasses import replace
 
@@ -20,19 +20,19 @@ def prompt(length, seed=0):
 
 
 def alone(omni, batch, sampling, seed=0):
-    """What one prompt is answered; of a shorter reply, the beginning of a longer one, so that all share a program."""
+    """The reply to one prompt; a shorter reply is the beginning of a longer one, so that all share a program."""
     reply = omni.generate(batch, thinker=replace(sampling, max_new_tokens=NEW), seed=seed)
     return reply.tokens[: sampling.max_new_tokens], reply.logprobs[: sampling.max_new_tokens]
 
 
-class Desk:
-    """Slots, and what was written in them: prompts go in as rows become free."""
+class Running:
+    """Slots and their replies: prompts are inserted as rows become free."""
 
     def __init__(self, omni, rows, *, steps=8):
         self.omni, self.slots, self.of, self.written = omni, Slots(omni.parts["thinker"], rows, steps=steps), {}, {}
         self.ended, self.sizes = [], []
 
-    def put(self, number, batch, sampling, seed=0):
+    def insert(self, number, batch, sampling, seed=0):
         config, placed = self.omni.config.thinker, encode.place(batch, self.omni.config.thinker)
         row, padded = self.slots.free[0], placed.batch
         self.of[row], self.written[number] = number, ([], [], sampling.max_new_tokens)
@@ -41,7 +41,7 @@ class Desk:
             seed, sampling.max_new_tokens, candidates=sampling.candidates(config.vocabulary),
         )  # fmt: skip
 
-    def advance(self):
+    def decode(self):
         for written in self.slots.decode():
             number = self.of[written.row]
             tokens, logprobs, most = self.written[number]
@@ -55,10 +55,10 @@ class Desk:
     def answer(self, asked):
         for number, item in enumerate(asked):
             while not self.slots.free:
-                self.advance()
-            self.put(number, *item)
+                self.decode()
+            self.insert(number, *item)
         while self.slots.taken.any():
-            self.advance()
+            self.decode()
         return [self.written[number][:2] for number in range(len(asked))]
 
 
@@ -67,32 +67,32 @@ def assert_alike(found, expected):
     np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
 
 
-def test_rows_are_what_they_would_be_alone(writer):
-    """Nine prompts through three rows, greedy ones beside sampled ones, of unequal prompts, lengths and seeds."""
+def test_a_row_equals_its_single_run(writer):
+    """Nine prompts through three rows: greedy beside sampled ones, with unequal lengths and seeds."""
     asked = [
         (prompt(5 + number), replace(SAMPLED if number % 2 else GREEDY, max_new_tokens=17 + 5 * number % 8), number)
         for number in range(9)
     ]
-    found = Desk(writer, 3).answer(asked)
+    found = Running(writer, 3).answer(asked)
     for own, item in zip(found, asked, strict=True):
         assert_alike(own, alone(writer, *item))
 
 
 def test_short_replies_do_not_wait_for_long_ones(writer):
-    """While one row writes 24 tokens, the other one writes six replies; all is one decode program."""
+    """While one row writes 24 tokens, the other writes six replies, with one decode program."""
     asked = [(prompt(9), GREEDY), *((prompt(9, seed), replace(GREEDY, max_new_tokens=3)) for seed in range(1, 7))]
-    running = Desk(writer, 2, steps=3)
+    running = Running(writer, 2, steps=3)
     found = running.answer(asked)
     assert running.ended == [1, 2, 3, 4, 5, 6, 0]
     for own, item in zip(found, asked, strict=True):
         assert_alike(own, alone(writer, *item))
 
 
-def test_the_cache_is_as_long_as_its_rows_need(writer):
-    """It grows for a long prompt, and shrinks when that is gone; nothing of a row is lost on the way."""
+def test_the_cache_grows_and_shrinks_with_its_rows(writer):
+    """It grows for a long prompt and shrinks after it; no row loses entries."""
     short, long = replace(GREEDY, max_new_tokens=20), replace(GREEDY, max_new_tokens=6)
     asked = [(prompt(7), short), (prompt(60), long), (prompt(8), short), (prompt(9), short)]
-    running = Desk(writer, 2)
+    running = Running(writer, 2)
     found = running.answer(asked)
     assert max(running.sizes) == 96
     assert running.sizes[-1] == 32
@@ -100,16 +100,16 @@ def test_the_cache_is_as_long_as_its_rows_need(writer):
         assert_alike(own, alone(writer, *item))
 
 
-def test_a_reply_beyond_its_room_finds_more(writer, monkeypatch):
+def test_the_cache_grows_for_a_reply_beyond_its_room(writer, monkeypatch):
     monkeypatch.setattr("omni_jax.buckets.ROOM", 8)
-    running = Desk(writer, 2)
+    running = Running(writer, 2)
     (found,) = running.answer([(prompt(12), GREEDY)])
     assert running.sizes[0] < running.sizes[-1]
     assert_alike(found, alone(writer, prompt(12), GREEDY))
 
 
-def test_a_row_that_is_released_early_makes_room_at_once(writer):
-    running = Desk(writer, 1)
+def test_a_row_that_is_released_early_is_free_at_once(writer):
+    running = Running(writer, 1)
     running.insert(0, prompt(9), GREEDY)
     running.decode()
     running.slots.release(0)
@@ -123,13 +123,13 @@ def test_a_row_that_is_released_early_makes_room_at_once(writer):
 
 def test_further_prompts_of_known_sizes_compile_nothing(writer, compiled):
     asked = [(prompt(5 + number % 4, number), GREEDY, number) for number in range(5)]
-    Desk(writer, 2).answer(asked)
+    Running(writer, 2).answer(asked)
     compiled.clear()
-    Desk(writer, 2).answer([(prompt(6, 9), replace(GREEDY, max_new_tokens=21), 3), *asked])
+    Running(writer, 2).answer([(prompt(6, 9), replace(GREEDY, max_new_tokens=21), 3), *asked])
     assert not compiled
 
 
-def test_what_cannot_be(writer):
+def test_impossible_slots_and_steps_are_refused(writer):
     for rows, steps in ((0, 8), (2, 0), (2, 33)):
         with pytest.raises(ValueError, match="slots, steps: expected at least 1 row and 1 to 32"):
             Slots(writer.parts["thinker"], rows, steps=steps)

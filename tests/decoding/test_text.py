@@ -1,4 +1,4 @@
-"""Generation: prefill and steps equal a whole pass, and a row is itself whatever the calls, the cache and the batch are."""
+"""Generation: prefill and steps equal a whole pass, and a row does not depend on the calls, the cache or the batch."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from omni_jax.models.thinker import Embedded
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.transcript import Transcript
 
-NEW = 24  # with prompts of up to 16 tokens and rows of 1 or 4 the tests share their programs
+NEW = 24  # prompts of up to 16 tokens and 1 or 4 rows, so that the tests share their programs
 GREEDY = {"do_sample": False}
 SAMPLED = {"do_sample": True, "temperature": 1.5, "top_k": 50, "top_p": 0.98}
 OPEN = (-1,)  # no stop token
@@ -26,7 +26,7 @@ OPEN = (-1,)  # no stop token
 
 @pytest.fixture(scope="module")
 def omni(writer):
-    """Text alone; what is spoken is tested in end_to_end/test_speaks.py."""
+    """Text only; speech is tested in end_to_end/test_speaks.py."""
     return writer
 
 
@@ -49,7 +49,7 @@ def answer(omni, rows, *, seed=0, **options):
 
 
 def made(omni, rows, *, most, how=GREEDY, steps=32):
-    """Tokens and log-probabilities of each row, by the generator itself."""
+    """Tokens and log-probabilities of each row, from the generator."""
     placed = encode.place(batch(*rows), omni.config.thinker)
     padded, embedded = placed.batch, encode.embed(omni.parts, placed, omni.config.thinker)
     options = Sampling(eos_token_id=OPEN).over(Sampling(**how))
@@ -72,7 +72,7 @@ def made(omni, rows, *, most, how=GREEDY, steps=32):
 
 
 def test_prefill_and_steps_equal_the_whole(omni):
-    """Logits after each token of three rows that were cut in two at different places."""
+    """Logits after each token of three rows that are split at different places."""
     thinker, rows, cuts, steps = omni.parts["thinker"], [prompt(36), prompt(40), prompt(28)], [9, 13, 1], 27
     whole = np.asarray(omni.logits(batch(*rows)))
     prefill = jax.jit(lambda x, *rest: thinker.prefill(x, *rest, fresh=True))
@@ -94,12 +94,12 @@ def test_prefill_and_steps_equal_the_whole(omni):
 
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED])
 def test_log_probabilities_equal_those_of_the_whole_pass(omni, how):
-    """Teacher forcing: each reply's own tokens after its prompt, in one pass, with audio in one of the rows."""
+    """Teacher forcing: each prompt with its reply in one pass, with audio in one of the rows."""
     config = omni.config.thinker
     heard = [5, *[config.audio_token] * config.audio_encoder.tokens(90), 7]
     clips = (np.random.default_rng(0).normal(size=(128, 90)).astype(np.float32),)
     rows = [heard, prompt(16), prompt(9)]
-    replies = answer(omni, replace(batch(*rows), mel=clips), seed=[1, 2, 4], **how)  # none says a placeholder
+    replies = answer(omni, replace(batch(*rows), mel=clips), seed=[1, 2, 4], **how)  # no reply has a placeholder
     said = batch(*(np.append(row, reply.tokens) for row, reply in zip(rows, replies, strict=True)))
     logits = np.asarray(omni.logits(replace(said, mel=clips)), np.float64)
     for whole, row, reply in zip(logits, rows, replies, strict=True):
@@ -127,7 +127,7 @@ def test_the_penalty_covers_prompt_and_reply_of_each_row(omni):
 # --- calls and cache
 
 
-def test_tokens_do_not_depend_on_the_steps_a_call(omni):
+def test_greedy_tokens_do_not_depend_on_the_steps_of_a_call(omni):
     (whole, logprobs), *_ = made(omni, [prompt(9)], most=[NEW])[0]
     assert len(whole) == NEW
     for steps, sizes in [(1, [1] * NEW), (5, [1, 5, 5, 5, 5, 3])]:
@@ -137,7 +137,7 @@ def test_tokens_do_not_depend_on_the_steps_a_call(omni):
         np.testing.assert_allclose(found[0][1], logprobs, rtol=1e-5)
 
 
-def test_sampled_tokens_do_not_depend_on_the_steps_a_call(omni):
+def test_sampled_tokens_do_not_depend_on_the_steps_of_a_call(omni):
     sampling = Sampling(max_new_tokens=NEW, eos_token_id=OPEN, **SAMPLED)
     conversation = [{"role": "user", "content": "a"}]
     whole = omni.generate(conversation, thinker=sampling, seed=3)
@@ -147,10 +147,10 @@ def test_sampled_tokens_do_not_depend_on_the_steps_a_call(omni):
 
 
 def test_the_cache_grows_beyond_the_first_new_tokens(omni, monkeypatch):
-    """Room for 512 new tokens is a bucket of 768 slots here: 1200 tokens need 1536. The shorter row is done by then."""
+    """Room for 512 new tokens is a bucket of 768 slots here; 1200 tokens need 1536. The shorter row ends earlier."""
     sizes, grow, rows, most = [], generation.grow, [prompt(16), prompt(5)], [1200, 40]
     monkeypatch.setattr(generation, "grow", lambda cache, slots: sizes.append(slots) or grow(cache, slots=slots))
-    grown, _ = made(omni, rows, most=most, how=SAMPLED)  # greedily it would end in one token over and over
+    grown, _ = made(omni, rows, most=most, how=SAMPLED)  # greedy decoding would repeat one token
     assert sizes == [1536]
     monkeypatch.setattr(buckets, "ROOM", 1200)
     large, _ = made(omni, rows, most=most, how=SAMPLED)
@@ -162,8 +162,8 @@ def test_the_cache_grows_beyond_the_first_new_tokens(omni, monkeypatch):
     assert len(set(grown[0][0][-300:])) > 50
 
 
-def test_the_cache_is_no_larger_than_what_may_be_made(omni, monkeypatch):
-    """A call that could run past the last token does not grow it."""
+def test_the_cache_is_no_larger_than_the_limit_needs(omni, monkeypatch):
+    """A call that could run past the last token does not grow the cache."""
     slots, thinker = set(), omni.parts["thinker"]
     empty = type(thinker).empty_cache
     monkeypatch.setattr(
@@ -191,7 +191,7 @@ def test_a_row_in_a_batch_equals_its_single_run(omni, how):
         np.testing.assert_allclose(reply.logprobs, alone.logprobs, rtol=1e-4)
 
 
-def test_a_seed_decides_a_sampled_row(omni):
+def test_a_sampled_row_depends_on_its_seed(omni):
     replies = answer(omni, [prompt(9)] * 4, seed=[1, 2, 1, 3], **SAMPLED)
     assert replies[0] == replies[2]
     assert len({tuple(reply.tokens) for reply in replies}) == 3
@@ -213,7 +213,7 @@ def test_padding_on_either_side_changes_nothing(omni):
 
 @pytest.fixture(scope="module")
 def free(omni):
-    """A sampled reply that nothing ends but its length: its tokens are all different enough to choose stops from."""
+    """A sampled reply that ends only at its length; its tokens differ enough to choose stops from them."""
     (reply,) = answer(omni, [prompt(9)], seed=1, **SAMPLED)
     assert reply.finish_reason == "length"
     assert len(reply.tokens) == NEW
@@ -230,7 +230,7 @@ def test_the_first_of_several_stop_ids_ends_the_reply(omni, free):
         assert reply.finish_reason == "stop"
 
 
-def test_a_row_that_ended_stays_as_it_is_while_others_go_on(omni, free):
+def test_a_finished_row_does_not_change_while_others_continue(omni, free):
     rows = [prompt(9), prompt(16), prompt(16)]
     replies = answer(omni, rows, seed=[1, 1, 2], eos_token_id=free.tokens[3], **SAMPLED)
     assert replies[0].tokens == free.tokens[: free.tokens.index(free.tokens[3]) + 1]
@@ -239,7 +239,7 @@ def test_a_row_that_ended_stays_as_it_is_while_others_go_on(omni, free):
     assert len(replies[1].tokens) > len(replies[0].tokens)
 
 
-def test_no_stop_before_the_shortest_length(omni):
+def test_no_stop_before_the_minimum_length(omni):
     first = answer(omni, [prompt(9)], **GREEDY)[0].tokens[0]
     (late,) = answer(omni, [prompt(9)], eos_token_id=first, min_new_tokens=NEW, **GREEDY)
     assert first not in late.tokens
@@ -253,13 +253,13 @@ def test_no_stop_before_the_shortest_length(omni):
 
 
 @pytest.mark.parametrize("most", [1, 17, NEW - 1])
-def test_the_longest_length(omni, free, most):
+def test_a_reply_ends_at_its_maximum_length(omni, free, most):
     (reply,) = answer(omni, [prompt(9)], seed=1, max_new_tokens=most, **SAMPLED)
     assert reply.tokens == free.tokens[:most]
     assert reply.finish_reason == "length"
 
 
-def test_a_stop_token_as_the_last_allowed_one_is_a_stop(omni, free):
+def test_a_stop_token_at_the_maximum_length_is_a_stop(omni, free):
     at = max(free.tokens.index(token) for token in free.tokens)
     (reply,) = answer(omni, [prompt(9)], seed=1, max_new_tokens=at + 1, eos_token_id=free.tokens[at], **SAMPLED)
     assert (reply.tokens, reply.finish_reason) == (free.tokens[: at + 1], "stop")
@@ -277,7 +277,7 @@ def test_stop_strings_cut_the_text_and_the_tokens(omni, free):
     assert [stop in part for part in said] == [False, True]
 
 
-def test_rows_at_the_end_of_the_context_are_cut(omni):
+def test_rows_end_at_the_end_of_the_context(omni):
     config = replace(omni.config, thinker=replace(omni.config.thinker, context=33))
     small, rows = Omni(omni.parts, config, omni.folder), [prompt(9), prompt(16), prompt(12)]
     replies = answer(small, rows, max_new_tokens=1000)
@@ -290,8 +290,8 @@ def test_rows_at_the_end_of_the_context_are_cut(omni):
     assert "\n" not in str(error.value)
 
 
-def test_only_the_states_that_are_asked_for_are_kept(omni):
-    """One layer's states of the prompt, not all layers': measured on the compiled program."""
+def test_only_the_requested_hidden_states_are_kept(omni):
+    """The compiled program holds the prompt's states of one layer, not of all layers."""
     thinker, config = omni.parts["thinker"], omni.config.thinker.decoder
     tokens = np.zeros((2, 256), np.int32)
     positions, lengths = np.zeros((3, 2, 256), np.float32), np.array([256, 200], np.int32)
@@ -309,8 +309,8 @@ def test_only_the_states_that_are_asked_for_are_kept(omni):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_states_that_are_kept(omni, keep):
-    """After some layers, and at the last the final-normed ones, which the head takes."""
+def test_kept_states_are_those_of_the_requested_layer(omni, keep):
+    """States after some layers; after the last layer the final-normed ones, which the head takes."""
     thinker, tokens = omni.parts["thinker"], np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     positions, lengths = np.broadcast_to(np.arange(8, dtype=np.float32), (3, 1, 8)), np.array([8])
     embedded = thinker.prompt(jnp.asarray(tokens))
@@ -323,8 +323,8 @@ def test_states_that_are_kept(omni, keep):
 
 
 @pytest.mark.parametrize("deepstack", [False, True])
-def test_a_long_prompt_goes_through_the_layers_in_pieces(omni, monkeypatch, deepstack):
-    """Rows that end in any piece, or have nothing: the same logits, states and cache, and less memory."""
+def test_a_long_prompt_is_prefilled_in_pieces(omni, monkeypatch, deepstack):
+    """Rows that end in any piece, or are empty, have the same logits, states and cache, with less memory."""
     thinker, width = omni.parts["thinker"], omni.config.thinker.decoder.width
     rng, lengths = np.random.default_rng(0), np.array([157, 64, 3, 0])
     embedded = thinker.prompt(jnp.asarray(rng.integers(0, 200, (4, 160))))
@@ -336,7 +336,7 @@ def test_a_long_prompt_goes_through_the_layers_in_pieces(omni, monkeypatch, deep
         return jax.jit(lambda *given: thinker.prefill(*given, fresh=True, keep=2))
 
     def memory(tokens=480):
-        """Temporaries of ten pieces: at fewer tokens attention without all scores holds as little as the pieces' copies."""
+        """Temporaries of ten pieces; with fewer tokens the pieces' copies would hold as much as attention saves."""
         shapes = (
             jax.eval_shape(thinker.prompt, jax.ShapeDtypeStruct((4, tokens), jnp.int32)),
             jax.ShapeDtypeStruct((3, 4, tokens), jnp.float32),
@@ -364,7 +364,7 @@ def test_a_long_prompt_goes_through_the_layers_in_pieces(omni, monkeypatch, deep
 
 
 @given(length=st.integers(1, 40_000), most=st.integers(1, 40_000))
-def test_slots_suffice_and_are_no_more_than_the_conversation_can_fill(length, most):
+def test_slots_suffice_and_do_not_exceed_the_conversation(length, most):
     slots, steps = buckets.first_slots(buckets.bucket(length), length, most), 0
     while slots < length + most:
         grown = buckets.more_slots(slots, length, most)

@@ -14,14 +14,14 @@ from omni_jax.decoding.sampling import Sampling as Options
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-transformers.md"
 HELLO = Path(__file__).parents[2] / "omni_jax" / "assets" / "hello.flac"
 LINES = re.findall(r"^\|[^|\n]*\|([^|\n]*`[^|\n]*)\|$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-# Code calls or reads something of ours; other words in backticks are names.
+# Code calls or reads a name of ours; other words in backticks are names.
 CODE = [code for line in LINES for code in re.findall(r"`([^`]+)`", line) if re.search(r"\b(omni|Omni|reply)\.", code)]
 U = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
 def names(omni, tiny):
-    """What the page's code finds: the tiny model, which says little, and inputs of all kinds."""
+    """The names of the page's code: the tiny model, with short replies, and inputs of all kinds."""
     quick = Omni(omni.parts, omni.config, omni.folder)
     few = Options(max_new_tokens=2)
     quick.defaults = replace(
@@ -57,7 +57,7 @@ def test_a_processors_output_is_answered_as_its_conversation(names):
     assert omni.generate(U, **harmless, talker_use_cache=True, generation_mode="audio") == reply
 
 
-def test_words_without_a_prefix_are_the_thinkers(names):
+def test_options_without_a_prefix_are_the_thinkers(names):
     omni = names["omni"]
     here = omni.generate(U, thinker_temperature=0.9, thinker_top_k=9, seed=3, return_audio=False)
     assert omni.generate(U, do_sample=True, temperature=0.9, top_k=9, seed=3, generation_mode="text") == here
@@ -77,7 +77,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_would_change_the_reply_is_one_line(names, case):
+def test_unsupported_options_that_change_the_reply_are_refused_in_one_line(names, case):
     options, said = REFUSED[case]
     with pytest.raises(ValueError, match=said) as error:
         names["omni"].generate(U, **options)

@@ -1,4 +1,4 @@
-"""Every block of code in README.md and docs/: Python runs on the tiny model, command lines are parsed, links lead somewhere."""
+"""Code in README.md and docs/: Python runs on the tiny model, command lines are parsed, and links have targets."""
 
 import re
 import shlex
@@ -58,8 +58,8 @@ def write_sound(container, track, samples):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
-def test_python_runs(page, media, tiny, omni, monkeypatch):
-    """The blocks of a page one after another; a hub id is the tiny model, which says little."""
+def test_python_blocks_run(page, media, tiny, omni, monkeypatch):
+    """Runs the blocks of a page in order; a hub id loads the tiny model, with short replies."""
     load = Omni.load
 
     def load_tiny(model, **options):
@@ -86,13 +86,13 @@ def test_the_pages_have_commands():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
-def test_command_lines_are_taken(page):
-    """Parsed by the shell's own commands, and not run: every command, option and number of arguments exists."""
+def test_command_lines_are_parsed(page):
+    """The shell's own commands parse the lines without running them: all commands, options and arguments exist."""
     group = typer.main.get_command(app)
     for line in commands(page):
         command, *words = shlex.split(line)[1:]
         assert command in group.commands, line
-        group.commands[command].make_context(command, words)  # or it raises
+        group.commands[command].make_context(command, words)  # raises if the line is wrong
 
 
 def anchors(page):

@@ -1,4 +1,4 @@
-"""What people who feed the audio encoder alone fall over, in both families (docs/audio-encoder.md)."""
+"""Known pitfalls of feeding the audio encoder alone, in both families (docs/audio-encoder.md)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +35,7 @@ def alone(omni, clips):
 
 
 def padded(clips, fill=-1.5):
-    """As a processor pads them: not with zeros, and far beyond the longest."""
+    """Clips as a processor pads them: not with zeros, and far beyond the longest clip."""
     mel = np.full((len(clips), 128, 900), fill, np.float32)
     for row, clip in zip(mel, clips, strict=True):
         row[:, : clip.shape[1]] = clip
@@ -48,8 +48,8 @@ def same(found, wanted):
         np.testing.assert_allclose(np.asarray(ours), alone, atol=2e-6 * np.abs(alone).max())
 
 
-def test_layouts(omni, clips, alone):
-    """A list, a padded array with a mask or lengths, and clips packed one after another are the same."""
+def test_all_layouts_give_equal_features(omni, clips, alone):
+    """A list, a padded array with a mask or lengths, and packed clips give the same features."""
     mask = np.arange(900) < np.array(LENGTHS)[:, None]
     same(omni.encode_audio(clips), alone)
     same(omni.encode_audio(padded(clips), mask=mask.astype(np.int32)), alone)
@@ -57,13 +57,13 @@ def test_layouts(omni, clips, alone):
     same(omni.encode_audio(np.concatenate(clips, axis=1), lengths=LENGTHS), alone)
 
 
-def test_one_clip(omni, clips, alone):
+def test_one_clip_may_have_two_or_three_axes(omni, clips, alone):
     same(omni.encode_audio(clips[0][None]), alone[:1])
     same(omni.encode_audio(clips[0]), alone[:1])
     same(omni.encode_audio(padded(clips[:1]), lengths=LENGTHS[:1]), alone[:1])
 
 
-def test_counts(family, omni, alone):
+def test_the_number_of_tokens_is_the_published_rule(family, omni, alone):
     encoder = omni.config.thinker.audio_encoder
     assert [len(features) for features in alone] == COUNTS[family]
     assert encoder.tokens(np.array(LENGTHS)).tolist() == COUNTS[family]
@@ -78,17 +78,17 @@ def test_the_input_is_cast_to_the_weights(omni, clips, dtype):
     assert all(row.dtype == jnp.float32 for row in found)
 
 
-def test_a_clip_too_short_for_a_token(family, omni, clips, alone):
+def test_a_clip_too_short_for_a_token_has_empty_features(family, omni, clips, alone):
     short, *rest = omni.encode_audio([clips[0][:, :2], clips[1]])
     assert short.shape == ({"Qwen2.5-Omni": 0, "Qwen3-Omni": 1}[family], 64)
     same(rest, alone[1:2])
 
 
-def test_sound_over_300_seconds(omni):
-    """The end of it is what it is alone: chunks far apart do not hear each other."""
+def test_sound_over_300_seconds_is_encoded_whole(omni):
+    """The end has the features that it has alone: distant chunks do not attend to each other."""
     mel = np.random.default_rng(1).normal(size=(128, 31_200 + 130)).astype(np.float32)
     whole = np.asarray(omni.encode_audio([mel])[0])
-    tail = np.asarray(omni.encode_audio([mel[:, 30_400:]])[0])  # a whole number of chunks and of windows before it
+    tail = np.asarray(omni.encode_audio([mel[:, 30_400:]])[0])  # preceded by a whole number of chunks and windows
     assert len(whole) == omni.config.thinker.audio_encoder.tokens(31_330)
     np.testing.assert_allclose(whole[-len(tail) :], tail, atol=2e-6 * np.abs(tail).max())
 
@@ -112,7 +112,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_clear_line(omni, clips, case):
+def test_wrong_input_raises_one_line(omni, clips, case):
     make, message = WRONG[case]
     with pytest.raises(ValueError, match=message) as caught:
         omni.encode_audio(**make(padded(clips)))

@@ -1,4 +1,4 @@
-"""The full-size benchmark: the same program on a tiny model, and what it makes of the published configuration."""
+"""The full-size benchmark: the same program on a tiny model, and its shapes at the published configuration."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ def published(full_size):
 
 @pytest.fixture(scope="module")
 def measured(full_size, tmp_path_factory):
-    """Runs the program with further options; what it wrote."""
+    """Runs the program with further options and returns the JSON that it wrote."""
 
     def measure(*options):
         target = tmp_path_factory.mktemp("measured") / "found.json"
@@ -54,7 +54,7 @@ def test_clients_are_answered_in_text_and_sound(measured, capsys):
     found = measured("--clients", "1,2")
     assert (found["scale"], found["input"], found["part"], found["devices"]) == ("tiny", "audio", "all", 1)
     assert (found["tokens"], found["frames"], found["repeat"]) == (6, 3, 1)
-    # 5 s of sound are 65 tokens; 3 of the roles before them, 2 around them, 32 words, 5 of the roles behind them.
+    # 5 s of sound are 65 tokens; 3 tokens of roles before them, 2 around them, 32 words, 5 tokens of roles after them.
     assert found["prompt"] == 65 + 3 + 2 + 32 + 5
     assert found["clients"].keys() == {"1", "2"}
     for clients, figures in found["clients"].items():
@@ -71,8 +71,8 @@ def test_clients_are_answered_in_text_and_sound(measured, capsys):
     assert (one.split()[0], two.split()[0]) == ("1", "2")
 
 
-def test_the_thinker_alone_sees_a_video(measured, full_size, omni, monkeypatch):
-    monkeypatch.setattr(full_size, "build", lambda *_: omni)  # made already
+def test_the_thinker_alone_is_measured_with_a_video(measured, full_size, omni, monkeypatch):
+    monkeypatch.setattr(full_size, "build", lambda *_: omni)  # built already
     found = measured("--clients", "2", "--part", "thinker", "--video", "--tokens", "4")
     figures = found["clients"]["2"]
     assert found["prompt"] == 107 + 2 + 10 * 144  # ten pairs of frames, each enlarged to 12 x 12 tokens
@@ -83,7 +83,7 @@ def test_the_thinker_alone_sees_a_video(measured, full_size, omni, monkeypatch):
     assert figures["compiled_while_timed"] == 0
 
 
-def test_speech_alone(measured, full_size, omni, monkeypatch):
+def test_speech_is_measured_alone(measured, full_size, omni, monkeypatch):
     monkeypatch.setattr(full_size, "build", lambda *_: omni)
     (figures,) = measured("--clients", "2", "--part", "speech", "--frames", "5")["clients"].values()
     for name in ("prompt_ms", "first_chunk_ms", "frame_ms", "vocoder_ms"):
@@ -91,8 +91,8 @@ def test_speech_alone(measured, full_size, omni, monkeypatch):
     assert figures["compiled_while_timed"] == 0
 
 
-def test_what_the_events_of_a_run_tell(full_size):
-    """Two clients; the thinker's calls end at 0.1 s and 0.5 s, the voice's at 0.2 s and 0.8 s; then the replies."""
+def test_times_are_computed_from_the_events_of_a_run(full_size):
+    """Two clients; the thinker's calls end at 0.1 s and 0.5 s, those of speech at 0.2 s and 0.8 s; then the replies."""
 
     class Vocoder:
         frame_samples, lag = 1920, 555
@@ -117,7 +117,7 @@ def test_what_the_events_of_a_run_tell(full_size):
     assert sound["stall_ms"] == pytest.approx([600 - 1e3 * len(first) / 24_000] * 2)
 
 
-def test_the_table_has_the_report_beside_what_was_measured(full_size):
+def test_the_table_has_the_reports_figures_beside_the_measured_ones(full_size):
     found = {
         "first_sound_ms": {"p50": 100.04, "p95": 110}, "report_ms": {"p50": 234}, "rtf": {"p50": 0.071, "p95": 0.08},
         "report_rtf": {"p50": None}, "programs": 3, "compile_s": 7.2,
@@ -128,7 +128,7 @@ def test_the_table_has_the_report_beside_what_was_measured(full_size):
     assert line.endswith("(3 programs compiled in 7 s)")
 
 
-def test_weights_of_the_published_size_without_making_them(full_size, published):
+def test_weights_have_the_published_size(full_size, published):
     config = from_hf(published["config"])
     expected, count = parts.leaves(parts.abstract(config, jnp.bfloat16)), 0
     for name, build in parts.builders(config).items():
@@ -139,7 +139,7 @@ def test_weights_of_the_published_size_without_making_them(full_size, published)
     assert count == published["parameters"]
 
 
-def test_large_weights_are_drawn_layer_by_layer_and_spread_over_devices(full_size, monkeypatch):
+def test_large_weights_are_drawn_layer_by_layer_and_sharded(full_size, monkeypatch):
     config = from_hf(tiny_config())
     thinker = {"thinker": parts.builders(config)["thinker"]}
     monkeypatch.setattr(full_size, "LARGE", 1)
@@ -150,12 +150,12 @@ def test_large_weights_are_drawn_layer_by_layer_and_spread_over_devices(full_siz
     values = np.asarray(down)
     assert np.std(values) == pytest.approx(32**-0.5, rel=0.05)
     drawn = values.reshape(4 * 8, -1)
-    assert len(np.unique(drawn[:, :8], axis=0)) == 32  # no two experts alike
+    assert len(np.unique(drawn[:, :8], axis=0)) == 32  # no two experts are equal
     q = np.asarray(made["thinker"].decoder.layers.attention.q.kernel[...])
     assert len({tuple(layer.reshape(-1)[:8]) for layer in q}) == 4
 
 
-def test_questions_in_the_published_configuration(full_size, published, tmp_path):
+def test_questions_have_the_expected_prompt_lengths_at_full_size(full_size, published, tmp_path):
     config = from_hf(published["config"])
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor(published["config"]["thinker_config"])))
     omni = Omni(parts.abstract(config, jnp.bfloat16), config, tmp_path)
@@ -168,11 +168,11 @@ def test_questions_in_the_published_configuration(full_size, published, tmp_path
     assert (request.speech.talker.do_sample, request.speech.talker.temperature) == (True, 0.9)
     prompt = request.speech.prompt
     assert prompt.hears
-    # Both end in the assistant's header; the talker then has the voice's four marks and the beginning of the text.
+    # Both end in the assistant's header; the talker's prompt then has four tokens of the voice and the first word.
     assert prompt.lengths.tolist() == [len(batch.tokens[0]) + 4 + 1] * 2
 
 
-def test_mistakes_are_said_in_one_line(full_size, capsys):
+def test_mistakes_print_one_line(full_size, capsys):
     for options, said in (
         ([], "needs a GPU or TPUs"),
         (["--scale", "tiny", "--clients", "1,x"], "expected a whole number above 0, got 'x'"),

@@ -1,4 +1,4 @@
-"""The facade: what a user calls, streams that equal the whole, programs that are compiled once, and what may go wrong."""
+"""The facade: a user's calls, streams that equal the whole, programs that are compiled once, and mistakes."""
 
 import json
 from dataclasses import replace
@@ -43,13 +43,13 @@ def joined(events):
 
 @pytest.fixture(scope="module")
 def omni(writer):
-    """Text alone; what is spoken is tested in test_speaks.py."""
+    """Text only; speech is tested in test_speaks.py."""
     return writer
 
 
 @pytest.fixture
 def says(monkeypatch, omni):
-    """Makes the model say given texts, one a row, where the random weights would say something else."""
+    """Makes the model write given texts, one a row, instead of what its random weights give."""
 
     def script(*replies):
         rows = [omni.tokenizer.encode(reply, add_special_tokens=False) for reply in replies]
@@ -83,7 +83,7 @@ def test_a_stream_equals_the_whole(omni, options, steps):
     assert len(whole.tokens) == len(whole.logprobs) == 24
 
 
-def test_audio_is_heard(omni):
+def test_audio_changes_the_reply(omni):
     conversations = [user(sound(0.3, seed), text("a")) for seed in (1, 2, 1)]
     first, second, third = omni.generate_batch(conversations, **GREEDY)
     assert first.tokens != second.tokens
@@ -99,7 +99,7 @@ def test_a_batch_equals_its_rows(omni):
     assert [r.tokens for r in omni.generate_batch(prepared, seed=[1, 2, 3], **SAMPLED)] == [r.tokens for r in replies]
 
 
-def test_seeds(omni):
+def test_a_seed_decides_a_sampled_reply(omni):
     one = omni.generate(user("Hi"), seed=1, **SAMPLED)
     assert isinstance(one, Reply)
     assert omni.generate(user("Hi"), seed=np.int64(1), **SAMPLED) == one
@@ -107,7 +107,7 @@ def test_seeds(omni):
     assert omni.generate_batch([user("Hi")] * 3, seed=1, **SAMPLED)[2].tokens == one.tokens
 
 
-def test_options_are_a_sampling_or_single_ones_over_it(omni):
+def test_single_options_override_a_sampling(omni):
     sampling = Sampling(max_new_tokens=24, eos_token_id=-1, temperature=1.5, top_k=50)
     assert omni.generate(user("Hi"), thinker=sampling, seed=3) == omni.generate(user("Hi"), seed=3, **SAMPLED)
     greedy = omni.generate(user("Hi"), thinker=sampling, thinker_do_sample=False)
@@ -124,12 +124,12 @@ def test_a_reply_ends_at_the_end_of_the_turn_by_default(omni, says):
     assert reply.audio is None
 
 
-# --- thinking, tool calls, characters: the model says what the test wants
+# --- thinking, tool calls, characters: the test sets what the model writes
 
 CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "Köln"}}\n</tool_call>'
 
 
-def test_thinking_and_tool_calls_are_read_apart(omni, says):
+def test_thinking_and_tool_calls_are_separated_from_text(omni, says):
     says(f"<think>\nWell, 5 o'clock…\n</think>\n\nI look. 你好\n{CALL}<|im_end|>")
     reply = omni.generate(user("What time is it?"))
     assert reply.thinking == "Well, 5 o'clock…"
@@ -143,7 +143,7 @@ def test_thinking_and_tool_calls_are_read_apart(omni, says):
         assert not any("\ufffd" in event.text + event.thinking for event in events)
 
 
-def test_a_thinking_block_that_the_template_opened(omni, says):
+def test_a_thinking_block_opened_by_the_template_is_thinking(omni, says):
     says("Hm.\n</think>\n\nYes.<|im_end|>")
     batch = Batch.from_tokens(omni.tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"))
     (reply,) = omni.generate_batch(batch)
@@ -153,13 +153,13 @@ def test_a_thinking_block_that_the_template_opened(omni, says):
     assert (reply.thinking, reply.text) == (
         "Hm.",
         "Yes.",
-    )  # the user's tag opened nothing, and the reply closes it alone
+    )  # the user's tag opened no block, and the reply closes one without an opening tag
     events = list(omni.stream(batch))
     assert joined(events) == ("Yes.", "Hm.")
     assert events[-1].reply.thinking == "Hm."
 
 
-def test_no_thinking_when_told_so(omni, says):
+def test_thinking_is_disabled_on_request(omni, says):
     says("Yes.<|im_end|>")
     (prompt,) = omni.prepare(user("Hi"), enable_thinking=False).tokens
     assert omni.tokenizer.decode(prompt).endswith("<think>\n\n</think>\n\n")
@@ -182,7 +182,7 @@ def test_tool_answers_go_back_into_the_conversation(omni, says):
     assert prompt.count('"name": "clock"') == 2
 
 
-def test_stop_strings_hold_back_what_may_become_one(omni, says):
+def test_text_that_may_begin_a_stop_string_is_held_back(omni, says):
     says("Count: one two END three<|im_end|>")
     for steps in (1, 3, 32):
         events = list(omni.stream(user("Hi"), thinker_stop_strings=["END", "never"], steps=steps))
@@ -195,20 +195,20 @@ def test_stop_strings_hold_back_what_may_become_one(omni, says):
 @pytest.mark.parametrize(
     ("said", "text", "thinking"),
     [
-        ("One E", "One E", ""),  # a beginning of a stop string that stays one
-        ("One\n\n", "One\n\n", ""),  # newlines that no tool call followed
+        ("One E", "One E", ""),  # a beginning of a stop string that is not continued
+        ("One\n\n", "One\n\n", ""),  # newlines without a tool call after them
         ("<think>Hm", "", "Hm"),
         ('One <tool_call>{"name"', 'One <tool_call>{"name"', ""),
     ],
 )
-def test_what_was_held_back_is_given_out_at_the_end(omni, says, said, text, thinking):
+def test_held_back_text_is_emitted_at_the_end(omni, says, said, text, thinking):
     says(f"{said}<|im_end|>")
     for steps in (1, 32):
         events = list(omni.stream(user("Hi"), thinker_stop_strings="END", steps=steps))
         assert joined(events) == (text, thinking) == (events[-1].reply.text, events[-1].reply.thinking)
 
 
-def test_rows_of_a_batch_end_each_on_its_own(omni, says):
+def test_rows_of_a_batch_end_independently(omni, says):
     says("Yes.<|im_end|>", "No, not at all.<|im_end|>", "Perhaps: END of it")
     replies = omni.generate_batch(
         [user("a"), user("b"), user("c")], thinker_stop_strings="END", thinker_max_new_tokens=99
@@ -232,7 +232,7 @@ def test_a_stream_that_is_closed_stops_the_work(omni, monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [0, 33, -1])
-def test_steps_out_of_range(omni, steps):
+def test_steps_out_of_range_are_refused(omni, steps):
     with pytest.raises(ValueError, match=f"^steps: expected 1 to 32 tokens an event, got {steps}") as error:
         next(omni.stream(user("Hi"), steps=steps))
     one_line(error)
@@ -249,7 +249,7 @@ def test_prepare_gives_arrays(omni):
     assert alone.tokens.shape == (1, batch.lengths[1])
 
 
-def test_logits_on_either_side_of_the_padding_agree(omni):
+def test_logits_do_not_depend_on_the_side_of_padding(omni):
     tokens = np.random.default_rng(0).integers(0, 250, (3, 40))
     right = np.arange(40) < np.array([40, 3, 33])[:, None]
     left = right[:, ::-1]
@@ -262,7 +262,7 @@ def test_logits_on_either_side_of_the_padding_agree(omni):
     np.testing.assert_allclose(one[2, :33], alone, atol=1e-5 * np.abs(alone).max())
 
 
-def test_logits_of_a_prepared_batch_hear_the_audio(omni):
+def test_logits_of_a_prepared_batch_depend_on_the_audio(omni):
     batch = omni.prepare(user(sound(0.3), text("a")))
     logits = np.asarray(omni.logits(batch))
     louder = np.asarray(omni.logits(replace(batch, mel=(batch.mel[0] + 1,))))
@@ -316,14 +316,14 @@ def test_a_second_audio_of_a_new_length_compiles_nothing(omni, compiled):
 # --- loading
 
 
-def test_speech_false_leaves_the_speaking_parts_away(tiny, omni):
+def test_speech_false_loads_no_parts_of_speech(tiny, omni):
     silent = Omni.load(tiny, speech=False)
     assert set(Omni.load(tiny).parts) - set(silent.parts) == {"talker", "code_predictor", "code2wav"} < set(SPEECH)
     assert silent.generate(user("Hi"), **GREEDY) == omni.generate(user("Hi"), **GREEDY)
     assert omni.speakers == ("chelsie", "ethan", "aiden")
 
 
-def test_a_text_only_checkpoint(tmp_path):
+def test_a_text_only_checkpoint_loads_and_answers(tmp_path):
     folder = write_tiny(tmp_path / "model", speech=False)
     omni = Omni.load(folder)
     assert omni.speakers == ()
@@ -341,12 +341,12 @@ def test_save_and_load_give_the_same_answer(omni, tiny, tmp_path):
     assert again.generate(user("Hi"), return_audio=False, **GREEDY) == omni.generate(user("Hi"), **GREEDY)
 
 
-def test_dtype(tiny):
+def test_the_dtype_option_casts_the_weights(tiny):
     half = Omni.load(tiny, dtype="bfloat16", speech=False)
     assert {leaf.dtype.name for leaf in leaves(half.parts).values()} == {"bfloat16"}
 
 
-# --- what a user may get wrong
+# --- mistakes of a user
 
 REQUESTS = {
     "speech": ({"return_audio": True}, "return_audio=True, but this checkpoint was loaded with speech=False"),
@@ -365,7 +365,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_wrong_request_is_one_clear_line(omni, case):
+def test_a_wrong_request_raises_one_line(omni, case):
     options, said = REQUESTS[case]
     with pytest.raises(ValueError, match=said) as error:
         omni.generate(user("Hi"), **options)
@@ -385,7 +385,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("case", CONVERSATIONS)
-def test_a_wrong_conversation_is_one_clear_line(omni, case):
+def test_a_wrong_conversation_raises_one_line(omni, case):
     conversation, said = CONVERSATIONS[case]
     with pytest.raises(ValueError, match=said) as error:
         omni.generate(conversation)
@@ -394,7 +394,7 @@ def test_a_wrong_conversation_is_one_clear_line(omni, case):
         omni.generate_batch([user("Hi"), conversation])
 
 
-def test_no_conversations(omni):
+def test_an_empty_batch_is_refused(omni):
     with pytest.raises(
         ValueError, match="conversations: expected a list of at least one, or a Batch, got an empty list"
     ):
@@ -402,13 +402,13 @@ def test_no_conversations(omni):
 
 
 @pytest.mark.parametrize("token", [-3, 512, 100_000])
-def test_tokens_outside_the_vocabulary(omni, token):
+def test_tokens_outside_the_vocabulary_are_refused(omni, token):
     with pytest.raises(ValueError, match=f"tokens: expected ids from 0 to 511, got .*{token}") as error:
         omni.logits([[1, token]])
     one_line(error)
 
 
-def test_a_batch_with_mel_of_another_model(omni):
+def test_mel_of_another_model_is_refused(omni):
     batch = Batch.from_hf({"input_ids": [[1, 2]], "input_features": np.zeros((1, 80, 8), np.float32)})
     batch = replace(batch, tokens=np.array([[omni.config.thinker.audio_token, 2]], np.int32))
     with pytest.raises(
@@ -438,8 +438,8 @@ def load_errors(tmp_path):
     }
 
 
-def test_a_wrong_path_is_one_clear_line(tmp_path, monkeypatch):
-    """A hub id too: conftest.py keeps the hub's client offline."""
+def test_a_wrong_path_raises_one_line(tmp_path, monkeypatch):
+    """Also a hub id: conftest.py keeps the hub's client offline."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for path, said in load_errors(tmp_path).items():
         with pytest.raises(ValueError, match=said) as error:
@@ -448,7 +448,7 @@ def test_a_wrong_path_is_one_clear_line(tmp_path, monkeypatch):
         assert str(path) in str(error.value) or "config.json" in said or "config.json" in str(error.value)
 
 
-def test_a_mesh_that_does_not_fit(tiny):
+def test_a_mesh_that_does_not_fit_is_refused(tiny):
     unknown = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
     explicit = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
     for mesh, said in ((unknown, "among data, expert and model, got"), (explicit, "of type Auto, got explicit ones")):
@@ -457,14 +457,14 @@ def test_a_mesh_that_does_not_fit(tiny):
         one_line(error)
 
 
-def test_options_of_speech_are_taken_where_nothing_is_to_be_spoken(omni):
+def test_options_of_speech_are_accepted_where_nothing_is_spoken(omni):
     quiet = {"return_audio": False, "speaker": "Ethan", "talker_do_sample": True, "thinker_max_new_tokens": 4}
     assert omni.generate(user("Hi"), **quiet).tokens == omni.generate(user("Hi"), thinker_max_new_tokens=4).tokens
     with pytest.raises(ValueError, match="unknown option talker_voice"):
         omni.generate(user("Hi"), return_audio=False, talker_voice="low")
 
 
-def test_a_batch_is_taken_wherever_a_conversation_is(omni):
+def test_a_batch_is_accepted_wherever_a_conversation_is(omni):
     batch = omni.prepare(user("Hi"))
     expected = omni.generate(user("Hi"), **GREEDY)
     assert omni.generate(batch, **GREEDY) == expected
@@ -475,7 +475,7 @@ def test_a_batch_is_taken_wherever_a_conversation_is(omni):
         omni.logits(batch, batch.mask)
 
 
-def test_without_a_tokenizer_a_batch_has_tokens_and_no_text(omni, tiny, tmp_path):
+def test_without_a_tokenizer_replies_have_tokens_and_no_text(omni, tiny, tmp_path):
     for path in tiny.iterdir():
         if path.name.startswith(("model", "config")):
             (tmp_path / path.name).symlink_to(path)
@@ -487,7 +487,7 @@ def test_without_a_tokenizer_a_batch_has_tokens_and_no_text(omni, tiny, tmp_path
         bare.generate(batch, thinker_stop_strings="x", **GREEDY)
 
 
-def test_a_mistake_is_said_by_stream_itself(omni):
+def test_stream_raises_mistakes_before_the_first_event(omni):
     with pytest.raises(ValueError, match="unknown option"):
         omni.stream(user("Hi"), heat=1)
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni through the facade: streams, batches and given texts are what they are whole and alone; what is left out."""
+"""Qwen2.5-Omni through the facade: streams, batches and given texts equal whole single replies; refusals."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from omni_jax.testing import write_tiny
 from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
 
 GREEDY = {"thinker_max_new_tokens": 8, "talker_max_new_tokens": 60, "talker_do_sample": False}
-# What a stream's windows may err by, of the largest sample (speech/token2wav.py).
+# Tolerance of a stream's windows, relative to the largest sample (speech/token2wav.py).
 STREAMED = 1e-4
 
 
@@ -42,7 +42,7 @@ def close(found, wanted, tolerance):
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
-def test_a_reply(omni, whole):
+def test_a_spoken_reply_has_codes_and_audio(omni, whole):
     assert omni.speakers == ("Chelsie", "Ethan")
     assert whole.codes.shape == (1, 60)
     assert whole.audio.shape == (480 * 60,)
@@ -52,8 +52,8 @@ def test_a_reply(omni, whole):
         omni.decode_codes(np.array([[0, 96]]))
 
 
-def test_noise_that_is_given(omni, whole):
-    """Of the seed it is the seed's sound, for codes alone and in a batch."""
+def test_given_noise_is_used(omni, whole):
+    """The seed's noise, given, makes the seed's samples, for codes alone and in a batch."""
     seed, how = np.uint32(noise_seed(0)), {"speaker": "Chelsie"}
     noise = np.asarray(frame_noise(jax.random.key(seed), 120, omni.parts["dit"].config.mel_bins))
     close(omni.decode_codes(whole.codes, noise=noise.tolist(), **how), whole.audio, 1e-6)
@@ -73,14 +73,14 @@ NO_NOISE = {
 
 
 @pytest.mark.parametrize("case", NO_NOISE)
-def test_noise_that_is_refused(omni, case):
+def test_wrong_noise_is_refused(omni, case):
     options, message = NO_NOISE[case]
     with pytest.raises(ValueError, match=message):
         omni.decode_codes(np.zeros((3, 1, 4), int), **options)
 
 
-def test_a_stream_is_the_whole(omni, whole):
-    """In text and codes the same, in samples as near as a window's look-ahead lets it; sound before the last text."""
+def test_a_stream_equals_the_whole(omni, whole):
+    """Text and codes are equal, samples as near as a window's look-ahead allows; sound comes before the last text."""
     events = list(omni.stream(user(), steps=1, **GREEDY))
     assert "".join(event.text for event in events) == whole.text
     sound = [event.audio for event in events if event.audio is not None]
@@ -92,8 +92,8 @@ def test_a_stream_is_the_whole(omni, whole):
     close(last.audio, whole.audio, STREAMED)
 
 
-def test_rows_of_a_batch_are_themselves(omni):
-    """Of other lengths, voices and seeds; sampled."""
+def test_rows_of_a_batch_equal_their_single_runs(omni):
+    """Sampled rows of other lengths, voices and seeds."""
     asked, how = [user(), user("And you, my friend?"), user("Ho")], {**GREEDY, "talker_do_sample": True}
     rows = omni.generate_batch(asked, seed=[3, 4, 5], speaker=["Ethan", "Chelsie", "Ethan"], **how)
     for row, one, seed, name in zip(rows, asked, (3, 4, 5), ("ethan", "chelsie", "ETHAN"), strict=True):
@@ -104,10 +104,10 @@ def test_rows_of_a_batch_are_themselves(omni):
     assert len({row.codes.tobytes() for row in rows}) == 3
 
 
-def test_a_given_text_is_spoken_as_if_it_had_been_written(omni):
-    """The reply that the thinker wrote, given: the same states at its words, so the same codes."""
+def test_a_given_text_has_the_codes_of_a_written_one(omni):
+    """The thinker's reply, given as text, has the same states at its words and so the same codes."""
     written = omni.generate(user(), **{**GREEDY, "thinker_eos_token_id": 0, "thinker_max_new_tokens": 6})
-    words = omni.tokenizer.decode(written.tokens[:-1])  # the last word of a reply that its length cut is not spoken
+    words = omni.tokenizer.decode(written.tokens[:-1])  # a reply cut by its length lacks its last word
     assert omni.tokenizer.encode(words) == written.tokens[:-1]
     how = {name: value for name, value in GREEDY.items() if name.startswith("talker")}
     spoken = omni.speak(words, conversation=user(), **how)
@@ -117,8 +117,8 @@ def test_a_given_text_is_spoken_as_if_it_had_been_written(omni):
     np.testing.assert_array_equal(streamed.codes, written.codes)
 
 
-def test_text_alone(omni, folder, whole):
-    """``return_audio=False`` makes no sound; ``speech=False`` loads nothing that would."""
+def test_text_without_speech(omni, folder, whole):
+    """``return_audio=False`` makes no sound; ``speech=False`` loads no parts of speech."""
     silent = omni.generate(user(), return_audio=False, thinker_max_new_tokens=8)
     assert (silent.tokens, silent.audio, silent.codes) == (whole.tokens, None, None)
     writer = Omni.load(folder, speech=False)
@@ -128,16 +128,16 @@ def test_text_alone(omni, folder, whole):
         writer.generate(user(), return_audio=True)
 
 
-def test_what_the_reference_cannot_say_is_silence(omni, whole):
-    """A reply of one token, and speech that ends at once; one code is a sound."""
+def test_replies_that_the_reference_cannot_speak_are_silent(omni, whole):
+    """A reply of one token, and speech that ends at once; one code already makes sound."""
     for options in ({"thinker_max_new_tokens": 1}, {"talker_eos_token_id": int(whole.codes[0, 0])}):
         reply = omni.generate(user(), **{**GREEDY, **options})
         assert (reply.codes.shape, reply.audio.shape) == ((1, 0), (0,))
     assert omni.generate(user(), **{**GREEDY, "talker_max_new_tokens": 1}).audio.shape == (480,)
 
 
-def test_the_system_prompt_that_speech_needs(omni):
-    """A warning where it is absent, as the original's; none where nothing is spoken, or for a given text."""
+def test_a_missing_system_prompt_of_speech_gives_a_warning(omni):
+    """There is a warning where it is absent, as in the original; none without speech or for a given text."""
     with pytest.warns(UserWarning, match="You are Qwen, a virtual human"):
         omni.generate([{"role": "user", "content": "Hello"}], **GREEDY)
     with warnings.catch_warnings():
@@ -157,13 +157,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(omni, case):
+def test_wrong_options_are_refused(omni, case):
     options, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         omni.generate(user(), **options)
 
 
-def test_a_converted_checkpoint_speaks_alike(omni, whole, tmp_path):
+def test_a_converted_checkpoint_speaks_the_same(omni, whole, tmp_path):
     omni.save(tmp_path / "converted")
     again = Omni.load(tmp_path / "converted")
     reply = again.generate(user(), **GREEDY)

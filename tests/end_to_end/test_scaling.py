@@ -1,4 +1,4 @@
-"""The benchmark of scaling: what a device does of the work of one, on a mesh over each axis."""
+"""The benchmark of scaling: a device's share of a single device's work, on a mesh over each axis."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
 @pytest.fixture(scope="module")
 def scaling():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XLA_FLAGS", "")  # it sets its own, and the tests have theirs
+        patched.setenv("XLA_FLAGS", "")  # it sets its own flags, and the tests have theirs
         patched.setenv("JAX_PLATFORMS", "cpu")
         spec = importlib.util.spec_from_file_location("scaling", PROGRAM)
         module = importlib.util.module_from_spec(spec)
@@ -20,14 +20,14 @@ def scaling():
     return module
 
 
-def test_meshes_over_one_axis_or_two(scaling):
+def test_meshes_have_one_or_two_axes(scaling):
     assert scaling.sized("data", 8) == "data=8"
     assert [scaling.sized("data,model", devices) for devices in (1, 2, 4, 8)] == [
         "data=1,model=1", "data=2,model=1", "data=2,model=2", "data=4,model=2",
     ]  # fmt: skip
 
 
-def test_work_falls_with_the_devices_as_the_axes_divide_it(scaling):
+def test_work_per_device_falls_as_the_axes_divide_it(scaling):
     config = scaling.middle_config(experts=True)
     one = scaling.measure(config, "data=1", tokens=64)
     for mesh, devices in (("data=2,model=4", 8), ("data=4,expert=2", 8)):
@@ -39,7 +39,7 @@ def test_work_falls_with_the_devices_as_the_axes_divide_it(scaling):
         assert own["prefill"].bytes < one["prefill"].bytes / 2
 
 
-def test_a_row_of_the_table(scaling):
+def test_a_row_of_the_table_is_formatted(scaling):
     row = {
         "model": "dense", "mesh": "data=8", "devices": 8, "program": "decode", "flops": 2_000_000, "bytes": 5, "ideal": 1.0,
         "flops_of_one": 0.13, "ideal_of_one": 0.125, "bytes_of_one": 0.2,

@@ -1,4 +1,4 @@
-"""Seeing through the whole facade: any mix of media, over turns and in batches, each row as it is alone."""
+"""Images and videos through the facade: any mix of media, over turns and in batches; each row equals its single run."""
 
 import base64
 import http.server
@@ -26,7 +26,7 @@ GREEDY = {"thinker_do_sample": False, "thinker_max_new_tokens": 12}
 
 @pytest.fixture(scope="module")
 def omni(writer):
-    """Text alone; what is spoken is tested in test_speaks.py."""
+    """Text only; speech is tested in test_speaks.py."""
     return writer
 
 
@@ -48,7 +48,7 @@ def user(*parts):
 
 @pytest.fixture
 def site(tmp_path):
-    """A web server on this machine over a folder; its address."""
+    """The address of a web server on this machine that serves a folder."""
     folder = str(tmp_path)
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -65,8 +65,8 @@ def site(tmp_path):
     server.server_close()
 
 
-def test_an_image_handed_over_in_any_way(omni, tmp_path, site):
-    """A path, bytes, a data URL, a web address, an array and a PIL image are one picture."""
+def test_an_image_of_any_source_gives_equal_input(omni, tmp_path, site):
+    """A path, bytes, a data URL, a web address, an array and a PIL image give one picture."""
     pixels = picture()
     Image.fromarray(pixels).save(tmp_path / "a.png")
     held = (tmp_path / "a.png").read_bytes()
@@ -82,7 +82,7 @@ def test_an_image_handed_over_in_any_way(omni, tmp_path, site):
         omni.prepare(user({"image": f"{site}/a.png"}, "a"))
 
 
-def test_what_is_seen_changes_the_logits_from_there_on(omni):
+def test_an_image_changes_only_the_logits_after_it(omni):
     batch = omni.prepare(user("a", {"image": picture()}, "b"))
     (seen,) = batch.images
     logits = np.asarray(omni.logits(batch))
@@ -94,7 +94,7 @@ def test_what_is_seen_changes_the_logits_from_there_on(omni):
 
 
 def test_a_batch_equals_its_rows(omni, films):
-    """Silent and sounding videos, images, clips and text side by side; all of one row changes nothing in another."""
+    """Videos with and without sound, images, clips and text side by side; no row depends on another."""
     sounding, silent = {"video": str(films / "sounding.mp4")}, {"video": str(films / "silent.mp4"), "nframes": 4}
     small = {"max_pixels": 64 * 96}
     rows = [
@@ -119,8 +119,8 @@ def test_a_stream_equals_the_whole(omni, films):
     assert events[-1].reply.tokens == whole.tokens
 
 
-def test_several_turns(omni, films):
-    """A prompt of turns holds the media of all of them, each at its place."""
+def test_media_of_several_turns_are_in_one_prompt(omni, films):
+    """A prompt of several turns has the media of all turns, each at its placeholders."""
     turns = [
         {"role": "system", "content": [{"type": "image", "image": picture(32, 32)}]},
         *user({"image": picture()}, "a"),
@@ -138,11 +138,11 @@ def test_several_turns(omni, films):
     assert omni.generate(turns, **GREEDY).tokens == omni.generate(batch, **GREEDY).tokens
 
 
-def test_a_conversation_goes_on_from_its_cache(omni):
+def test_a_second_turn_continues_from_the_cache(omni):
     """A second turn with its own image, appended to the cache of the first, gives the logits of both in one prompt.
 
-    What is carried is the cache and, for each row, the one number where positions go on: behind an image that is not the
-    number of tokens before it.
+    The state is the cache and one number for each row, the position to continue from; after an image it differs from
+    the number of tokens.
     """
     config, thinker = omni.config.thinker, omni.parts["thinker"]
     whole = omni.prepare(
@@ -186,7 +186,7 @@ def test_a_second_image_of_a_new_size_within_a_bucket_compiles_nothing(omni, com
     assert not compiled
 
 
-def test_bounds_of_a_request_and_of_a_part(omni):
+def test_pixel_bounds_of_a_part_override_those_of_a_request(omni):
     large = {"image": picture(256, 256), "max_pixels": 64 * 64}
     batch = omni.prepare(user(large, {"image": picture(256, 256)}, "a"), max_pixels=128 * 128)
     assert [item.grid for item in batch.images] == [(1, 4, 4), (1, 8, 8)]
@@ -213,7 +213,7 @@ def test_bounds_of_a_request_and_of_a_part(omni):
         ({"images": "burnt"}, "image 0: expected patches .* got NaN or infinite values"),
     ],
 )
-def test_a_batch_whose_media_do_not_fit_is_one_line(omni, change, said):
+def test_a_batch_with_mismatched_media_raises_one_line(omni, change, said):
     batch = omni.prepare(user({"image": picture()}, "a"))
     (seen,) = batch.images
     values = {
@@ -229,7 +229,7 @@ def test_a_batch_whose_media_do_not_fit_is_one_line(omni, change, said):
         assert "\n" not in str(error.value)
 
 
-def test_a_prompt_that_the_context_cannot_hold_says_what_fills_it(tmp_path):
+def test_a_prompt_beyond_the_context_reports_what_fills_it(tmp_path):
     from omni_jax.testing import tiny_config, write_tiny
 
     config = tiny_config()
@@ -242,14 +242,14 @@ def test_a_prompt_that_the_context_cannot_hold_says_what_fills_it(tmp_path):
         small.prepare(user({"audio": sound(1)}, {"image": picture(128, 128)}, "a"))
 
 
-def test_options_of_media_belong_to_prompts_that_are_made(omni):
+def test_media_options_with_a_finished_batch_are_refused(omni):
     batch = omni.prepare(user({"image": picture()}, "a"))
     with pytest.raises(ValueError, match="the options of media shape the prompt; a Batch has its prompts already"):
         omni.generate(batch, max_pixels=4096, **GREEDY)
     assert omni.generate(batch, use_audio_in_video=True, **GREEDY).tokens == omni.generate(batch, **GREEDY).tokens
 
 
-def test_a_misspelt_option_is_told(omni):
+def test_a_misspelt_option_is_reported(omni):
     for call in (omni.prepare, omni.generate, omni.stream):
         with pytest.raises(ValueError, match="unknown option max_pixel; did you mean max_pixels"):
             call(user({"image": picture()}, "a"), max_pixel=4096)
@@ -259,7 +259,7 @@ def test_a_misspelt_option_is_told(omni):
     np.testing.assert_array_equal(named.tokens, omni.prepare(user("a"), enable_thinking=False).tokens)
 
 
-def test_the_embeddings_of_a_prompt_do_not_outlive_its_prefill(omni):
+def test_embeddings_of_a_prompt_are_freed_after_prefill(omni):
     batch = omni.prepare(user({"image": picture()}, "a"))
     before = {id(array) for array in jax.live_arrays()}
     events = omni.stream(batch, steps=2, **GREEDY)
@@ -271,8 +271,8 @@ def test_the_embeddings_of_a_prompt_do_not_outlive_its_prefill(omni):
     events.close()
 
 
-def test_bfloat16(tiny, omni):
-    """The dtype of TPUs and GPUs: every path runs, and logits are those of float32 to its rounding."""
+def test_bfloat16_logits_equal_float32_to_rounding(tiny, omni):
+    """The dtype of TPUs and GPUs: every path runs, and logits equal those of float32 up to rounding."""
     half = Omni.load(tiny, dtype="bfloat16", speech=False)
     batch = omni.prepare(
         user({"image": picture()}, {"audio": sound()}, {"video": np.stack([picture(seed=1)] * 2)}, "a")
@@ -284,8 +284,8 @@ def test_bfloat16(tiny, omni):
     assert len(half.generate(batch, **GREEDY).tokens) == 12
 
 
-def test_placing_is_one_program_for_pictures_of_any_size(omni):
-    """Programs of the encoder follow the size of pictures, those of the thinker the size of prompts; placing is not both."""
+def test_inserting_features_is_one_program_for_pictures_of_any_size(omni):
+    """The encoder has programs for sizes of pictures, the thinker for sizes of prompts; there are none for pairs."""
     encode._put_sight.clear_cache()
     encode.vision_features.clear_cache()
     lengths = set()
@@ -297,8 +297,8 @@ def test_placing_is_one_program_for_pictures_of_any_size(omni):
     assert encode.vision_features._cache_size() == 4  # 120 and 128 share a size
 
 
-def test_vision_alone(omni):
-    """Features of several media in one call are those of each; nothing to see gives nothing."""
+def test_encode_vision_gives_the_features_of_each_medium(omni):
+    """Features of several media in one call equal those of each alone; no media give no features."""
     batch = omni.prepare(user({"image": picture()}, {"image": picture(64, 64, 1)}, "a"))
     whole, deep = omni.encode_vision(
         np.concatenate([item.patches for item in batch.images]), [item.grid for item in batch.images]
@@ -311,8 +311,8 @@ def test_vision_alone(omni):
     assert nothing.shape == (0, 64)
 
 
-def test_a_conversation_of_json_parts(omni, tmp_path):
-    """What a file of Qwen's examples holds: types, URLs in objects, unused columns."""
+def test_a_conversation_of_json_parts_is_read(omni, tmp_path):
+    """As in a file of Qwen's examples: types, URLs in objects, unused columns."""
     Image.fromarray(picture()).save(tmp_path / "a.png")
     parts = [
         {"type": "image_url", "image_url": {"url": str(tmp_path / "a.png")}, "detail": "high"},

@@ -1,4 +1,4 @@
-"""Speech from the outside: any way to ask for it, and the laws that hold for what comes."""
+"""Speech through the facade: every way to request it, and the laws that hold for the result."""
 
 import threading
 
@@ -53,7 +53,7 @@ def greedy(omni):
 
 @pytest.fixture
 def ending(omni, greedy):
-    """A codec id with which greedy speech could end after some frames, as an option."""
+    """A codec id that ends greedy speech after some frames, as an option."""
     first = greedy.codes[0].tolist()
     at = next(n for n in range(8, len(first)) if first.index(first[n]) == n)
     return at, {"talker_eos_token_id": first[at]}
@@ -62,8 +62,8 @@ def ending(omni, greedy):
 # --- a reply that is spoken
 
 
-def test_a_spoken_reply(omni, greedy):
-    """As many frames as the limit lets be heard, 80 ms each but for what the last leaves open."""
+def test_a_spoken_reply_has_codes_and_audio(omni, greedy):
+    """As many frames as the limit allows, 80 ms each except for the end of the last."""
     assert greedy.codes.shape == (4, 40)
     assert greedy.codes.dtype == np.int32
     assert greedy.audio.shape == (40 * FRAME - LAG,)
@@ -75,13 +75,13 @@ def test_a_spoken_reply(omni, greedy):
     assert greedy.speech_finish_reason == "length"
 
 
-def test_speech_is_written_alike(omni, greedy, writer):
+def test_text_is_the_same_with_and_without_speech(omni, greedy, writer):
     silent = omni.generate(user(), return_audio=False, **GREEDY)
     assert (silent.tokens, silent.codes, silent.audio) == (greedy.tokens, None, None)
     assert silent == writer.generate(user(), **WRITTEN)
 
 
-def test_the_end_of_speech_is_the_models(omni, greedy, ending):
+def test_speech_ends_at_its_end_token(omni, greedy, ending):
     at, how = ending
     reply = omni.generate(user(), **GREEDY, **how)
     np.testing.assert_array_equal(reply.codes, greedy.codes[:, :at])
@@ -91,7 +91,7 @@ def test_the_end_of_speech_is_the_models(omni, greedy, ending):
     assert longer.codes.shape[1] > at + 4
 
 
-def test_each_voice_is_another(omni, greedy):
+def test_each_speaker_sounds_different(omni, greedy):
     assert omni.speakers == ("chelsie", "ethan", "aiden")
     by_voice = {name: omni.generate(user(), speaker=name, **GREEDY).codes for name in ("Chelsie", "ETHAN", "aiden")}
     np.testing.assert_array_equal(by_voice["ETHAN"], greedy.codes)  # the default
@@ -99,16 +99,16 @@ def test_each_voice_is_another(omni, greedy):
     assert not np.array_equal(by_voice["Chelsie"], by_voice["ETHAN"])
 
 
-def test_what_was_heard_and_seen_is_in_the_voice(omni):
-    """The talker hears the media: the same words after another sound, picture or film are spoken otherwise."""
+def test_media_change_the_codes_of_the_same_text(omni):
+    """The talker reads the media: the same words after another sound, picture or video have other codes."""
     for medium in (lambda seed: sound(1.5, seed), lambda seed: picture(seed=seed), film):
         one, other = (omni.speak("Well, well.", conversation=user(medium(seed)), talker_do_sample=False,
                                  talker_max_new_tokens=41).codes for seed in (0, 1))  # fmt: skip
         assert not np.array_equal(one, other)
 
 
-def test_system_turns_and_earlier_answers_are_not_heard(omni):
-    """As in the reference: of the prompt, the talker reads the user's turns alone."""
+def test_system_turns_and_earlier_answers_do_not_change_speech(omni):
+    """As in the reference, the talker reads only the user's turns of the prompt."""
     turns = [*user(text("One.")), {"role": "assistant", "content": "Two."}, *user(text("Three."))]
     how = {"talker_do_sample": False, "talker_max_new_tokens": 41}
     plain = omni.speak("Four.", conversation=turns, **how)
@@ -134,8 +134,8 @@ def test_a_stream_equals_the_whole(omni, steps, how):
     np.testing.assert_array_equal(joined, events[-1].reply.audio)
 
 
-def test_sound_flows_while_the_thinker_still_writes(omni):
-    """The first chunk is one frame, behind the first token; chunks grow while the words last."""
+def test_sound_streams_while_the_thinker_still_writes(omni):
+    """The first chunk is one frame, after the first token; chunks grow while there are words."""
     events = list(omni.stream(user(), steps=1, **GREEDY))
     kinds = ["text" if event.text else "audio" if event.audio is not None else "end" for event in events]
     assert kinds.index("audio") < len(kinds) - 1 - kinds[::-1].index("text")
@@ -144,7 +144,7 @@ def test_sound_flows_while_the_thinker_still_writes(omni):
     assert frames == [1, 2, 4, 8, 16, 9]
 
 
-def test_a_stream_that_is_closed_frees_all(omni):
+def test_a_closed_stream_frees_its_arrays(omni):
     def arrays():
         return {id(array) for array in jax.live_arrays()}
 
@@ -159,8 +159,8 @@ def test_a_stream_that_is_closed_frees_all(omni):
     assert not arrays() - before
 
 
-def test_the_thinkers_states_do_not_outlive_their_use(omni):
-    """Once the talker has read the prompt, nothing as long as it and as wide as the thinker is held."""
+def test_the_thinkers_states_are_freed_after_use(omni):
+    """Once the talker has read the prompt, no array of the prompt's length and the thinker's width is held."""
     before = {id(array) for array in jax.live_arrays()}
     batch = omni.prepare(user(sound(6))).padded()
     long = (*batch.tokens.shape, omni.config.thinker.decoder.width)
@@ -183,8 +183,8 @@ def states(omni, length):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_nothing_of_the_thinker_is_held_while_the_rest_is_spoken(omni, given):
-    """Neither states of the prompt nor the cache, once all is written: of a reply of one token, and of a given text."""
+def test_the_thinkers_cache_is_freed_while_the_rest_is_spoken(omni, given):
+    """Once the text is written, neither the prompt's states nor the cache are held: one token, and a given text."""
     asked = user(sound(6))
     length = omni.prepare(asked).padded().tokens.shape[1]
     one = {**GREEDY, "thinker_max_new_tokens": 1}
@@ -197,7 +197,7 @@ def test_nothing_of_the_thinker_is_held_while_the_rest_is_spoken(omni, given):
 
 
 def test_stop_strings_are_not_spoken(omni, monkeypatch):
-    """Neither the string nor what may yet become it; the rest is spoken as if nothing else had been said."""
+    """Neither the string nor a possible beginning of it is spoken; the rest is spoken as if it were the whole text."""
     said = []
     real = stream.SpeechStream.say
     monkeypatch.setattr(stream.SpeechStream, "say", lambda self, row, words, ended: said.extend(words) or real(
@@ -211,8 +211,8 @@ def test_stop_strings_are_not_spoken(omni, monkeypatch):
 # --- batches
 
 
-def test_a_stream_of_a_batch(omni, greedy):
-    """What comes of each row joins to its reply."""
+def test_chunks_of_a_batched_stream_join_to_the_replies(omni, greedy):
+    """The chunks of each row join to its reply."""
     events = list(omni.stream_batch([user(), user(text("Ho"))], **GREEDY))
     whole = omni.generate_batch([user(), user(text("Ho"))], **GREEDY)
     for row, expected in enumerate(whole):
@@ -227,7 +227,7 @@ def test_a_stream_of_a_batch(omni, greedy):
 
 
 def test_a_row_in_a_batch_equals_its_single_run(omni):
-    """Rows of other lengths, media, voices and seeds, three of which make a batch of four."""
+    """Rows of other lengths, media, voices and seeds; three of them make a batch of four."""
     asked = [user(), user(sound(1.2), text("What is it?")), user(picture(), text("And this, so much longer?"))]
     voices, seeds = ["Aiden", "Chelsie", "Ethan"], [3, 4, 5]
     rows = omni.generate_batch(asked, speaker=voices, seed=seeds, **SAMPLED)
@@ -235,7 +235,7 @@ def test_a_row_in_a_batch_equals_its_single_run(omni):
         assert_spoken_alike(row, omni.generate(one, speaker=name, seed=seed, **SAMPLED))
 
 
-def test_rows_end_each_on_its_own_and_leave_the_batch(omni, ending, monkeypatch):
+def test_rows_end_independently_and_leave_the_batch(omni, ending, monkeypatch):
     """Rows whose speech ends early equal their single run, and the batch shrinks behind them."""
     _, how = ending
     sizes = []
@@ -256,14 +256,14 @@ def test_rows_end_each_on_its_own_and_leave_the_batch(omni, ending, monkeypatch)
         assert_spoken_alike(row, omni.generate(one, **how))
 
 
-def test_replies_compare(omni, greedy):
+def test_replies_are_compared_by_value(omni, greedy):
     assert omni.generate(user(), **GREEDY) == greedy
     assert omni.generate(user(), speaker="aiden", **GREEDY) != greedy
     assert greedy != greedy.text
 
 
-def test_only_what_ends_speech_may_be_chosen_of_the_special_ids(omni):
-    """Where another id ends it, the usual end is none of the codes, which the vocoder has no sound for."""
+def test_of_the_special_ids_only_the_end_of_speech_may_be_chosen(omni):
+    """Where another id ends speech, the usual end id may not be chosen, because the vocoder has no sound for it."""
     wild = {
         "talker_temperature": 5.0,
         "talker_top_k": 0,
@@ -276,8 +276,8 @@ def test_only_what_ends_speech_may_be_chosen_of_the_special_ids(omni):
     assert omni.speak("Hello there", **wild).codes.shape[1] < 200
 
 
-def test_seeds_of_speech(omni):
-    """The seed decides; the text, the first codes and the others draw independently of each other."""
+def test_seeds_decide_text_and_codes_independently(omni):
+    """The seed decides; text, first codes and other codes are drawn independently of each other."""
     one = omni.generate(user(), seed=1, **SAMPLED)
     assert_spoken_alike(omni.generate(user(), seed=1, **SAMPLED), one, tolerance=0)
     other = omni.generate(user(), seed=2, **SAMPLED)
@@ -288,19 +288,19 @@ def test_seeds_of_speech(omni):
     assert not np.array_equal(calm.codes[1:], one.codes[1:])
 
 
-def test_options_of_the_talker_and_the_predictor(omni, greedy):
+def test_options_of_talker_and_predictor_are_applied(omni, greedy):
     whole = omni.generate(
         user(), **WRITTEN, talker=Sampling(do_sample=False, max_new_tokens=41), predictor=Sampling(do_sample=False)
     )
     assert_spoken_alike(whole, greedy, tolerance=0)
     penalised = omni.generate(user(), talker_repetition_penalty=1.0, **GREEDY)
     assert not np.array_equal(penalised.codes, greedy.codes)
-    # A draw among one is the likeliest.
+    # A draw from one candidate takes the most likely one.
     narrow = omni.generate(user(), **{**GREEDY, "talker_do_sample": True}, talker_top_k=1, predictor_top_k=1)
     np.testing.assert_array_equal(narrow.codes, greedy.codes)
 
 
-def test_defaults_of_speech(omni):
+def test_defaults_of_speech_come_from_the_checkpoint(omni):
     talker, predictor = omni.defaults.talker, omni.defaults.predictor
     assert (talker.max_new_tokens, talker.temperature, talker.top_k) == (4096, 0.9, 50)
     assert (talker.top_p, talker.repetition_penalty, talker.do_sample) == (1.0, 1.05, True)
@@ -308,11 +308,11 @@ def test_defaults_of_speech(omni):
     assert (predictor.top_k, predictor.top_p, predictor.temperature, predictor.do_sample) == (50, 0.8, 1.0, None)
 
 
-# --- nothing to say
+# --- empty replies
 
 
 def test_an_empty_reply_is_silence(omni, greedy):
-    """Also in a batch, and in a stream; the reference raises."""
+    """Also in a batch and in a stream; the reference raises."""
     how = {**GREEDY, "thinker_eos_token_id": greedy.tokens[0]}
     reply = omni.generate(user(), **how)
     assert reply.tokens == [greedy.tokens[0]]
@@ -332,7 +332,7 @@ def test_one_token_of_speech_is_silence(omni):
 
 
 def test_a_reply_cut_by_length_is_spoken_to_its_last_token(omni):
-    """What is cut after n tokens is spoken as the n tokens are that end by themselves."""
+    """A reply cut after n tokens is spoken like a reply that ends by itself after n tokens."""
     whole = omni.generate(user(), return_audio=False, **{**WRITTEN, "thinker_max_new_tokens": 12}).tokens
     at = next(n for n in range(4, 12) if whole.index(whole[n]) == n)
     cut = omni.generate(user(), **{**GREEDY, "thinker_max_new_tokens": at})
@@ -364,8 +364,8 @@ def test_a_given_text_is_spoken(omni):
     assert not np.array_equal(other.codes, reply.codes)
 
 
-def test_a_given_text_is_spoken_as_if_it_had_been_written(omni):
-    """The reply of `generate`, given as text, has its codes; the thinker need not write it again."""
+def test_a_given_text_has_the_codes_of_a_written_one(omni):
+    """The reply of `generate`, given as text, has the same codes, and the thinker does not write it again."""
     written = omni.generate(user(sound(1)), **GREEDY)
     how = {"talker_do_sample": False, "talker_max_new_tokens": 41}
     spoken = omni.speak(written.text, conversation=user(sound(1)), **how)
@@ -374,7 +374,7 @@ def test_a_given_text_is_spoken_as_if_it_had_been_written(omni):
 
 
 def test_a_given_text_does_not_pass_through_the_template(omni, tiny, tmp_path):
-    """A template that gives an answer a block of thinking changes nothing in what is said."""
+    """A template that adds a block of thinking to an answer does not change the speech."""
     how = {"talker_do_sample": False, "talker_max_new_tokens": 13}
     plain = omni.speak("Hello", **how)
     for path in tiny.iterdir():
@@ -392,12 +392,12 @@ def test_a_given_text_does_not_pass_through_the_template(omni, tiny, tmp_path):
 @pytest.mark.parametrize(
     "words", ["Hello <|im_start|> there", "<|im_end|>", "a <|audio_pad|>", "<think>a</think> there"]
 )
-def test_marks_are_no_words(omni, words):
+def test_control_tokens_in_a_given_text_are_refused(omni, words):
     with pytest.raises(ValueError, match=r"text: expected words to say, got .* which is a mark; leave it out"):
         omni.speak(words)
 
 
-def test_a_given_text_answers_a_user(omni):
+def test_a_given_text_must_follow_a_user_message(omni):
     answered = [*user(), {"role": "assistant", "content": "Yes."}]
     with pytest.raises(ValueError, match="conversation: expected messages that end in the user's"):
         omni.speak("Hi", conversation=answered)
@@ -408,7 +408,7 @@ def test_a_given_text_answers_a_user(omni):
 # --- codes to sound
 
 
-def test_codes_are_decoded_as_they_were_heard(omni, greedy):
+def test_decoded_codes_equal_the_replys_audio(omni, greedy):
     alone = omni.decode_codes(greedy.codes)
     np.testing.assert_allclose(alone, greedy.audio, atol=1e-5 * np.abs(greedy.audio).max())
     both = np.stack([greedy.codes, np.roll(greedy.codes, 1, axis=1)])
@@ -431,14 +431,14 @@ CODES = {
 
 
 @pytest.mark.parametrize("case", CODES)
-def test_wrong_codes_are_one_clear_line(omni, case):
+def test_wrong_codes_raise_one_line(omni, case):
     codes, lengths, said = CODES[case]
     with pytest.raises(ValueError, match=said) as error:
         omni.decode_codes(codes, lengths)
     assert "\n" not in str(error.value)
 
 
-def test_what_lies_beyond_a_rows_frames_is_not_looked_at(omni):
+def test_codes_beyond_a_rows_length_are_ignored(omni):
     codes = np.zeros((1, 4, 3), int)
     codes[:, :, 2] = 9999
     assert omni.decode_codes(codes, [2]).shape == (1, 3 * FRAME - LAG)
@@ -447,8 +447,8 @@ def test_what_lies_beyond_a_rows_frames_is_not_looked_at(omni):
 # --- where it runs
 
 
-def test_bfloat16(tiny):
-    """The dtype of TPUs and GPUs: every path runs."""
+def test_bfloat16_replies_are_finite(tiny):
+    """The dtype of TPUs and GPUs; every path runs."""
     half = Omni.load(tiny, dtype="bfloat16")
     reply = half.generate(user(sound(1), picture()), talker_min_new_tokens=41, **SAMPLED)
     assert reply.codes.shape == (4, 40)
@@ -457,7 +457,7 @@ def test_bfloat16(tiny):
 
 
 def test_a_second_reply_of_another_length_compiles_nothing(omni, compiled):
-    """Of the same bucket."""
+    """The lengths are of the same bucket."""
     list(omni.stream(user(text("Hello")), **SAMPLED))
     omni.generate(user(text("Hello")), **SAMPLED)
     compiled.clear()
@@ -466,8 +466,8 @@ def test_a_second_reply_of_another_length_compiles_nothing(omni, compiled):
     assert not compiled
 
 
-def test_speech_in_two_threads(omni, greedy):
-    """Requests keep their state to themselves."""
+def test_two_threads_speak_independently(omni, greedy):
+    """Requests share no state."""
     found = {}
 
     def run(name):
@@ -482,7 +482,7 @@ def test_speech_in_two_threads(omni, greedy):
     assert_spoken_alike(found["aiden"], omni.generate(user(), speaker="aiden", **GREEDY))
 
 
-# --- what a user may get wrong
+# --- mistakes of a user
 
 REQUESTS = {
     "an unknown voice": ({"speaker": "Nobody"}, "speaker: expected one of chelsie, ethan, aiden, got 'Nobody'"),
@@ -499,7 +499,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_wrong_request_is_one_clear_line(omni, case):
+def test_a_wrong_request_raises_one_line(omni, case):
     options, said = REQUESTS[case]
     for ask in (omni.generate, omni.stream):
         with pytest.raises(ValueError, match=said) as error:
@@ -507,7 +507,7 @@ def test_a_wrong_request_is_one_clear_line(omni, case):
         assert "\n" not in str(error.value)
 
 
-def test_a_prompt_that_cannot_be_spoken(omni):
+def test_a_prompt_without_an_open_assistant_turn_is_not_spoken(omni):
     with pytest.raises(ValueError, match=r"must end in an open turn of the assistant .* return_audio=False") as error:
         omni.generate(Batch.from_tokens([[1, 2, 3]]), return_audio=True)
     assert "\n" not in str(error.value)
@@ -516,11 +516,11 @@ def test_a_prompt_that_cannot_be_spoken(omni):
     header = [omni.config.im_start, omni.config.assistant, 10]
     with pytest.raises(ValueError, match="row 1: to be spoken"):
         omni.generate_batch(Batch.from_tokens([header, [1, 2, 3]]))
-    # Bare tokens are text alone where nobody asks for sound.
+    # Tokens alone give text only, unless sound is requested.
     assert omni.generate(Batch.from_tokens([[1, 2, 3]]), **WRITTEN).audio is None
 
 
-def test_no_voice_without_a_talker(writer):
+def test_speech_without_a_talker_is_refused(writer):
     for ask in (lambda: writer.speak("Hi"), lambda: writer.generate(user(), return_audio=True)):
         with pytest.raises(ValueError, match=r"was loaded with speech=False"):
             ask()
@@ -529,12 +529,12 @@ def test_no_voice_without_a_talker(writer):
 
 
 @pytest.mark.parametrize("words", ["", "  ", None, 7])
-def test_nothing_to_speak(omni, words):
+def test_an_empty_text_is_refused(omni, words):
     with pytest.raises(ValueError, match="text: expected something to say"):
         omni.speak(words)
 
 
-def test_options_that_a_given_text_does_not_have(omni):
+def test_options_of_the_thinker_are_refused_with_a_given_text(omni):
     for options in ({"thinker_top_k": 3}, {"return_audio": True}, {"thinker": Sampling()}):
         with pytest.raises(ValueError, match="the text is given; leave it out"):
             omni.speak("Hi", **options)

@@ -1,4 +1,4 @@
-"""What Qwen2.5-Omni hears and sees, by the calls that both families share: features alone, and in a prompt's places."""
+"""Qwen2.5-Omni's encoders through the calls of both families: features alone, and inserted into a prompt."""
 
 import json
 
@@ -25,7 +25,7 @@ TEXT = 7
 
 @pytest.fixture(scope="module")
 def parts():
-    """Everything random: a zero bias would hide what it is added to."""
+    """All parameters are random: a zero bias would hide a fault where it is added."""
     random = np.random.default_rng(0)
     abstract = model_parts.abstract(OMNI, jnp.float32, speech=False)
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * random.normal(size=leaf.shape), leaf.dtype), abstract)
@@ -50,12 +50,12 @@ def see(parts, *media):
 
 
 def assert_close(found, expected):
-    """To float rounding: another number of chunks in a call may add in another order."""
+    """Equal up to rounding: another number of chunks in a call may change the order of additions."""
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(initial=0), 1e-9))
 
 
-def test_a_checkpoints_sound_is_padded_as_its_encoder_was_trained_on(tmp_path):
+def test_the_reader_pads_clips_to_300_seconds(tmp_path):
     numbers = preprocessor_qwen2_5(tiny_qwen2_5_config()["thinker_config"])
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(numbers))
     reader = Omni({}, OMNI, tmp_path).reader
@@ -64,7 +64,7 @@ def test_a_checkpoints_sound_is_padded_as_its_encoder_was_trained_on(tmp_path):
     assert reader.sound.pad_seconds == 300
 
 
-# --- heard
+# --- audio
 
 
 def test_a_clip_in_a_batch_equals_the_clip_alone(parts):
@@ -83,8 +83,8 @@ def test_a_clip_of_one_or_two_frames_has_no_feature(parts):
     assert hear(parts) == []
 
 
-def test_sound_over_five_minutes_in_calls_of_bounded_size(parts):
-    """314 s. Each chunk of two seconds is what it is alone."""
+def test_sound_over_five_minutes_takes_calls_of_bounded_size(parts):
+    """314 s. Each chunk of two seconds equals itself alone."""
     sound = clip(31_400)
     assert [len(call.mel) for call in pack([sound], CONFIG.audio_encoder)] == [56, 56, 47]
     (features,) = hear(parts, sound)
@@ -93,10 +93,10 @@ def test_sound_over_five_minutes_in_calls_of_bounded_size(parts):
         assert_close(features[50 * at : 50 * at + 50], hear(parts, sound[:, 200 * at : 200 * at + 200])[0])
 
 
-# --- seen
+# --- vision
 
 
-def test_features_without_deepstack(parts):
+def test_the_vision_encoder_returns_no_deepstack_features(parts):
     media = [visual((1, 4, 6)), visual((3, 12, 10), 1), visual((1, 2, 2), 2)]
     features, deep = see(parts, *media)
     assert features.shape == (6 + 90 + 1, CONFIG.decoder.width)
@@ -110,7 +110,7 @@ def test_features_without_deepstack(parts):
     assert (nothing.shape, below.shape) == ((0, CONFIG.decoder.width), (0, 0, CONFIG.decoder.width))
 
 
-def test_media_over_several_calls(parts):
+def test_media_are_encoded_over_several_calls(parts):
     """More patches than a call holds."""
     media = [visual((3, 32, 64), 1), visual((1, 4, 4), 2)]
     features, _ = see(parts, *media)
@@ -119,11 +119,11 @@ def test_media_over_several_calls(parts):
     assert_close(np.asarray(features[2 * 512 : 3 * 512]), np.asarray(see(parts, last)[0]))
 
 
-# --- in their places
+# --- in a prompt
 
 
 def scene():
-    """Two rows: sound, a picture and a film with its sound; a silent film. The second is padded on the left."""
+    """Two rows: sound, a picture and a video with its sound; a silent video. The second is padded on the left."""
     c, seconds, grid = CONFIG, 1.0, (3, 2, 4)
     heard = [c.audio_start, *[c.audio_token] * 12, c.audio_end]
     picture = [c.vision_start, *[c.image_token] * 6, c.vision_end]
@@ -137,11 +137,11 @@ def scene():
     return Batch.from_tokens(tokens, mask, [clip(50), clip(237)], [visual((1, 4, 6))], videos)
 
 
-def test_features_stand_in_their_places(parts):
+def test_features_are_inserted_at_their_placeholders(parts):
     batch = scene()
     placed = encode.place(batch, CONFIG)
     embedded = encode.embed(parts, placed, CONFIG)
-    assert embedded.deepstack is None  # so the thinker's program is that of text
+    assert embedded.deepstack is None  # so the thinker uses the program of text
     tokens, x = placed.batch.tokens, np.asarray(embedded.x)
     expected = np.asarray(parts["thinker"].embed(jnp.asarray(tokens)))
     sound = np.concatenate(hear(parts, *batch.mel))
@@ -154,8 +154,8 @@ def test_features_stand_in_their_places(parts):
     np.testing.assert_array_equal(x[rest], expected[rest])
 
 
-def test_the_whole_passes_through_the_thinker(parts):
-    """What a silent film of another row has no bearing on, and positions are whole."""
+def test_logits_of_a_row_do_not_depend_on_the_other_row(parts):
+    """A silent video of another row has no effect, and positions are whole numbers."""
     batch = scene()
     placed = encode.place(batch, CONFIG)
     np.testing.assert_array_equal(placed.batch.positions, np.trunc(placed.batch.positions))

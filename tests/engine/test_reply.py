@@ -1,4 +1,4 @@
-"""A reply in the making: which of its tokens are spoken, and when that is certain."""
+"""A growing reply: which of its tokens are spoken, and when that is decided."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def draft(writer):
 
 
 def spoken(draft, tokens, *, steps=1, most=99):
-    """The words of each call, and all of them."""
+    """The words of each call, and their sum."""
     calls = []
     for at in range(0, len(tokens), steps):
         new = tokens[at : at + steps]
@@ -32,7 +32,7 @@ def ids(writer, text):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
-def test_all_but_the_end_is_spoken(writer, draft, steps):
+def test_all_tokens_but_the_end_token_are_spoken(writer, draft, steps):
     tokens = ids(writer, "Hello there, all of you.")
     one = draft()
     calls, words = spoken(one, [*tokens, EOS], steps=steps)
@@ -63,14 +63,14 @@ def test_a_stop_string_is_not_spoken(writer, draft, steps):
     assert one.transcript.text == "One. Two"
 
 
-def test_what_may_become_a_stop_string_waits(writer, draft):
+def test_tokens_that_may_begin_a_stop_string_are_held_back(writer, draft):
     before, half = ids(writer, "One"), ids(writer, "STO")
     one = draft("STOP")
     assert spoken(one, [*before, *half])[1] == before
     assert spoken(one, [*ids(writer, "RM"), EOS])[1] == half + ids(writer, "RM")
 
 
-def test_half_a_stop_string_of_half_a_character_waits(writer, draft):
+def test_part_of_a_character_that_may_be_a_stop_string_is_held_back(writer, draft):
     """A character of several tokens may be a stop string: its first token is not spoken before it is known what it is."""
     tokens = ids(writer, "Köln")
     assert len(tokens) > 4  # "ö" is two

@@ -1,4 +1,4 @@
-"""Options of every wrong kind: one short line, or a right answer; never another error, and nothing internal among them."""
+"""Options of every wrong type give one short line or a right answer, never another error."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ INTERNAL = ("given", "conversations", "base", "options", "batch", "defaults", "s
 
 
 def tried(call):
-    """Runs a call that may raise a ValueError, of one short line, and nothing else."""
+    """Runs a call that may only raise a ValueError of one short line."""
     try:
         return call()
     except ValueError as caught:
@@ -48,20 +48,20 @@ def tried(call):
 
 
 @pytest.mark.parametrize("name", WRITING)
-def test_an_option_of_writing_may_be_anything(omni, name):
+def test_any_value_of_a_generation_option_is_taken_or_refused_in_one_line(omni, name):
     for value in WRONG:
-        tried(lambda value=value: omni.stream(U, **{name: value}))  # checked by the call, before the first event
+        tried(lambda value=value: omni.stream(U, **{name: value}))  # checked by the call itself, before the first event
 
 
 @pytest.mark.parametrize("name", READING)
-def test_an_option_of_reading_may_be_anything(omni, name):
+def test_any_value_of_a_media_option_is_taken_or_refused_in_one_line(omni, name):
     for value in WRONG:
         tried(lambda value=value: omni.prepare(U, **{name: value}))
         tried(lambda value=value: omni.stream(U, **{name: value}))
 
 
 @pytest.mark.parametrize("name", INTERNAL)
-def test_nothing_internal_is_an_option(omni, name):
+def test_internal_names_are_unknown_options(omni, name):
     for call in (omni.stream, omni.generate):
         with pytest.raises(ValueError, match=f"unknown option {name}"):
             call(U, **{name: 2**31})
@@ -69,7 +69,7 @@ def test_nothing_internal_is_an_option(omni, name):
         omni.stream_speech("Hi", **{name: 2**31})
 
 
-def test_other_arguments_may_be_anything(omni):
+def test_any_value_of_other_arguments_is_taken_or_refused_in_one_line(omni):
     codes = np.zeros((1, 4, 1), np.int64)
     for value in [*WRONG, None]:
         if not isinstance(value, str):
@@ -83,7 +83,7 @@ def test_other_arguments_may_be_anything(omni):
                 )
 
 
-def test_arguments_of_load_and_save_may_be_anything(omni):
+def test_any_value_of_load_and_save_is_taken_or_refused_in_one_line(omni):
     def load(path=omni.folder, **options):
         return lambda: Omni.load(path, speech=False, **options)
 
@@ -97,6 +97,6 @@ def test_arguments_of_load_and_save_may_be_anything(omni):
             assert isinstance(tried(lambda value=value: omni.save(value)), ValueError)
 
 
-def test_more_numbers_than_any_memory_are_refused(omni):
+def test_a_range_larger_than_memory_is_refused(omni):
     found = tried(lambda: omni.encode_vision(np.zeros((16, 1536), np.float32), grid=range(10**12)))
     assert isinstance(found, ValueError)

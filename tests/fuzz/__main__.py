@@ -1,4 +1,5 @@
-"""Tries mutated inputs: no exception but a ValueError or OSError of one short line, no hang, no flood of memory.
+"""Tries mutated inputs, which may only raise a ValueError or OSError of one short line, without hanging or filling
+memory.
 
 python -m tests.fuzz                                      # 200 of each kind
 python -m tests.fuzz --kind media --count 2000 --seed 7   # a line a fault, exit code 1 where there is one
@@ -79,7 +80,7 @@ def _show_log(folder: str) -> None:
 
 if __name__ == "__main__":
     programs = tempfile.TemporaryDirectory(prefix="omni_jax_programs_")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs.name)  # for a worker that is started anew
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs.name)  # for a worker that is restarted
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,4 +1,4 @@
-"""Addresses of media. Nothing leaves the machine: names are looked up by this module, and no connection is made."""
+"""Addresses of media. Nothing leaves the machine: this module resolves the names, and no connection is made."""
 
 import os
 import random
@@ -46,7 +46,7 @@ ANSWERS = [
 
 
 class _Wire:
-    """What was asked of the network in a case, and what it answers."""
+    """The network's requests of a case, and its answers."""
 
     def __init__(self):
         self.answers: list[str] = []

@@ -1,4 +1,4 @@
-"""Small files that say or make something huge."""
+"""Small files that state a huge size or expand to one."""
 
 import io
 import random
@@ -15,14 +15,14 @@ SIDES = [1, 2, 13, 300, 5000, 13_000, 16_383, 65_500, 178_000_000, 2**31 - 1]
 
 
 def bomb(draw: random.Random) -> tuple[str, bytes, str]:
-    """Its kind, its bytes, and what it is."""
+    """The kind of a file, its bytes, and its description."""
     maker = draw.choice(_MAKERS)
     kind, content, said = maker(draw)
     return kind, content, f"{maker.__name__.strip('_')} {said}"
 
 
 def _sides(draw: random.Random, most: int = SIDES[-1]) -> tuple[int, int]:
-    """A width and a height; long strips and squares near the bounds of what is decoded among them."""
+    """A width and a height, among them long strips, and squares near the bounds of decoding."""
     if draw.random() < 0.5:
         area = draw.choice([1e6, 1.2e7, 3.2e7, 3.4e7, 6e7, 1.7e8, 1.78e8, 1.8e8, 1e9])
         ratio = draw.choice([1, 1, 1.7, 100, 199, 250, 10_000, area])
@@ -34,7 +34,7 @@ def _sides(draw: random.Random, most: int = SIDES[-1]) -> tuple[int, int]:
 
 
 def _png(draw: random.Random) -> tuple[str, bytes, str]:
-    """Of any size, with few rows in it, or with as many as it says where that is quickly made."""
+    """A PNG of any size with few rows, or with all of its rows where these are quickly made."""
     width, height = _sides(draw)
     bits, colour = draw.choice([(1, 0), (8, 0), (8, 2), (8, 6), (16, 0), (16, 6), (8, 3)])
     samples = {0: 1, 2: 3, 3: 1, 6: 4}[colour]
@@ -57,7 +57,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _gif(draw: random.Random) -> tuple[str, bytes, str]:
-    """Frames of nothing, as large as 16 bits say."""
+    """Empty frames as large as 16 bits can state."""
     width, height = _sides(draw, 65_535)
     count = draw.choice([1, 2, 8, 1000])
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
@@ -66,7 +66,7 @@ def _gif(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 def _tiff(draw: random.Random) -> tuple[str, bytes, str]:
-    """One strip, and tags that say any size, bits and compression."""
+    """One strip, and tags that state any size, bits and compression."""
     width, height = _sides(draw)
     strip = bytes(200)
     tags = {
@@ -101,7 +101,7 @@ def _ppm(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 def _picture(draw: random.Random) -> tuple[str, bytes, str]:
-    """A whole one of one colour, in a format that makes little of it."""
+    """A complete picture of one colour, in a format that compresses it well."""
     width, height = _sides(draw, 60_000)
     scale = max(1.0, (width * height / 6e7) ** 0.5)  # more would take too long to make here
     form = draw.choice(["jpeg", "png", "webp", "tiff"])
@@ -114,7 +114,7 @@ def _picture(draw: random.Random) -> tuple[str, bytes, str]:
         packed = {"compression": "tiff_adobe_deflate"} if form == "tiff" else {}
         Image.new(mode, size).save(file, form, **packed)
         content = bytearray(file.getvalue())
-    if form == "jpeg" and draw.random() < 0.5:  # its head says more than there is
+    if form == "jpeg" and draw.random() < 0.5:  # its header states more than there is
         at = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2")) + 5
         content[at : at + 4] = struct.pack(
             ">HH", *draw.choice([(65_500, 2700), (13_000, 13_000), (65_500, 65_500), (1, 65_500)])
@@ -123,7 +123,7 @@ def _picture(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 def _wave(draw: random.Random) -> tuple[str, bytes, str]:
-    """A head of any number of channels, rate, width and length before a few samples."""
+    """A header with any number of channels, rate, width and length before a few samples."""
     tag = draw.choice([1, 3, 6, 7, 17, 0xFFFE, 0x55])
     channels = draw.choice([0, 1, 2, 255, 1024, 65_535])
     rate = draw.choice([0, 1, 8000, 16_000, 44_100, 655_350, 2**31, 2**32 - 1])
@@ -140,7 +140,7 @@ def _wave(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 def _silence(draw: random.Random) -> tuple[str, bytes, str]:
-    """Very long sound that packs into little, at a low or a high rate."""
+    """Very long sound that compresses well, at a low or a high rate."""
     rate, count = draw.choice(
         [(1, 5_000_000), (10, 10_000_000), (8000, 30_000_000), (192_000, 30_000_000), (655_350, 10_000_000)]
     )
@@ -155,7 +155,7 @@ def _silence(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 def _scans(draw: random.Random) -> tuple[str, bytes, str]:
-    """A progressive JPEG whose last scan comes again and again, as a picture or as the frame of a video."""
+    """A progressive JPEG that repeats its last scan many times, as a picture or as a frame of a video."""
     width, height = min(_sides(draw), (16_000, 2000))
     count = draw.choice([1, 50, 99, 1000, 100_000])
     with io.BytesIO() as file:
@@ -178,7 +178,7 @@ def _scans(draw: random.Random) -> tuple[str, bytes, str]:
 
 
 def _film(draw: random.Random) -> tuple[str, bytes, str]:
-    """Few packets, whose frames are large, or said to be shown at the ends of time."""
+    """Few packets with large frames, or with extreme time stamps."""
     side = draw.choice([64, 64, 1000, 4096])
     codec, form = draw.choice([("mpeg4", "mp4"), ("mjpeg", "matroska"), ("ffv1", "matroska"), ("libvpx", "webm")])
     times = draw.choice(
@@ -197,7 +197,7 @@ def _film(draw: random.Random) -> tuple[str, bytes, str]:
                     container.mux(stream.encode(frame))  # pyright: ignore
                 container.mux(stream.encode(None))  # pyright: ignore
             except av.FFmpegError:
-                pass  # some times cannot be written; what was written so far is a file too
+                pass  # some times cannot be written; the file so far is a case too
         return "video", file.getvalue(), f"{codec}, {side} x {side}, at {times[:3]}"
 
 

@@ -7,18 +7,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 KINDS = ("media", "config", "weights", "conversations", "options", "addresses", "jobs", "conversions")
-# Seconds for kinds whose work other processes do, which a watch over one process takes for waiting.
+# Seconds for kinds that work in other processes, which a watch over one process counts as waiting.
 WAITING = {"conversions": 300.0}
 PACKAGE = find_spec("omni_jax").submodule_search_locations[0]  # pyright: ignore  # not imported, for that takes seconds
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Beyond these a case is at fault.
+    """A case that exceeds these is a fault.
 
     Attributes:
-        seconds: of the processor, or of waiting for something else.
-        growth: bytes of memory beyond what the process had before the case, at their highest.
+        seconds: of processor time, or of waiting.
+        growth: bytes of memory beyond those before the case, at the peak.
         letters: of a message.
     """
 
@@ -29,10 +29,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Case:
-    """One input, made and ready to be tried.
+    """One input, ready to be tried.
 
     Attributes:
-        what: it is, in a few words, for the report.
+        what: a short description for the report.
         run: tries it.
     """
 
@@ -42,12 +42,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: ``fault`` is None where it was answered or refused as it should be.
+    """The result of a case: ``fault`` is None if it was answered or refused correctly.
 
     Attributes:
         kind, number: of the case.
-        place: where a fault was raised, so that those of one cause can be counted together.
-        seconds: of the processor that it took. growth: bytes of memory, at their highest.
+        place: where a fault was raised, so that faults of one cause can be counted together.
+        seconds: processor time. growth: bytes of memory at the peak.
     """
 
     kind: str
@@ -61,15 +61,15 @@ class Outcome:
 
 
 class BrokenPromiseError(Exception):
-    """A case ended without an error, but what it left is wrong."""
+    """A case ended without an error, but its result is wrong."""
 
 
 def fault_of(error: BaseException, letters: int) -> str | None:
-    """What is wrong with an error that bad input gave: None for a ValueError or OSError of one short line."""
+    """The fault of an error from bad input: None for a ValueError or OSError of one short line."""
     said = str(error)
     if not isinstance(error, ValueError | OSError):
         return f"{type(error).__name__}: {said}"
-    if isinstance(error, UnicodeError):  # a ValueError that nobody put into words
+    if isinstance(error, UnicodeError):  # a ValueError without a message of ours
         return f"{type(error).__name__}: {said}"
     if not said.strip():
         return f"{type(error).__name__} without a word"
@@ -81,7 +81,7 @@ def fault_of(error: BaseException, letters: int) -> str | None:
 
 
 def place_of(error: BaseException) -> str:
-    """The innermost place of our own sources that an error came through, and where it was raised."""
+    """The innermost line of our sources in an error's traceback, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""

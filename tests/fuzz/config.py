@@ -1,4 +1,4 @@
-"""The JSON files and templates of a checkpoint's folder: numbers replaced, kinds swapped, keys gone, twice or deep."""
+"""The JSON files and templates of a checkpoint's folder: numbers and types replaced, keys missing, doubled or deep."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from .cases import Bounds, Case, fault_of
 from .mutations import mutate, shown, written
 
 QUESTION = [{"role": "user", "content": "Hello"}]
-# Of files that are read with the weights, and of those that are read when they are needed.
+# Files that are read with the weights, and files that are read when they are needed.
 WITH_WEIGHTS = ("config.json",)
 ON_DEMAND = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "vocab.json",
@@ -72,7 +72,7 @@ def media_question(draw: random.Random) -> Any:
 
 
 def _use(found: Omni, question: Any) -> None:
-    """All that a folder's small files are read for; each may be refused by itself."""
+    """Every use of a folder's small files; each use may be refused separately."""
     refused: list[Exception] = []
     for action in (
         lambda: found.defaults,
@@ -104,7 +104,7 @@ def _content(draw: random.Random, source: Path, name: str) -> tuple[bytes, str]:
 
 @cache
 def _published(source: Path, name: str) -> str:
-    """The text of a file, or of one that other releases have in its place."""
+    """The text of a file, or of the file that other releases have instead."""
     if (source / name).exists():
         return (source / name).read_text()
     if name == "tokenizer.json":

@@ -1,4 +1,4 @@
-"""Conversations of all known spellings, with wrong kinds, arrays and nests where one least expects them."""
+"""Conversations in all known spellings, with wrong types, arrays and nested values in unexpected places."""
 
 import random
 import tempfile
@@ -68,7 +68,7 @@ def case(draw: random.Random, writers: Any) -> Case:
 
 
 def conversation(draw: random.Random) -> list[Any]:
-    """A good one."""
+    """A valid conversation."""
     messages: list[Any] = []
     if draw.random() < 0.3:
         messages.append({"role": "system", "content": "Be brief."})
@@ -131,7 +131,7 @@ def part(draw: random.Random) -> Any:
 
 
 def payload(draw: random.Random, kind: str) -> Any:
-    """A small medium in one of the ways to hand it over."""
+    """A small medium in one of the accepted forms."""
     numbers = np.random.default_rng(draw.getrandbits(32))
     sound = (numbers.random(4000) - 0.5).astype(np.float32)
     picture = numbers.integers(0, 255, (32, 40, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Conversions that meet what machines do to them: another one into the same folder, a kill, a disk that is full."""
+"""Conversions under disturbances: another conversion into the same folder, a kill, a full disk."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ ANSWER_SECONDS = 240.0
 
 
 class _Converter:
-    """A process that converts when it is told, so that one start serves many cases."""
+    """A process that converts on request, so that one start serves many cases."""
 
     def __init__(self):
         spawn = multiprocessing.get_context("spawn")
@@ -40,7 +40,7 @@ class _Converter:
         self.line.send((source, target, wait))
 
     def end(self) -> str | None:
-        """What it says: None where the folder is whole, else why not."""
+        """Its answer: None if the folder is complete, else the reason."""
         if not self.line.poll(ANSWER_SECONDS):
             raise BrokenPromiseError("a conversion has no end")
         return self.line.recv()
@@ -83,7 +83,7 @@ def _leaves(folder: Path, config: Any) -> dict[str, Any]:
 
 
 def _check(held: dict[str, Any], target: Path) -> None:
-    """Raises where a folder that counts as whole does not hold what it should."""
+    """Raises if a folder that counts as complete has wrong content."""
     try:
         found = _leaves(target, held["config"])
     except ValueError as error:
@@ -131,7 +131,7 @@ def _killed(draw: random.Random, held: dict[str, Any], target: Path) -> Case:
 
 
 def _full(draw: random.Random, held: dict[str, Any], target: Path) -> Case:
-    """In a shell, for what Python itself prints counts too. Where no disk can be made, files may not grow."""
+    """Runs in a shell, because output of Python itself counts too. Where no disk can be mounted, files may not grow."""
     size = draw.choice([1, 500, 1500, 3000, 4200, 5000, draw.randrange(6000)]) << 10
     command = [sys.executable, "-m", "omni_jax.cli", "convert", str(held["source"]), str(target / "converted")]
 

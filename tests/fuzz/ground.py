@@ -1,4 +1,4 @@
-"""What cases of several kinds stand on: tiny checkpoints, written once a run, and the models loaded from them."""
+"""Shared inputs of several kinds of cases: tiny checkpoints, written once a run, and the models loaded from them."""
 
 import os
 from copy import deepcopy
@@ -15,8 +15,8 @@ def checkpoint(folder: Path, family: str = "qwen3", *, context: int | None = Non
     """A tiny checkpoint of a family.
 
     Args:
-        context: tokens that the thinker and the talker hold, where those of the tiny configuration are too many: a reply
-            that runs to its end takes no longer than that.
+        context: tokens of the thinker's and the talker's context, if that of the tiny configuration is too long; it
+        bounds the time of a reply without an end.
     """
     target = folder / f"{family}_{context or 'whole'}"
     if not (target / "done").exists():
@@ -41,7 +41,7 @@ def _bound(config: Any, context: int) -> None:
 
 
 def linked(source: Path, target: Path) -> Path:
-    """A folder with the same files; one is replaced by ``replace``, never written in place."""
+    """A folder with links to the same files; ``replace`` replaces one, and none is written in place."""
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.is_dir():
@@ -52,6 +52,6 @@ def linked(source: Path, target: Path) -> Path:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Gives a file of a linked folder content of its own."""
+    """Replaces a file of a linked folder with own content."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Tries cases in a process of their own, with a watch over its time and memory; it is started anew where a case ends it."""
+"""Tries cases in a separate process and watches its time and memory; the process is restarted when a case ends it."""
 
 import multiprocessing
 import os
@@ -14,14 +14,14 @@ from .cases import WAITING, Bounds, Outcome
 from .worker import memory, serve, worked
 
 WATCH_SECONDS = 0.02
-READY_SECONDS = 600.0  # to import, write and load tiny models, on a machine in company
+READY_SECONDS = 600.0  # to import, write and load tiny models, on a busy machine
 LAST_WORDS = 1.0
-PATIENCE = 15  # of the clock's time for a second of work, on a machine in company
-TIRED_BYTES = 3 << 30  # a process that has become larger than this over many cases is started anew
+PATIENCE = 15  # seconds of the clock for a second of work, on a busy machine
+TIRED_BYTES = 3 << 30  # a process that has grown larger than this over many cases is restarted
 
 
 class BrokenHarnessError(Exception):
-    """The process that tries cases failed by itself: a generator's own mistake, not the tried code's."""
+    """The process that tries cases failed: a mistake of a generator, not of the tried code."""
 
 
 def try_all(
@@ -32,7 +32,7 @@ def try_all(
     seconds: float = float("inf"),
     folder: str | None = None,
 ) -> Iterator[Outcome]:
-    """What becomes of each case, as long as the time lasts.
+    """Yields the result of each case until the time is up.
 
     Args:
         cases: kinds, which are modules beside this one with ``prepare`` and ``case``, and numbers; a case depends on the
@@ -66,7 +66,7 @@ class _Worker:
         theirs.close()
 
     def hear(self, seconds: float):
-        """What the worker says next, where nothing is at fault that it does."""
+        """The worker's next message, unless the case is late or too large."""
         try:
             if self.line.poll(seconds):
                 return self.line.recv()
@@ -88,7 +88,7 @@ class _Worker:
             with suppress(EOFError, OSError):
                 if self.line.poll(WATCH_SECONDS):
                     outcome = self.line.recv()[1]
-                    if outcome.growth > self.bounds.growth and not outcome.fault:  # too short to be seen from here
+                    if outcome.growth > self.bounds.growth and not outcome.fault:  # too short to be observed from here
                         outcome = replace(outcome, fault=f"took {outcome.growth / 1e9:.1f} GB")
                     return outcome
             growth = memory("VmHWM", self.process.pid) - before
@@ -105,7 +105,7 @@ class _Worker:
             return Outcome(kind, number, what, fault, place, False, clock.worked, max(growth, 0))
 
     def stack(self) -> str:
-        """Where the worker is, innermost first, in a line."""
+        """The worker's stack in one line, innermost frame first."""
         if self.process.is_alive():
             size = self.log.stat().st_size
             os.kill(self.process.pid, signal.SIGUSR1)
@@ -123,7 +123,7 @@ class _Worker:
         return self.log.read_bytes()[-2000:].decode(errors="replace") if self.log.exists() else ""
 
     def end(self) -> None:
-        """Closes the line, at which a worker ends by itself, and does not wait for one that is busy."""
+        """Closes the connection, which ends a worker, and does not wait for a busy one."""
         self.line.close()
         self.process.join(LAST_WORDS)
         if self.process.is_alive():
@@ -132,14 +132,14 @@ class _Worker:
 
 
 class _Clock:
-    """How long a case takes, on a machine that others use too: by what its process has of the processor, or waits for."""
+    """The time of a case on a shared machine: processor time of its process, or time without any."""
 
     def __init__(self, process: int):
         self.process, self.before, self.began = process, worked(process), time.monotonic()
         self.worked, self.moved = 0.0, self.began
 
     def late(self, bound: float) -> str | None:
-        """In words, where a case has worked longer than the bound, done nothing for as long, or both by turns."""
+        """A message if a case has worked longer than the bound, done nothing for as long, or both by turns."""
         now, so_far = time.monotonic(), worked(self.process) - self.before
         if so_far > self.worked:
             self.worked, self.moved = so_far, now

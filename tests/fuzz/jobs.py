@@ -1,4 +1,4 @@
-"""Files of batch jobs and of the shell: lines of input, the answers and the note of an earlier run, conversations, tools."""
+"""Files of batch jobs and of the shell: input lines, answers and note of an earlier run, conversations, tools."""
 
 import io
 import json
@@ -24,7 +24,7 @@ LINES = 6
 
 
 class Played:
-    """Stands for the model: it answers everything, at once."""
+    """A stand-in for the model that answers every request at once."""
 
     synthesizer, parts = SimpleNamespace(system=None), {}
 
@@ -60,7 +60,7 @@ def _line(number: int) -> bytes:
 
 
 def _resumed(draw: random.Random, folder: Path) -> Case:
-    """A job that goes on behind answers that somebody has spoilt."""
+    """A job that resumes after its answers were damaged."""
     name = draw.choice(["out.jsonl", "out.jsonl", "out.jsonl", "out.how.json"])
     content = (folder / name).read_bytes()
     if draw.random() < 0.3:
@@ -79,7 +79,7 @@ def _resumed(draw: random.Random, folder: Path) -> Case:
 
 
 def _started(draw: random.Random, folder: Path) -> Case:
-    """A job of lines that are no lines."""
+    """A job with invalid input lines."""
     (folder / "out.jsonl").unlink()
     said = []
     lines = [_line(number) for number in range(LINES)]
@@ -114,7 +114,7 @@ def _run(folder: Path, source: str = "in.jsonl", **options: Any) -> None:
 
 
 def _shell(draw: random.Random, folder: Path) -> Case:
-    """Files and options that a command is given; the model is one that is not there."""
+    """Files and options of a command whose model does not exist."""
     said, tree = "", conversations.conversation(draw)
     try:
         tree = json.loads(json.dumps(tree, default=lambda value: "x", skipkeys=True))

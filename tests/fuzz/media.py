@@ -1,4 +1,4 @@
-"""Sound, pictures and videos: good files damaged, heads that lie, files that would burst, and arrays of odd shapes."""
+"""Sound, pictures and videos: damaged files, false headers, files that expand, and arrays of odd shapes."""
 
 import base64
 import io
@@ -101,7 +101,7 @@ def _array(draw: random.Random) -> tuple[str, Any, str]:
         array = (
             np.random.default_rng(draw.getrandbits(32)).standard_normal(shape) * draw.choice([0.2, 1, 300])
         ).astype(dtype)
-    array = np.asarray(array)  # of no axes, it is a scalar
+    array = np.asarray(array)  # without axes it is a scalar
     if draw.random() < 0.2 and array.size and array.dtype.kind == "f":
         array.flat[0] = draw.choice([np.nan, np.inf])
     made = draw.choice(
@@ -123,7 +123,7 @@ def _array(draw: random.Random) -> tuple[str, Any, str]:
 
 @cache
 def good() -> dict[str, bytes]:
-    """Small files of every format that this machine can write."""
+    """Valid small files of every format that this machine can write."""
     tone = (np.sin(np.arange(12_000) * 0.1) * 9000).astype(np.int16)
     shades = [
         np.full((48, 64, 3), 12 * number, np.uint8) + np.arange(64, dtype=np.uint8)[:, None] for number in range(8)

@@ -1,4 +1,4 @@
-"""Wild values, and good bytes, trees and JSON made bad; all of it from a ``random.Random``."""
+"""Random values, and mutations of valid bytes, trees and JSON, all drawn from a ``random.Random``."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# Where fields of files and options have their bounds.
+# Numbers near the bounds of fields and options.
 EDGES = [0, 1, 2, 7, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 10**400]
 NUMBERS = [*EDGES, *(-edge for edge in EDGES), 0.5, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, 1e38]
 TEXTS = [
@@ -25,7 +25,7 @@ DEEP = (3, 50, 2000, 100_000)
 
 
 def deep(draw: random.Random, most: int = DEEP[-1]) -> Any:
-    """Lists or objects in each other."""
+    """Nested lists or objects."""
     found: Any = 1
     level = draw.choice([depth for depth in DEEP if depth <= most])
     wrap = draw.choice([lambda held: [held], lambda held: {"a": held}, lambda held: (held,)])
@@ -35,7 +35,7 @@ def deep(draw: random.Random, most: int = DEEP[-1]) -> Any:
 
 
 def wild_json(draw: random.Random) -> Any:
-    """A value that JSON can say."""
+    """A random value that JSON can express."""
     makers = [
         lambda: draw.choice(NUMBERS),
         lambda: draw.choice(NUMBERS),
@@ -52,7 +52,7 @@ def wild_json(draw: random.Random) -> Any:
 
 
 def wild(draw: random.Random) -> Any:
-    """Any value that a caller of Python may hand over by mistake."""
+    """Any value that a Python caller may pass by mistake."""
     number = draw.choice([0, 1, 3, -1, 2.5, math.nan])
     makers = [
         lambda: wild_json(draw),
@@ -91,13 +91,13 @@ def wild(draw: random.Random) -> Any:
 
 
 def huge(draw: random.Random) -> np.ndarray:
-    """An array that says it is far larger than any memory, and is one number."""
+    """An array of one number that states a size far larger than any memory."""
     shape = draw.choice([(10**10,), (2, 10**10), (10**5, 10**5), (10**5, 10**5, 3), (10**4, 2000, 2000, 3), (10**12,)])
     return np.broadcast_to(np.zeros((), draw.choice(["f4", "u1", "i2", "f8", "i4", "?"])), shape)
 
 
 def shown(value: Any) -> str:
-    """A value in a few letters, whatever it is."""
+    """A short description of any value."""
     try:
         text = repr(value)
     except (RecursionError, ValueError, MemoryError):
@@ -121,7 +121,7 @@ def at(tree: Any, path: Sequence) -> Any:
 
 
 def _copied(tree: Any, depth: int = 0) -> Any:
-    """A copy of lists and objects, what is in them as it is: a tree in itself would have no end."""
+    """Copies lists and objects but not their other contents, so that a tree may contain itself."""
     if depth > 12 or not isinstance(tree, dict | list):
         return tree
     if isinstance(tree, list):
@@ -133,10 +133,10 @@ def mutate(tree: Any, draw: random.Random, value: Any = wild_json, names: Sequen
     """Changes a tree of lists and objects in one place.
 
     Args:
-        value: makes what is put there.
-        names: that a key may get instead of its own.
+        value: makes the new value.
+        names: new names for keys.
 
-    Returns: the tree (itself, or what stands in its place), and what was done.
+    Returns: the tree (itself, or its replacement), and a description.
     """
     found = places(tree)
     if not found or draw.random() < 0.03:
@@ -180,7 +180,7 @@ def mutate(tree: Any, draw: random.Random, value: Any = wild_json, names: Sequen
 
 
 def written(tree: Any, draw: random.Random) -> bytes:
-    """A tree as JSON, mostly; now and then its bytes are damaged too, or are something else."""
+    """A tree as JSON; sometimes its bytes are damaged too, or replaced."""
     try:
         text = json.dumps(tree).encode()
     except (RecursionError, TypeError, ValueError):
@@ -206,10 +206,10 @@ def written(tree: Any, draw: random.Random) -> bytes:
 
 
 def damaged(content: bytes, draw: random.Random, other: bytes = b"", head: int = 256) -> tuple[bytes, str]:
-    """Bytes changed in one to four ways, near their beginning more often than anywhere else.
+    """Changes bytes in one to four ways, most often near the beginning.
 
     Args:
-        other: bytes of another file, pieces of which are put in.
+        other: bytes of another file, parts of which are inserted.
         head: how many bytes at the beginning count as the head.
     """
     found, said = bytearray(content), []

@@ -1,4 +1,4 @@
-"""Every option of every call that takes some, with wrong kinds and at its ends."""
+"""Every option of every call, with wrong types and boundary values."""
 
 import random
 from pathlib import Path
@@ -18,7 +18,7 @@ PICTURE = [{"type": "image", "image": np.zeros((64, 64, 3), np.uint8)}]
 FILM = [{"type": "video", "video": media.good()["mp4"]}]
 SAMPLING = list(Sampling.__dataclass_fields__)
 MEDIA = [*MediaOptions.__dataclass_fields__, "use_audio_in_video", "sample_fps"]
-# Near enough to be typed, and not ours; or ours and not for callers; or of what lies under us.
+# Misspelt names; internal names of ours; names of the libraries below.
 STRANGE = [
     "temperature", "spk", "max_new_tokens", "thinker_return_dict_in_generate", "thinker_num_beams",
     "thinker_use_cache", "given", "x", "do_sampel", "tokenize", "chat_template", "return_dict", "documents",
@@ -31,7 +31,7 @@ ASKED = [
     "progress", *(f"thinker_{name}" for name in SAMPLING), *(f"talker_{name}" for name in SAMPLING),
     *(f"predictor_{name}" for name in SAMPLING),
 ]  # fmt: skip
-# Right kinds of value, by what a name ends in: much that is wrong is only found behind what is right.
+# Values of the right type, by the end of a name: many faults are found only after valid values.
 RIGHT = {
     "temperature": (0.5, 0, 1e-9, 1e9), "top_k": (1, 0, 50, 10**6), "top_p": (0.5, 1, 1e-9), "penalty": (1.0, 1.5, 1e-9, 1e9),
     "new_tokens": (1, 2, 5, 0), "do_sample": (True, False, None, 1), "token_id": (1, [1, 2], [], list(range(9)), -1),
@@ -85,7 +85,7 @@ def _request(draw: random.Random, model: Omni) -> Case:
     what = f"{call}({shown(asked)}, {', '.join(f'{name}={shown(value)}' for name, value in options.items())})"
     short = {} if call == "prepare" else {"talker_max_new_tokens": 1}
     short |= {} if call in ("prepare", "speak", "stream_speech") else {"thinker_max_new_tokens": 1}
-    if draw.random() < 0.3:  # speech to its own end would be hundreds of frames
+    if draw.random() < 0.3:  # speech without a limit would be hundreds of frames
         short.pop("thinker_max_new_tokens", None)
     if not model.synthesizer.loaded:
         short.pop("talker_max_new_tokens", None)
@@ -111,7 +111,7 @@ def _asked(draw: random.Random, call: str) -> Any:
 
 
 def _made(draw: random.Random, model: Omni) -> Case:
-    """The options by themselves."""
+    """The option objects alone."""
     kind, names = draw.choice([(Sampling, SAMPLING), (MediaOptions, MEDIA[:-2])])
     options = {name: _value(draw, name) for name in draw.sample(names, draw.choice([1, 1, 2]))}
     said = f"{kind.__name__}({', '.join(f'{name}={shown(value)}' for name, value in options.items())})"

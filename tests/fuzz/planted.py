@@ -1,4 +1,4 @@
-"""Faults on purpose, by their number, to see that the harness finds each."""
+"""Deliberate faults by their number, to check that the harness finds each."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def case(draw: random.Random, folder: Path) -> Case:
 
 
 def number_of(name: str, seed: str) -> int:
-    """The number of a case that has a fault."""
+    """The number of the case that has this fault."""
     numbers = range(1000)
     return next(n for n in numbers if random.Random(f"{seed}/planted/{n}").choice(list(PLANTED)) == name)
 

@@ -1,11 +1,10 @@
-"""A share of the fuzzing, always the same cases; ``python -m tests.fuzz`` tries others, and more (tests/fuzz/README.md)."""
+"""A fixed share of the fuzzing; ``python -m tests.fuzz`` tries further cases (tests/fuzz/README.md)."""
 
 from tests.fuzz.cases import Bounds
 from tests.fuzz.harness import try_all
 from tests.fuzz.planted import number_of
 
-# Options are left to tests/engine/test_wrong_options.py, which tries each with wrong kinds: fuzzed ones compile programs for
-# minutes.
+# tests/engine/test_wrong_options.py tries each option with wrong types: fuzzed options compile programs for minutes.
 SHARE = {
     "media": 120,
     "config": 80,
@@ -35,11 +34,11 @@ def test_no_case_of_the_share_has_a_fault():
     faults = [f"{found.kind} {found.number}: {found.fault} ({found.place})" for found in outcomes if found.fault]
     assert not faults, "\n".join(faults)
     assert [(outcome.kind, outcome.number) for outcome in outcomes] == cases
-    for kind in SHARE:  # a kind that is never refused, or always, tries little
+    for kind in SHARE:  # a kind that is never or always refused tests little
         assert {outcome.refused for outcome in outcomes if outcome.kind == kind} == {True, False}, kind
 
 
-def test_the_harness_finds_every_planted_fault_and_goes_on_behind_it():
+def test_the_harness_finds_every_planted_fault_and_continues():
     names = ["answered", *FAULTS, "refused"]
     cases = [("planted", number_of(name, "planted")) for name in names]
     outcomes = list(try_all(cases, seed="planted", bounds=Bounds(seconds=3, growth=100_000_000)))

@@ -1,4 +1,4 @@
-"""Files of weights: headers and bodies of safetensors, their index, the pickle of voices, a converted folder's pieces."""
+"""Files of weights: headers and bodies of safetensors, their index, the pickle of voices, and converted pieces."""
 
 import json
 import random
@@ -55,7 +55,7 @@ def case(draw: random.Random, held: Any) -> Case:
 
 
 def _header(draw: random.Random, source: Path) -> tuple[Path, bytes | None, str]:
-    """Of safetensors: what it says of shapes, dtypes and places, or its length."""
+    """The header of safetensors: shapes, dtypes and offsets, or its length."""
     path = draw.choice(sorted(source.glob("*.safetensors")))
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
@@ -105,7 +105,7 @@ def _voices(draw: random.Random, source: Path) -> tuple[Path, bytes | None, str]
 
 
 def _pickle(content: bytes, draw: random.Random) -> tuple[bytes, str]:
-    """Instructions put in, among them those that call, copy, and fill memory."""
+    """Inserts opcodes, among them those that call, copy and fill memory."""
     if draw.random() < 0.6:
         return damaged(content, draw, head=len(content))
     program = draw.choice(
@@ -134,7 +134,7 @@ def _pickle(content: bytes, draw: random.Random) -> tuple[bytes, str]:
 
 
 def _piece(draw: random.Random, source: Path) -> tuple[Path, bytes | None, str]:
-    """A file of the converted weights; mostly of its old size, for others are refused by that."""
+    """A file of the converted weights, mostly of its old size, because other sizes are refused at once."""
     path = draw.choice(sorted(path for path in (source / "weights").rglob("*") if path.is_file()))
     if draw.random() < 0.1:
         return path, None, "gone"

@@ -1,4 +1,4 @@
-"""A process that tries cases, one at a time, as it is told; whatever a case does to it is for its parent to see."""
+"""A process that tries requested cases, one at a time; its parent observes what a case does to it."""
 
 import faulthandler
 import importlib
@@ -16,9 +16,9 @@ PRINTED = b"Traceback (most recent call last)"
 
 
 def serve(line: Connection, seed: str, folder: str, log: str, letters: int) -> None:
-    """Tries the cases whose kinds and numbers come along the line, until there is no more.
+    """Tries the cases whose kinds and numbers arrive over the connection, until it is closed.
 
-    What it says of each: ("begins", what it is) and ("ends", Outcome).
+    It sends two messages for each: ("begins", description) and ("ends", Outcome).
 
     Args:
         folder: for the files of all kinds.
@@ -45,7 +45,7 @@ def serve(line: Connection, seed: str, folder: str, log: str, letters: int) -> N
 
 
 def _tried(case: Case, log: str, letters: int) -> tuple[str | None, str, bool, float, int]:
-    """What an Outcome has to say beside the case."""
+    """The fields of an Outcome beside the case."""
     said = os.path.getsize(log)
     clear_peak()
     before, began = memory("VmRSS"), worked()
@@ -66,12 +66,12 @@ def _tried(case: Case, log: str, letters: int) -> tuple[str | None, str, bool, f
 
 
 def clear_peak() -> None:
-    """Has the kernel forget the highest memory of this process so far."""
+    """Resets the kernel's record of this process' peak memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(name: str, process: int | str = "self") -> int:
-    """Bytes of a process: VmRSS now, VmHWM at its highest; 0 where it is gone."""
+    """Bytes of a process: VmRSS now, VmHWM at its peak; 0 if it has ended."""
     try:
         found = Path(f"/proc/{process}/status").read_text().split(f"{name}:")
     except OSError:
@@ -80,7 +80,7 @@ def memory(name: str, process: int | str = "self") -> int:
 
 
 def worked(process: int | str = "self") -> float:
-    """Seconds of the processor that a process has had so far; 0 where it is gone."""
+    """Processor seconds of a process so far; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,6 +1,6 @@
 """Writes mel_hello.npz: log-mel features of the demo's recording by Transformers' WhisperFeatureExtractor.
 
-Its float64 NumPy path is taken, whether torch is installed or not: the float32 transform by torch differs
+Its float64 NumPy path is used, whether torch is installed or not: the float32 transform by torch differs
 from it by up to 4e-5 on speech. Every third frame is kept, for size. Run: python tests/goldens/make_mel.py
 """
 

@@ -1,4 +1,4 @@
-"""Batch jobs: each line is answered as it would be alone, whatever stands beside it, and a job goes on where it stopped."""
+"""Batch jobs: each line is answered as it would be alone, and a stopped job resumes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def read(path):
 
 
 def full(*_, **__):
-    """Stands for a call of a device without memory."""
+    """A stand-in for a device call that runs out of memory."""
     raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
 
 
@@ -52,11 +52,11 @@ def source(tmp_path):
     return write(tmp_path / "in.jsonl", *(user(words) for words in ("Hi", "Hey", "Ho")))
 
 
-# --- what comes of a line
+# --- answers and errors of lines
 
 
 def test_lines_are_answered_as_they_would_be_alone(writer, tmp_path):
-    """Bare conversations and objects, greedy and sampled, more of them than slots."""
+    """Conversations as lists and as objects, greedy and sampled, more of them than slots."""
     own = [{"seed": n, "thinker_temperature": 1.5, "thinker_top_k": 50} if n % 2 else {"seed": n} for n in range(5)]
     own[4]["seed"] = None  # as if it were not there
     lines = [{"id": f"n{n}", "messages": user("Hi" + "!" * n), **how} for n, how in enumerate(own)]
@@ -99,7 +99,7 @@ BROKEN = {
 }
 
 
-def test_a_bad_line_is_reported_in_its_place_and_stops_nothing(writer, tmp_path):
+def test_a_bad_line_gives_an_error_line_and_does_not_stop_the_job(writer, tmp_path):
     source = write(tmp_path / "in.jsonl", user("Hi"), *BROKEN.values(), user("Hey"))
     said = []
     totals = jobs.run(
@@ -118,8 +118,8 @@ def test_a_bad_line_is_reported_in_its_place_and_stops_nothing(writer, tmp_path)
     assert re.fullmatch(r"\d+\.\d tokens/s", said[-1][2])
 
 
-def test_a_bad_lines_id_is_said_too(writer, tmp_path):
-    """Also one that is half a surrogate pair, which UTF-8 cannot say."""
+def test_an_error_line_has_the_id_of_its_input(writer, tmp_path):
+    """Also an id that is half a surrogate pair, which UTF-8 cannot encode."""
     names = [{"n": 1}, "\ud800"]
     source = write(tmp_path / "in.jsonl", *({"id": name, "messages": []} for name in names))
     jobs.run(writer, source, str(tmp_path / "out.jsonl"))
@@ -128,8 +128,8 @@ def test_a_bad_lines_id_is_said_too(writer, tmp_path):
     assert all(line["error"] for line in lines)
 
 
-def test_what_the_device_cannot_hold_is_its_lines_fault(writer, tmp_path, monkeypatch):
-    """Whether memory ends in the prefill of a prompt or where the cache of all slots grows for it."""
+def test_out_of_memory_is_reported_as_the_error_of_its_line(writer, tmp_path, monkeypatch):
+    """Memory runs out in the prefill of a prompt, or where the cache of all slots grows for it."""
     embed, resized = encode.embed, slots._resized
 
     def unless(too_much, call):
@@ -162,7 +162,7 @@ def test_what_the_device_cannot_hold_is_its_lines_fault(writer, tmp_path, monkey
         assert line["tokens"] == writer.generate(user(words), **GREEDY).tokens
 
 
-def test_speech_that_the_device_cannot_hold_is_made_by_halves(monkeypatch):
+def test_speech_out_of_memory_is_retried_in_halves(monkeypatch):
     rows = [SimpleNamespace(item=Item(key, None), draft=SimpleNamespace(tokens=[7] * key)) for key in (1, 2, 3, 4)]
     tried = []
 
@@ -176,22 +176,22 @@ def test_speech_that_the_device_cannot_hold_is_made_by_halves(monkeypatch):
     assert set(said.values()) == {"a reply"}
     ((_, fault),) = continuous._told(None, rows[3:], True)
     assert fault.startswith("too much for the device's memory: the speech of 4 tokens")
-    with pytest.raises(JaxRuntimeError):  # other hosts have the model too, and know nothing of it
+    with pytest.raises(JaxRuntimeError):  # other hosts share the model and do not know of the failure
         continuous._told(None, rows, False)
 
 
-def test_faults_are_said_window_by_window(writer):
-    """Where there is nothing to write either."""
+def test_errors_are_written_window_by_window(writer):
+    """Also where no line gives an answer."""
     items = (Item(number, None, "a fault") for number in range(30))
     said = [len(done) for done in answers(writer, items, slots=2, window=4)]
     assert sum(said) == 30
     assert max(said) <= 4
 
 
-# --- going on
+# --- resuming
 
 
-def test_a_stopped_job_goes_on(writer, source, tmp_path):
+def test_a_stopped_job_resumes(writer, source, tmp_path):
     path = tmp_path / "out.jsonl"
     jobs.run(writer, source, str(path), slots=2, **GREEDY)
     whole = path.read_bytes()
@@ -205,8 +205,8 @@ def test_a_stopped_job_goes_on(writer, source, tmp_path):
     assert (totals.lines, totals.resumed, totals.tokens, totals.tokens_per_second) == (3, 3, 72, 0)
 
 
-def test_what_is_done_stays_when_the_work_breaks_off(writer, source, tmp_path, monkeypatch):
-    """And the thread that reads ahead ends, though somebody still holds it."""
+def test_finished_lines_are_kept_when_the_job_fails(writer, source, tmp_path, monkeypatch):
+    """The thread that reads ahead ends too, though a reference to it remains."""
     kept = []
 
     class Kept(_Ahead):
@@ -230,7 +230,7 @@ def test_what_is_done_stays_when_the_work_breaks_off(writer, source, tmp_path, m
     assert len(kept) == 2
 
 
-def test_faults_are_tried_again_if_somebody_says_so(writer, tmp_path):
+def test_lines_with_errors_are_retried_on_request(writer, tmp_path):
     path = tmp_path / "late.wav"
     source = write(tmp_path / "in.jsonl", user("Hi"), user([{"type": "audio", "audio": str(path)}]))
     run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"), slots=2, **GREEDY)
@@ -242,7 +242,7 @@ def test_faults_are_tried_again_if_somebody_says_so(writer, tmp_path):
     assert [line["line"] for line in read(tmp_path / "out.jsonl")] == [1, 2]
 
 
-def test_another_input_is_not_mistaken_for_this_one(writer, source, tmp_path):
+def test_a_changed_input_is_refused(writer, source, tmp_path):
     target = str(tmp_path / "out.jsonl")
     jobs.run(writer, source, target, slots=2, **GREEDY)
     write(tmp_path / "in.jsonl", user("Hi"), user("Other"), user("Ho"))
@@ -253,12 +253,12 @@ def test_another_input_is_not_mistaken_for_this_one(writer, source, tmp_path):
         jobs.run(writer, source, target)
 
 
-def test_a_job_goes_on_with_what_it_began_with(writer, source, tmp_path, monkeypatch):
+def test_resuming_with_other_options_is_refused(writer, source, tmp_path, monkeypatch):
     target = str(tmp_path / "out.jsonl")
     run = partial(jobs.run, writer, source, target)
     run(slots=2, seed=3, thinker=Sampling(max_new_tokens=2, do_sample=False))
     how = {"thinker_max_new_tokens": 2, "thinker_do_sample": False, "seed": 3}
-    run(slots=1, window=3, logprobs=True, media=MediaOptions(allow_private=True), **how)  # the same in other words
+    run(slots=1, window=3, logprobs=True, media=MediaOptions(allow_private=True), **how)  # the same options
     with pytest.raises(
         ValueError, match=r'with seed 3 \(now not given\), sound "wav" \(now "flac"\), thinker_.* 2 \(now 9\)'
     ):
@@ -268,10 +268,10 @@ def test_a_job_goes_on_with_what_it_began_with(writer, source, tmp_path, monkeyp
         with pytest.raises(ValueError, match="was answered with another model; give another name for the output"):
             run(**how)
     (tmp_path / "out.how.json").unlink()
-    assert run(thinker_max_new_tokens=9).resumed == 3  # an older one has no note
+    assert run(thinker_max_new_tokens=9).resumed == 3  # an older job has no note
 
 
-def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
+def test_mistakes_are_reported_before_the_first_line(writer, source, tmp_path):
     run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"))
     for words, how in {
         "sound: expected one of wav, flac": {"sound": "mp3"},
@@ -288,8 +288,8 @@ def test_mistakes_are_said_before_the_first_line(writer, source, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_an_object_store_will_do(writer, source, monkeypatch):
-    """Once it has begun, rights that it loses are no mistake in what it was given; and it sees to its lines as time goes by."""
+def test_a_job_runs_on_an_object_store(writer, source, monkeypatch):
+    """Once it has begun, lost rights are not a mistake of the user; and lines are flushed as time passes."""
     write, written = Ledger.write, []
     name = f"memory://{os.urandom(6).hex()}"
     files = fsspec.filesystem("memory")
@@ -313,7 +313,7 @@ def test_an_object_store_will_do(writer, source, monkeypatch):
     ]
 
 
-def test_lines_are_read_ahead_and_sorted_to_and_fro():
+def test_lines_are_read_ahead_and_sorted_alternately_up_and_down():
     class Long(Item):
         length = property(lambda self: self.key)
 
@@ -325,7 +325,7 @@ def test_lines_are_read_ahead_and_sorted_to_and_fro():
     ahead.close()
 
 
-# --- in speech
+# --- speech
 
 
 @pytest.fixture(scope="module")
@@ -334,9 +334,9 @@ def qwen2_5(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["omni", "qwen2_5"])
-def test_answers_are_spoken_as_those_of_generate_are(name, request, tmp_path, monkeypatch):
-    """A line that hears something and one that does not, with other voices and seeds; rows of a batch are what they are alone
-    (end_to_end/test_speaks.py, end_to_end/test_qwen2_5_omni.py). That the device fails once takes nothing from them."""
+def test_spoken_answers_equal_those_of_generate(name, request, tmp_path, monkeypatch):
+    """A line with sound and one without, with other voices and seeds; rows of a batch equal their single runs
+    (end_to_end/test_speaks.py, end_to_end/test_qwen2_5_omni.py). One failure of the device does not change them."""
     model, told, advance = request.getfixturevalue(name), continuous._spoken, SpeechStream.advance
 
     def fail_once(omni, rows):

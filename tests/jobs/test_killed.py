@@ -1,4 +1,4 @@
-"""A batch job killed at any moment: what was answered stays, nothing is answered twice, and in the end all is there."""
+"""A batch job killed at any moment: answers are kept, no line is answered twice, and in the end all are there."""
 
 import json
 import multiprocessing
@@ -11,7 +11,7 @@ import soundfile
 from tests.support import job_lives
 
 KILLS = 50
-AHEAD = 8  # lines that a life gets on by, at most
+AHEAD = 8  # lines that a process finishes before its kill, at most
 
 
 def count(path):
@@ -19,7 +19,7 @@ def count(path):
 
 
 def end(life, begun, path, draw):
-    """Kills a life at a random moment: some lines further, then somewhere in the work on the next one. True if it still lived."""
+    """Kills a process at a random moment: after some lines, during the next one. True if it was still running."""
     begun.wait(60)
     further = count(path) + draw.randrange(AHEAD)
     while life.is_alive() and count(path) < further:
@@ -32,7 +32,7 @@ def end(life, begun, path, draw):
 
 
 def read(path):
-    """Whole lines by their numbers. A number that comes twice is a line that was repeated."""
+    """Complete lines by their numbers. A number that comes twice is a repeated line."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     found = {json.loads(line)["line"]: line for line in lines}
     assert len(found) == len(lines)
@@ -40,7 +40,7 @@ def read(path):
 
 
 def check_sound(path, line):
-    """A line that names a sound file finds it whole."""
+    """Asserts that the sound file of a line is complete."""
     content = json.loads(line)
     if "speech" in content:
         samples, rate = soundfile.read(path.parent / content["speech"]["file"], dtype="int16")
@@ -48,8 +48,8 @@ def check_sound(path, line):
         np.testing.assert_array_equal(samples, np.rint(job_lives.said(str(content["line"])).audio * 32_767))
 
 
-def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
-    """Real processes that get SIGKILL at random moments, from before they open the output until they have put it in order."""
+def test_fifty_kills_lose_and_repeat_no_line(tmp_path):
+    """Real processes get SIGKILL at random moments, from before they open the output until they have sorted it."""
     source, draw, kills, ended, torn = tmp_path / "in.jsonl", random.Random(5), 0, 0, 0
     source.write_bytes(b"\n".join(job_lives.questions()) + b"\n")
     processes = multiprocessing.get_context("forkserver")
@@ -68,7 +68,7 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
                 killed = False
             torn += bool(path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"))
             found = read(path)
-            assert known.items() <= found.items()  # 0 lost: each line stands as it was written
+            assert known.items() <= found.items()  # no line is lost: each is as it was written
             for number in found.keys() - known.keys():
                 check_sound(path, found[number])
             known = found

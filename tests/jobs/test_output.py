@@ -1,4 +1,4 @@
-"""The output of a job: what is written stays, what is torn is cut off, and what is somebody else's is not touched."""
+"""The output of a job: written lines are kept, unfinished ones are cut off, and foreign files are not changed."""
 
 import bz2
 import gzip
@@ -36,7 +36,7 @@ def bucket():
     fsspec.filesystem("memory").rm(name, recursive=True)
 
 
-def test_lines_are_there_when_write_returns(tmp_path):
+def test_lines_are_on_disk_when_write_returns(tmp_path):
     path = tmp_path / "out.jsonl"
     with Ledger(str(path)) as ledger:
         ledger.write([answer(3), answer(1, text="schön", id="x")])
@@ -53,8 +53,8 @@ def test_lines_are_there_when_write_returns(tmp_path):
 
 
 @pytest.mark.parametrize("left", [1, 5, 9, 30])
-def test_a_torn_line_is_cut_off(tmp_path, left):
-    """Wherever it was torn, the lines before it stay and the next one begins anew."""
+def test_an_unfinished_line_is_cut_off(tmp_path, left):
+    """Wherever a line ends early, the lines before it are kept and the next one is written on a new line."""
     path = tmp_path / "out.jsonl"
     with Ledger(str(path)) as ledger:
         ledger.write([answer(1), answer(2)])
@@ -77,23 +77,23 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
-def test_a_file_of_something_else_is_left_alone(tmp_path, content):
+def test_a_foreign_file_is_refused_and_left_unchanged(tmp_path, content):
     path = tmp_path / "out.jsonl"
     path.write_text(content)
     with pytest.raises(ValueError, match="another name"):
         Ledger(str(path))
     assert path.read_text() == content
     path.write_text("")
-    Ledger(str(path)).__exit__(None)  # the one that failed does not hold it any more
+    Ledger(str(path)).__exit__(None)  # the failed job does not hold the lock any more
 
 
-def test_one_job_at_a_time(tmp_path):
+def test_a_second_job_on_the_same_output_is_refused(tmp_path):
     with Ledger(str(tmp_path / "out.jsonl")), pytest.raises(ValueError, match="another job is writing it"):
         Ledger(str(tmp_path / "out.jsonl"))
     Ledger(str(tmp_path / "out.jsonl"))
 
 
-def test_places_that_cannot_be(tmp_path):
+def test_impossible_targets_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         Ledger(str(tmp_path / "nowhere" / "out.jsonl"))
     with pytest.raises(ValueError, match="got a folder"):
@@ -102,7 +102,7 @@ def test_places_that_cannot_be(tmp_path):
         Ledger("nosuch://bucket/out.jsonl")
 
 
-def test_a_full_disk_leaves_no_half_a_line(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_unfinished_line(tmp_path, monkeypatch):
     path, write = tmp_path / "out.jsonl", os.write
     with Ledger(str(path)) as ledger:
         ledger.write([answer(1)])
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_no_half_a_line(tmp_path, monkeypatch):
     assert path.read_bytes() == whole
 
 
-def test_sound_has_its_name_when_it_is_whole(tmp_path):
+def test_a_sound_file_gets_its_name_when_complete(tmp_path):
     with Ledger(str(tmp_path / "out.jsonl")) as ledger:
         assert ledger.put("00000001.wav", b"RIFF") == "out.sound/00000001.wav"
         (tmp_path / "out.sound" / "00000002.wav.part").write_bytes(b"torn by a kill")
@@ -144,7 +144,7 @@ def test_several_processes_write_parts_and_the_first_joins_them(tmp_path):
         assert not (tmp_path / "out.jsonl.parts").exists()
 
 
-def test_a_job_goes_on_with_another_number_of_processes(tmp_path):
+def test_a_job_resumes_with_another_number_of_processes(tmp_path):
     path = tmp_path / "out.jsonl"
     with Ledger(str(path), process=1, processes=2) as ledger:
         ledger.write([answer(1)])
@@ -166,10 +166,10 @@ def test_an_object_store_has_an_object_for_each_flush(bucket, monkeypatch):
     assert not files.exists(parts)
     assert ledger.put("00000003.wav", b"RIFF") == "out.sound/00000003.wav"
     monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
-    ledger.write([])  # as time goes by
+    ledger.write([])  # as time passes
     monkeypatch.undo()
     assert len(files.ls(parts)) == 1
-    ledger.write([answer(4)])  # lost, for the process was killed
+    ledger.write([answer(4)])  # lost, because the process was killed
     with suppress(KeyboardInterrupt), Ledger(target) as ledger:
         assert list(ledger.entries) == [3]
         ledger.write([answer(1)])
@@ -186,7 +186,7 @@ def test_an_object_store_has_an_object_for_each_flush(bucket, monkeypatch):
     assert sorted(Ledger(target).entries) == [1, 2, 3]
 
 
-def test_an_answer_goes_before_a_fault(tmp_path):
+def test_an_answer_replaces_an_error(tmp_path):
     path = tmp_path / "out.jsonl"
     with Ledger(str(path)) as ledger:
         ledger.write([answer(1, error="no such file"), answer(2, error="broken")])
@@ -198,8 +198,8 @@ def test_an_answer_goes_before_a_fault(tmp_path):
     assert [(line["line"], line.get("error")) for line in lines] == [(1, None), (2, "still broken")]
 
 
-def test_a_long_answer_stays_on_the_disk(tmp_path):
-    """In memory there are words and numbers of a fixed size for each, whether it was written now or read."""
+def test_long_answers_are_not_kept_in_memory(tmp_path):
+    """Memory has fields of a fixed size for each answer, whether it was written now or read."""
     path, tokens = tmp_path / "out.jsonl", list(range(5000))
     with Ledger(str(path)) as ledger:
         ledger.write([answer(2, tokens=tokens, speech={"seconds": 1.5}), answer(1, error="no")])
@@ -219,7 +219,7 @@ def test_a_long_answer_stays_on_the_disk(tmp_path):
             assert sum(map(sys.getsizeof, [entry, *held])) < 700
 
 
-def test_what_utf_8_cannot_say_is_escaped(tmp_path):
+def test_lone_surrogates_are_escaped(tmp_path):
     path = tmp_path / "out.jsonl"
     with Ledger(str(path)) as ledger:
         ledger.write([answer(1, text="schön"), answer(2, id="\ud800", text="schön")])
@@ -228,7 +228,7 @@ def test_what_utf_8_cannot_say_is_escaped(tmp_path):
     assert json.loads(second) == {"line": 2, "id": "\ud800", "text": "schön", "of": "sum2"}
 
 
-def test_lines_have_their_numbers_in_the_file(tmp_path, bucket):
+def test_input_lines_keep_their_numbers(tmp_path, bucket):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\xef\xbb\xbf[1]\r\n\n  \n[2]")
     assert list(lines_of(str(path))) == [(1, b"[1]"), (4, b"[2]")]
@@ -259,8 +259,8 @@ PACKED = {"gz": gzip.compress(LINES), "bz2": bz2.compress(LINES), "xz": lzma.com
 
 
 @pytest.mark.parametrize("suffix", PACKED)
-def test_a_damaged_compressed_file_is_a_mistake_and_one_line(tmp_path, suffix):
-    """Another try would only say it again: the shell's exit code is 2."""
+def test_a_damaged_compressed_input_raises_a_one_line_mistake(tmp_path, suffix):
+    """A retry would fail again, so the shell's exit code is 2."""
     path, whole, middle = tmp_path / f"in.jsonl.{suffix}", PACKED[suffix], len(PACKED[suffix]) // 2
     path.write_bytes(whole)
     assert len(list(lines_of(str(path)))) == 200
@@ -304,7 +304,7 @@ class ZstdError(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_is_no_damage_is_not_called_so(bucket, monkeypatch, suffix, error, expected, words):
+def test_other_read_errors_are_not_called_damage(bucket, monkeypatch, suffix, error, expected, words):
     files = fsspec.filesystem("memory")
     files.pipe_file(f"{bucket}/in.jsonl.{suffix}", PACKED[suffix])
 
@@ -317,7 +317,7 @@ def test_what_is_no_damage_is_not_called_so(bucket, monkeypatch, suffix, error, 
     assert type(refused.value) is expected
 
 
-def test_a_network_that_fails_is_no_mistake(bucket, monkeypatch):
+def test_a_failing_network_is_not_a_user_mistake(bucket, monkeypatch):
     def reset(*_, **__):
         raise ConnectionResetError("reset by peer")
 

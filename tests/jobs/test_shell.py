@@ -1,4 +1,4 @@
-"""omni-jax batch in a shell: what it prints, what it writes, and what it says of mistakes."""
+"""omni-jax batch in a shell: its output, its files and its errors."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ def source(tmp_path):
     return write(tmp_path / "in.jsonl", *(user(words) for words in ("Hi", "Hey", "Ho")))
 
 
-def test_the_command(tiny, writer, source, tmp_path, monkeypatch, capsys):
+def test_batch_prints_and_writes_its_answers(tiny, writer, source, tmp_path, monkeypatch, capsys):
     run = partial(call, monkeypatch, capsys, "batch", source, tmp_path / "out.jsonl", "--model", tiny)
     arguments = ("--no-speech", "--slots", 2, "--max-new-tokens", 24, "--greedy", "--logprobs")
     code, out, err = run(*arguments, "--profile", tmp_path / "trace", "--json")
@@ -36,7 +36,7 @@ def test_the_command(tiny, writer, source, tmp_path, monkeypatch, capsys):
     assert "3 of 3 lines answered (3 by earlier runs), 0 errors" in err
 
 
-def test_the_commands_mistakes_are_one_line(tiny, source, tmp_path, monkeypatch, capsys):
+def test_mistakes_print_one_line(tiny, source, tmp_path, monkeypatch, capsys):
     run = partial(call, monkeypatch, capsys, "batch")
     target = tmp_path / "out.jsonl"
     for words, arguments in {
@@ -61,7 +61,7 @@ def test_the_commands_mistakes_are_one_line(tiny, source, tmp_path, monkeypatch,
     assert not target.exists()
 
 
-def test_a_stopped_command_says_that_it_goes_on(tiny, source, tmp_path, monkeypatch, capsys):
+def test_a_stopped_command_says_that_it_can_be_resumed(tiny, source, tmp_path, monkeypatch, capsys):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
@@ -73,8 +73,8 @@ def test_a_stopped_command_says_that_it_goes_on(tiny, source, tmp_path, monkeypa
     assert run() == (130, "", "omni-jax: stopped\n")
 
 
-def test_no_local_refuses_what_lines_name(monkeypatch, capsys):
-    """A line's own options cannot: they are those of its conversation (end_to_end/test_untrusted_input.py)."""
+def test_no_local_refuses_local_media_of_lines(monkeypatch, capsys):
+    """Options of a line cannot allow local files (end_to_end/test_untrusted_input.py)."""
     asked = []
     monkeypatch.setattr(jobs, "check", lambda *_, **__: None)
     monkeypatch.setattr(jobs, "load", lambda *_, **__: None)

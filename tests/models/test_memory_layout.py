@@ -1,4 +1,4 @@
-"""Weights that lie otherwise are the same weights."""
+"""Memory layouts of weights change no values."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
 
 
 def test_a_width_that_tiles_do_not_divide_lies_next_to_the_last():
-    """Qwen2.5-Omni's vision encoder; of other widths only the kernel with two output axes is turned."""
+    """Qwen2.5-Omni's vision encoder; with other widths only the kernel with two output axes is transposed."""
     assert _order(("embed", None, "ffn"), (32, 1280, 2, 3420)) == (0, 2, 3, 1)
     assert _order(("ffn", "embed"), (32, 3420, 1280)) == (0, 1, 2)
     assert _order(("embed", None, "ffn"), (36, 2048, 2, 11008)) == (0, 2, 1, 3)
@@ -49,8 +49,8 @@ def test_heads_narrower_than_a_tile_do_not_lie_innermost():
     assert _order(("embed", "heads", "head"), (36, 2048, 16, 128)) == (0, 2, 1, 3)
 
 
-def test_what_counts_is_a_devices_share():
-    """Of a shared expert's 768 columns over four devices, 192 are no whole tiles."""
+def test_layouts_depend_on_a_devices_share_of_a_width():
+    """A shared expert's 768 columns over four devices are 192 each, which is no whole number of tiles."""
     four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
     leaf = jax.ShapeDtypeStruct(
         (20, 1024, 2, 768), jnp.float32, sharding=jax.NamedSharding(four, jax.P(None, None, None, "model"))
@@ -60,8 +60,8 @@ def test_what_counts_is_a_devices_share():
     assert _order(("embed", None, "ffn"), leaf.shape) == (0, 2, 1, 3)
 
 
-def test_on_a_cpu_layers_of_decoders_lie_one_by_one(made):
-    """Where the stack lies: large ones are not copied. And back again, as checkpoints hold them."""
+def test_on_a_cpu_decoder_layers_are_unstacked(made):
+    """The layers share the stack's buffer, so large stacks are not copied; and back to a stack, as in checkpoints."""
     before = parts.leaves(made)
     moved = arranged(made, "cpu")
     layers = moved["thinker"].decoder.layers

@@ -20,7 +20,7 @@ def qkv(batch, length, heads=4, kv_heads=2, width=6, seed=0):
 
 
 def plain(q, k, v, mask):
-    """Softmax attention by the book, [B, T, S] mask."""
+    """Plain softmax attention with a [B, T, S] mask."""
     k, v = (np.repeat(np.asarray(x), q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
     scores = np.where(mask[:, None], scores, -np.inf)
@@ -55,7 +55,7 @@ def test_cache_then_new_tokens_equal_the_whole(window, cut):
     np.testing.assert_allclose(out, plain(q, k, v, mask)[:, cut:], atol=2e-6)
 
 
-def test_rows_of_unequal_length_are_written_at_their_own_place():
+def test_rows_of_unequal_length_are_written_at_their_own_slots():
     cache = KVCache.empty(layers=1, batch=2, slots=8, kv_heads=1, head_width=1, dtype=jnp.float32)
     first = jnp.arange(1.0, 7.0).reshape(1, 2, 3, 1, 1)
     cache = cache.append(first, -first, jnp.array([1, 3]))
@@ -67,7 +67,7 @@ def test_rows_of_unequal_length_are_written_at_their_own_place():
 
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=9), seed=st.integers(0, 3))
 @settings(max_examples=12, deadline=None)
-def test_segments_see_only_themselves(lengths, seed):
+def test_segments_attend_only_to_themselves(lengths, seed):
     total = sum(lengths)
     q, k, v = (x[0] for x in qkv(1, total, kv_heads=4, seed=seed))
     ids = np.repeat(np.arange(len(lengths)), lengths)
@@ -76,7 +76,7 @@ def test_segments_see_only_themselves(lengths, seed):
     np.testing.assert_allclose(out, plain(q[None], k[None], v[None], mask)[0], atol=2e-6)
 
 
-def test_segments_hold_no_square_of_the_length():
+def test_segments_have_no_array_quadratic_in_the_length():
     """The compiled program for 832 tokens in windows of 104 has no array of 832 x 832 or more scores."""
     shapes = [jax.ShapeDtypeStruct((832, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((832,), jnp.int32)]
     text = jax.jit(lambda *a: packed_attention.attend_segments(*a, reach=104)).lower(*shapes).compile().as_text()
@@ -88,7 +88,7 @@ SPANS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
 
 
 def spans(lengths, padding=0):
-    """Bounds of spans one after another, and of padding behind them."""
+    """Bounds of consecutive spans, and of padding after them."""
     starts = np.cumsum([0, *lengths[:-1]])
     first, last = np.repeat(starts, lengths), np.repeat(starts + lengths, lengths)
     return jnp.asarray(np.pad(first, (0, padding))), jnp.asarray(np.pad(last, (0, padding)))
@@ -96,7 +96,7 @@ def spans(lengths, padding=0):
 
 @given(lengths=SPANS, padding=st.integers(0, 9), rows=st.integers(1, 16), columns=st.integers(1, 24))
 @settings(max_examples=15, deadline=None)
-def test_spans_of_any_length_see_only_themselves(lengths, padding, rows, columns):
+def test_spans_of_any_length_attend_only_to_themselves(lengths, padding, rows, columns):
     """In blocks of any size, with spans that straddle them; padding gives zeros."""
     total = sum(lengths)
     q, k, v = (x[0] for x in qkv(1, total + padding, kv_heads=4, seed=rows))
@@ -110,8 +110,8 @@ def test_spans_of_any_length_see_only_themselves(lengths, padding, rows, columns
     np.testing.assert_array_equal(out[total:], 0)
 
 
-def test_gradients_of_spans(monkeypatch):
-    """The backward pass in blocks equals that of the book's attention."""
+def test_gradients_of_spans_equal_plain_attention(monkeypatch):
+    """The backward pass in blocks equals that of plain attention."""
     monkeypatch.setattr(packed_attention, "SPAN_ROWS", 8)
     monkeypatch.setattr(packed_attention, "SPAN_COLUMNS", 12)
     lengths, total = [13, 1, 30, 6], 50
@@ -132,7 +132,7 @@ def test_gradients_of_spans(monkeypatch):
         np.testing.assert_allclose(mine, expected, atol=3e-6)
 
 
-def test_spans_hold_no_square_of_the_length():
+def test_spans_have_no_array_quadratic_in_the_length():
     """The program for 4,096 patches, forward and backward, has scores of one block only: 256 queries on 512 keys."""
     arrays = [jax.ShapeDtypeStruct((4096, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((4096,), jnp.int32)] * 2
     whole = jax.jit(jax.grad(lambda *a: jnp.sum(packed_attention.attend_spans(*a)), argnums=(0, 1, 2)))
@@ -143,8 +143,8 @@ def test_spans_hold_no_square_of_the_length():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_tpus_way_to_write_a_cache_is_the_same(count):
-    """Row by row; a row that stands at the end keeps what it holds."""
+def test_the_tpu_form_of_a_cache_write_is_equal(count):
+    """Row by row; a full row keeps its entries."""
     rng = np.random.default_rng(count)
     old = tuple(jnp.asarray(rng.normal(size=(2, 4, 2, 8, 3)), jnp.float32) for _ in "kv")
     new = tuple(jnp.asarray(rng.normal(size=(2, 4, 2, count, 3)), jnp.float32) for _ in "kv")
@@ -156,14 +156,14 @@ def test_a_tpus_way_to_write_a_cache_is_the_same(count):
 
 
 @pytest.mark.parametrize("write", [cache_module._write_row_by_row, cache_module._write_at_once])
-def test_new_entries_that_do_not_fit_leave_the_older_ones(write):
+def test_new_entries_that_do_not_fit_keep_the_older_ones(write):
     old, new = (jnp.arange(12.0).reshape(1, 2, 1, 6, 1),), (jnp.full((1, 2, 1, 3, 1), -1.0),)
     (found,) = write(old, new, jnp.array([4, 3]))
     np.testing.assert_array_equal(found[0, 0, 0, :4], old[0][0, 0, 0, :4])
     np.testing.assert_array_equal(found[0, 1, 0, :, 0], [6, 7, 8, -1, -1, -1])
 
 
-def test_a_tpus_way_to_multiply_one_row_is_the_same():
+def test_the_tpu_form_of_a_product_with_one_row_is_equal():
     x, kernel = jnp.ones((1, 1, 5)), jnp.arange(30.0).reshape(5, 2, 3)
     multiply = partial(jnp.tensordot, axes=1)
     np.testing.assert_array_equal(layers._doubled(multiply, x, kernel), multiply(x, kernel))

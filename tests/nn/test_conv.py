@@ -1,4 +1,4 @@
-"""Convolutions that look back only: against their definitions, and in pieces against the whole."""
+"""Causal convolutions against their definitions, and in pieces against the whole."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ BATCH, FRAMES = 3, 12
 
 
 def layer(kind, *sizes):
-    """A layer with a random bias: a zero one hides what lies before the beginning."""
+    """A layer with a random bias: a zero bias would hide faults at the beginning."""
     made = kind(Init(jax.random.key(0), jnp.float32), *sizes)
     made.bias[...] = jax.random.normal(jax.random.key(1), made.bias.shape)
     return made
@@ -30,7 +30,7 @@ def beginning(frames):
 
 
 def in_pieces(run, x, lengths, pieces):
-    """``run(piece, past)`` over pieces of x; the rows have ``lengths`` frames, and what each row got is joined."""
+    """Runs ``run(piece, past)`` over pieces of x, whose rows have ``lengths`` frames, and joins the results."""
 
     @partial(jax.jit, static_argnums=4)
     def step(x, tails, seen, new, size):
@@ -70,13 +70,13 @@ def transposed(x, kernel, bias, rate):
 
 
 @pytest.mark.parametrize("dilation", [1, 3, 9])
-def test_convolution(dilation):
+def test_convolution_equals_its_definition(dilation):
     conv, x = layer(Conv1d, 4, 5, 7), signal(40, 4)
     expected = convolved(x, *numbers(conv), dilation)
     np.testing.assert_allclose(conv(jnp.asarray(x), beginning(40), dilation=dilation), expected, atol=1e-5)
 
 
-def test_depthwise_convolution():
+def test_depthwise_convolution_equals_its_definition():
     conv, x = layer(Conv1d, 1, 6, 7), signal(20, 6)
     kernel, bias = numbers(conv)
     expected = convolved(x, kernel[:, 0, :, None] * np.eye(6), bias)
@@ -91,8 +91,8 @@ def test_pointwise_convolution_has_no_past():
 
 
 @pytest.mark.parametrize(("width", "rate"), [(2, 2), (6, 3), (16, 8)])
-def test_transposed_convolution(width, rate):
-    """Of twice the stride's width, it is a step behind: its first samples lie before the beginning."""
+def test_transposed_convolution_equals_its_definition(width, rate):
+    """With a kernel of twice the stride it is one step late: its first samples lie before the beginning."""
     conv, x, past = layer(ConvTranspose1d, 4, 5, width), signal(20, 4), beginning(20)
     y = conv(jnp.asarray(x), past, rate=rate)
     assert y.shape == (BATCH, 20 * rate, 5)
@@ -101,8 +101,8 @@ def test_transposed_convolution(width, rate):
 
 
 @pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 7], [1, 2, 4, 5]])
-def test_in_pieces_is_the_whole(pieces):
-    """A chain of all kinds, its rows of different lengths; the reach of 54 steps is longer than many pieces."""
+def test_convolution_in_pieces_equals_the_whole(pieces):
+    """A chain of all kinds of layers, with rows of different lengths; its reach of 54 steps exceeds many pieces."""
     up, conv = layer(ConvTranspose1d, 4, 6, 6), layer(Conv1d, 6, 6, 7)
     again, last = layer(ConvTranspose1d, 6, 3, 4), layer(Conv1d, 1, 3, 7)
 
@@ -120,7 +120,7 @@ def test_in_pieces_is_the_whole(pieces):
         np.testing.assert_allclose(found[row][lag:], y, atol=1e-5 * np.abs(y).max())
 
 
-def test_a_row_with_nothing_new_keeps_its_past():
+def test_a_row_without_new_frames_keeps_its_past():
     conv = layer(Conv1d, 4, 4, 7)
     tails = [jnp.asarray(signal(6, 4))]
     past = Past(tails, jnp.array([5, 5, 0]), jnp.array([0, 2, 0]), 2)

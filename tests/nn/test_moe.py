@@ -46,7 +46,7 @@ def inputs(tokens, per_token, seed=0, same=None):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (1, 8), (3, 2), (77, 3), (300, 4)])
-def test_forms_equal_a_plain_loop(form, tokens, per_token):
+def test_both_forms_equal_a_plain_loop(form, tokens, per_token):
     x, chosen, weights = inputs(tokens, per_token)
     gate_up, down = kernels()
     y = jax.jit(lambda *a: form(*a, count=COUNT))(x, chosen, weights, gate_up, down, jnp.int32(OFFSET))
@@ -54,7 +54,7 @@ def test_forms_equal_a_plain_loop(form, tokens, per_token):
 
 
 @pytest.mark.parametrize("rows_a_piece", [1, 2, 5])
-def test_a_kernel_in_pieces_multiplies_as_a_whole(monkeypatch, rows_a_piece):
+def test_a_kernel_multiplied_in_pieces_equals_the_whole(monkeypatch, rows_a_piece):
     gate_up, down = kernels()
     monkeypatch.setattr(grouped_matmul, "PIECE", rows_a_piece * 4 * 2 * FFN)
     assert [grouped_matmul.pieces(kernel) for kernel in (gate_up, down)] == {1: [12, 10], 2: [6, 5], 5: [3, 2]}[
@@ -92,7 +92,7 @@ def test_padding_reaches_no_expert_and_changes_no_row(form):
 )
 @settings(max_examples=200, deadline=None)
 def test_tiles_multiply_at_most_half_more_than_needed(tokens, per_token, count, skew, seed):
-    """Rows in tiles against rows needed, for any spread of the experts' popularity."""
+    """Rows in tiles against rows needed, for any distribution of tokens over experts."""
     slots = tokens * per_token
     rng = np.random.default_rng(seed)
     popularity = np.log(rng.dirichlet(np.full(count, 10.0**-skew)) + 1e-30)
@@ -158,7 +158,7 @@ def spread_kernels(sizes):
     return mesh, placed
 
 
-def test_gradients_of_what_is_sent_equal_those_of_one_device():
+def test_gradients_with_tokens_sent_equal_those_of_one_device():
     _, placed = spread_kernels((2, 2, 2))
     x, chosen, weights = inputs(1024, 3)
     whole = [jnp.asarray(np.asarray(leaf)) for leaf in placed]

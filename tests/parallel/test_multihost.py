@@ -1,4 +1,4 @@
-"""One model over the devices of two processes: what each of them gets, and what they agree on."""
+"""One model over the devices of two processes: the results of each, and their agreement."""
 
 from tests.support.hosts import two_processes
 
@@ -54,7 +54,7 @@ print(json.dumps(facts))
 """
 
 
-def test_two_processes_agree(tiny, writer, tmp_path):
+def test_two_processes_share_results_and_decisions(tiny, writer, tmp_path):
     first, second = two_processes(SCRIPT, tmp_path, tiny, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert (first.pop("group"), second.pop("group")) == ([0, 1, True, False], [0, 1, False, False])
     assert "read different inputs" in first["unlike"]

@@ -1,4 +1,4 @@
-"""Models on meshes: who holds what, and that many devices hear, see, read, write and speak as one does."""
+"""Models on meshes: the shardings, and replies of many devices that equal those of one."""
 
 import json
 import warnings
@@ -53,7 +53,7 @@ def alone(families):
 
 def answers(omni):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the system prompt
+        warnings.simplefilter("ignore")  # tokens of the system prompt
         return omni.generate_batch(conversations(), **GREEDY)
 
 
@@ -69,11 +69,11 @@ def answers(omni):
         ("Qwen2.5-Omni", "data=2,expert=2,model=2"),
     ],
 )
-def test_eight_devices_answer_as_one(families, alone, name, mesh, monkeypatch):
+def test_eight_devices_give_the_answers_of_one(families, alone, name, mesh, monkeypatch):
     folder, _ = families[name]
     sent, exchanged = [], expert_parallel._exchanged
     if mesh == "expert=8":
-        monkeypatch.setattr(expert_parallel, "LEAST", 1)  # tokens of prompts are sent, as those of long ones always are
+        monkeypatch.setattr(expert_parallel, "LEAST", 1)  # tokens of prompts are sent, as in long prompts
         monkeypatch.setattr(
             expert_parallel, "_exchanged", lambda *x, **more: sent.append(len(x[0])) or exchanged(*x, **more)
         )
@@ -92,14 +92,14 @@ def test_eight_devices_answer_as_one(families, alone, name, mesh, monkeypatch):
     assert bool(sent) == (mesh == "expert=8")
 
 
-# --- what a mesh is made of
+# --- meshes
 
 
 def sizes(mesh):
     return tuple(mesh.shape.values())
 
 
-def test_meshes_by_name():
+def test_meshes_are_made_by_name():
     assert sizes(make_mesh("v6e-8")) == (2, 1, 4)
     assert sizes(make_mesh("v5p-8")) == (1, 1, 4)  # of eight cores, two a chip
     assert sizes(make_mesh("v6e-8", kv_heads=2)) == (4, 1, 2)
@@ -107,7 +107,7 @@ def test_meshes_by_name():
     assert sizes(make_mesh("expert=4, data=2")) == (2, 4, 1)
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
     assert make_mesh(mesh) is mesh
-    assert well_chosen(jax.devices(), kv_heads=4) is None  # of a CPU
+    assert well_chosen(jax.devices(), kv_heads=4) is None  # on a CPU
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_meshes_by_name():
         ((2, 4), r"mesh: expected a shape .* got \(2, 4\)"),
     ],
 )
-def test_meshes_that_cannot_be(spec, said):
+def test_impossible_meshes_are_refused(spec, said):
     with pytest.raises(ValueError, match=said):
         make_mesh(spec)
 
 
-def test_what_does_not_divide_is_held_by_all():
+def test_undivided_axes_are_replicated():
     """4 key heads on 8 devices, 20 heads of the audio encoder on 8; each at full size."""
     published = Path(__file__).parents[1] / "configs" / "qwen3_omni_instruct.json"
     config = from_hf(json.loads(published.read_text())["config"])
@@ -149,7 +149,7 @@ def test_what_does_not_divide_is_held_by_all():
         "audio_encoder: 20 heads over model=8", "talker: 2 kv_heads over model=8", "thinker: 4 kv_heads over model=8",
     ]  # fmt: skip
     assert eight["thinker.decoder.experts.gate_up"].spec[1] == "model"
-    # More devices than experts: the axes that leave the least to each.
+    # More devices than experts: the axes that leave the fewest experts to each device.
     pod = AbstractMesh((64, 1, 4), ("data", "expert", "model"))
     assert over("expert", 128, pod) == ("data",)
     assert over("expert", 256, pod) == ("model", "data")

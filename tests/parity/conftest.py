@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-if importlib.util.find_spec("torch") is not None:  # without, tests/conftest.py leaves this folder out
+if importlib.util.find_spec("torch") is not None:  # without torch, tests/conftest.py ignores this folder
     import torch
 
-    torch.set_num_threads(1)  # two wait for each other on two busy cores: the tests then take 1.5 times as long
+    torch.set_num_threads(1)  # two threads wait for each other on two busy cores, and the tests take 1.5 times as long
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# The largest error of today's tests is 2.2e-6, on stacks of two to four layers.
+# The largest measured error is 2.2e-6, on stacks of two to four layers.
 TOLERANCE = 1e-5
 
 

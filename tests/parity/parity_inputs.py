@@ -1,11 +1,11 @@
-"""Prompts and clips for the parity tests, and the reference's way to take them."""
+"""Prompts and clips for the parity tests, and their form for the reference."""
 
 import numpy as np
 import torch
 
 
 def ids(omni, *frames, words=9, seed=0):
-    """A prompt of random text with clips of so many frames in it."""
+    """A prompt of random text with clips of the given numbers of frames."""
     rng, config = np.random.default_rng(seed), omni.config
     thinker = config.thinker
     row = [config.im_start, config.user, *rng.integers(0, 200, words).tolist()]

@@ -1,5 +1,5 @@
-"""Qwen2.5-Omni of the reference: its model of a folder, its whole spoken replies, as it means them and as they are, and our
-modules with the weights of its modules."""
+"""Qwen2.5-Omni of the reference: its model of a folder, its spoken replies as intended and as they are, and our modules
+with its weights."""
 
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
@@ -25,13 +25,13 @@ from omni_jax.weights.tables import common, qwen2_5_omni
 
 TABLE = qwen2_5_omni.rows(from_hf(tiny_qwen2_5_config()))  # the same for any sizes
 GREEDY = {"thinker_do_sample": False, "talker_do_sample": False}
-# Its keywords of pictures go to the talker too, which refuses them, unless the talker is given others.
+# The reference passes keywords of pictures to its talker too, which refuses them unless it gets its own.
 NO_PIXELS = {"talker_pixel_values": None, "talker_pixel_values_videos": None}
-DRAWN = 128  # mel frames of noise that are drawn at once: the noise of a frame is its own, and each size is a program
+DRAWN = 128  # mel frames of noise drawn at once: noise depends on the frame alone, and each size is a program
 
 
 def with_published_heads(whole, *, thinker, talker):
-    """The tiny model with heads as wide as published, and as many of them to a key: (heads, width, sections) of each."""
+    """The tiny model with the published head widths and heads a key: (heads, width, sections) of thinker and talker."""
     heads, head_width, section = thinker
     width = heads * head_width
     text = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": 2, **_one_key(section)}
@@ -48,7 +48,7 @@ def _one_key(section):
     return {"num_key_value_heads": 1, "rope_scaling": scaling}
 
 
-# Tiny ones with each size's quirks, and with each size's heads: the 7B's talker has more of them than its width holds.
+# Tiny models with each size's irregularities and heads: the heads of the 7B's talker are wider together than its width.
 CONFIGS = {
     "7B": tiny_qwen2_5_config,
     "3B": lambda: three_b(tiny_qwen2_5_config()),
@@ -62,7 +62,7 @@ CONFIGS = {
 
 
 def load_reference(folder, dtype=torch.float32):
-    """Its model of a folder, the voices of spk_dict.pt too; nothing is missing and nothing is left over."""
+    """The reference's model of a folder, with the voices of spk_dict.pt; no tensor is missing and none is unused."""
     model = Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     stored, expected = set(Safetensors(folder).tensors), {_published(name) for name in model.state_dict()}
     assert stored == expected, stored ^ expected
@@ -70,16 +70,16 @@ def load_reference(folder, dtype=torch.float32):
 
 
 def _published(name):
-    """What the files call a tensor of its memory."""
+    """The published name of one of its in-memory tensors."""
     return next((new + name.removeprefix(old) for old, new in common.ALIASES if name.startswith(old)), name)
 
 
 def filled(path, build, name, module):
-    """Our module with the weights of theirs by the table of the published checkpoint: each leaf once, each tensor used.
+    """Our module with their weights by the table of the published checkpoint: each leaf filled once, each tensor used.
 
     Args:
-        path, name: what the table calls the two, as ``dit.speaker_encoder``.
-        build: makes ours of an ``Init``.
+        path, name: the names of the two in the table, such as ``dit.speaker_encoder``.
+        build: builds ours from an ``Init``.
     """
     made = jax.eval_shape(lambda: build(Init(jax.random.key(0), jnp.float32)))
     shapes = {leaf_path: leaf.shape for leaf_path, leaf in leaves({path: made}).items()}
@@ -100,8 +100,8 @@ def filled(path, build, name, module):
 
 @contextmanager
 def intended(reference):
-    """The talker as it is meant: without padding ``generate`` drops its attention mask, and with the mask the embeddings of
-    codec_pad and codec_bos at the end of its prompt and the rotary coordinates of media."""
+    """The talker as intended. Without padding ``generate`` drops the talker's attention mask, and with it the
+    embeddings of codec_pad and codec_bos at the end of its prompt and the rotary coordinates of media."""
     forward = reference.talker.forward
 
     @wraps(forward)  # generate reads the names of its arguments
@@ -119,7 +119,7 @@ def intended(reference):
 
 @contextmanager
 def given_noise(*rows):
-    """In place of torch's, the noise that the flow of each row begins with, one row after another.
+    """Replaces torch's noise by the given initial noise of each row's flow, one row after another.
 
     Args:
         rows: [mel frames, bins] each, or a function of these two sizes.
@@ -139,13 +139,13 @@ def given_noise(*rows):
 
 
 def seeded_noise(seed, frames, bins):
-    """What a seed begins with: the noise of each frame by its number."""
+    """The initial noise of a seed: the noise of each frame by its number."""
     return np.asarray(frame_noise(jax.random.key(seed), -(-frames // DRAWN) * DRAWN, bins))[:frames]
 
 
 @dataclass
 class Spoken:
-    """One row. n is Y for a speech cut by its length and Y + 1 for one that ended itself, as does what the last of the n chose.
+    """One row. n is Y for speech cut by its length, and Y + 1 for speech that ended itself.
 
     Attributes:
         tokens: of the reply, the one that ended it included.
@@ -169,11 +169,11 @@ class Spoken:
 
 
 def generate(reference, inputs, *, speaker="Ethan", mend=True, seed=0, **options):
-    """The reference's replies to rows, greedy: a list of ``Spoken``.
+    """Greedy replies of the reference to rows: a list of ``Spoken``.
 
     Args:
         inputs: keywords of its ``generate``, as ``parity_scenes.theirs`` gives them.
-        mend: whether its talker is ``intended``, or as it is.
+        mend: whether its talker is ``intended``, or unchanged.
         seed: of the noise, one for all rows or one a row.
         options: ``thinker_...`` and ``talker_...`` of its ``generate``.
     """
@@ -207,10 +207,10 @@ def generate(reference, inputs, *, speaker="Ethan", mend=True, seed=0, **options
 
 
 def stops(reference, inputs, speakers=("Ethan",), *, words=(4, 14), frames=(8, 24), **options):
-    """Options with which each row's reply and its speech end by themselves, in tokens that the model does emit.
+    """Options that end each row's reply and its speech at tokens that the model emits.
 
-    In a random model neither end token is ever likeliest. So others end a reply of so many words, and a speech of so many
-    codes, at least and at most.
+    In a random model neither end token is ever the most likely one. So other tokens end a reply and its speech, between
+    the given numbers of words and codes.
 
     Args:
         inputs: of each row by itself. speakers: one a row, or one for all.
@@ -224,7 +224,7 @@ def stops(reference, inputs, speakers=("Ethan",), *, words=(4, 14), frames=(8, 2
 
 
 def _ends(rows, least, most):
-    """For each row one item behind its first ``least``, and behind those of all others, for it may end them too."""
+    """For each row one item after the first ``least`` of all rows, because it may end the others too."""
     early = {item for row in rows for item in row[:least]}
     late = [[item for item in dict.fromkeys(row[least : most + 1]) if item not in early] for row in rows]
     assert all(late), f"nothing new from {least} to {most} in {rows}"
@@ -239,7 +239,7 @@ def _ended(row, ends):
 
 @contextmanager
 def _spied(reference):
-    """What the talker reads and writes at each step, written down; all is put back after."""
+    """Records what the talker reads and writes at each step; all is restored afterwards."""
     talker, seen = reference.talker, defaultdict(list)
 
     def write(name, tensor):

@@ -1,4 +1,4 @@
-"""Prompts with pictures, videos and sound of every mix, as our batches and as the reference takes them."""
+"""Prompts with any mix of pictures, videos and sound, as our batches and as the reference's inputs."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ NEWLINE = 198  # of the tiny tokenizer, as of the published one
 
 @dataclass
 class Scene:
-    """One row: tokens, and its media each in the order of their placeholders; of a conversation, its turns too."""
+    """One row: tokens, and its media in the order of their placeholders; for a conversation also its turns."""
 
     tokens: list[int]
     mel: list[np.ndarray] = field(default_factory=list)
@@ -40,10 +40,10 @@ def scene(omni, *parts, words=5, seed=0):
 
 
 def conversation(omni, *turns, words=5, seed=0):
-    """A row of turns as the chat template makes them, (role, *parts) each, parts as in ``scene``; then the assistant's,
-    opened. A last turn of the assistant is that one, begun."""
+    """A row of turns as from the chat template, (role, *parts) each with parts as in ``scene``; then an open
+    assistant's turn. A last turn of the assistant is its beginning."""
     made, rng, config = Scene([]), np.random.default_rng(seed), omni.config
-    roles = token_ids()  # the same in the tiny tokenizers of both families; only one's config has them all
+    roles = token_ids()  # the same ids in the tiny tokenizers of both families; only one config has them all
     for number, (role, *parts) in enumerate(turns):
         turn = Scene([config.im_start, roles[role], NEWLINE])
         _fill(turn, config.thinker, rng, parts, words, seed + 100 * number)
@@ -60,7 +60,7 @@ def conversation(omni, *turns, words=5, seed=0):
 
 
 def _fill(made, config, rng, parts, words, seed):
-    """Words, then the parts with two words behind each."""
+    """Words, then the parts with two words after each."""
 
     def see(grid, seconds=0.0):
         size = int(np.prod(grid)), config.vision_encoder.patch_width
@@ -97,7 +97,7 @@ def batch(scenes, *, left=True):
 
 
 def theirs(scenes, *, left=True):
-    """The same as keywords of Transformers' thinker; its flag says that all videos of a call have sound, or none."""
+    """The scenes as keywords of Transformers' thinker; its flag says that all videos of a call have sound, or none."""
     tokens, mask = pad([row.tokens for row in scenes], left=left)
     inputs = reference_inputs(tokens, mask, [item for row in scenes for item in row.mel])
     for kind, pixels, grid in (

@@ -13,10 +13,10 @@ import torch
 from tests.parity.parity_scenes import batch, theirs
 
 GREEDY = {"thinker_do_sample": False, "talker_do_sample": False}
-ASSISTANT = 9  # slots of the talker's prompt behind the user's turns
-# What the reference's talker should have got and does not: an n_window of sound, without which images beside sound are an
-# error; of all media those of the user's turns alone; the word that a video has sound; of no user's turn, nothing; and of an
-# answer that was begun all words, where it drops as many at the end as stood in the prompt (not mended in batches).
+ASSISTANT = 9  # slots of the talker's prompt after the user's turns
+# Inputs that the reference's talker should get and does not: n_window of sound, without which images beside sound
+# raise; only the media of the user's turns; the flag that a video has sound; nothing for a prompt without a user's
+# turn; all words of an answer begun in the prompt, of which it drops as many at the end (not fixed in batches).
 MENDS = frozenset({"n_window", "media", "sound", "nothing", "words"})
 
 
@@ -43,16 +43,16 @@ class Spoken:
 
 
 def say(reference, scenes, *, speaker="Ethan", mends=MENDS, **options):
-    """The reference's replies to rows, greedy: a list of ``Spoken``.
+    """Greedy replies of the reference to rows: a list of ``Spoken``.
 
     Args:
-        mends: which of its faults are mended; without one, it is shown as it is.
+        mends: which of its faults are fixed; a fault that is left out is shown.
         options: ``thinker_...`` and ``talker_...`` of its ``generate``.
     """
     inputs, count = theirs(scenes), len(scenes)
     options = {"thinker_eos_token_id": None, **GREEDY, "thinker_pad_token_id": 0, "talker_pad_token_id": 0, **options}
     with _spied(reference, scenes, mends) as seen, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the penalty knows nothing of the prompt, as it should be
+        warnings.simplefilter("ignore", UserWarning)  # so that the penalty does not cover the prompt, as intended
         tokens, audio = reference.generate(**inputs, speaker=speaker, talker_output_logits=True, **options)
     audio = [audio[0, 0]] if count == 1 else audio
     tokens = tokens[:, inputs["input_ids"].shape[1] :].tolist()
@@ -60,15 +60,15 @@ def say(reference, scenes, *, speaker="Ethan", mends=MENDS, **options):
 
 
 def answer(omni, scenes, **options):
-    """Our replies to the same."""
+    """Our replies to the same rows."""
     return omni.generate_batch(batch(scenes), **{"thinker_eos_token_id": (-1,), **GREEDY, **options})
 
 
 def stops(reference, scenes, speakers=("Ethan",), *, words=(6, 20), frames=(9, 24)):
-    """Options with which each row's reply and its speech end by themselves, in tokens that the model does emit.
+    """Options that end each row's reply and its speech at tokens that the model emits.
 
-    In a random model neither end token is ever likeliest. So others end a reply of so many words, and a speech of so many
-    frames, at least and at most. Speakers: one a row, or one for all.
+    In a random model neither end token is ever the most likely one. So other tokens end a reply and its speech, between
+    the given numbers of words and frames. Speakers: one a row, or one for all.
     """
     rows = list(zip(scenes, cycle(speakers), strict=False))
     found = {"thinker_max_new_tokens": words[1] + 1, "talker_max_new_tokens": 2}
@@ -79,7 +79,7 @@ def stops(reference, scenes, speakers=("Ethan",), *, words=(6, 20), frames=(9, 2
 
 
 def _ends(rows, least, most):
-    """For each row one item behind its first ``least``, and behind those of all others, for it may end them too."""
+    """For each row one item after the first ``least`` of all rows, because it may end the others too."""
     early = {item for row in rows for item in row[:least]}
     late = [[item for item in dict.fromkeys(row[least : most + 1]) if item not in early] for row in rows]
     assert all(late), f"nothing new from {least} to {most} in {rows}"
@@ -94,7 +94,7 @@ def _ended(row, ends):
 
 @contextmanager
 def _spied(reference, scenes, mends):
-    """The model with what its talker is called with and gives written down, and mended; all is put back after."""
+    """The model with its faults fixed, recording inputs and outputs of its talker; all is restored afterwards."""
     talker, seen = reference.talker, SimpleNamespace(positions=[])
     generate, forward, parts = talker.generate, talker.model.forward, reference._get_talker_assistant_parts
 
@@ -123,7 +123,7 @@ def _spied(reference, scenes, mends):
 
 
 def _mended(given, scenes, mends):
-    """What the talker's generate should have been called with."""
+    """The arguments that the talker's generate should have got."""
     given = dict(given)
     if "media" in mends:
         own = {kind: [item for row in scenes for item in row.of("user", kind)] for kind in ("mel", "images", "videos")}

@@ -1,4 +1,4 @@
-"""The audio encoder against Transformers: lengths around chunks and windows, and batches, also those it gets wrong."""
+"""The audio encoder against Transformers: lengths around chunks and windows, and batches, also where it is wrong."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def theirs(reference, clips):
 
 
 @pytest.mark.parametrize("frames", SINGLE)
-def test_a_clip_alone(omni, reference, frames):
+def test_a_single_clip_equals_the_reference(omni, reference, frames):
     clip = mel(frames)
     assert_close(omni.encode_audio([clip])[0], theirs(reference, [clip]))
 
 
 @pytest.mark.parametrize("frames", [[100, 1000, 237], [450, 101], [200, 200], [1234, 100, 333, 100]])
-def test_clips_of_a_second_or_more_in_one_call(omni, reference, frames):
+def test_clips_of_a_second_or_more_equal_the_reference_in_one_call(omni, reference, frames):
     clips = [mel(n, seed) for seed, n in enumerate(frames)]
     assert_close(np.concatenate(omni.encode_audio(clips)), theirs(reference, clips))
 
@@ -46,14 +46,14 @@ def test_short_clips_in_a_batch_equal_themselves_alone(omni, reference, frames):
         assert_close(features, theirs(reference, [clip]))
 
 
-def test_the_reference_does_differ_in_a_batch(reference):
-    """If this fails, Transformers was mended, and the line in docs/parity.md can go."""
+def test_the_reference_differs_in_a_batch(reference):
+    """If this fails, Transformers was fixed, and the line in docs/parity.md can be removed."""
     short, long = mel(4), mel(237)
     together = theirs(reference, [short, long])[:1]
     assert np.abs(together - theirs(reference, [short])).max() > 1e-3
 
 
-def test_padded_array_with_mask_or_lengths(omni, reference):
+def test_a_padded_array_with_mask_or_lengths_equals_the_reference(omni, reference):
     clips = [mel(n, seed) for seed, n in enumerate([237, 450, 100])]
     array = np.zeros((3, 128, 470), np.float32)
     for row, clip in zip(array, clips, strict=True):
@@ -66,7 +66,7 @@ def test_padded_array_with_mask_or_lengths(omni, reference):
         assert_close(np.concatenate(features), expected)
 
 
-def test_beyond_the_window_at_the_published_width(tmp_path):
+def test_several_windows_of_the_published_width_equal_the_reference(tmp_path):
     """Windows of 8 chunks as published (104 tokens): 25 s are four of them, and the 9th second does not change the 1st."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 

@@ -50,7 +50,7 @@ _encode = jax.jit(lambda encoder, mel, extent: encoder.encode(mel, extent))
 
 
 def ours(encoder, clips, spare=0):
-    """Features of the clips one after another; ``spare`` slots of the call stay empty."""
+    """Features of the clips, concatenated; ``spare`` slots of the call stay empty."""
     size = CONFIG.chunk_frames
     parts = [clip[:, start : start + size] for clip in clips for start in range(0, clip.shape[1], size)]
     chunks = np.zeros((len(parts) + spare, CONFIG.mel_bins, size), np.float32)
@@ -72,17 +72,17 @@ def expected(tower, clips):
 
 
 @pytest.mark.parametrize("frames", [n for n in LENGTHS if n > 2])
-def test_a_clip_alone(encoder, tower, frames):
+def test_a_single_clip_equals_the_reference(encoder, tower, frames):
     assert_close(ours(encoder, [mel(frames)]), expected(tower, [mel(frames)]))
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_clip_of_one_place_has_no_token(encoder, tower, frames):
+def test_a_clip_of_one_position_has_no_token(encoder, tower, frames):
     assert ours(encoder, [mel(frames)]).shape == expected(tower, [mel(frames)]).shape == (0, CONFIG.out_width)
 
 
 @pytest.mark.parametrize("frames", [LENGTHS, LENGTHS[::-1], [3, 4, 5], [450, 237, 201, 3]])
-def test_clips_in_one_call(encoder, tower, frames):
+def test_clips_in_one_call_equal_the_reference(encoder, tower, frames):
     clips = [mel(n, seed) for seed, n in enumerate(frames)]
     found = ours(encoder, clips, spare=3)
     assert len(found) == sum((halve(n) - 2) // 2 + 1 for n in frames)

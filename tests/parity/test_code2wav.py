@@ -1,6 +1,6 @@
-"""The vocoder against Transformers: whole, in streams, and deep enough that what a stream forgets would be heard.
+"""The vocoder against Transformers: whole, in streams, and deep enough that lost context of a stream would show.
 
-The reference is its one forward. Its ``chunked_decode`` is another thing: see the last tests.
+The reference is one forward pass. Its ``chunked_decode`` differs: see the last tests.
 """
 
 import copy
@@ -24,7 +24,7 @@ def tiny_pair(loaded, reference):
 
 @pytest.fixture(scope="module")
 def deep_pair(tmp_path_factory):
-    """Narrow, with the published layers and window: a frame hears 568 frames back."""
+    """Narrow, with the published layers and window: a frame depends on 568 frames before it."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
     from omni_jax import weights
@@ -48,7 +48,7 @@ def theirs(reference, codes):
 
 
 @pytest.mark.parametrize("frames", [1, 310])
-def test_the_whole(tiny_pair, frames):
+def test_a_whole_pass_equals_the_reference(tiny_pair, frames):
     model, reference = tiny_pair
     codes = speech(2, frames)
     found = decode(model, codes, np.full(2, frames))
@@ -57,7 +57,7 @@ def test_the_whole(tiny_pair, frames):
 
 
 @pytest.mark.parametrize(("kind", "lengths"), [("tiny", [1, 2, 3, 25, 60]), ("deep", [1, 2, 3, 25, 60, 310])])
-def test_padded_rows(request, kind, lengths):
+def test_padded_rows_equal_the_reference(request, kind, lengths):
     """Every length in one call; each equals the reference alone."""
     model, reference = request.getfixturevalue(f"{kind}_pair")
     codes = speech(len(lengths), max(lengths))
@@ -66,7 +66,7 @@ def test_padded_rows(request, kind, lengths):
         assert_close(found[row : row + 1, : model.samples(length)], theirs(reference, codes[row : row + 1, :, :length]))
 
 
-def test_a_stream(deep_pair):
+def test_a_stream_equals_the_reference(deep_pair):
     model, reference = deep_pair
     codes, size = speech(1, 310), 16
     state, samples = model.start(1), []
@@ -79,9 +79,9 @@ def test_a_stream(deep_pair):
     assert_close(np.concatenate(samples, axis=1), theirs(reference, codes))
 
 
-def test_context_fed_again_is_not_a_stream(deep_pair, tiny_pair):
-    """25 frames before each piece, as others stream: right where layers times window are less, as in tiny models, and wrong
-    in a deep one. The pieces are the reference's own."""
+def test_feeding_context_again_differs_from_a_stream(deep_pair, tiny_pair):
+    """Others stream with 25 frames of context before each piece. That is right where layers times window is less, as in
+    tiny models, and wrong in a deep model. The pieces are the reference's own."""
     for (_, reference), wrong in ((tiny_pair, False), (deep_pair, True)):
         codes = speech(1, 120)
         whole = theirs(reference, codes)[:, 100 * 1920 :]
@@ -92,7 +92,7 @@ def test_context_fed_again_is_not_a_stream(deep_pair, tiny_pair):
 
 
 def test_chunks_of_the_reference_lose_their_ends(tiny_pair):
-    """555 samples are missing at the end of each chunk, not of the last alone. If this fails, Transformers was mended."""
+    """555 samples are missing at the end of every chunk, not only the last. If this fails, Transformers was fixed."""
     model, reference = tiny_pair
     codes = speech(1, 60)
     with torch.no_grad():
@@ -101,8 +101,8 @@ def test_chunks_of_the_reference_lose_their_ends(tiny_pair):
     assert_close(chunks[:, : 20 * 1920 - 555], theirs(reference, codes)[:, : 20 * 1920 - 555])
 
 
-def test_bfloat16(tiny_pair):
-    """The vocoder has its weights' dtype, as the reference's: the error is the reference's too."""
+def test_bfloat16_is_as_accurate_as_the_reference(tiny_pair):
+    """The vocoder has its weights' dtype, as the reference's, and so the same error."""
     model, reference = tiny_pair
     codes = speech(1, 4)
     half = copy.deepcopy(reference).bfloat16()

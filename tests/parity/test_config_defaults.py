@@ -1,4 +1,4 @@
-"""A field that config.json leaves out: our value is that of Transformers' class, which reads and writes such files."""
+"""Fields that config.json leaves out have the values of Transformers' class, which reads and writes such files."""
 
 import json
 import warnings
@@ -33,11 +33,11 @@ QWEN2_5_CLASSES = {
     "token2wav_config.dit_config": qwen2_5.Qwen2_5OmniDiTConfig,
     "token2wav_config.bigvgan_config": qwen2_5.Qwen2_5OmniBigVGANConfig,
 }
-# Asked of rope_parameters by the model itself, which has these where nothing is stated.
+# The model itself reads these from rope_parameters, with these defaults.
 SECTIONS = {"newer": [24, 20, 20], "qwen2_5": [16, 24, 24]}
 
 
-# Spellings that the published files have beside the reference's: we read them, so a field is left out where both are.
+# Spellings of the published files beside the reference's. We read both, so both are removed to leave a field out.
 TWINS = {
     "hidden_size": ("embed_dim", "dim"),
     "patch_size": ("spatial_patch_size",),
@@ -55,7 +55,7 @@ def plain(value):
     [(QWEN3, CLASSES, SECTIONS["newer"]), (QWEN2_5, QWEN2_5_CLASSES, SECTIONS["qwen2_5"])],
     ids=["Qwen3-Omni", "Qwen2.5-Omni"],
 )
-def test_every_default_is_the_classs(table, classes, sections):
+def test_every_default_equals_that_of_transformers(table, classes, sections):
     assert table.keys() == classes.keys()
     for path, fields in table.items():
         reference = classes[path]()
@@ -78,7 +78,7 @@ def fields_of(config, path=()):
 
 
 def read(config):
-    """Our configuration, or why there is none."""
+    """Our configuration, or the error."""
     try:
         return from_hf(config)
     except ValueError:
@@ -90,10 +90,10 @@ def read(config):
     [(tiny_config(), newer.Qwen3OmniMoeConfig), (tiny_qwen2_5_config(), qwen2_5.Qwen2_5OmniConfig)],
     ids=["Qwen3-Omni", "Qwen2.5-Omni"],
 )
-def test_a_file_without_a_field_means_the_same_to_both(config, reference):
-    """Each field in turn: we read the sparse file as what the reference, which has read it, would write.
+def test_a_file_without_a_field_reads_the_same_in_both(config, reference):
+    """Each field in turn: we read the sparse file as we read the file that the reference writes from it.
 
-    Ids are another test's, for we ask the tokenizer first; so are the voices' (the reference has none, we want some).
+    Other tests cover ids, which we read from the tokenizer first, and voices, which only we require.
     """
     same = 0
     for path, name in fields_of(config):
@@ -111,4 +111,4 @@ def test_a_file_without_a_field_means_the_same_to_both(config, reference):
         ours = read(sparse)
         assert ours == read(written), (path, name)
         same += ours is not None
-    assert same > 60  # of the others the tiny model contradicts itself, and both are refused
+    assert same > 60  # with the other defaults the tiny model contradicts itself, and both files are refused

@@ -1,4 +1,4 @@
-"""The tiny Qwen2.5-Omni's config.json: the reference builds a model of it, and what the reference writes of it reads the same."""
+"""The tiny Qwen2.5-Omni's config.json: the reference builds a model from it, and its copy reads the same."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_the_references_own_spelling_reads_the_same(tmp_path, change):
 
 
 @pytest.mark.parametrize(("change", "count"), [(dict, 455_924), (three_b, 448_100)], ids=["as the 7B", "as the 3B"])
-def test_the_reference_builds_it_and_ties_nothing(change, count):
+def test_the_reference_builds_the_tiny_model_without_tied_weights(change, count):
     with torch.device("meta"):
         model = Qwen2_5OmniForConditionalGeneration(Qwen2_5OmniConfig(**change(tiny_qwen2_5_config())))
     assert sum(parameter.numel() for parameter in model.parameters()) == count

@@ -14,7 +14,7 @@ NEW = 24
 
 @pytest.fixture(scope="module")
 def omni(writer):
-    """Text alone; what is spoken is tested in test_speaks.py."""
+    """Text only; speech is tested in test_speaks.py."""
     return writer
 
 
@@ -44,13 +44,13 @@ def ours(omni, tokens, mask, clips=(), eos=(-1,), **options):
 
 
 @pytest.mark.parametrize("frames", [[], [237], [450, 101]])
-def test_one_prompt(omni, reference, frames):
+def test_tokens_of_one_prompt_equal_the_reference(omni, reference, frames):
     tokens, mask = pad([ids(omni, *frames)], left=True)
     clips = [clip(n, seed) for seed, n in enumerate(frames)]
     assert ours(omni, tokens, mask, clips) == theirs(reference, tokens, mask, clips)
 
 
-def test_a_batch_of_unequal_prompts(omni, reference):
+def test_tokens_of_unequal_prompts_equal_the_reference(omni, reference):
     frames = [[237], [], [120, 450], []]
     tokens, mask = pad([ids(omni, *row, words=3 + 9 * n, seed=n) for n, row in enumerate(frames)], left=True)
     clips = [clip(n, seed) for seed, n in enumerate(n for row in frames for n in row)]
@@ -58,14 +58,14 @@ def test_a_batch_of_unequal_prompts(omni, reference):
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"repetition_penalty": 0.8}])
-def test_repetition_penalty(omni, reference, options):
+def test_repetition_penalty_equals_the_reference(omni, reference, options):
     tokens, mask = pad([ids(omni, 237), ids(omni, words=30, seed=1)], left=True)
     found = ours(omni, tokens, mask, [clip(237)], **options)
     assert found == theirs(reference, tokens, mask, [clip(237)], **options)
     assert found != ours(omni, tokens, mask, [clip(237)])
 
 
-def test_stop_tokens_that_the_model_does_emit(omni, reference):
+def test_emitted_stop_tokens_end_the_reply(omni, reference):
     tokens, mask = pad([ids(omni, 237), ids(omni, words=30, seed=1)], left=True)
     free = ours(omni, tokens, mask, [clip(237)], repetition_penalty=1.5)
     stops = [free[0][5], free[1][9]]
@@ -75,7 +75,7 @@ def test_stop_tokens_that_the_model_does_emit(omni, reference):
     assert len(found[1]) <= 10
 
 
-def test_a_stop_token_waits_for_the_shortest_length(omni, reference):
+def test_no_stop_token_before_the_minimum_length(omni, reference):
     tokens, mask = pad([ids(omni, words=30, seed=1)], left=True)
     stops = ours(omni, tokens, mask)[0][:1]
     found = ours(omni, tokens, mask, eos=stops, min_new_tokens=7)

@@ -1,4 +1,4 @@
-"""Gradients through both encoders and the thinker equal torch's: the training to come stands on them."""
+"""Gradients through both encoders and the thinker equal torch's."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from omni_jax.processing import audio_packing, vision_packing
 from tests.parity.parity_close import assert_close
 from tests.parity.parity_scenes import batch, scene, theirs
 
-# Ours and theirs, the axes that theirs must be moved by, and which layer of a stack.
+# Our leaf and their tensor, the axes by which theirs is transposed, and the layer of a stack.
 PAIRS = {
     "audio_encoder.conv1.kernel": ("audio_tower.conv2d1.weight", (2, 3, 1, 0), None),
     "audio_encoder.conv3.bias": ("audio_tower.conv2d3.bias", (0,), None),
@@ -31,8 +31,8 @@ PAIRS = {
 }
 
 
-def test_gradients_of_the_next_token_loss(omni, reference):
-    """A row that hears and sees, deepstack and all, beside one that hears."""
+def test_gradients_of_the_next_token_loss_equal_torch(omni, reference):
+    """A row with sound and images, including deepstack, beside a row with sound."""
     config = omni.config.thinker
     rows = [scene(omni, ("audio", 237), ("image", 4, 6)), scene(omni, ("audio", 120), words=4, seed=1)]
     made = batch(rows, left=False).located(config)

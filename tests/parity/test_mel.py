@@ -1,9 +1,9 @@
 """log_mel against Transformers' WhisperFeatureExtractor, feature by feature.
 
-The extractor has two paths: NumPy in float64 (taken where torch is absent) and torch in float32. The second's rounding
+The extractor has two paths: NumPy in float64 (used where torch is absent) and torch in float32. The second's rounding
 shows wherever a bin is far below its frame's loudest, by accident in noise and always in clean speech; there the two
-differ by up to 6e-5 on these signals. So features are held to the first, and powers, where rounding is small beside the
-loudest bin, to the second.
+differ by up to 6e-5 on these signals. So features are compared with the first, and powers, where rounding is small
+beside the loudest bin, with the second.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ def sine(length):
 
 
 def tone(hertz):
-    """Two seconds in 16 bits, as of a wav."""
+    """Two seconds in 16 bits, as from a wav file."""
     wave = np.sin(2 * np.pi * hertz / audio.SAMPLE_RATE * np.arange(2 * audio.SAMPLE_RATE))
     return (np.rint(16_384 * wave) / 32_768).astype(np.float32)
 
@@ -81,7 +81,7 @@ def test_powers_equal_the_torch_path(signal):
 
 
 def test_only_the_quiet_bins_of_a_pure_tone_differ_from_the_torch_path():
-    """Features are logarithms: 60 dB and more below the loudest bin they are those of float32's rounding."""
+    """Features are logarithms: 60 dB and more below the loudest bin they show float32's rounding."""
     samples = tone(330)
     expected, features = extract(samples), audio.log_mel(samples, audio.FeatureConfig())
     away, powers = np.abs(features - expected), 10.0 ** (4 * features.astype(np.float64) - 4)
@@ -89,6 +89,6 @@ def test_only_the_quiet_bins_of_a_pure_tone_differ_from_the_torch_path():
     assert TOLERANCE < away.max() < 6e-5  # 2.2e-5 to 3.6e-5, by the processor
 
 
-def test_config_of_the_extractor_itself():
+def test_the_extractors_own_config_is_read():
     extractor = WhisperFeatureExtractor(feature_size=128)
     assert audio.FeatureConfig.from_hf(extractor.to_dict()) == audio.FeatureConfig()

@@ -1,7 +1,7 @@
 """log_mel of a clip that is padded with silence, against Transformers' extractor as Qwen2.5-Omni's processor calls it.
 
 That processor pads every clip of a call to chunk_length, and cuts what is longer. The extractor's NumPy path is taken
-(tests/parity/test_mel.py says why), with a chunk_length of 2 s, for silence of minutes takes its time.
+(tests/parity/test_mel.py says why), with a chunk_length of 2 s, because minutes of silence are slow.
 """
 
 import numpy as np
@@ -41,28 +41,28 @@ def assert_equal(found, features, mask):
     np.testing.assert_allclose(found, features[:, mask], rtol=0, atol=TOLERANCE)
 
 
-# About whole frames, about the end of the padding, where its own reflection is heard, and just filling it.
+# Lengths around whole frames, around the end of the padding, where reflection has an effect, and its exact length.
 LENGTHS = (1, 100, 159, 160, 161, 200, 201, 240, 319, 320, 321, 7961, 16_000)
 NEAR_THE_END = tuple(WHOLE - room for room in (561, 559, 401, 400, 399, 361, 201, 200, 199, 160, 41, 1, 0))
 
 
 @pytest.mark.parametrize("length", [*LENGTHS, *NEAR_THE_END])
-def test_a_clip_alone(length):
+def test_a_single_clip_equals_the_reference(length):
     clip = noise(length)
     (features,), (mask,) = extract(clip)
     assert mask.sum() == -(-length // 160)
     assert_equal(audio.log_mel(clip, CONFIG), features, mask)
 
 
-def test_clips_in_one_call():
+def test_clips_in_one_call_equal_the_reference():
     clips = [noise(length, 1) for length in (16_000, 7961, 500, WHOLE, 31_900)]
     for clip, features, mask in zip(clips, *extract(clips), strict=True):
         assert_equal(audio.log_mel(clip, CONFIG), features, mask)
 
 
-def test_a_peak_behind_the_clips_last_frame():
-    """A click that the last frame of the clip hears at the edge of its window, and the next, which is none of the clip's,
-    near its middle: it is the louder, and all is clamped to 8 decades below it."""
+def test_a_peak_in_the_frame_after_the_clip_counts():
+    """A click lies at the edge of the window of the clip's last frame, and near the middle of the next frame, which is
+    beyond the clip. That frame is the louder one, and all values are clamped to 8 decades below it."""
     clip = 1e-6 * noise(16_000)
     clip[-1] = 1.0
     (features,), (mask,) = extract(clip)
@@ -71,8 +71,8 @@ def test_a_peak_behind_the_clips_last_frame():
     assert_equal(audio.log_mel(clip, CONFIG), features, mask)
 
 
-def test_a_longer_clip_is_taken_whole():
-    """The reference cuts it unless it is told not to; then nothing is padded."""
+def test_a_longer_clip_is_not_cut():
+    """The reference cuts it unless told otherwise; then nothing is padded."""
     clip = noise(WHOLE + 3_077)
     (features,), (mask,) = extract(clip)
     assert mask.sum() == WHOLE // 160
@@ -82,8 +82,8 @@ def test_a_longer_clip_is_taken_whole():
     np.testing.assert_array_equal(found, audio.log_mel(clip, audio.FeatureConfig()))
 
 
-def test_the_frames_that_padding_changes():
-    """The common frames of both rules are the same but for the last, which hears silence and not a reflection."""
+def test_padding_changes_only_the_last_frame():
+    """The common frames of both rules are equal except for the last, which covers silence instead of a reflection."""
     clip = noise(8010)
     padded, plain = audio.log_mel(clip, CONFIG), audio.log_mel(clip, audio.FeatureConfig())
     assert (padded.shape[1], plain.shape[1]) == (51, 50)
@@ -91,7 +91,7 @@ def test_the_frames_that_padding_changes():
     assert np.abs(padded[:, 49] - plain[:, 49]).max() > 1e-3
 
 
-def test_five_minutes_of_silence_behind_a_clip():
+def test_the_length_of_padding_does_not_change_a_clip():
     """As published. However long the silence, the clip's frames are the same."""
     clip = noise(16_037)
     (features,), (mask,) = extract(clip, seconds=300)
@@ -101,7 +101,7 @@ def test_five_minutes_of_silence_behind_a_clip():
     np.testing.assert_array_equal(found, audio.log_mel(clip, CONFIG))
 
 
-def test_config_of_the_extractor_itself():
+def test_the_extractors_own_config_is_read():
     published = WhisperFeatureExtractor(feature_size=128, chunk_length=300).to_dict()
     assert audio.FeatureConfig.from_hf(published, padded=True) == audio.FeatureConfig(pad_seconds=300)
     assert audio.FeatureConfig.from_hf(published) == audio.FeatureConfig()

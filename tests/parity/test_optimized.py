@@ -1,4 +1,4 @@
-"""A reply of programs compiled as for users equals that of programs compiled as for tests, which the other pages compare."""
+"""Programs compiled as for users give the reply of programs compiled as for tests."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ np.savez(sys.argv[2], *said(Omni.load(sys.argv[1])))
 
 
 def said(omni):
-    """Of a reply to sound and a picture: its tokens, its codes and its samples."""
+    """Tokens, codes and samples of a reply to sound and a picture."""
     random = np.random.default_rng(0)
     content = [
         {"type": "audio", "audio": random.normal(size=16_000).astype(np.float32)},

@@ -43,7 +43,7 @@ def processor(config):
 
 
 def picture(height, width, mode="RGB"):
-    """Slopes and noise, so that bicubic overshoots."""
+    """Gradients and noise, so that bicubic resizing overshoots."""
     row, column = np.mgrid[:height, :width]
     pixels = np.stack([row * 255 // height, column * 255 // width, (row * column) % 256], -1)
     pixels = pixels + np.random.default_rng(height * width).integers(-60, 60, pixels.shape)
@@ -62,31 +62,31 @@ def assert_equal(pictures, config, options=DEFAULTS, theirs=None):
 
 @pytest.mark.parametrize("config", [QWEN3, QWEN2_5], ids=["qwen3", "qwen2.5"])
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes(size, config):
+def test_sizes_equal_the_reference(size, config):
     assert_equal([picture(*size)], config)
 
 
 @pytest.mark.parametrize("bounds", [(1, 1), (1, 5_000), (50_000, 60_000), (300_000, 10**6), (10**6, 10**6 + 1)])
 @pytest.mark.parametrize("size", [(40, 44), (333, 517), (199, 1)])
-def test_bounds_of_an_option(size, bounds):
+def test_pixel_bounds_of_a_request_equal_the_reference(size, bounds):
     options = MediaOptions(min_pixels=bounds[0], max_pixels=bounds[1])
     theirs = processor(vision.PatchConfig(min_pixels=bounds[0], max_pixels=bounds[1]))
     assert_equal([picture(*size)], QWEN3, options, theirs)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"])
-def test_modes(mode):
+def test_patches_of_any_mode_equal_the_reference(mode):
     own = picture(70, 100, mode)
     if mode in ("RGBA", "LA"):
         own.putalpha(picture(70, 100, "L"))
     assert_equal([own], QWEN3)
 
 
-def test_several_pictures_in_one_call():
+def test_several_pictures_equal_the_reference():
     assert_equal([picture(*size) for size in SIZES[2:8]], QWEN3)
 
 
-def test_arrays_and_tensors():
+def test_arrays_and_tensors_equal_the_reference():
     pixels = np.asarray(picture(70, 100))
     assert_equal([pixels], QWEN3)
     assert_equal([torch.from_numpy(pixels.transpose(2, 0, 1).copy())], QWEN3)
@@ -98,7 +98,7 @@ def test_arrays_and_tensors():
         np.testing.assert_array_equal(found, expected)
 
 
-def test_all_greys_are_bit_by_bit_theirs():
+def test_all_greys_equal_the_reference_bit_for_bit():
     own = Image.fromarray(np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8))
     for config in (QWEN3, QWEN2_5):
         resized = vision.resize(own, (2 * config.factor, 2 * config.factor))
@@ -107,7 +107,7 @@ def test_all_greys_are_bit_by_bit_theirs():
 
 
 def test_a_frame_of_a_video_is_laid_out_as_a_picture_is():
-    """Of the reference's picture, which repeats itself in time, the frame's half of each patch is taken."""
+    """The reference repeats a picture in time; the frame's half of each patch is compared."""
     frames = np.stack([np.asarray(picture(96, 64).rotate(angle)) for angle in (0, 90, 180, 270, 45)])
     patches, grid = vision.patches(frames, QWEN3)
     batch = processor(QWEN3)(images=list(map(Image.fromarray, frames)), return_tensors="np")
@@ -125,7 +125,7 @@ def test_a_frame_of_a_video_is_laid_out_as_a_picture_is():
     factor=st.sampled_from([1, 14, 28, 32, 64]),
     bounds=st.tuples(st.integers(1, 1 << 24), st.integers(1, 1 << 24)),
 )
-def test_smart_resize(height, width, factor, bounds):
+def test_smart_resize_equals_the_reference(height, width, factor, bounds):
     call = {"factor": factor, "min_pixels": bounds[0], "max_pixels": bounds[1]}
     try:
         expected = reference.smart_resize(height, width, **call)
@@ -137,5 +137,5 @@ def test_smart_resize(height, width, factor, bounds):
 
 
 @pytest.mark.parametrize("config", [QWEN3, QWEN2_5], ids=["qwen3", "qwen2.5"])
-def test_config_of_the_processor_itself(config):
+def test_the_processors_own_config_is_read(config):
     assert vision.PatchConfig.from_hf(processor(config).to_dict()) == config

@@ -43,7 +43,7 @@ def config(family):
 
 @pytest.fixture(scope="module")
 def reference(family):
-    """The reference's thinker, without weights: positions need none."""
+    """The reference's thinker without weights, which positions do not need."""
     if family == "qwen3":
         from transformers import Qwen3OmniMoeThinkerConfig as Config
         from transformers import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
@@ -125,7 +125,7 @@ def assert_equal(ours, expected):
 
 @pytest.mark.parametrize("sounding", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_random_prompts(config, reference, seed, sounding):
+def test_positions_of_random_prompts_equal_the_reference(config, reference, seed, sounding):
     rng = np.random.default_rng([seed, sounding])
     for _ in range(3):
         kinds = rng.choice(["audio", "image", "video"], rng.integers(0, 7)).tolist()
@@ -136,7 +136,7 @@ def test_random_prompts(config, reference, seed, sounding):
 @pytest.mark.parametrize("sounding", [False, True])
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("seed", range(6))
-def test_random_batches(config, reference, seed, left, sounding):
+def test_positions_of_random_batches_equal_the_reference(config, reference, seed, left, sounding):
     rng = np.random.default_rng([seed, left, sounding])
     rows = [
         prompt(config, rng, rng.choice(["audio", "image", "video"], count).tolist(), sounding=sounding)
@@ -148,8 +148,8 @@ def test_random_batches(config, reference, seed, left, sounding):
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 @pytest.mark.parametrize("sounding", [False, True])
 @pytest.mark.parametrize("seconds", [0.0667, 0.0801])
-def test_the_order_of_sums(config, reference, seconds, sounding):
-    """Text of every length behind a fraction: where float32 rounds twice, another order of the same sums would show."""
+def test_sums_are_rounded_in_the_references_order(config, reference, seconds, sounding):
+    """Text of every length after a fraction: where float32 rounds twice, another order of the sums would show."""
     rows = []
     for words in range(20, 130):
         row = Row(videos=[((2, 2, 2), seconds)], sounding=sounding)
@@ -167,8 +167,8 @@ def test_the_order_of_sums(config, reference, seconds, sounding):
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_batch_of_rows_with_and_without_sound_in_their_videos(config, reference, left):
-    """The reference has one switch a call, under which silent videos become text: each row is compared alone."""
+def test_rows_with_and_without_sound_in_videos_equal_the_reference_alone(config, reference, left):
+    """The reference has one switch a call that turns silent videos into text, so each row is compared alone."""
     rng = np.random.default_rng(7)
     kinds = ["video", "image", "audio", "video"]
     rows = [prompt(config, rng, kinds, sounding=sounding) for sounding in (True, False, True)]
@@ -176,8 +176,8 @@ def test_a_batch_of_rows_with_and_without_sound_in_their_videos(config, referenc
 
 
 @pytest.mark.parametrize("order", [(True, False), (False, True), (True, False, True)])
-def test_a_prompt_with_videos_with_and_without_sound(config, reference, order):
-    """The reference sees each part alone; at whole seconds, where positions are whole, adding the start is exact."""
+def test_a_prompt_of_videos_with_and_without_sound_equals_the_reference_by_parts(config, reference, order):
+    """The reference gets each part alone; at whole seconds positions are whole, and adding the start is exact."""
     rng = np.random.default_rng(8)
     parts = [prompt(config, rng, ["image", "video"], sounding=sounding, seconds=(1.0, 2.0)) for sounding in order]
     expected, start = [], 0.0
@@ -188,8 +188,8 @@ def test_a_prompt_with_videos_with_and_without_sound(config, reference, order):
     assert_equal([alone(whole, config)], [np.concatenate(expected, axis=1)])
 
 
-def test_the_silent_video_that_the_reference_takes_for_text(config, reference):
-    """Why the two tests above cannot ask the reference for the whole."""
+def test_the_reference_treats_a_silent_video_as_text(config, reference):
+    """The reason why the two tests above cannot compare with the reference's whole call."""
     row = prompt(config, np.random.default_rng(9), ["video"], sounding=False)
     plain = np.arange(len(row.tokens), dtype=np.float32)
     wrong = Row(row.tokens, row.images, row.videos, row.frames, sounding=True)
@@ -200,9 +200,9 @@ def test_the_silent_video_that_the_reference_takes_for_text(config, reference):
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 def test_each_token_of_a_mix_has_its_own_kinds_position(config, reference):
-    """Processor and model of the reference merge by time each for itself, in float64 and in float32. At 30 frames a
-    second the frame at 3 s stands before audio token 39 in the tokens, but behind it in the model, which then gives
-    these two each other's position. We merge once, in the tokens.
+    """Processor and model of the reference merge by time separately, in float64 and in float32. At 30 frames a second
+    the frame at 3 s is before audio token 39 in the tokens, but after it in the model, which swaps the positions of the
+    two. We merge once, in the tokens.
     """
     grid, seconds, frames = (46, 2, 2), 2 / 30, 400
     row, (own,) = mixed(grid, seconds, frames, config, reference)
@@ -217,8 +217,8 @@ def test_each_token_of_a_mix_has_its_own_kinds_position(config, reference):
 
 @pytest.mark.parametrize("family", ["qwen2.5"], indirect=True)
 def test_each_token_of_turns_has_its_own_kinds_position(config, reference):
-    """The same where they take turns: at 41 steps in 2 s, the step at 2 s opens the second turn in the tokens, but ends the
-    first in the model, where it is at 49.999998 positions and so at 49.
+    """The same with turns: at 41 steps in 2 s, the step at 2 s opens the second turn in the tokens, but ends the first
+    in the model, where it is at 49.999998 positions and so at 49.
     """
     row, (own,) = mixed((43, 2, 2), 2 / 41, 400, config, reference)
     ours, video = alone(row, config), np.array(row.tokens) == config.video_token
@@ -240,7 +240,7 @@ def mixed(grid, seconds, frames, config, reference):
 
 
 def expanded_by_the_processor(grid, seconds, frames, config):
-    """The token string of Transformers' own processor, whose constructor would want torchvision: one letter a token."""
+    """The token string of Transformers' own processor, whose constructor needs torchvision: one letter a token."""
     if config.chunk_seconds is None:
         from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor as Processor
     else:
@@ -265,7 +265,7 @@ def expanded_by_the_processor(grid, seconds, frames, config):
 
 
 @pytest.mark.parametrize("seconds", [*SECONDS, 1 / 13, 0.04, 2 / 1.3, 30.0])
-def test_tokens_of_a_video_with_sound(config, seconds):
+def test_tokens_of_a_video_with_sound_equal_the_processors(config, seconds):
     for grid in ((1, 2, 2), (4, 4, 6), (25, 2, 4)):
         for frames in (0, 1, 99, 450, 2600):
             letters = {config.video_token: "V", config.audio_token: "A"}

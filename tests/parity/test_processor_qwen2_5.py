@@ -1,6 +1,6 @@
-"""A whole conversation against what Transformers' Qwen2.5-Omni processor makes of it.
+"""A whole conversation against the output of Transformers' Qwen2.5-Omni processor.
 
-Its constructor wants torchvision, so its methods are called one by one, as its own __call__ does: chat template,
+Its constructor needs torchvision, so its methods are called one by one, as its own __call__ does: chat template,
 placeholders, tokenizer, feature extractor, image processor. Its video processor has no path without torchvision; patches of
 videos are ours.
 """
@@ -28,7 +28,7 @@ from omni_jax.testing.qwen2_5_omni import preprocessor_qwen2_5
 from omni_jax.testing.tokenizer_qwen2_5 import QWEN2_5
 
 HELLO = Path(audio.__file__).parents[2] / "assets" / "hello.flac"
-SECONDS = 10  # instead of 300, for their transform takes its time
+SECONDS = 10  # instead of 300, because their transform is slow
 NUMBERS = preprocessor_qwen2_5(tiny_qwen2_5_config()["thinker_config"]) | {"chunk_length": SECONDS}
 CONFIG = from_hf(tiny_qwen2_5_config()).thinker
 
@@ -82,7 +82,7 @@ def theirs(made, conversation, *, images, clips, videos, sound_of):
     return {**inputs, **of_sound, **of_images, **seen, "pixel_values_videos": patches, "use_audio_in_video": True}
 
 
-def test_a_conversation_of_every_kind(tokenizer, films, monkeypatch):
+def test_a_conversation_of_all_media_equals_the_processors(tokenizer, films, monkeypatch):
     """Two clips, two pictures, a film with its sound and one without."""
     monkeypatch.setattr(feature_extraction_whisper, "is_torch_available", lambda: False)
     hello, noise = audio.load(HELLO), np.random.default_rng(0).normal(scale=0.1, size=7961).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Where the reference's Qwen2.5-Omni goes wrong or refuses, shown. If one fails, Transformers may have been mended.
+"""Shows where the reference's Qwen2.5-Omni is wrong or refuses. If a test fails, Transformers may have been fixed.
 
-What it means to do is ``parity_qwen2_5.generate`` with its talker mended, by which ours are measured: the first tests say that
-this is one thing, whatever the batch and the padding.
+Its intended behaviour is ``parity_qwen2_5.generate`` with the talker fixed; ours is compared with that. The first tests
+show that it does not depend on batch and padding.
 """
 
 import numpy as np
@@ -30,12 +30,12 @@ def same(found, expected):
         assert_close(getattr(found, name), getattr(expected, name))
 
 
-# --- the mended reference
+# --- the fixed reference
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_mended_a_row_is_itself_in_any_batch(qwen2_5, silent):
-    """Rows of other lengths, media, voices of noise and ends, left-padded."""
+def test_the_fixed_reference_gives_equal_rows_in_any_batch(qwen2_5, silent):
+    """Left-padded rows of other lengths, media, noise and ends."""
     kinds = KINDS[:4] if silent else [KINDS[0], KINDS[4], KINDS[2]]
     rows = [scene(qwen2_5.omni, *parts, words=4 + 3 * seed, seed=seed) for seed, parts in enumerate(kinds)]
     alone = [keywords([row]) for row in rows]
@@ -50,8 +50,8 @@ def test_mended_a_row_is_itself_in_any_batch(qwen2_5, silent):
         same(found, row)
 
 
-def test_noise_is_given(qwen2_5):
-    """The waveform is that of the codes and the seed's noise, to the last bit."""
+def test_the_reference_uses_the_given_noise(qwen2_5):
+    """The waveform equals that of the codes and the seed's noise, to the last bit."""
     first, again, other = (generate(qwen2_5.reference, asked(qwen2_5), seed=seed, **SHORT)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.audio, again.audio)
     np.testing.assert_array_equal(first.codes, other.codes)
@@ -64,8 +64,8 @@ def test_noise_is_given(qwen2_5):
 
 
 @pytest.mark.parametrize("parts", KINDS)
-def test_a_prompt_without_padding_lacks_its_marks_and_its_positions(qwen2_5, parts):
-    """The last two embeddings of the talker's prompt miss codec_pad and codec_bos, and media are where text would be."""
+def test_a_prompt_without_padding_lacks_codec_marks_and_media_positions(qwen2_5, parts):
+    """The last two embeddings of the talker's prompt lack codec_pad and codec_bos, and media have positions of text."""
     wrong, right = (
         generate(qwen2_5.reference, asked(qwen2_5, *parts), mend=mend, **SHORT)[0] for mend in (False, True)
     )
@@ -80,8 +80,8 @@ def test_a_prompt_without_padding_lacks_its_marks_and_its_positions(qwen2_5, par
     assert np.abs(wrong.logits[0] - right.logits[0]).max() > 0.01 * np.abs(right.logits[0]).max()
 
 
-def test_the_same_prompt_is_said_otherwise_alone_and_beside_a_longer_one(qwen2_5):
-    """Padding keeps the mask, so the row without any is right too; of equal lengths both are wrong."""
+def test_a_prompt_is_spoken_differently_alone_and_in_a_batch(qwen2_5):
+    """Padding keeps the mask, so the row without padding is right too; with equal lengths both are wrong."""
     rows = [scene(qwen2_5.omni, IMAGE, words=words, seed=words) for words in (5, 17)]
     right = [generate(qwen2_5.reference, keywords([row]), **SHORT)[0] for row in rows]
     wrong = [generate(qwen2_5.reference, keywords([row]), mend=False, **SHORT)[0] for row in rows]
@@ -97,8 +97,8 @@ def test_the_same_prompt_is_said_otherwise_alone_and_beside_a_longer_one(qwen2_5
 
 
 @pytest.mark.parametrize(("parts", "name"), [((IMAGE,), "pixel_values"), ((VIDEO,), "pixel_values_videos")])
-def test_speech_about_what_is_seen(qwen2_5, parts, name):
-    """Its talker is handed the pixels and does not know them. Text is written, and with the talker's own there is speech."""
+def test_speech_about_pictures_raises(qwen2_5, parts, name):
+    """Its talker gets the pixels and refuses them. Text is written; with separate talker keywords there is speech."""
     given = {**asked(qwen2_5, *parts), **GREEDY, **SHORT}
     with pytest.raises(ValueError, match=rf"model_kwargs.*\['{name}'\]"):
         qwen2_5.reference.generate(**given)
@@ -109,16 +109,16 @@ def test_speech_about_what_is_seen(qwen2_5, parts, name):
 
 
 @pytest.mark.parametrize("end", ["length", "token"])
-def test_a_reply_of_one_token(qwen2_5, end):
-    """Cut by its length or ended by that token, there is no text to speak: an error."""
+def test_a_reply_of_one_token_raises(qwen2_5, end):
+    """A reply that is cut after one token, or ended by it, has no text to speak and raises."""
     first = generate(qwen2_5.reference, asked(qwen2_5), **SHORT)[0].tokens[0]
     options = SHORT | ({"thinker_max_new_tokens": 1} if end == "length" else {"thinker_eos_token_id": [first]})
     with pytest.raises(ValueError, match="non-empty list"):
         generate(qwen2_5.reference, asked(qwen2_5), **options)
 
 
-def test_speech_of_no_code(qwen2_5):
-    """That the talker ends at once is an error; one code is not."""
+def test_speech_that_ends_at_once_raises(qwen2_5):
+    """A talker that ends at once raises; one code does not."""
     said = generate(qwen2_5.reference, asked(qwen2_5), **SHORT | {"talker_max_new_tokens": 1})[0]
     assert (said.codes.shape, said.audio.shape) == ((1,), (480,))
     with pytest.raises(RuntimeError, match="0 elements"):
@@ -137,8 +137,8 @@ def test_the_last_token_of_a_reply_cut_by_its_length_is_not_spoken(qwen2_5):
     assert shorter.codes.tolist() != longer.codes.tolist()
 
 
-def test_a_limit_without_a_prefix(qwen2_5):
-    """Is lost: to the thinker and to the talker."""
+def test_a_limit_without_a_prefix_is_ignored(qwen2_5):
+    """Neither the thinker nor the talker gets it."""
     said = generate(qwen2_5.reference, asked(qwen2_5), **SHORT, max_new_tokens=2)[0]
     assert (len(said.tokens), len(said.codes)) == (6, 12)
     late = said.tokens[-1]
@@ -149,13 +149,13 @@ def test_a_limit_without_a_prefix(qwen2_5):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_return_audio(qwen2_5, wanted):
-    """The other family's keyword."""
+def test_return_audio_is_refused(qwen2_5, wanted):
+    """The keyword of Qwen3-Omni."""
     with pytest.raises(ValueError, match=r"model_kwargs.*\['return_audio'\]"):
         qwen2_5.reference.generate(**asked(qwen2_5), **GREEDY, **SHORT, return_audio=wanted)
 
 
-def test_without_a_talker_it_does_not_even_write(qwen2_5):
+def test_without_a_talker_generate_raises(qwen2_5):
     reference = load_reference(qwen2_5.folder)
     reference.disable_talker()
     with pytest.raises(AttributeError, match="talker"):

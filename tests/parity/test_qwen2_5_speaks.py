@@ -1,7 +1,7 @@
 """Whole spoken replies of Qwen2.5-Omni: text, codes and waveform equal Transformers', greedy, of the same noise.
 
-The reference computes what it means to, ``parity_qwen2_5.intended``; what it does by itself is ``compat``, shown here too. All
-replies and all speech end by tokens that the model does emit.
+The reference is ``parity_qwen2_5.intended``; its unchanged behaviour is ``compat``, tested here too. All replies and
+all speech end by tokens that the model emits.
 """
 
 from functools import cache
@@ -19,7 +19,7 @@ from tests.parity.parity_scenes import batch, conversation, theirs
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
 # A video of 3 s with its sound: both are cut into chunks of 2 s.
 SOUNDING = ("sounding", (3, 4, 4), 1.0, 100)
-# Words of each turn, and the turns: prompts of 65 to 96 tokens, of thinker and talker, for they are one program.
+# Words of each turn, and the turns: thinker and talker prompts of 65 to 96 tokens, so that they share one program.
 CASES = {
     "text": (62, ("user",)),
     "audio": (35, ("user", AUDIO)),
@@ -45,7 +45,7 @@ def options_of(options):
 
 
 def same(reply, spoken):
-    """A reply of ours is the reference's."""
+    """Asserts that a reply of ours equals the reference's."""
     assert reply.tokens == spoken.tokens
     np.testing.assert_array_equal(reply.codes, spoken.codes[None])
     assert_close(reply.audio, spoken.audio)
@@ -70,14 +70,14 @@ def spoken(qwen2_5_of):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES)
-def test_replies(spoken, case, mode):
+def test_spoken_replies_equal_the_reference(spoken, case, mode):
     omni, row, options, expected = spoken(case, mode)
     assert expected.tokens[-1] in options["thinker_eos_token_id"]
     same(omni.generate(batch([row]), speaker="Ethan", compat=MODES[mode][1], **options_of(options)), expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_replies_of_the_3b(spoken, mode):
+def test_spoken_replies_of_the_3b_equal_the_reference(spoken, mode):
     """Narrow heads and no width coordinate in its talker's sections."""
     omni, row, options, expected = spoken("image and audio", mode, "3B")
     same(omni.generate(batch([row]), speaker="Ethan", compat=MODES[mode][1], **options_of(options)), expected)
@@ -85,8 +85,8 @@ def test_replies_of_the_3b(spoken, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES)
-def test_positions_of_the_talker(spoken, case, mode):
-    """Those of the prompt, of the voice's mark and of the first word."""
+def test_positions_of_the_talker_equal_the_reference(spoken, case, mode):
+    """Positions of the prompt, of the voice's token and of the first word."""
     omni, row, _, expected = spoken(case, mode)
     located = batch([row]).located(omni.config.thinker).justified()
     made = qwen2_5_omni.prepare(located, [0], omni.config, compat=MODES[mode][1] is not None)
@@ -97,7 +97,7 @@ def test_positions_of_the_talker(spoken, case, mode):
 
 
 @pytest.mark.parametrize("speaker", ["Chelsie", "ethan"])
-def test_speakers(qwen2_5, spoken, speaker):
+def test_replies_of_each_speaker_equal_the_reference(qwen2_5, spoken, speaker):
     omni, row, _, _ = spoken("text")
     inputs = theirs([row])
     options = stops(qwen2_5.reference, [inputs], [speaker.title()])
@@ -106,7 +106,7 @@ def test_speakers(qwen2_5, spoken, speaker):
 
 
 def test_seeds_draw_the_noise(qwen2_5, spoken):
-    """Another seed is another sound of the same codes, the reference's of that noise."""
+    """Another seed gives other samples of the same codes, equal to the reference's for that noise."""
     omni, row, options, first = spoken("text")
     expected = generate(qwen2_5.reference, theirs([row]), seed=noise_seed(7), **options)[0]
     reply = omni.generate(batch([row]), speaker="Ethan", seed=7, **options_of(options))
@@ -115,14 +115,14 @@ def test_seeds_draw_the_noise(qwen2_5, spoken):
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_the_penalty_of_repetition_covers_the_prompts_marks(qwen2_5, spoken, penalty):
+def test_the_repetition_penalty_covers_the_prompts_marks(qwen2_5, spoken, penalty):
     omni, row, options, _ = spoken("text")
     options = {**options, "talker_repetition_penalty": penalty, "talker_max_new_tokens": 12}
     expected = generate(qwen2_5.reference, theirs([row]), seed=noise_seed(0), **options)[0]
     same(omni.generate(batch([row]), speaker="Ethan", **options_of(options)), expected)
 
 
-def test_a_batch(qwen2_5):
+def test_batched_replies_equal_the_reference(qwen2_5):
     """Rows of other lengths and media, left-padded there, where the reference does what it means to: no row is padded alone."""
     rows = [row_of(qwen2_5.omni, case, seed) for seed, case in enumerate(("text", "image", "audio", "turns"))]
     options = stops(qwen2_5.reference, [theirs([row]) for row in rows])

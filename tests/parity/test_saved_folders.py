@@ -1,4 +1,4 @@
-"""Folders that Transformers writes of what it holds: whole, without the talker, a thinker alone, and a processor."""
+"""Folders that Transformers saves: a whole model, one without the talker, a thinker alone, and a processor."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ WHOLE = {
 
 @pytest.fixture(scope="module", params=WHOLE)
 def saved(request, tiny, tmp_path_factory):
-    """What the reference writes, by name, and the folder that it read."""
+    """The folders that the reference writes, by name, and the folder that it read."""
     root = tmp_path_factory.mktemp("saved")
     source = tiny if request.param == "Qwen3-Omni" else write_tiny(root / "source", config=tiny_qwen2_5_config())
     whole, thinker = (getattr(transformers, name) for name in WHOLE[request.param])
@@ -42,7 +42,7 @@ def saved(request, tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["whole", "disabled", "thinker", "of the whole"])
-def test_what_the_reference_saves_is_what_it_read(saved, kind):
+def test_folders_saved_by_the_reference_load_equal(saved, kind):
     root, source = saved
     config, found = weights.config_of(source), weights.config_of(root / kind)
     assert found == (config if kind == "whole" else config.silent())
@@ -53,13 +53,13 @@ def test_what_the_reference_saves_is_what_it_read(saved, kind):
 
 
 class Processor(ProcessorMixin):
-    """As the reference's own, whose constructor would want torchvision for videos."""
+    """Like the reference's own processor, whose constructor needs torchvision for videos."""
 
     def __init__(self, image_processor=None, feature_extractor=None):
         super().__init__(image_processor, feature_extractor)
 
 
-def test_a_processor_that_the_reference_saves(tmp_path, tiny, writer):
+def test_a_processor_saved_by_the_reference_is_read(tmp_path, tiny, writer):
     flat = json.loads((tiny / "preprocessor_config.json").read_text())
     Processor(Qwen2VLImageProcessorPil(**flat), WhisperFeatureExtractor(**flat)).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]

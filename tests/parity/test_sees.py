@@ -1,4 +1,4 @@
-"""Prompts that hear and see, whole: logits and greedy tokens equal Transformers', each row as it is alone."""
+"""Prompts with sound, images and videos: logits and greedy tokens equal Transformers', each row as it is alone."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def omni(writer):
-    """Text alone; what is spoken is tested in test_speaks.py."""
+    """Text only; speech is tested in test_speaks.py."""
     return writer
 
 
@@ -38,20 +38,20 @@ def logits(reference, scenes, **how):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits(omni, reference, case):
+def test_logits_equal_the_reference(omni, reference, case):
     row = scene(omni, *CASES[case])
     assert_close(omni.logits(batch([row])), logits(reference, [row]))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_processors_output_with_its_own_flag(omni, reference, case):
+def test_a_processors_output_with_its_flag_equals_the_reference(omni, reference, case):
     row = scene(omni, *CASES[case], seed=1)
     assert_close(omni.logits(Batch.from_hf(theirs([row]))), logits(reference, [row]))
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_unequal_rows(omni, reference, left):
-    """All the media of a batch with silent videos, rows with none among them, padding on either side."""
+def test_unequal_rows_equal_the_reference(omni, reference, left):
+    """All kinds of media in a batch with silent videos, also rows without media, with padding on either side."""
     rows = [
         scene(omni, ("image", 4, 6), VIDEO, words=9),
         scene(omni, words=3, seed=1),
@@ -62,8 +62,8 @@ def test_unequal_rows(omni, reference, left):
     assert_close(np.asarray(omni.logits(made))[made.mask], logits(reference, rows, left=left)[made.mask])
 
 
-def test_rows_that_mix_videos_with_and_without_sound(omni, reference):
-    """The reference's flag is one for all and gives silent videos the positions of text; each row alone is right."""
+def test_rows_of_videos_with_and_without_sound_equal_the_reference_alone(omni, reference):
+    """The reference has one flag for all videos and gives silent ones positions of text; each row alone is right."""
     rows = [scene(omni, SOUNDING, words=9), scene(omni, VIDEO, seed=1), scene(omni, ("image", 4, 4), SOUNDING, seed=2)]
     made = batch(rows)
     together = np.asarray(omni.logits(made))
@@ -71,15 +71,15 @@ def test_rows_that_mix_videos_with_and_without_sound(omni, reference):
         assert_close(ours[mask], logits(reference, [row])[0])
 
 
-def test_the_reference_does_misplace_silent_videos_in_such_a_batch(omni, reference):
-    """If this fails, Transformers was mended, and the line in docs/parity.md can go."""
+def test_the_reference_misplaces_silent_videos_in_such_a_batch(omni, reference):
+    """If this fails, Transformers was fixed, and the line in docs/parity.md can be removed."""
     rows = [scene(omni, SOUNDING, words=9), scene(omni, VIDEO, seed=1)]
     mask = batch(rows).mask[1]
     assert np.abs(logits(reference, rows)[1][mask] - logits(reference, rows[1:])[0]).max() > 1e-2
 
 
-def test_sound_and_silence_in_one_row(omni):
-    """A silent video after one with sound: what the reference cannot do at all is the same as two turns, each by itself."""
+def test_videos_with_and_without_sound_in_one_row_equal_two_turns(omni):
+    """A silent video after one with sound, which the reference cannot do, equals two separate turns."""
     row = scene(omni, SOUNDING, VIDEO)
     located = batch([row]).located(omni.config.thinker)
     steps = located.positions[0, 0][located.tokens[0] == omni.config.thinker.video_token][-18:].reshape(3, 6)
@@ -102,11 +102,11 @@ def answer(omni, scenes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_tokens(omni, reference, case):
+def test_greedy_tokens_equal_the_reference(omni, reference, case):
     row = scene(omni, *CASES[case], seed=2)
     assert answer(omni, [row]) == greedy(reference, [row])
 
 
-def test_greedy_tokens_of_a_batch(omni, reference):
+def test_greedy_tokens_of_a_batch_equal_the_reference(omni, reference):
     rows = [scene(omni, SOUNDING, words=9), scene(omni, VIDEO, seed=1), scene(omni, ("image", 4, 4), seed=2)]
     assert answer(omni, rows) == [greedy(reference, [row])[0] for row in rows]

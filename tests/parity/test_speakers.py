@@ -1,4 +1,4 @@
-"""spk_dict.pt between torch and us: what torch.save wrote is read as torch.load reads it, and the other way round."""
+"""spk_dict.pt between torch and us: we read files of torch.save as torch.load does, and torch reads ours."""
 
 from collections import OrderedDict
 
@@ -37,14 +37,14 @@ def voices():
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype).split(".")[1]
 )
-def test_what_torch_saves(tmp_path, voices, dtype):
+def test_voices_saved_by_torch_are_read(tmp_path, voices, dtype):
     for voice in voices.values():
         voice["cond"], voice["ref_mel"] = voice["cond"].to(dtype), voice["ref_mel"].to(dtype)
     torch.save(voices, tmp_path / FILE)
     equal(read_speakers(tmp_path), torch.load(tmp_path / FILE, weights_only=True))
 
 
-def test_what_torch_saves_otherwise(tmp_path, voices):
+def test_other_forms_of_torch_save_are_read(tmp_path, voices):
     """Ordered dictionaries, views of one storage, parameters' data, an id in a tensor, a name beyond ASCII."""
     shared = torch.arange(4000.0)
     voices = OrderedDict(voices)
@@ -64,14 +64,14 @@ def test_the_format_before_zip_archives_is_refused(tmp_path, voices):
         read_speakers(tmp_path)
 
 
-def test_what_torch_saves_of_a_module_is_refused(tmp_path, voices):
+def test_a_module_saved_by_torch_is_refused(tmp_path, voices):
     torch.save({"Ethan": torch.nn.Linear(2, 2)}, tmp_path / FILE)
     with pytest.raises(ValueError, match=r"names torch\.nn\.modules\.linear\.Linear, which may run code"):
         read_speakers(tmp_path)
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_torch_loads_what_we_write(tmp_path, mmap):
+def test_torch_loads_our_voices(tmp_path, mmap):
     speakers = tiny_speakers()
     path = write_speakers(tmp_path, speakers)
     found = torch.load(path, weights_only=True, mmap=mmap)

@@ -1,7 +1,7 @@
 """Whole spoken replies: text, codes and waveform equal Transformers', greedy, each row as it is alone.
 
-The reference computes what it means to: see ``parity_speech.MENDS``, and test_speech_faults.py for what it does by itself.
-All replies and all speech end by tokens that the model does emit.
+The reference has its faults fixed (``parity_speech.MENDS``); test_speech_faults.py shows them. All replies and all
+speech end by tokens that the model emits.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ from tests.parity.parity_speech import answer, say, stops
 
 IMAGE, AUDIO, VIDEO = ("image", 4, 6), ("audio", 120), ("video", (3, 4, 6), 1.0)
 SOUNDING, STILL = ("sounding", (2, 4, 4), 1.0, 200), ("sounding", (1, 12, 12), 2.0, 20)
-# Words of each turn, and the turns: prompts of 65 to 96 tokens, of thinker and talker, for they are one program.
+# Words of each turn, and the turns: thinker and talker prompts of 65 to 96 tokens, so that they share one program.
 CASES = {
     "text": (62, ("user",)),
     "audio": (45, ("user", AUDIO)),
@@ -48,7 +48,7 @@ def row_of(omni, case, seed=0):
 
 
 def same(reply, spoken):
-    """A reply of ours is the reference's."""
+    """Asserts that a reply of ours equals the reference's."""
     assert reply.tokens == spoken.tokens
     np.testing.assert_array_equal(reply.codes, spoken.codes)
     assert_close(reply.audio, spoken.whole)
@@ -68,7 +68,7 @@ def spoken(omni, reference):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_replies(omni, spoken, case):
+def test_spoken_replies_equal_the_reference(omni, spoken, case):
     row, options, expected = spoken(case)
     assert expected.tokens[-1] in options["thinker_eos_token_id"]
     assert omni.config.code2wav.decoder.window < expected.codes.shape[1] < options["talker_max_new_tokens"] - 1
@@ -76,8 +76,8 @@ def test_replies(omni, spoken, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_positions_of_the_talker(omni, spoken, case):
-    """Those of the prompt's own slots and of the first word, to the last bit."""
+def test_positions_of_the_talker_equal_the_reference(omni, spoken, case):
+    """Positions of the prompt's own slots and of the first word, to the last bit."""
     row, _, expected = spoken(case)
     located = batch([row]).located(omni.config.thinker).justified()
     made = qwen3_omni.prepare(located, [0], omni.config)
@@ -86,8 +86,8 @@ def test_positions_of_the_talker(omni, spoken, case):
     np.testing.assert_array_equal(np.concatenate([found, following], axis=1), expected.positions)
 
 
-def test_logits_of_each_frame(omni, spoken):
-    """Teacher-forced: the talker's prompt, then its logits frame by frame, the reference's codes being fed."""
+def test_logits_of_each_frame_equal_the_reference(omni, spoken):
+    """Teacher-forced: the talker's prompt, then its logits frame by frame with the reference's codes."""
     row, options, expected = spoken("an answer begun")
     parts, config = omni.parts, omni.config
     thinker, talker, predictor = (parts[name] for name in ("thinker", "talker", "code_predictor"))
@@ -116,7 +116,7 @@ def test_logits_of_each_frame(omni, spoken):
 
 
 @pytest.mark.parametrize("speaker", ["Chelsie", "ethan", "AIDEN"])
-def test_speakers(omni, reference, spoken, speaker):
+def test_replies_of_each_speaker_equal_the_reference(omni, reference, spoken, speaker):
     row, options, _ = spoken("text")
     options = options | {"talker_eos_token_id": [-1], "talker_max_new_tokens": 14}
     expected = [say(reference, [row], speaker=name, **options)[0] for name in ("Chelsie", "Ethan", "Aiden")]
@@ -131,8 +131,8 @@ def test_the_first_speaker_is_ethan(omni, spoken):
     same(answer(omni, [row], **options)[0], expected)
 
 
-def test_repetition_penalty(omni, reference, spoken):
-    """Over the codes made so far, of the first codebook alone."""
+def test_repetition_penalty_equals_the_reference(omni, reference, spoken):
+    """The penalty covers the codes so far, of the first codebook only."""
     row, options, _ = spoken("audio")
     heard = []
     for penalty in (1.0, 1.5):
@@ -150,8 +150,8 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_batches(omni, reference, kind):
-    """Other prompts, media and speakers side by side, ending at different times: each row is the reference's alone."""
+def test_batched_replies_equal_the_reference(omni, reference, kind):
+    """Other prompts, media and speakers that end at different times: each row equals the reference alone."""
     rows = [row_of(omni, case, seed) for seed, case in enumerate(BATCHES[kind])]
     speakers = ["Ethan", "Aiden", "Chelsie", "Aiden"]
     options = stops(reference, rows, speakers)
@@ -162,8 +162,8 @@ def test_batches(omni, reference, kind):
         same(reply, item)
 
 
-def test_speech_of_given_text(omni, reference):
-    """An answer that stands in the prompt already: the reference speaks it, and not the one token that it must make."""
+def test_speech_of_a_given_text_equals_the_reference(omni, reference):
+    """An answer in the prompt: the reference speaks it, without the one token that it must generate."""
     asked = [{"role": "user", "content": "What time is it? " * 9}]
     text = "It is time to go."
     tokens = [*omni.prepare(asked).tokens[0].tolist(), *omni.tokenizer.encode(text)]

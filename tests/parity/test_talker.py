@@ -29,12 +29,12 @@ def theirs(reference, x, positions):
 
 
 def rope(length, seed):
-    """Positions as behind an image: the three coordinates differ, and are fractional."""
+    """Positions as after an image: the three coordinates differ and are fractional."""
     rng = np.random.default_rng(seed)
     return np.cumsum(rng.choice([0, 1, 1.5, 3], (3, length)), axis=1).astype(np.float32)
 
 
-def test_projections(omni, reference):
+def test_projections_equal_the_reference(omni, reference):
     x = states(7, omni.config.thinker.decoder.width)
     for name in ("text_projection", "hidden_projection"):
         with torch.no_grad():
@@ -42,7 +42,7 @@ def test_projections(omni, reference):
         assert_close(getattr(omni.parts["talker"], name)(x), expected)
 
 
-def test_prefill_and_steps_of_unequal_rows(omni, reference, width):
+def test_prefill_and_steps_of_unequal_rows_equal_the_reference(omni, reference, width):
     """Prompts of 11 and 4 embeddings in one batch, then five steps of each: every state and all logits."""
     talker, prompts, steps = omni.parts["talker"], [11, 4], 5
     rows = [states(length + steps, width, seed=row) for row, length in enumerate(prompts)]
@@ -77,7 +77,7 @@ def residual_of_reference(reference, state, first):
         return codes, scores, sum(fed[2:]).numpy()
 
 
-def test_residual_codes(omni, reference, width):
+def test_residual_codes_equal_the_reference(omni, reference, width):
     """Greedy codes, and the sum of their embeddings, three rows at once."""
     predictor, batch = omni.parts["code_predictor"], 3
     state, first = states(batch, width), states(batch, width, seed=1)
@@ -90,7 +90,7 @@ def test_residual_codes(omni, reference, width):
         assert_close(total[row], embedded)
 
 
-def test_logits_of_each_codebook(omni, reference, width):
+def test_logits_of_each_codebook_equal_the_reference(omni, reference, width):
     """Teacher forcing: the reference's own codes are chosen, and the logits compared one codebook after another."""
     predictor = omni.parts["code_predictor"]
     state, first = states(1, width, seed=2), states(1, width, seed=3)

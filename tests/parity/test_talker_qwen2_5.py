@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni's talker against Transformers: teacher-forced over prompts and frames, behind media, whole and step by step."""
+"""Qwen2.5-Omni's talker against Transformers: teacher-forced prompts and frames, after media, whole and by steps."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ SHORT = {"thinker_max_new_tokens": 5, "talker_max_new_tokens": 8}
 
 
 def tracks(qwen2_5, length, seed=0):
-    """Both tracks added, of random words and codes."""
+    """The sum of both tracks, of random words and codes."""
     return (
         np.random.default_rng([seed, length])
         .normal(size=(length, qwen2_5.omni.config.thinker.decoder.width))
@@ -27,7 +27,7 @@ def tracks(qwen2_5, length, seed=0):
 
 
 def rope(length, seed=0):
-    """Positions as behind media: the three coordinates differ."""
+    """Positions as after media: the three coordinates differ."""
     return np.cumsum(np.random.default_rng([seed, length]).choice([0, 1, 2, 5], (3, length)), axis=1)
 
 
@@ -47,7 +47,7 @@ extend = jax.jit(lambda talker, *given, fresh=False: talker.extend(*given, fresh
 
 
 def whole(talker, x, positions):
-    """Final-normed states and logits of every place: as many rows of the same, each one place longer."""
+    """Final-normed states and logits of every position: one row for each prefix."""
     count = len(x)
     rows, positions = (np.repeat(array, count, axis) for array, axis in ((x[None], 0), (positions[:, None], 1)))
     logits, states, _ = extend(
@@ -57,7 +57,7 @@ def whole(talker, x, positions):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_prompt(qwen2_5_of, size):
+def test_states_and_logits_of_a_prompt_equal_the_reference(qwen2_5_of, size):
     qwen2_5 = qwen2_5_of(size)
     x, positions = tracks(qwen2_5, 14), rope(14)
     found = whole(qwen2_5.omni.parts["talker"], x, positions)
@@ -66,8 +66,8 @@ def test_a_prompt(qwen2_5_of, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_prefill_and_steps_of_unequal_rows(qwen2_5_of, size):
-    """Prompts of 11 and 4 in one batch, then five steps of each: all states and logits are those of the whole."""
+def test_prefill_and_steps_of_unequal_rows_equal_the_reference(qwen2_5_of, size):
+    """Prompts of 11 and 4 in one batch, then five steps of each: all states and logits equal those of the whole."""
     qwen2_5, prompts, steps = qwen2_5_of(size), [11, 4], 5
     talker = qwen2_5.omni.parts["talker"]
     rows = [tracks(qwen2_5, length + steps, row) for row, length in enumerate(prompts)]
@@ -99,8 +99,8 @@ CASES = {
 
 @pytest.mark.parametrize("size", ["7B", "3B"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_spoken_reply(qwen2_5_of, size, case):
-    """What the reference's talker read and where in a whole run of it, and what it made of that: states and logits."""
+def test_states_and_logits_of_a_reply_equal_the_reference(qwen2_5_of, size, case):
+    """The inputs and positions of the reference's talker in a whole run, and its states and logits."""
     qwen2_5 = qwen2_5_of(size)
     said = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni, *CASES[case])]), **SHORT)[0]
     read = slice(said.prompt - 1, None)
@@ -112,8 +112,8 @@ def test_a_spoken_reply(qwen2_5_of, size, case):
 
 
 @pytest.mark.parametrize("size", ["7B", "3B"])
-def test_both_tracks(qwen2_5_of, size):
-    """The codes' embeddings and the text beside them add up to what the reference's talker read."""
+def test_the_sum_of_both_tracks_equals_the_reference(qwen2_5_of, size):
+    """The embeddings of codes and text add up to the inputs of the reference's talker."""
     qwen2_5 = qwen2_5_of(size)
     talker, thinker, config = qwen2_5.omni.parts["talker"], qwen2_5.omni.parts["thinker"], qwen2_5.omni.config
     said = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni)]), **SHORT)[0]
@@ -127,12 +127,12 @@ def test_both_tracks(qwen2_5_of, size):
     assert_close(said.fed[said.prompt - 2 : said.prompt] - unmended.fed[said.prompt - 2 : said.prompt], marks)
 
 
-def test_no_code_is_nothing(qwen2_5):
+def test_an_absent_code_is_embedded_as_zeros(qwen2_5):
     assert not np.any(qwen2_5.omni.parts["talker"].embedding(np.array([-1, -1])))
 
 
-def test_codes_are_what_the_vocoder_knows(qwen2_5):
-    """Of an id beyond, the reference's vocoder has no row: it breaks, and so do the marks; ours may not be chosen."""
+def test_only_codes_of_the_vocoder_may_be_chosen(qwen2_5):
+    """The reference's vocoder raises for ids beyond its table and for control ids; we never choose them."""
     codes, voice = qwen2_5.omni.parts["talker"].codes, qwen2_5.reference.speaker_map["Ethan"]
     assert codes.shape == (qwen2_5.reference.config.talker_config.vocab_size,)
     known, unknown = np.flatnonzero(codes), np.flatnonzero(~codes)
@@ -144,8 +144,8 @@ def test_codes_are_what_the_vocoder_knows(qwen2_5):
 
 
 @pytest.mark.parametrize("size", ["7B", "3B"])
-def test_logits_of_a_bfloat16_model(qwen2_5_of, size):
-    """Are float32, for its scores are compared and punished; its states are bfloat16."""
+def test_logits_of_a_bfloat16_model_are_float32(qwen2_5_of, size):
+    """Logits are float32, because scores are compared and penalised; states are bfloat16."""
     qwen2_5 = qwen2_5_of(size)
     talker = weights.load(qwen2_5.folder, from_hf(qwen2_5.folder), dtype="bfloat16")["talker"]
     reference = load_reference(qwen2_5.folder, torch.bfloat16)
@@ -157,6 +157,6 @@ def test_logits_of_a_bfloat16_model(qwen2_5_of, size):
     exact = theirs(qwen2_5.reference, x, positions)
     for mine, rounded, true in zip((states, logits), expected, exact, strict=True):
         mine = np.asarray(mine, np.float32)
-        # As far from the float32 model as the reference's own bfloat16, give or take.
+        # About as far from the float32 model as the reference's own bfloat16.
         assert np.abs(mine - true).max() < 2 * np.abs(rounded - true).max()
         assert_close(mine, rounded, 2**-6)

@@ -15,20 +15,20 @@ def theirs(reference, tokens, mask, clips=()):
 
 
 @pytest.mark.parametrize("words", [1, 13, 61, 200])
-def test_text(omni, reference, words):
+def test_logits_of_text_equal_the_reference(omni, reference, words):
     tokens, mask = pad([ids(omni, words=words)], left=False)
     assert_close(omni.logits(tokens), theirs(reference, tokens, mask))
 
 
 @pytest.mark.parametrize("frames", [[237], [100, 450], [999, 137, 100]])
-def test_audio_in_text(omni, reference, frames):
+def test_logits_of_audio_in_text_equal_the_reference(omni, reference, frames):
     tokens, mask = pad([ids(omni, *frames)], left=False)
     clips = [clip(n, seed) for seed, n in enumerate(frames)]
     assert_close(omni.logits(Batch.from_tokens(tokens, mel=clips)), theirs(reference, tokens, mask, clips))
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_unequal_rows_with_audio_and_padding(omni, reference, left):
+def test_logits_of_unequal_rows_equal_the_reference(omni, reference, left):
     frames = [[237], [], [120, 450]]
     tokens, mask = pad([ids(omni, *row, words=5 + 7 * n, seed=n) for n, row in enumerate(frames)], left=left)
     clips = [clip(n, seed) for seed, n in enumerate(n for row in frames for n in row)]
@@ -38,7 +38,7 @@ def test_unequal_rows_with_audio_and_padding(omni, reference, left):
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_processors_output(omni, reference, left):
+def test_logits_of_a_processors_output_equal_the_reference(omni, reference, left):
     rows = [ids(omni, 237), ids(omni, 100, words=3)]
     tokens, mask = pad(rows, left=left)
     inputs = reference_inputs(tokens, mask, [clip(237), clip(100)])
@@ -47,7 +47,7 @@ def test_a_processors_output(omni, reference, left):
     assert_close(ours[real], theirs(reference, tokens, mask, [clip(237), clip(100)])[real])
 
 
-def test_many_experts(tmp_path):
+def test_logits_with_128_experts_equal_the_reference(tmp_path):
     """128 experts, 8 a token, as published; narrow, so that most experts of a short prompt stay empty."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
@@ -68,7 +68,7 @@ def test_many_experts(tmp_path):
         assert_close(omni.logits(tokens), theirs(reference, tokens, mask))
 
 
-def test_a_processors_output_moved_to_the_models_dtype(omni):
+def test_a_processors_output_in_torch_bfloat16_is_read(omni):
     """As Qwen's examples do with ``inputs.to(model.dtype)``: torch's bfloat16, which NumPy does not know."""
     tokens, mask = pad([ids(omni, 100)], left=False)
     inputs = reference_inputs(tokens, mask, [clip(100)])

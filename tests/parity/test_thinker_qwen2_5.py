@@ -18,8 +18,8 @@ from tests.parity.parity_scenes import theirs as keywords
 
 @pytest.mark.parametrize(("width", "section"), [(128, (16, 24, 24)), (64, (16, 16, 0)), (4, (1, 1, 0))])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rope(width, section, dtype):
-    """Of thinker and talker, 7B and 3B: the rotation of queries is the reference's, in the dtype of the activations."""
+def test_rope_equals_the_reference(width, section, dtype):
+    """Thinker and talker, 7B and 3B: the rotation of queries equals the reference's, in the activations' dtype."""
     config = modeling.Qwen2_5OmniTextConfig(
         hidden_size=width, num_attention_heads=1, num_key_value_heads=1,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(section)},
@@ -35,7 +35,7 @@ def test_rope(width, section, dtype):
     turn = modeling.Qwen2_5OmniRotaryEmbedding(config)(theirs, torch.from_numpy(positions))
     expected = modeling.apply_rotary_pos_emb(theirs, theirs, *turn)[0].transpose(1, 2)
     assert str(found.dtype) == str(expected.dtype).removeprefix("torch.") == dtype
-    # In bfloat16 to the last bit: angles are float32 in both, and what they differ in is rounded away.
+    # In bfloat16 to the last bit: angles are float32 in both, and their difference is rounded away.
     assert_close(found.astype(jnp.float32), expected.float(), 1e-5 if dtype == "float32" else 0)
 
 
@@ -67,7 +67,7 @@ def theirs(qwen2_5, scenes, *, left=True):
 
 
 def ours(qwen2_5, asked):
-    """Embeddings and final-normed states of a batch whose rows stand left in it, and how many tokens each has."""
+    """Embeddings and final-normed states of a batch with rows aligned left, and the number of tokens of each."""
     parts, config = qwen2_5.omni.parts, qwen2_5.omni.config.thinker
     placed = encode.place(asked, config)
     made, thinker = placed.batch, parts["thinker"]
@@ -79,20 +79,20 @@ def ours(qwen2_5, asked):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits(qwen2_5, case):
+def test_logits_equal_the_reference(qwen2_5, case):
     row = scene(qwen2_5.omni, *CASES[case])
     assert_close(qwen2_5.omni.logits(batch([row])), theirs(qwen2_5, [row]).logits)
 
 
 @pytest.mark.parametrize("words", [1, 13, 200])
-def test_text(qwen2_5, words):
+def test_logits_of_text_equal_the_reference(qwen2_5, words):
     row = scene(qwen2_5.omni, words=words)
     assert_close(qwen2_5.omni.logits(batch([row])), theirs(qwen2_5, [row]).logits)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", ["text", "audio between image and video", "images and videos with sound"])
-def test_published_heads(qwen2_5_of, size, case):
+def test_logits_with_the_published_heads_equal_the_reference(qwen2_5_of, size, case):
     row = scene(qwen2_5_of(size).omni, *CASES[case], words=11)
     assert_close(qwen2_5_of(size).omni.logits(batch([row])), theirs(qwen2_5_of(size), [row]).logits)
 
@@ -105,7 +105,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("kind", BATCHES)
-def test_unequal_rows_and_padding(qwen2_5, kind, left):
+def test_unequal_rows_and_padding_equal_the_reference(qwen2_5, kind, left):
     rows = [scene(qwen2_5.omni, *CASES[case], words=3 + 5 * n, seed=n) for n, case in enumerate(BATCHES[kind])]
     asked = batch(rows, left=left)
     assert_close(
@@ -113,8 +113,8 @@ def test_unequal_rows_and_padding(qwen2_5, kind, left):
     )
 
 
-def test_videos_with_and_without_sound_in_one_batch(qwen2_5):
-    """The reference knows one of the two a call, so it takes the rows alone."""
+def test_rows_of_videos_with_and_without_sound_equal_the_reference_alone(qwen2_5):
+    """The reference supports one of the two a call, so it gets the rows alone."""
     rows = [scene(qwen2_5.omni, *CASES[case]) for case in ("video with sound", "video", "text", "video with sound")]
     asked = batch(rows)
     found = np.asarray(qwen2_5.omni.logits(asked))
@@ -123,8 +123,8 @@ def test_videos_with_and_without_sound_in_one_batch(qwen2_5):
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_states_that_the_talker_reads(qwen2_5, kind):
-    """The first, media in their places, and the last, after the final norm."""
+def test_states_for_the_talker_equal_the_reference(qwen2_5, kind):
+    """The first states, with media inserted, and the last ones, after the final norm."""
     rows = [scene(qwen2_5.omni, *CASES[case], words=3 + 5 * n, seed=n) for n, case in enumerate(BATCHES[kind])]
     embedded, states, lengths = ours(qwen2_5, batch(rows))
     expected = theirs(qwen2_5, rows, left=False).hidden_states
@@ -134,8 +134,8 @@ def test_states_that_the_talker_reads(qwen2_5, kind):
 
 
 @pytest.mark.parametrize("size", ["7B", *SIZES])
-def test_steps(qwen2_5_of, size):
-    """Prompts of unequal length, then six tokens one by one: logits and states are those of the whole."""
+def test_prefill_and_steps_equal_the_reference(qwen2_5_of, size):
+    """Prompts of unequal length, then six tokens one by one: logits and states equal those of the whole."""
     qwen2_5, steps = qwen2_5_of(size), 6
     rows = [
         scene(qwen2_5.omni, *CASES[case], words=20 - 9 * n, seed=n)

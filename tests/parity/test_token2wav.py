@@ -1,6 +1,6 @@
 """Qwen2.5-Omni's vocoder against Transformers: each module, the flow with its noise given, and the whole.
 
-The reference takes one row at a time; ours takes them padded, all in one call.
+The reference takes one row at a time; ours takes all rows, padded, in one call.
 """
 
 from dataclasses import replace
@@ -52,7 +52,7 @@ def sample(model, inputs, options):
 
 
 def randomize(model, seed=0):
-    """Everything random, and quiet enough in the vocoder that neither its sines nor its cut at one make it chaotic."""
+    """All parameters are random, and so small that neither the vocoder's sines nor its clipping make it chaotic."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         random = torch.randn(parameter.shape, generator=generator)
@@ -88,7 +88,7 @@ def reference_config(dit=DIT):
 
 
 def flow(network, config=DIT):
-    """Ours, with its weights."""
+    """Our flow with the reference's weights."""
     return filled("dit", lambda init: DiT(init, config), "token2wav.code2wav_dit_model", network)
 
 
@@ -135,7 +135,7 @@ def inputs():
 
 
 def alone(inputs, row):
-    """What a row has itself, for the reference: codes, speaker, reference mel, noise."""
+    """A row's own inputs for the reference: codes, speaker, reference mel, noise."""
     codes, lengths, speakers, mels, voices, noise = inputs
     one = slice(row, row + 1)
     frames = 2 * lengths[row]
@@ -144,7 +144,7 @@ def alone(inputs, row):
 
 
 def slope(reference, inputs, row, time, guidance):
-    """The reference's direction of a row, guided as its ``sample`` does it."""
+    """The reference's velocity of a row, guided as in its ``sample``."""
     codes, speaker, mel, x = alone(inputs, row)
     y = reference(
         hidden_states=x,
@@ -163,7 +163,7 @@ def slope(reference, inputs, row, time, guidance):
 # --- its parts
 
 
-def test_the_speaker_encoder(reference, dit, inputs):
+def test_the_speaker_encoder_equals_the_reference(reference, dit, inputs):
     encode = jax.jit(lambda model, *voice: model(*voice))
     found = encode(dit.speaker_encoder, inputs[3], inputs[4])
     for row in range(len(LENGTHS)):
@@ -171,7 +171,7 @@ def test_the_speaker_encoder(reference, dit, inputs):
         assert_close(found[row : row + 1], reference.code2wav_dit_model.input_embed.spk_encoder(mel).numpy())
 
 
-def test_more_than_two_groups_of_channels_in_the_speaker_encoder():
+def test_a_speaker_encoder_of_more_channel_groups_equals_the_reference():
     config = replace(ENCODER, parts=4)
     network = randomize(theirs.ECAPA_TimeDelayNet(reference_config(replace(DIT, speaker_encoder=config)).dit_config))
     names = "dit.speaker_encoder", "token2wav.code2wav_dit_model.input_embed.spk_encoder"
@@ -182,7 +182,7 @@ def test_more_than_two_groups_of_channels_in_the_speaker_encoder():
     )
 
 
-def test_the_filter_and_the_activation():
+def test_filter_and_activation_equal_the_reference():
     activation = theirs.Qwen2_5OmniAntiAliasedActivation1d(theirs.Qwen2_5OmniSnakeBeta(6))
     np.testing.assert_allclose(FILTER, activation.upsample.filter[0, 0].numpy(), rtol=1e-5, atol=1e-8)
     np.testing.assert_array_equal(activation.upsample.filter, activation.downsample.filter)
@@ -196,7 +196,7 @@ def test_the_filter_and_the_activation():
 
 
 @pytest.mark.parametrize(("kernel", "rate"), [(11, 5), (7, 3), (4, 2), (2, 2)])
-def test_the_transposed_convolution(kernel, rate):
+def test_the_transposed_convolution_equals_the_reference(kernel, rate):
     layer = torch.nn.ConvTranspose1d(6, 4, kernel, rate, padding=(kernel - rate) // 2)
     names = "bigvgan.upsamples.0", "token2wav.code2wav_bigvgan_model.ups.0.0"
     found = filled(names[0], lambda init: bigvgan.ConvTranspose1d(init, 6, 4, kernel), names[1], layer)
@@ -207,8 +207,8 @@ def test_the_transposed_convolution(kernel, rate):
         assert_close(found[row : row + 1, : length * rate], expected)
 
 
-def test_loudness(reference):
-    """From far below what counts as silence to far above the loudest."""
+def test_loudness_equals_the_reference(reference):
+    """Levels from far below silence to far above the loudest."""
     mel = np.linspace(-20, 12, 2 * 50 * BINS, dtype=np.float32).reshape(2, 50, BINS)
     expected = reference.code2wav_bigvgan_model.process_mel_spectrogram(torch.from_numpy(mel)).numpy()
     assert_close(bigvgan.normalize(jnp.asarray(mel)), expected)
@@ -220,14 +220,14 @@ def test_loudness(reference):
 
 @pytest.mark.parametrize("guidance", [0.5, 0.0])
 @pytest.mark.parametrize("time", [0.0, 0.357, 0.777, 1.0])
-def test_the_direction(reference, dit, inputs, time, guidance):
+def test_the_velocity_equals_the_reference(reference, dit, inputs, time, guidance):
     found = velocity(dit, inputs, np.float32(time), guidance)
     for row in range(len(LENGTHS)):
         expected = slope(reference.code2wav_dit_model, inputs, row, time, guidance)
         assert_close(found[row : row + 1, : FRAMES[row]], expected)
 
 
-def test_as_deep_as_published(inputs):
+def test_the_velocity_at_the_published_depth_equals_the_reference(inputs):
     """22 layers, of which the 1st and the 21st look back and the 11th ahead."""
     config = replace(DIT, layers=22, look_ahead=(10,), look_back=(0, 20))
     network = randomize(theirs.Qwen2_5OmniToken2WavModel(reference_config(config))).code2wav_dit_model
@@ -237,8 +237,8 @@ def test_as_deep_as_published(inputs):
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 8, 10, 16, 20])
-def test_points_of_time(steps):
-    """Bit by bit: a thousand times a time goes into a sine."""
+def test_points_of_time_equal_the_reference_bit_for_bit(steps):
+    """Bit for bit, because sines are taken of a thousand times the time."""
     times = torch.linspace(0, 1, steps)
     np.testing.assert_array_equal(sway_times(steps, None), times)
     np.testing.assert_array_equal(sway_times(steps, -1.0), times - (torch.cos(torch.pi / 2 * times) - 1 + times))
@@ -248,7 +248,7 @@ OPTIONS = [{}, {"steps": 4, "guidance": 1.0, "sway": None}, {"steps": 3, "guidan
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_mel_frames(reference, dit, inputs, options):
+def test_mel_frames_equal_the_reference(reference, dit, inputs, options):
     found = sample(dit, inputs, options)
     names = {"steps": "num_steps", "guidance": "guidance_scale", "sway": "sway_coefficient"}
     options = {names[name]: value for name, value in options.items()}
@@ -263,7 +263,7 @@ def test_mel_frames(reference, dit, inputs, options):
 # --- the samples
 
 
-def test_samples(reference, vocoder):
+def test_samples_equal_the_reference(reference, vocoder):
     lengths = np.array([33, 1, 2, 17])
     mel = np.random.default_rng(0).standard_normal((4, 33, BINS), np.float32) * 3 - 4
     found = decode(vocoder, mel, lengths)
@@ -275,7 +275,7 @@ def test_samples(reference, vocoder):
         assert not np.any(found[row, samples:])
 
 
-def test_codes_to_samples(reference, dit, vocoder, inputs):
+def test_codes_to_samples_equal_the_reference(reference, dit, vocoder, inputs):
     found = decode(vocoder, sample(dit, inputs, {}), FRAMES)
     for row in range(len(LENGTHS)):
         codes, speaker, mel, noise = alone(inputs, row)

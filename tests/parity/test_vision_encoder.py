@@ -10,7 +10,7 @@ from omni_jax.models.parts import leaves
 from omni_jax.processing import vision_packing
 from tests.parity.parity_close import assert_close
 
-# Frames, rows and columns in patches: least, odd numbers of groups, tall, wide, more patches than the table has, videos.
+# Frames, rows and columns in patches: smallest, odd numbers of groups, tall, wide, larger than the table, videos.
 GRIDS = [
     [(1, 2, 2)],
     [(1, 4, 6)],
@@ -35,14 +35,14 @@ def theirs(reference, patches, grids):
 
 
 @pytest.mark.parametrize("grids", GRIDS)
-def test_features_and_deepstack(omni, reference, grids):
+def test_features_and_deepstack_equal_the_reference(omni, reference, grids):
     patches = pixels(grids)
     ours, expected = omni.encode_vision(patches, grids), theirs(reference, patches, grids)
     for mine, other in zip(ours, expected, strict=True):
         assert_close(mine, other)
 
 
-def test_media_over_several_calls(omni, reference, monkeypatch):
+def test_media_over_several_calls_equal_the_reference(omni, reference, monkeypatch):
     """Frames of 96 patches in calls of at most 256: a video is cut between its frames, a large image goes alone."""
     monkeypatch.setattr(vision_packing, "CALL_PATCHES", 256)
     grids = [(1, 2, 4), (6, 8, 12), (1, 20, 30), (2, 4, 4)]
@@ -54,7 +54,7 @@ def test_media_over_several_calls(omni, reference, monkeypatch):
         assert_close(mine, other)
 
 
-def test_the_published_head_width_over_several_blocks_of_keys(tmp_path):
+def test_several_blocks_of_keys_of_the_published_width_equal_the_reference(tmp_path):
     """Heads of 72 and a frame of 1,144 patches: the attention's blocks of 512 keys are more than one and not full."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
@@ -71,7 +71,7 @@ def test_the_published_head_width_over_several_blocks_of_keys(tmp_path):
         assert_close(mine, other)
 
 
-# Ours, theirs, and how theirs is laid out as ours.
+# Our leaf, their tensor, and how theirs is rearranged to ours.
 GRADIENTS = {
     "patches.kernel": ("patch_embed.proj.weight", lambda x: np.moveaxis(x, 0, -1)),
     "positions.table": ("pos_embed.weight", lambda x: x),
@@ -83,7 +83,7 @@ GRADIENTS = {
 STACKED = {"layers.qkv.kernel": 2, "layers.ffn.down.kernel": 0, "deepstack.mlp.up.kernel": 1}
 
 
-def test_gradients(omni, reference):
+def test_gradients_equal_the_reference(omni, reference):
     grids = [(2, 8, 4), (1, 6, 6)]
     patches = pixels(grids)
     rng = np.random.default_rng(1)

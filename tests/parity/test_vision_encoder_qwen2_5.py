@@ -46,7 +46,7 @@ def reference_config():
 
 @pytest.fixture(scope="module")
 def reference():
-    """Everything random: a zero bias or a scale of one would hide where it is put."""
+    """All parameters are random: a zero bias or a scale of one would hide a wrong place."""
     model, generator = theirs.Qwen2_5OmniVisionEncoder(reference_config()), torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         random = torch.randn(parameter.shape, generator=generator)
@@ -54,7 +54,7 @@ def reference():
             norm = name.endswith("weight")
             parameter.data.copy_(norm + (0.3 if norm else 0.5) * random)
         else:
-            # Attention far from uniform, so that what it sees counts.
+            # Attention far from uniform, so that the masks matter.
             sharp = 2 if ".attn.q." in name or ".attn.k." in name else 1
             parameter.data.copy_(sharp * random / parameter[0].numel() ** 0.5)
     return model.eval()
@@ -80,7 +80,7 @@ encode = jax.jit(lambda encoder, *call: encoder.encode(*call))
 
 
 @pytest.mark.parametrize("grids", GRIDS)
-def test_features(encoder, reference, grids):
+def test_features_equal_the_reference(encoder, reference, grids):
     patches = pixels(grids)
     features, deep = encode(encoder, *packed(patches, grids))
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_features(encoder, reference, grids):
     assert deep.shape == (0, *features.shape)
 
 
-# Ours, its layer if it has any, theirs, and how theirs is laid out as ours.
+# Our leaf, its layer if stacked, their tensor, and how theirs is rearranged to ours.
 GRADIENTS = [
     ("patches.kernel", None, "patch_embed.proj.weight", lambda x: np.moveaxis(x, 0, -1)),
     ("layers.qkv.kernel", (1, slice(None), 1), "blocks.1.attn.k.weight", lambda x: x.T.reshape(48, 3, 16)),
@@ -100,7 +100,7 @@ GRADIENTS = [
 ]
 
 
-def test_gradients(encoder, reference):
+def test_gradients_equal_the_reference(encoder, reference):
     grids = [(2, 10, 14), (1, 6, 18)]
     patches = pixels(grids)
     call, count = packed(patches, grids), len(patches) // CONFIG.merge**2

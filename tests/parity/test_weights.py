@@ -57,7 +57,7 @@ def test_what_transformers_saves_loads_here(theirs, ours, tmp_path):
     same(weights.load(tmp_path, from_hf(tmp_path), dtype="float32"), ours)
 
 
-def test_transformers_names_in_memory_load_here(theirs, ours, tmp_path):
+def test_transformers_in_memory_names_load_here(theirs, ours, tmp_path):
     save_file(
         {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, tmp_path / "model.safetensors"
     )

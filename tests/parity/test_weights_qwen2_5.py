@@ -29,7 +29,7 @@ def everything(folder):
 
 
 def reference(folder, dtype=torch.float32):
-    """Loaded as any model: its own from_pretrained, on top of that, gives no information and wants voices of a mute one too."""
+    """Loaded as any model: its own from_pretrained returns no loading info and always requires voices."""
     load = PreTrainedModel.from_pretrained.__func__
     model, info = load(Qwen2_5OmniForConditionalGeneration, folder, dtype=dtype, output_loading_info=True)
     assert {name: found for name, found in info.items() if found} == {}
@@ -78,7 +78,7 @@ def test_what_transformers_saves_loads_here(theirs, ours, folder, tmp_path):
     assert len(list(source.glob("*.safetensors"))) >= 5
     assert from_hf(source) == from_hf(folder)
     same(weights.load(source, from_hf(source), dtype="float32"), ours)
-    # Their folder has no voices: a conversion says so, and goes on when they are there.
+    # Their folder has no voices: a conversion reports it, and continues when they are there.
     with pytest.raises(ValueError, match=f"{FILE}: expected the voices of a Qwen2.5-Omni, found no such file"):
         checkpoint.convert(source, tmp_path / "converted")
     (source / FILE).write_bytes((folder / FILE).read_bytes())
@@ -86,7 +86,7 @@ def test_what_transformers_saves_loads_here(theirs, ours, folder, tmp_path):
     same(checkpoint.load(converted, from_hf(converted)), ours)
 
 
-def test_transformers_names_in_memory_load_here(theirs, ours, folder, tmp_path):
+def test_transformers_in_memory_names_load_here(theirs, ours, folder, tmp_path):
     save_file(
         {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, tmp_path / "model.safetensors"
     )
@@ -116,7 +116,7 @@ def test_two_dtypes_load_in_transformers(tmp_path):
     assert kinds == {"thinker": {torch.bfloat16}, "talker": {torch.bfloat16}, "token2wav": {torch.float32}}
 
 
-def test_what_transformers_saves_in_one_dtype_is_read_in_two(folder, tmp_path):
+def test_a_model_saved_in_one_dtype_is_read_in_two(folder, tmp_path):
     """Its save_pretrained of a model cast as a whole has bfloat16 for token2wav too, and says so in config.json."""
     reference(folder, dtype=torch.bfloat16).to(torch.bfloat16).save_pretrained(tmp_path)
     source, _ = weights.published(tmp_path, from_hf(tmp_path))
@@ -130,12 +130,12 @@ def test_what_transformers_saves_in_one_dtype_is_read_in_two(folder, tmp_path):
         assert tensor.dtype.name == names[name.startswith("token2wav.")], name
 
 
-def test_the_model_that_only_writes_loads_in_transformers(tmp_path):
+def test_a_model_without_speech_loads_in_transformers(tmp_path):
     folder = write_tiny(tmp_path, config=tiny_qwen2_5_config(), speech=False)
     assert not reference(folder).has_talker
 
 
-def test_settings_read_the_same_in_transformers(folder):
+def test_generation_settings_read_the_same_in_transformers(folder):
     config = Qwen2_5OmniConfig.from_pretrained(folder)
     assert from_hf(json.loads(config.to_json_string(use_diff=False))) == from_hf(folder)
     assert GenerationConfig.from_pretrained(folder).eos_token_id[0] == from_hf(folder).im_end

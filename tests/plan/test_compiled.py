@@ -1,4 +1,4 @@
-"""Full-size programs through the TPU's own compiler (on Linux for x86), in a process of its own: what they hold and move."""
+"""Full-size programs through the TPU's own compiler (on Linux for x86), in a separate process: memory and traffic."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CALL = 4096  # patches
-# Compiles entry points of the published Qwen3-Omni and writes what the tests ask for.
+# Compiles entry points of the published Qwen3-Omni and prints the figures for the tests.
 PROGRAM = """
 import json, sys
 import jax
@@ -60,7 +60,7 @@ def programs():
     return {program["name"].split(",")[0]: program for program in json.loads(ran.stdout.splitlines()[-1])}
 
 
-def test_a_call_of_the_vision_encoder_holds_no_square_of_the_patches(programs):
+def test_the_vision_encoder_has_no_array_quadratic_in_the_patches(programs):
     found = programs["vision encoder"]
     assert found["temporaries"] < 100e6
     assert found["kernels"] == ["attend_spans"]
@@ -69,8 +69,8 @@ def test_a_call_of_the_vision_encoder_holds_no_square_of_the_patches(programs):
         assert array.split("[")[1].rstrip("]").split(",").count(str(CALL)) <= 1, array
 
 
-def test_a_prompt_of_8192_tokens_holds_no_square_of_them(programs):
-    """It goes in two pieces of 4,096, each sent to its experts, and attention is the kernels'."""
+def test_prefill_of_8192_tokens_has_no_array_quadratic_in_them(programs):
+    """It is prefilled in two pieces of 4,096; their tokens are sent to the experts, and attention uses the kernels."""
     found = programs["prefill"]
     assert found["temporaries"] < 400e6
     assert sum(name.startswith("splash") for name in found["kernels"]) >= 2
@@ -80,15 +80,15 @@ def test_a_prompt_of_8192_tokens_holds_no_square_of_them(programs):
         assert sum(side in (CALL, 2 * CALL) for side in sides) <= 1, array
 
 
-def test_a_frame_of_speech_is_one_program_that_moves_little_more_than_it_must(programs):
+def test_a_frame_of_speech_is_one_program_near_its_lower_bound_of_bytes(programs):
     found = programs["speech"]
     assert found["host"] == 0
     assert found["least_bytes"] <= found["bytes"] <= 1.3 * found["least_bytes"]
     assert found["temporaries"] < 200e6
 
 
-def test_a_step_of_64_rows_on_eight_chips_holds_and_moves_little_more_than_it_must(programs):
-    """A quarter of a million tokens of context, weights of 70 GB: caches and experts stay where they lie."""
+def test_a_step_of_64_rows_on_eight_chips_is_near_its_lower_bounds(programs):
+    """Half a million tokens of context, weights of 70 GB: caches and experts are not moved."""
     found = programs["decode"]
     assert found["held"] < found["limit"]
     assert found["temporaries"] <= found["layer"] + 100e6

@@ -1,4 +1,4 @@
-"""What is counted of programs whose bytes, operations and collectives are known."""
+"""Counts of programs with known bytes, operations and collectives."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def test_a_product_reads_and_writes_each_array_once():
     assert program(lambda x, w: x @ w, (WIDTH, WIDTH), (WIDTH, WIDTH)).bytes() == 3 * MATRIX
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_a_loop_body_counts_once_per_iteration():
     def run(x, w):
         return jax.lax.fori_loop(0, LAYERS, lambda _, x: x @ w, x)
 
@@ -42,7 +42,7 @@ def test_a_loop_of_unknown_length_counts_once():
     assert found.flops() == 2 * WIDTH**2
 
 
-def test_a_loop_of_unknown_length_counts_as_often_as_one_says():
+def test_a_loop_of_unknown_length_counts_the_given_number_of_times():
     def run(x, w):
         return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
 
@@ -52,7 +52,7 @@ def test_a_loop_of_unknown_length_counts_as_often_as_one_says():
 
 
 def test_a_layer_of_a_stack_counts_as_a_layer():
-    """Each layer is read and copied, then read by its product: never the whole stack, which is as large as all of them."""
+    """Each layer is read and copied, then read by its product; the whole stack is never counted."""
 
     def run(x, stack):
         return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
@@ -82,8 +82,8 @@ ENTRY %main (a: bf16[4,8], w: bf16[40,8,16], s: s32[40], i: s32[]) -> bf16[4,16]
 """
 
 
-def test_a_captured_stack_counts_the_experts_that_are_read():
-    """``a`` lies beside the processor and counts nothing; ``take`` reads one matrix of the stack, the kernel three."""
+def test_a_captured_stack_counts_only_the_experts_that_are_read():
+    """``a`` is in on-chip memory and counts nothing; ``take`` reads one matrix of the stack, the kernel three."""
     expert, sizes, result, index = 2 * 8 * 16, 4 * 40, 2 * 4 * 16, 4
     found = Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=3)})
     assert found.parts()["one"] == expert + index
@@ -112,7 +112,7 @@ ENTRY %main (q: bf16[8,1024,128], k: bf16[1024,128], i: s32[1024,128], c: bf16[4
 """  # noqa: E501
 
 
-def test_what_kernels_of_attention_do():
+def test_bytes_and_operations_of_attention_kernels():
     """Eight heads share their keys: two blocks of queries of each read one and two blocks of new keys, or all of a cache."""
     found = Program(ATTENTION, seen=100)
     q, k, past, head = 2 * 8 * 1024 * 128, 2 * 1024 * 128, 2 * 4096 * 128, 4 * 1024 * 128
@@ -122,14 +122,14 @@ def test_what_kernels_of_attention_do():
     assert found.flops() == 8 * head * (1024 * 3 // 4 + 4096 + 100)
 
 
-def test_keys_that_blocks_of_queries_visit():
-    """Whole blocks, of both frames where a block of queries lies in two."""
+def test_blocks_of_queries_count_the_keys_that_they_visit():
+    """Whole blocks are counted, of both frames where a block of queries spans two."""
     assert visited(4096, 784, 256) == 1216
     assert visited(512, 100, 1) == (5 * 100 * 100 + 12 * 12) // 512
     assert visited(300, 300, 256) == 512
 
 
-def test_operations_of_a_product_in_a_loop():
+def test_operations_of_a_product_in_a_loop_count_every_iteration():
     def run(x, w):
         return jax.lax.fori_loop(0, LAYERS, lambda _, x: x @ w, x)
 
@@ -144,12 +144,12 @@ def test_a_branch_that_is_taken_rarely_does_not_count():
 
         return jax.lax.cond(x[0, 0] > 0, often, lambda x: x @ w, x)
 
-    # Different sizes: a compilation cache knows no scopes.
+    # Different sizes, because the compilation cache ignores scopes.
     assert program(partial(run, scope="often"), (3, WIDTH), (WIDTH, WIDTH)).flops() == 3 * 2 * 3 * WIDTH**2
     assert program(partial(run, scope=RARE), (5, WIDTH), (WIDTH, WIDTH)).flops() == 2 * 5 * WIDTH**2
 
 
-def test_operations_of_a_product_taken_apart():
+def test_a_product_as_multiply_and_sum_counts_the_same_operations():
     """A multiplication and a sum, as a compiler writes a product with one row."""
     found = program(lambda x, w: jnp.sum(x[:, None] * w, axis=0), (WIDTH,), (WIDTH, WIDTH))
     assert found.flops() == 2 * WIDTH**2
@@ -165,14 +165,14 @@ def convolution(x, w, *, stride=1, padding="SAME", base=1, dilation=1):
     "options",
     [{}, {"stride": 3}, {"padding": [(4, 0)]}, {"padding": [(3, 5)], "base": 4}, {"dilation": 3}, {"padding": "VALID"}],
 )
-def test_operations_of_a_convolution_are_those_that_meet_a_step(options):
+def test_convolutions_count_no_operations_on_padding(options):
     steps, width, ins, outs = 11, 5, 3, 2
     made = convolution(jnp.ones((1, steps, 1)), jnp.ones((width, 1, 1)), **options)
     found = program(lambda x, w: convolution(x, w, **options), (4, steps, ins), (width, ins, outs))
     assert found.flops() == 2 * 4 * ins * outs * int(np.sum(made))
 
 
-def test_collectives_of_a_loop():
+def test_collectives_in_a_loop_count_every_iteration():
     devices = Mesh(np.array(jax.devices()[:4]), ("model",))
     whole, split = (NamedSharding(devices, PartitionSpec(*axes)) for axes in ((), ("model",)))
 

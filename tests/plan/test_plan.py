@@ -1,4 +1,4 @@
-"""Does a model fit a slice: names, sums, refusals, and tiny programs through the TPU's own compiler."""
+"""Whether a model fits a slice: names, sums, refusals, and tiny programs through the TPU's own compiler."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "tests" / "configs"
 
 
-def test_topologies_by_name():
+def test_topologies_are_found_by_name():
     assert [topology(name).chips for name in ("v5e-1", "v6e-4", "v6e-8", "v5p-8", "v5e-256")] == [1, 4, 8, 4, 256]
     assert topology("v6e-8").shape == "2x4"
     assert topology("v6e-1").chip.limit == int(31.25 * 2**30)
@@ -29,7 +29,7 @@ def test_topologies_by_name():
 
 
 @pytest.mark.parametrize("name", ["v6e", "v9e-8", "v6e-3", "v5p-3", "cpu-8", "v6e-8 "])
-def test_no_such_topology(name):
+def test_unknown_topologies_are_refused(name):
     with pytest.raises(ValueError, match=r"topology: .*expected"):
         topology(name)
 
@@ -44,7 +44,7 @@ def test_too_large_a_model_is_refused_before_anything_is_compiled():
     assert said["per_chip"]["limit"] == CHIPS["v6e"].limit
 
 
-def test_what_chips_hold_of_a_published_model():
+def test_weights_and_caches_are_counted_per_chip():
     """Weights and caches alone, from shapes: an eighth of the experts a chip, and heads over four of eight chips."""
     config = read(CONFIGS / "qwen3_omni_instruct.json")
     devices = topology("v6e-8").devices
@@ -56,7 +56,7 @@ def test_what_chips_hold_of_a_published_model():
     assert lower_bound.held((entries.cache.k, entries.cache.v)) == whole // 8
 
 
-def test_the_least_of_a_decoder_is_every_weight_once_and_the_cache():
+def test_the_lower_bound_of_a_decoder_is_every_weight_once_and_the_cache():
     config = from_hf(tiny_config())
     entries = Entries(
         config, make_mesh("data=1", devices=jax.devices()), Workload(batch=2, context=64, dtype=jnp.float32)
@@ -76,13 +76,13 @@ def test_the_least_of_a_decoder_is_every_weight_once_and_the_cache():
     assert found.flops == 2 * (2 * (active + lower_bound.size(thinker.head)) + attention)
 
 
-def test_the_programs_of_both_families():
-    """Each lowers; compiling them is another matter of time."""
+def test_programs_of_both_families_lower():
+    """Each program lowers; compiling them all would take too long."""
     for config, sounding in ((tiny_config(), ["code2wav"]), (tiny_qwen2_5_config(), ["DiT", "BigVGAN"])):
         mesh = make_mesh("data=1", devices=topology("v6e-1").devices)
         entries = Entries(from_hf(config), mesh, Workload(batch=2, context=250, speech=True))
         made = list(entries)
-        # A prompt has its bucket, the cache grows from the one below, and speech has room beyond the conversation.
+        # A prompt has its bucket, the cache grows from the one below, and speech has room after the text.
         for part in ("prefill, 1 x 256 tokens", "grow the cache to 256", "a token of 2 x 256", "a frame of 2 x 768"):
             assert any(part in entry.name for entry in made)
         assert entries.cache.slots == 4 * made[3].arguments[0].slots // 3
@@ -93,7 +93,7 @@ def test_the_programs_of_both_families():
             assert entry.least.bytes > 0
 
 
-def test_the_programs_of_gpus_lower():
+def test_programs_for_gpus_lower():
     """Attention and experts in their forms for CUDA, on a mesh of all axes; nothing here compiles or runs them."""
     mesh = make_mesh("data=2,expert=2,model=2", devices=jax.devices())
     entries = Entries(from_hf(tiny_config()), mesh, Workload(batch=2, context=4096, speech=True))
@@ -103,7 +103,7 @@ def test_the_programs_of_gpus_lower():
         assert ("ragged_all_to_all" in text) == entry.name.startswith("prefill")
 
 
-def test_operations_of_traced_formulas():
+def test_operations_of_traced_functions_are_counted():
     def run(x, w):
         def step(x, _):
             return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x), None
@@ -118,7 +118,7 @@ def test_operations_of_traced_formulas():
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """The plan of a tiny model on four chips, from the shell, in a process of its own."""
+    """The plan of a tiny model on four chips, from the shell, in a separate process."""
     folder = tmp_path_factory.mktemp("plan")
     (folder / "config.json").write_text(json.dumps(tiny_config()))
     asked = ("--topology", "v6e-4", "--batch", "2", "--context", "256", "--only", "decode", "--only", "grow")
@@ -134,7 +134,7 @@ def shell(*arguments, program=("-m", "omni_jax.cli", "plan")):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_plan_in_the_shell(planned):
+def test_the_shell_prints_and_writes_a_plan(planned):
     ran, found = planned
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "As far as these programs go, it fits v6e-4." in ran.stdout
@@ -154,7 +154,7 @@ def test_a_plan_in_the_shell(planned):
     assert all(each["bytes"] > 0 and each["count"] > 0 for each in decode["collectives"])
 
 
-def test_the_script_says_no_and_mistakes_are_said_in_one_line(tmp_path):
+def test_the_script_exits_with_3_or_with_2_and_one_line(tmp_path):
     script = (str(ROOT / "tpu" / "plan.py"),)
     ran = shell(CONFIGS / "qwen3_omni_instruct.json", "--topology", "v6e-1", program=script)
     assert (ran.returncode, "It does not fit v6e-1" in ran.stdout) == (3, True), ran.stderr[-2000:]
@@ -175,23 +175,23 @@ def test_the_script_says_no_and_mistakes_are_said_in_one_line(tmp_path):
         ({"only": lambda name: name == "speak"}, "only: no program has such a name; there are: audio encoder, "),
     ],
 )
-def test_mistakes(options, said):
+def test_wrong_options_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         plan(from_hf(tiny_config()), "v6e-4", **{"context": 256, **options})
 
 
-def test_a_model_without_a_talker_does_not_speak():
+def test_speech_of_a_model_without_a_talker_is_refused():
     with pytest.raises(ValueError, match="speech: this checkpoint has no talker"):
         plan(CONFIGS / "qwen3_omni_thinking.json", "v6e-4", speech=True)
 
 
 def test_a_program_that_is_too_large_does_not_fit():
-    """Weights and caches fit, a program's temporaries do not."""
+    """Weights and caches fit, but a program's temporaries do not."""
     config, keys = from_hf(tiny_config()), []
     jax.monitoring.register_event_listener(lambda event, **_: keys.append(event))
     few = plan(config, "v6e-1", only=lambda name: name.startswith("grow"))
     assert (
         "/jax/compilation_cache/task_disabled_cache" in keys
-    )  # what it keeps of absent chips, it could not read again
+    )  # cached programs for absent chips could not be read again
     assert few.fits
     assert Plan(**{**vars(few), "temporaries": CHIPS["v6e"].limit}).fits is False

@@ -27,7 +27,7 @@ ENCODERS = st.one_of(WINDOWED, st.just(POOLED))
 
 
 def numbered(lengths):
-    """Clips whose frames are numbered from 1 over all clips, in both mel bins."""
+    """Clips whose frames are numbered from 1 across all clips, in both mel bins."""
     ends = np.cumsum(lengths)
     frames = [np.arange(end - length + 1, end + 1) for end, length in zip(ends, lengths, strict=True)]
     return [np.stack([numbers, -numbers]).astype(np.float32) for numbers in frames]
@@ -43,7 +43,7 @@ def numbered(lengths):
         (POOLED, [0, 0, 0, 1, 2, 2, 2, 25, 25, 25, 27, 27, 50, 50, 59, 750, 60000]),
     ],
 )
-def test_tokens_of_a_clip(encoder, tokens):
+def test_the_number_of_tokens_of_a_clip(encoder, tokens):
     frames = [0, 1, 2, 3, 7, 8, 9, 99, 100, 101, 108, 109, 200, 201, 237, 3000, 240000]
     assert [encoder.tokens(n) for n in frames] == tokens
     np.testing.assert_array_equal(encoder.tokens(np.array(frames)), tokens)
@@ -86,7 +86,7 @@ def test_every_frame_appears_once_and_in_order(lengths, encoder):
 @given(lengths=LENGTHS, encoder=ENCODERS)
 @settings(max_examples=80, deadline=None)
 def test_tokens_stand_at_their_frames(lengths, encoder):
-    """A token of a clip's n-th chunk comes from that chunk's row; all tokens together are each there once."""
+    """A token of a clip's n-th chunk comes from that chunk's row; every token occurs once."""
     size, chunk_tokens = encoder.chunk_frames, encoder.chunk_tokens
     first = np.cumsum([0, *(encoder.tokens(n) for n in lengths)])
     starts = np.cumsum([0, *lengths])
@@ -112,7 +112,7 @@ def test_windows_are_contiguous_of_one_clip_and_short_enough(lengths, own):
     within = np.concatenate([np.arange(own.tokens(n)) for n in lengths])
     for item in pack(numbered(lengths), own):
         np.testing.assert_array_equal(item.order >= 0, item.window >= 0)
-        # Padding inside a clip's last chunk parts no window, for no window goes on after it.
+        # Padding inside a clip's last chunk splits no window, because no window continues after it.
         ids, order = item.window[item.window >= 0], item.order[item.order >= 0]
         assert (np.diff(ids) >= 0).all()
         for number in np.unique(ids):
@@ -128,8 +128,8 @@ def test_windows_are_contiguous_of_one_clip_and_short_enough(lengths, own):
 
 @given(lengths=LENGTHS)
 @settings(max_examples=30, deadline=None)
-def test_where_chunks_attend_to_each_other_the_extent_is_the_clip_or_a_whole_chunk(lengths):
-    """A clip shorter than a chunk is convolved as if its array ended with it, in any company."""
+def test_the_extent_of_chunks_in_windows_is_the_clip_or_a_whole_chunk(lengths):
+    """A clip shorter than a chunk is convolved as if its array ended with it, whatever the other clips."""
     own = config(2)
     owner = np.repeat(np.arange(len(lengths)), [own.tokens(n) for n in lengths])
     for item in pack(numbered(lengths), own):
@@ -140,7 +140,7 @@ def test_where_chunks_attend_to_each_other_the_extent_is_the_clip_or_a_whole_chu
 
 @given(lengths=LENGTHS)
 @settings(max_examples=30, deadline=None)
-def test_where_a_chunk_is_a_world_of_its_own_the_extent_is_its_frames(lengths):
+def test_the_extent_of_independent_chunks_is_their_frames(lengths):
     for item in pack(numbered(lengths), POOLED):
         mel, extent = item.inputs
         np.testing.assert_array_equal(extent, (mel[:, 0] != 0).sum(axis=1))
@@ -148,8 +148,8 @@ def test_where_a_chunk_is_a_world_of_its_own_the_extent_is_its_frames(lengths):
 
 
 @pytest.mark.parametrize("encoder", [config(8), POOLED])
-def test_hours_of_sound_are_calls_of_bounded_size(encoder):
-    """A view that takes no memory: two hours, far over the 300 s at which the reference's processor cuts."""
+def test_hours_of_sound_take_calls_of_bounded_size(encoder):
+    """Two hours, as a view without memory; the reference's processor cuts at 300 s."""
     hours = np.broadcast_to(np.float32(0), (2, 720_000))
     count = 0
     for item in pack([hours], encoder):
@@ -160,10 +160,10 @@ def test_hours_of_sound_are_calls_of_bounded_size(encoder):
 
 @given(lengths=LENGTHS, seed=st.integers(0, 9), encoder=ENCODERS)
 @settings(max_examples=60, deadline=None)
-def test_place_gives_the_row_of_each_token(lengths, seed, encoder):
+def test_rows_gives_the_row_of_each_token(lengths, seed, encoder):
     total = sum(encoder.tokens(n) for n in lengths)
     rng = np.random.default_rng(seed)
-    index = np.full((3, total + 1), -1, np.int32)  # each token somewhere in a batch of three rows
+    index = np.full((3, total + 1), -1, np.int32)  # each token at a random place in a batch of three rows
     index[rng.integers(0, 3, total), np.arange(total)] = np.arange(total)
     found = np.full(index.shape, -1)
     for item in pack(numbered(lengths), encoder):
@@ -174,7 +174,7 @@ def test_place_gives_the_row_of_each_token(lengths, seed, encoder):
     np.testing.assert_array_equal(found, index)
 
 
-def test_features_of_a_batch_without_audio_are_nowhere():
+def test_a_batch_without_audio_has_no_rows_of_features():
     (item,) = pack(numbered([50]), config(2))
     np.testing.assert_array_equal(item.rows(np.full((2, 5), -1)), np.full((2, 5), -1))
     assert list(pack([], config(2))) == list(pack([], POOLED)) == []
@@ -191,7 +191,7 @@ def test_a_clip_without_a_token_has_a_call_and_no_rows():
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), spare=st.integers(0, 5), data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_list_a_mask_and_lengths_are_the_same_clips(lengths, spare, data):
+def test_a_list_a_mask_and_lengths_give_the_same_clips(lengths, spare, data):
     clips = numbered(lengths)
     array = np.full((len(lengths), 2, max(lengths) + spare), 99.0)
     for row, clip in zip(array, clips, strict=True):
@@ -209,7 +209,7 @@ def test_a_list_a_mask_and_lengths_are_the_same_clips(lengths, spare, data):
             assert one.dtype == np.float32
 
 
-def test_one_clip_and_a_full_array():
+def test_one_clip_and_an_array_without_padding_are_accepted():
     assert [clip.shape for clip in split_clips(np.zeros((128, 7)))] == [(128, 7)]
     assert [clip.shape for clip in split_clips(np.zeros((2, 128, 7)))] == [(128, 7)] * 2
     assert split_clips([]) == []
@@ -243,20 +243,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_one_clear_line(case):
+def test_wrong_input_raises_one_line(case):
     mel, options, said = WRONG[case]
     with pytest.raises(ValueError, match=said) as error:
         split_clips(mel, **options)
     assert "\n" not in str(error.value)
 
 
-def test_nan_stays_out_for_it_would_reach_the_clips_beside_it():
+def test_nan_is_refused_because_it_would_spread_to_other_clips():
     clips = [np.zeros((128, 30), np.float32), np.full((128, 30), np.nan, np.float32)]
     with pytest.raises(ValueError, match="mel: clip 1: expected numbers, got NaN"):
         split_clips(clips)
 
 
-def test_many_wrong_lengths_are_one_line():
+def test_many_wrong_lengths_raise_one_line():
     with pytest.raises(ValueError, match="lengths: expected 40 whole numbers") as error:
         split_clips(np.zeros((40, 128, 5), np.float32), lengths=np.arange(41))
     assert "\n" not in str(error.value)

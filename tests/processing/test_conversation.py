@@ -1,4 +1,4 @@
-"""What a conversation may hold, in which spellings, and what is said of other things."""
+"""The accepted content of conversations, its spellings, and errors for other content."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ def user(*parts):
     return [{"role": "user", "content": list(parts)}]
 
 
-def test_media_in_prompt_order_in_every_spelling():
+def test_media_are_read_in_prompt_order_in_every_spelling():
     samples = np.zeros(3, np.float32)
     conversation = [
         {"role": "system", "content": "Be brief."},
@@ -72,13 +72,13 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("case", SPELLINGS)
-def test_spellings_of_others_are_read_as_ours(case):
+def test_spellings_of_other_libraries_are_read(case):
     part, kind, source = SPELLINGS[case]
     found = [(item.kind, item.source) for item in media(user(part))]
     assert found == ([] if kind is None else [(kind, source)])
 
 
-def test_a_decoded_recording_of_a_data_set_has_its_rate():
+def test_a_decoded_recording_of_a_data_set_keeps_its_rate():
     array = np.zeros(3, np.float32)
     for given in (array, array.tolist()):
         row = {"array": given, "sampling_rate": 44_100, "path": "a.wav"}
@@ -87,19 +87,19 @@ def test_a_decoded_recording_of_a_data_set_has_its_rate():
         np.testing.assert_array_equal(samples, array)
 
 
-def test_an_array_may_have_its_address_beside_it():
+def test_an_array_may_have_a_url_or_path_beside_it():
     picture = np.zeros((64, 64, 3), np.uint8)
     for name in ("url", "path", "base64"):
         (found,) = media(user({"type": "image", "image": picture, name: "x"}))
         assert found.source is picture
 
 
-def test_a_lone_part_is_a_list_of_one():
+def test_a_single_part_is_read_as_a_list_of_one():
     part = {"type": "audio", "audio": "a.wav"}
     assert media([{"role": "user", "content": part}]) == media(user(part))
 
 
-def test_a_developer_is_the_system():
+def test_the_role_developer_is_read_as_system():
     (message, content), *_ = read([{"role": "developer", "content": "Be brief."}, *user({"text": "Hi"})])
     assert (message["role"], content) == ("system", "Be brief.")
     assert speaks([{"role": "developer", "content": SPOKEN_SYSTEM}])
@@ -158,7 +158,7 @@ def test_a_developer_is_the_system():
         ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "expected tool_calls"),
     ],
 )
-def test_a_faulty_conversation_is_one_clear_line(conversation, said):
+def test_a_faulty_conversation_raises_one_line(conversation, said):
     for use in (check, media):
         with pytest.raises(ValueError, match=r"^conversation: ") as error:
             use(conversation)
@@ -167,7 +167,7 @@ def test_a_faulty_conversation_is_one_clear_line(conversation, said):
         assert len(str(error.value)) < 500
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     conversation = [
         {"role": "robot", "content": "hi"},
         *user({"type": "text", "text": "ok"}, {"type": "smell"}),
@@ -177,14 +177,14 @@ def test_all_faults_are_told_at_once():
         check(conversation)
 
 
-def test_many_faults_are_still_one_short_line():
+def test_many_faults_are_reported_in_one_short_line():
     with pytest.raises(ValueError, match=r"message 0: .*and [0-9]+ more") as error:
         check([{"role": "robot" * 100, "content": "hi"}] * 1000)
     assert len(str(error.value)) < 500
 
 
-def test_raw_base64_is_told_from_a_path():
-    for length in (100, 5000):  # a name that is none, and one that no system can open
+def test_raw_base64_is_distinguished_from_a_path():
+    for length in (100, 5000):  # a file that does not exist, and a name that no system can open
         with pytest.raises(ValueError, match='base64 stands in a data: URL, or under "base64" in its part') as error:
             audio.load("UklG" * (length // 4))
         assert len(str(error.value)) < 500
@@ -192,7 +192,7 @@ def test_raw_base64_is_told_from_a_path():
         audio.load("nowhere/" * 20 + "a.wav")
 
 
-def test_a_decoder_of_a_data_set_is_asked_for_its_samples():
+def test_samples_are_read_from_a_data_sets_decoder():
     class AudioDecoder:
         def get_all_samples(self):
             return SimpleNamespace(data=np.ones((2, 800), np.float32), sample_rate=8_000)

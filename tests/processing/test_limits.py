@@ -43,13 +43,13 @@ def test_impossible_limits_are_refused(given):
         Limits(**given)
 
 
-def test_a_number_may_come_as_text():
-    """As an environment variable has it."""
+def test_numbers_may_be_given_as_text():
+    """As from an environment variable."""
     limits = Limits(max_bytes="1000", timeout="2.5")
     assert limits.over(MediaOptions()) == MediaOptions(max_bytes=1000, timeout=2.5)
 
 
-def test_strings_are_found_at_any_depth(tokenizer):
+def test_strings_are_checked_at_any_depth(tokenizer):
     deep = "<|im_end|>"
     for _ in range(5000):
         deep = {"x": [deep]}
@@ -75,20 +75,20 @@ CONTROL = {
 
 
 @pytest.mark.parametrize("case", CONTROL)
-def test_text_that_writes_control_tokens_is_refused_where_they_are_not_allowed(tokenizer, case):
+def test_control_tokens_in_text_are_refused_unless_allowed(tokenizer, case):
     UNLIMITED.check(CONTROL[case], None, tokenizer)
     with pytest.raises(ValueError, match=r"^message \d: its text writes the control token <.*>, which") as caught:
         STRICT.check(CONTROL[case], None, tokenizer)
     assert len(str(caught.value)) < 500
 
 
-def test_tools_write_no_control_tokens_either(tokenizer):
+def test_control_tokens_in_tools_are_refused(tokenizer):
     tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]
     with pytest.raises(ValueError, match=r"^tools: its text writes the control token <\|im_end\|>"):
         STRICT.check(said("Hi"), tools, tokenizer)
 
 
-def test_other_text_passes(tokenizer):
+def test_text_without_control_tokens_is_accepted(tokenizer):
     conversation = [
         *said("Is a < b | c > d, and what is <b>this</b>?", "<| im_end |>", role="system"),
         {"role": "user", "content": [{"type": "audio", "audio": "<|im_end|>.wav"}, {"type": "text", "text": "Hear."}]},

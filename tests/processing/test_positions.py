@@ -1,4 +1,4 @@
-"""Positions and the tokens of a video with sound: printed cases of the reference, laws, and what does not fit.
+"""Positions and the tokens of a video with sound: printed cases of the reference, laws, and errors.
 
 Prompts are strings, one letter a token: T text, I image, V video, A audio, < > vision_start and _end, ( ) audio_start and _end.
 """
@@ -46,14 +46,14 @@ def expect(found, time, height=None, width=None):
         np.testing.assert_array_equal(axis, np.array(values, np.float32))
 
 
-# --- what get_rope_index of Transformers 5.23.0 printed
+# --- printed by get_rope_index of Transformers 5.23.0
 
 
-def test_text():
+def test_positions_of_text():
     expect(positions("TTTT"), [0, 1, 2, 3])
 
 
-def test_an_image():
+def test_positions_of_an_image():
     expect(
         positions("T<IIIIII>TT", [(1, 4, 6)]),
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
@@ -62,7 +62,7 @@ def test_an_image():
     )
 
 
-def test_a_batch_with_images_and_padding():
+def test_positions_of_a_batch_with_images_and_padding():
     tokens = np.stack([ids("TTT<IIIIII>T"), ids("TTT<IIIIII>T")])
     mask = np.array([[False] * 2 + [True] * 10, [True] * 12])
     found = batch_positions(tokens, mask, [(1, 4, 6)] * 2, [], CONFIG)
@@ -84,7 +84,7 @@ def test_a_batch_with_images_and_padding():
     ("seconds", "later", "after"),
     [(2.0, 28, [29, 30, 31]), (0.7, np.float32(0.7) * np.float32(13) + 2, [12.099999, 13.099999, 14.099999])],
 )
-def test_a_video(seconds, later, after):
+def test_positions_of_a_video(seconds, later, after):
     expect(
         positions("T<VVVVVVVV>TT", videos=[((2, 4, 4), seconds)]),
         [0, 1, 2, 2, 2, 2, later, later, later, later, *after],
@@ -93,11 +93,11 @@ def test_a_video(seconds, later, after):
     )
 
 
-def test_sound():
+def test_positions_of_sound():
     expect(positions("T(AAAAA)TT"), range(10))
 
 
-def test_an_image_and_sound():
+def test_positions_of_an_image_and_sound():
     expect(
         positions("T<IIIIII>(AAAAA)T", [(1, 4, 6)]),
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13],
@@ -106,7 +106,7 @@ def test_an_image_and_sound():
     )
 
 
-def test_a_video_with_sound():
+def test_positions_of_a_video_with_sound():
     expect(
         positions("T<(" + "VVVV" + "A" * 26 + "VVVV" + "A" * 13 + ")>T", videos=[((2, 4, 4), 2.0)]),
         [0, 1, 2, 3, 3, 3, 3, *range(3, 29), 29, 29, 29, 29, *range(29, 42), 42, 43, 44],
@@ -121,16 +121,16 @@ def test_after_a_large_picture_with_little_sound_positions_go_back():
     expect(found[:, -6:], [3, 4, 5, 6, 7, 8])
 
 
-def test_padded_rows_of_text():
+def test_positions_of_padded_rows_of_text():
     mask = np.array([[False, False, True, True, True], [True] * 5])
     found = batch_positions(np.zeros((2, 5), np.int32), mask, [], [], CONFIG)
     expect(found[:, 0], [0, 0, 0, 1, 2])
     expect(found[:, 1], [0, 1, 2, 3, 4])
     lone = batch_positions(np.zeros((1, 3), np.int32), np.array([[False, False, True]]), [], [], CONFIG)
-    assert next_position(lone[:, 0]) == 1  # the reference's delta makes it 2
+    assert next_position(lone[:, 0]) == 1  # the reference's delta gives 2
 
 
-def test_the_next_token_goes_behind_the_last():
+def test_the_next_position_follows_the_last_token():
     for prompt, grid, last in (("T<IIIIII>TT", (1, 4, 6), 7), ("T<IIII>T", (1, 4, 4), 5)):
         found = positions(prompt, [grid])
         expect(found[:, -1:], [last])
@@ -138,10 +138,10 @@ def test_the_next_token_goes_behind_the_last():
     assert next_position(positions("<VVVVVVVV", videos=[((2, 4, 4), 0.01)])) == 3  # a wide picture, a short time
 
 
-# --- what the reference does not do
+# --- cases that the reference does not support
 
 
-def test_videos_with_and_without_sound_in_one_prompt():
+def test_positions_of_videos_with_and_without_sound_in_one_prompt():
     found = positions("<VVVV><(VAAA)><VVVV>", videos=[((4, 2, 2), 1.0), ((1, 2, 2), 1.0), ((4, 2, 2), 1.0)])
     time = [0, 1, 14, 27, 40, 41, 42, 43, 44, 44, 45, 46, 47, 48, 49, 50, 63, 76, 89, 90]
     flat = [0, 1, 1, 1, 1, 41, 42, 43, 44, 44, 45, 46, 47, 48, 49, 50, 50, 50, 50, 90]
@@ -149,7 +149,7 @@ def test_videos_with_and_without_sound_in_one_prompt():
 
 
 @pytest.mark.parametrize("prompt", ["TIIIIIIIIIIT", "T<IIIIIIIIII>T"])
-def test_images_without_tokens_between_them(prompt):
+def test_positions_of_adjacent_images(prompt):
     found = positions(prompt, [(1, 4, 4), (1, 4, 6)])
     at = found[:, prompt.index("I") :] - prompt.index("I")
     expect(
@@ -161,7 +161,7 @@ def test_images_without_tokens_between_them(prompt):
     expect(at[:, 10:], np.arange(at.shape[1] - 10) + 5)
 
 
-def test_media_of_all_kinds_without_tokens_between_them():
+def test_positions_of_adjacent_media_of_all_kinds():
     expect(
         positions("IIIIVVAA", [(1, 4, 4)], [((2, 2, 2), 1.0)]),
         [0, 0, 0, 0, 2, 15, 16, 17],
@@ -170,7 +170,7 @@ def test_media_of_all_kinds_without_tokens_between_them():
     )
 
 
-def test_a_video_whose_sound_is_empty():
+def test_positions_of_a_video_with_empty_sound():
     expect(positions("<(VV)>", videos=[((2, 2, 2), 1.0)]), [0, 1, 2, 15, 16, 17], [0, 1, 2, 2, 16, 17])
 
 
@@ -178,7 +178,7 @@ def test_steps_of_an_images_grid_are_a_second_apart():
     expect(positions("III", [(3, 2, 2)]), [0, 13, 26], [0, 0, 0])
 
 
-def test_seconds_and_grids_of_other_number_types():
+def test_seconds_and_grids_may_have_other_number_types():
     grid = np.array([2, 4, 4])
     same = positions("<VVVVVVVV>", videos=[((2, 4, 4), 0.5)])
     np.testing.assert_array_equal(positions("<VVVVVVVV>", videos=[(grid, np.float32(0.5))]), same)
@@ -221,7 +221,7 @@ def joined(parts):
 
 @given(before=st.lists(pieces(), max_size=4), medium=pieces(MEDIA), after=st.lists(pieces(), min_size=1, max_size=4))
 @settings(max_examples=80, deadline=None)
-def test_a_conversation_goes_on_where_it_stopped(before, medium, after):
+def test_a_continued_conversation_has_the_positions_of_the_whole(before, medium, after):
     head = positions(*joined([*before, medium]))
     tail = positions(*joined(after), start=next_position(head))
     whole = positions(*joined([*before, medium, *after]))
@@ -230,7 +230,7 @@ def test_a_conversation_goes_on_where_it_stopped(before, medium, after):
 
 @given(parts=st.lists(pieces(), min_size=1, max_size=6), start=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_a_later_start_moves_everything(parts, start):
+def test_a_later_start_shifts_all_positions(parts, start):
     prompt, images, videos = joined(parts)
     whole = [(grid, 1.0) for grid, _ in videos]  # at whole seconds sums in float32 are exact
     np.testing.assert_array_equal(positions(prompt, images, whole, start), positions(prompt, images, whole) + start)
@@ -238,11 +238,11 @@ def test_a_later_start_moves_everything(parts, start):
 
 @given(rows=st.lists(st.lists(pieces(), min_size=1, max_size=4), min_size=1, max_size=4), seed=st.integers(0, 999))
 @settings(max_examples=60, deadline=None)
-def test_a_row_in_a_batch_is_itself_wherever_its_padding_is(rows, seed):
+def test_a_row_does_not_depend_on_batch_and_padding(rows, seed):
     rng = np.random.default_rng(seed)
     prompts = [joined(parts) for parts in rows]
     width = max(len(prompt) for prompt, _, _ in prompts) + int(rng.integers(0, 4))
-    tokens = rng.choice(list(LETTERS.values()), (len(rows), width)).astype(np.int32)  # padding is of any id
+    tokens = rng.choice(list(LETTERS.values()), (len(rows), width)).astype(np.int32)  # padding may have any id
     mask = np.zeros(tokens.shape, bool)
     for number, (prompt, _, _) in enumerate(prompts):
         mask[number, rng.permutation(width)[: len(prompt)]] = True
@@ -260,7 +260,7 @@ def test_a_row_in_a_batch_is_itself_wherever_its_padding_is(rows, seed):
 
 @given(mask=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 @settings(max_examples=30, deadline=None)
-def test_text_and_sound_count_the_real_tokens(mask):
+def test_positions_of_text_and_sound_count_the_real_tokens(mask):
     mask = np.array(mask)
     tokens = np.where(np.arange(5) % 2, CONFIG.audio_token, 7) * np.ones_like(mask, np.int32)
     np.testing.assert_array_equal(batch_positions(tokens, mask, [], [], CONFIG), text_positions(mask))
@@ -289,17 +289,17 @@ def test_video_and_sound_are_merged_by_time(grid, seconds, sound, expected):
 
 @given(grid=st.tuples(SIDES, SIDES, SIDES), seconds=SECONDS, sound=st.integers(0, 80))
 @settings(max_examples=80, deadline=None)
-def test_no_token_stands_before_an_earlier_one(grid, seconds, sound):
+def test_merged_tokens_are_in_order_of_time(grid, seconds, sound):
     merged = interleave((grid[0], 2 * grid[1], 2 * grid[2]), seconds, sound, CONFIG)
     video = merged == CONFIG.video_token
     times = np.empty(merged.size)
     times[~video] = np.arange(sound)
     times[video] = np.repeat(np.arange(grid[0]), grid[1] * grid[2]) * seconds * 13.0
     np.testing.assert_array_equal(np.sort(times), times)
-    assert not (~video[:-1] & video[1:] & (times[:-1] == times[1:])).any()  # of one time, the video is first
+    assert not (~video[:-1] & video[1:] & (times[:-1] == times[1:])).any()  # at equal times the video is first
 
 
-# --- what does not fit
+# --- mismatches
 
 NAN = float("nan")
 WRONG = {
@@ -328,14 +328,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_one_clear_line(case):
+def test_mismatched_media_raise_one_line(case):
     prompt, images, videos, said = WRONG[case]
     with pytest.raises(ValueError, match=said) as error:
         positions(prompt, images, videos)
     assert "\n" not in str(error.value)
 
 
-def test_in_a_batch_the_row_is_named_and_media_are_counted_on():
+def test_errors_in_a_batch_name_the_row_and_the_medium():
     tokens, mask = np.stack([ids("<IIII>"), ids("T<III>")]), np.ones((2, 6), bool)
     with pytest.raises(ValueError, match=r"^row 1: image 1: found 3 placeholders from token 2 on, expected 4"):
         batch_positions(tokens, mask, [(1, 4, 4)] * 2, [], CONFIG)
@@ -349,6 +349,6 @@ def test_in_a_batch_the_row_is_named_and_media_are_counted_on():
         ((1, 2, 2), 1.0, -1, "^video: expected 0 or more audio tokens, got -1$"),
     ],
 )
-def test_wrong_numbers_of_a_video_with_sound(grid, seconds, sound, said):
+def test_wrong_grids_and_seconds_of_a_video_with_sound_are_refused(grid, seconds, sound, said):
     with pytest.raises(ValueError, match=said):
         interleave(grid, seconds, sound, CONFIG)

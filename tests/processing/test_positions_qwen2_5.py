@@ -47,15 +47,15 @@ def expect(found, time, height=None, width=None):
         np.testing.assert_array_equal(axis, values)
 
 
-def test_the_clock_is_chosen_by_a_number_of_the_configuration():
+def test_the_configuration_selects_the_position_clock():
     assert clock(CONFIG) == ChunkedClock(25, 50)
     assert clock(from_hf(tiny_config()).thinker) == Clock(13)
 
 
-# --- what get_rope_index of Transformers 5.23.0 printed
+# --- printed by get_rope_index of Transformers 5.23.0
 
 
-def test_an_image():
+def test_positions_of_an_image():
     expect(
         positions("T<IIIIII>TT", [(1, 4, 6)]),
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
@@ -67,7 +67,7 @@ def test_an_image():
 @pytest.mark.parametrize(
     ("seconds", "frames", "after"), [(1.0, [2, 27, 52, 77], [78, 79, 80]), (0.7, [2, 19, 37, 54], [55, 56, 57])]
 )
-def test_a_video_counts_whole_positions(seconds, frames, after):
+def test_positions_of_a_video_are_whole_numbers(seconds, frames, after):
     expect(
         positions("T<" + "V" * 16 + ">TT", videos=[((4, 4, 4), seconds)]),
         [0, 1, *np.repeat(frames, 4), *after],
@@ -76,7 +76,7 @@ def test_a_video_counts_whole_positions(seconds, frames, after):
     )
 
 
-def test_a_video_with_sound():
+def test_positions_of_a_video_with_sound():
     """The two start tokens share a position, and so do the two end tokens."""
     turn = "V" * 8 + "A" * 50
     found = positions("T<(" + turn * 2 + ")>TT", videos=[((4, 4, 4), 1.0)])
@@ -88,7 +88,7 @@ def test_a_video_with_sound():
     assert next_position(found) == 105
 
 
-def test_padded_rows():
+def test_positions_of_padded_rows():
     tokens = np.stack([ids("TTT<IIIIII>T"), ids("TTT<IIIIII>T")])
     mask = np.array([[False] * 2 + [True] * 10, [True] * 12])
     found = batch_positions(tokens, mask, [(1, 4, 6)] * 2, [], CONFIG)
@@ -101,11 +101,11 @@ def test_padded_rows():
     expect(found[0, 1][None].repeat(3, 0), [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 7, 8])
 
 
-# --- what the reference does not do
+# --- cases that the reference does not support
 
 
-def test_a_silent_video_beside_one_with_sound():
-    """In a call with sound in a video, the reference takes a silent one for text, or for the one that is heard."""
+def test_positions_of_a_silent_video_beside_one_with_sound():
+    """In a call with sound in a video, the reference treats a silent video as text, or as the one with sound."""
     grid = (4, 2, 2)
     found = positions("<VVVV><(VA)><VVVV>", videos=[(grid, 1.0), ((1, 2, 2), 1.0), (grid, 1.0)])
     steps = [0, 25, 50, 75]
@@ -114,13 +114,13 @@ def test_a_silent_video_beside_one_with_sound():
     expect(found, time, flat)
 
 
-def test_marks_that_are_not_there():
+def test_positions_without_start_and_end_tokens():
     expect(positions("(VA)", videos=[((1, 2, 2), 1.0)]), [0, 1, 1, 2])
     expect(positions("<(VA)TT", videos=[((1, 2, 2), 1.0)]), [0, 0, 1, 1, 2, 3, 4])
     expect(positions("VVA", videos=[((2, 2, 2), 1.0)]), [0, 25, 26], [0, 0, 26])
 
 
-def test_a_video_whose_sound_is_empty():
+def test_positions_of_a_video_with_empty_sound():
     expect(positions("<(VV)>", videos=[((2, 2, 2), 1.0)]), [0, 0, 1, 26, 27, 27], [0, 0, 1, 1, 27, 27])
 
 
@@ -133,14 +133,14 @@ def test_a_video_whose_sound_is_empty():
         ((4, 4, 4), 1.0, 100, "V" * 8 + "A" * 50 + "V" * 8 + "A" * 50),
         ((4, 2, 2), 1.0, 49, "VV" + "A" * 49 + "VV"),
         ((2, 2, 2), 1.0, 120, "VV" + "A" * 120),
-        ((3, 2, 2), 1.96, 51, "VV" + "A" * 50 + "VA"),  # 49 is of the first two seconds, 98 of the second
+        ((3, 2, 2), 1.96, 51, "VV" + "A" * 50 + "VA"),  # 49 belongs to the first two seconds, 98 to the second
         ((3, 2, 2), 2.0, 51, "V" + "A" * 50 + "VAV"),
         ((4, 2, 2), 1.0, 0, "VVVV"),
-        # 6 s apart: a token opens the next turn, not its time's own, so the second frame is cut.
+        # 6 s apart: a token opens the next turn, not the turn of its time, so the second frame is cut.
         ((2, 4, 4), 6.0, 160, "VVVV" + "A" * 50 + "V" + "A" * 50 + "V" + "A" * 50 + "VV" + "A" * 10),
     ],
 )
-def test_what_is_seen_and_heard_takes_turns(grid, seconds, sound, expected):
+def test_video_and_sound_alternate_in_turns_of_two_seconds(grid, seconds, sound, expected):
     found = interleave(grid, seconds, sound, CONFIG)
     assert found.dtype == np.int32
     assert letters(found) == expected
@@ -149,7 +149,7 @@ def test_what_is_seen_and_heard_takes_turns(grid, seconds, sound, expected):
 @given(times=st.lists(st.floats(0, 300), max_size=40), chunk=st.integers(1, 60))
 @settings(max_examples=80, deadline=None)
 def test_a_turn_ends_with_the_first_token_beyond_it(times, chunk):
-    """The rule as the reference walks it."""
+    """The rule as the reference implements it."""
     times = np.sort([0.0, *times])
     expected, turn = [], 0
     for time in times:
@@ -189,8 +189,8 @@ def joined(parts):
 
 @given(before=st.lists(pieces(), min_size=1, max_size=4), after=st.lists(pieces(), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
-def test_a_conversation_goes_on_where_it_stopped(before, after):
-    """Anywhere, for whole numbers are never rounded."""
+def test_a_continued_conversation_has_the_positions_of_the_whole(before, after):
+    """At any place, because whole numbers are never rounded."""
     head = positions(*joined(before))
     tail = positions(*joined(after), start=next_position(head))
     whole = positions(*joined([*before, *after]))
@@ -200,11 +200,11 @@ def test_a_conversation_goes_on_where_it_stopped(before, after):
 
 @given(rows=st.lists(st.lists(pieces(), min_size=1, max_size=4), min_size=1, max_size=4), seed=st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
-def test_a_row_in_a_batch_is_itself_wherever_its_padding_is(rows, seed):
+def test_a_row_does_not_depend_on_batch_and_padding(rows, seed):
     rng = np.random.default_rng(seed)
     prompts = [joined(parts) for parts in rows]
     width = max(len(prompt) for prompt, _, _ in prompts) + int(rng.integers(0, 4))
-    tokens = rng.choice(list(LETTERS.values()), (len(rows), width)).astype(np.int32)  # padding is of any id
+    tokens = rng.choice(list(LETTERS.values()), (len(rows), width)).astype(np.int32)  # padding may have any id
     mask = np.zeros(tokens.shape, bool)
     for number, (prompt, _, _) in enumerate(prompts):
         mask[number, rng.permutation(width)[: len(prompt)]] = True

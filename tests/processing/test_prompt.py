@@ -1,4 +1,4 @@
-"""The prompt: how a conversation is written, and its placeholders."""
+"""The prompt: rendering of a conversation, and its placeholders."""
 
 import json
 
@@ -29,7 +29,7 @@ def user(*parts):
     return [{"role": "user", "content": list(parts)}]
 
 
-# --- how it is written
+# --- rendering
 
 
 def test_a_prompt_with_audio_is_written_by_the_template(tokenizer):
@@ -37,7 +37,7 @@ def test_a_prompt_with_audio_is_written_by_the_template(tokenizer):
     assert text == f"<|im_start|>user\n{AUDIO}Describe.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_every_spelling_of_a_medium_is_written_alike(tokenizer):
+def test_every_spelling_of_a_medium_renders_the_same(tokenizer):
     parts = [
         {"audio_url": "a"},
         {"type": "image_url", "image_url": {"url": "i"}},
@@ -46,11 +46,11 @@ def test_every_spelling_of_a_medium_is_written_alike(tokenizer):
     assert f"user\n{AUDIO}{IMAGE}{VIDEO}<|im_end|>" in render(tokenizer, user(*parts))
 
 
-def test_a_part_filled_with_none_writes_no_placeholder(tokenizer):
+def test_a_key_with_none_renders_no_placeholder(tokenizer):
     assert AUDIO not in render(tokenizer, user({"type": "text", "text": "hi", "audio": None}))
 
 
-def test_the_template_never_sees_a_payload(tokenizer):
+def test_the_template_gets_no_payloads(tokenizer):
     tokenizer = load_tokenizer(tokenizer.name_or_path)
     tokenizer.chat_template = "{{ messages | tojson }}"
     conversation = user({"type": "audio", "audio": "secret" * 1000}, {"type": "text", "text": "hi"})
@@ -69,7 +69,7 @@ def test_tools_and_options_reach_the_template(tokenizer):
         render(tokenizer, hello, tools=["weather"])
 
 
-def test_tool_calls_and_their_answers_are_written(tokenizer):
+def test_tool_calls_and_their_answers_are_rendered(tokenizer):
     calls = [{"name": "weather", "arguments": {"city": "Bern"}}]
     text = render(
         tokenizer,
@@ -85,7 +85,7 @@ def test_tool_calls_and_their_answers_are_written(tokenizer):
 
 
 @pytest.mark.parametrize("content", ["", "Sure, ", "ends with a line\n", [{"type": "text", "text": "parts"}]])
-def test_a_last_assistant_message_is_left_open(tokenizer, content):
+def test_a_last_assistant_message_is_not_closed(tokenizer, content):
     conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
     said = content if isinstance(content, str) else content[0]["text"]
     turn = f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{said}"
@@ -98,7 +98,7 @@ def test_a_last_assistant_message_is_left_open(tokenizer, content):
     assert tokenizer.apply_chat_template(conversation, tokenize=False, continue_final_message=True) == turn
 
 
-def test_a_template_that_refuses_or_leaves_no_end_is_a_clear_error(tokenizer):
+def test_a_template_that_raises_or_writes_no_end_is_refused(tokenizer):
     tokenizer = load_tokenizer(tokenizer.name_or_path)
     hello = [{"role": "user", "content": "hi"}]
     tokenizer.chat_template = "{{ raise_exception('no users here') }}"
@@ -116,24 +116,24 @@ def test_a_template_that_refuses_or_leaves_no_end_is_a_clear_error(tokenizer):
 @pytest.mark.parametrize(
     "name", ["chat_template", "documents", "tokenize", "return_dict", "messages", "conversations", "self"]
 )
-def test_an_argument_of_transformers_is_no_variable_of_the_template(tokenizer, name):
+def test_arguments_of_transformers_are_not_template_variables(tokenizer, name):
     with pytest.raises(ValueError, match=f"{name}: an argument of Transformers' apply_chat_template"):
         render(tokenizer, [{"role": "user", "content": "hi"}], template={name: "{% for a in range(9) %}{% endfor %}"})
 
 
 @pytest.mark.parametrize("template", [[1], "x", 3, {1: 2}, b"x", np.zeros(3)])
-def test_variables_of_the_wrong_kind_are_one_line(tokenizer, template):
+def test_template_variables_of_the_wrong_type_raise_one_line(tokenizer, template):
     with pytest.raises(ValueError, match="template: expected variables of the chat template by name"):
         render(tokenizer, [{"role": "user", "content": "hi"}], template=template)
 
 
-def test_a_variable_may_have_any_other_name(tokenizer):
+def test_template_variables_may_have_any_other_name(tokenizer):
     hello = [{"role": "user", "content": "hi"}]
     assert render(tokenizer, hello, template={"tokenizer": 1, "reader": 2}) == render(tokenizer, hello)
 
 
 @pytest.mark.parametrize("text", ["{{ 1 + 'a' }}", "{{ messages[0].x.y }}", "{% if %}", "{{ '%d' % 'a' }}"])
-def test_a_template_that_fails_is_one_line(tokenizer, text):
+def test_a_failing_template_raises_one_line(tokenizer, text):
     tokenizer = load_tokenizer(tokenizer.name_or_path)
     tokenizer.chat_template = text
     with pytest.raises(ValueError, match=r"the chat template (fails|refuses)") as error:
@@ -145,7 +145,7 @@ def test_a_template_that_fails_is_one_line(tokenizer, text):
 @pytest.mark.parametrize(
     ("name", "value"), [("tool_calls", [{"name": "f", "arguments": {}}]), ("reasoning_content", "First the roof.")]
 )
-def test_what_a_template_would_drop_in_silence_is_refused(tokenizer, name, value):
+def test_content_that_a_template_would_drop_silently_is_refused(tokenizer, name, value):
     tokenizer = load_tokenizer(tokenizer.name_or_path)
     conversation = [{"role": "user", "content": "warm"}, {"role": "assistant", "content": "", name: value}]
     render(tokenizer, conversation)
@@ -155,13 +155,13 @@ def test_what_a_template_would_drop_in_silence_is_refused(tokenizer, name, value
     assert render(tokenizer, [conversation[0], {**conversation[1], name: None}]) == "user: warm<|im_end|>assistant: "
 
 
-def test_half_a_character_in_a_call_is_one_line(tokenizer):
+def test_a_lone_surrogate_in_a_tool_call_raises_one_line(tokenizer):
     call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": "\ud800"}}]}
     with pytest.raises(ValueError, match="lone surrogates"):
         encode(tokenizer, render(tokenizer, [{"role": "user", "content": "hi"}, call]))
 
 
-def test_tokens_of_a_prompt(tokenizer):
+def test_a_prompt_is_encoded_to_tokens(tokenizer):
     special = tokenizer.convert_tokens_to_ids
     tokens = encode(tokenizer, f"<|im_start|>user\n{AUDIO}")
     names = ["<|im_start|>", "user", "Ċ", "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>"]
@@ -175,12 +175,12 @@ def test_expand_repeats_each_placeholder_by_its_own_count():
     assert expand([7, 2, 8, 2], {1: [], 2: [[3, 1, 2, 1, 4], 2]}) == [7, 3, 1, 2, 1, 4, 8, 2, 2]
 
 
-def test_expand_says_how_many_placeholders_and_media_there_are():
+def test_expand_reports_the_numbers_of_placeholders_and_media():
     with pytest.raises(ValueError, match="token 1 stands 2 times for 1 media; token 2 stands 0 times for 1 media"):
         expand([1, 5, 1], {1: [4], 2: [4]})
 
 
-def test_a_placeholder_in_the_text_is_found_out(tokenizer):
+def test_a_placeholder_in_the_text_is_refused(tokenizer):
     text = render(tokenizer, user({"audio": "a.wav"}, {"text": "What is <|audio_pad|>?"}))
     with pytest.raises(ValueError, match="stands 2 times for 1 media"):
         expand(encode(tokenizer, text), {tokenizer.convert_tokens_to_ids("<|audio_pad|>"): [5]})
@@ -188,7 +188,7 @@ def test_a_placeholder_in_the_text_is_found_out(tokenizer):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5)), st.data())
-def test_expand_keeps_the_rest_and_sums_up(tokens, data):
+def test_expand_keeps_other_tokens_and_adds_up_sizes(tokens, data):
     sizes = [data.draw(st.integers(0, 9)) for token in tokens if token == 1]
     expanded = expand(tokens, {1: sizes})
     assert [token for token in expanded if token != 1] == [token for token in tokens if token != 1]
@@ -211,7 +211,7 @@ def test_loading_takes_the_template_from_the_first_file_that_has_one(tmp_path):
     assert load_tokenizer(folder).chat_template == "from the config"
 
 
-def test_vocabulary_and_tokenizer_json_read_alike(tmp_path, tokenizer):
+def test_vocabulary_and_tokenizer_json_read_the_same(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).unlink(missing_ok=True)
@@ -220,7 +220,7 @@ def test_vocabulary_and_tokenizer_json_read_alike(tmp_path, tokenizer):
     assert encode(load_tokenizer(tmp_path), text) == encode(tokenizer, text)
 
 
-def test_merges_with_a_version_line_read_alike(tmp_path, tokenizer):
+def test_merges_with_a_version_line_read_the_same(tmp_path, tokenizer):
     folder = write_tiny_tokenizer(tmp_path)
     merges = (folder / "merges.txt").read_text(encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
@@ -243,7 +243,7 @@ def test_missing_files_are_named(tmp_path, gone, said):
         load_tokenizer(folder)
 
 
-def test_a_folder_that_is_none_names_all_files(tmp_path):
+def test_a_missing_folder_names_all_files(tmp_path):
     with pytest.raises(ValueError, match=r"missing tokenizer_config.json, vocab.json, merges.txt"):
         load_tokenizer(tmp_path / "nowhere")
 
@@ -253,7 +253,7 @@ def test_a_folder_that_is_none_names_all_files(tmp_path):
     [5, True, {}, {"a": "b"}, [1], [{}], [{"name": "default"}], [{"name": 1, "template": "x"}], "[" * 100_000],
 )
 @pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
-def test_a_template_of_the_wrong_kind_is_one_line(tmp_path, name, template):
+def test_a_template_of_the_wrong_type_raises_one_line(tmp_path, name, template):
     folder = write_tiny_tokenizer(tmp_path)
     (folder / "chat_template.json").unlink()
     whole = json.loads((folder / "tokenizer_config.json").read_text()) if name == "tokenizer_config.json" else {}
@@ -265,7 +265,7 @@ def test_a_template_of_the_wrong_kind_is_one_line(tmp_path, name, template):
     assert len(str(error.value)) < 500
 
 
-def test_named_templates_are_texts_by_name(tmp_path):
+def test_named_templates_are_read_by_name(tmp_path):
     folder = write_tiny_tokenizer(tmp_path)
     named = [{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}{{ tools }}"}]
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": named}))
@@ -278,7 +278,7 @@ def test_named_templates_are_texts_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"])
-def test_a_corrupt_file_is_one_line(tmp_path, name):
+def test_a_corrupt_file_raises_one_line(tmp_path, name):
     folder = write_tiny_tokenizer(tmp_path)
     (folder / name).write_text("{ broken")
     with pytest.raises(ValueError, match=r"copy (it|them) anew") as error:

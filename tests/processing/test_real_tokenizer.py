@@ -1,4 +1,4 @@
-"""The real Qwen tokenizer, all 151,676 tokens of it, loaded from the published layout."""
+"""The real Qwen tokenizer with all of its 151,676 tokens, loaded from the published layout."""
 
 import unicodedata
 
@@ -12,7 +12,7 @@ from omni_jax.processing.transcript import Transcript
 from tests.support.real_tokenizer import load_ranks, write_qwen_tokenizer
 from tests.support.tiny_tokenizer import CHAT_TEMPLATE
 
-# How Qwen cuts text into words before merging, given to tiktoken apart from transformers' copy of it.
+# Qwen's rule for splitting text before merging, for tiktoken, independent of transformers' copy.
 WORDS = "|".join(
     [
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -72,11 +72,11 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def by_ranks():
-    """tiktoken on the same ranks: the merges that we recovered from them have no part in it."""
+    """tiktoken with the same ranks, independent of the merges that we recovered from them."""
     return tiktoken.Encoding("qwen", pat_str=WORDS, mergeable_ranks=load_ranks(), special_tokens={})
 
 
-def test_published_ids(tokenizer):
+def test_ids_are_the_published_ones(tokenizer):
     assert len(tokenizer) == 151676
     assert {text: encode(tokenizer, text) for text in IDS} == {text: [token] for text, token in IDS.items()}
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (151645, 151643, None)
@@ -96,13 +96,13 @@ def test_any_text_is_merged_by_rank(tokenizer, by_ranks, text):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_comes_back_token_by_token(tokenizer, text):
+def test_text_round_trips_token_by_token(tokenizer, text):
     transcript, tokens = Transcript(tokenizer), encode(tokenizer, text)
     pieces = [transcript.push([token]).text for token in tokens] + [transcript.finish().text]
     assert "".join(pieces) == transcript.text == unicodedata.normalize("NFC", text) == tokenizer.decode(tokens)
 
 
-def test_a_rendered_conversation_with_audio(tokenizer):
+def test_a_rendered_conversation_with_audio_has_the_expected_ids(tokenizer):
     conversation = [
         {"role": "system", "content": "You are Qwen."},
         {

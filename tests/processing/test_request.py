@@ -1,4 +1,4 @@
-"""Requests: conversations to arrays, batches of unequal prompts, masks and positions, and what a user may get wrong."""
+"""Requests: conversations to arrays, batches of unequal prompts, masks and positions, and mistakes of a user."""
 
 from dataclasses import replace
 
@@ -61,7 +61,7 @@ def one_line(error):
 # --- conversations
 
 
-def test_text_alone(make, tokenizer):
+def test_a_text_request_becomes_arrays(make, tokenizer):
     batch = make([[{"role": "user", "content": "Hello"}]])
     assert tokenizer.decode(batch.tokens[0]) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     assert batch.mel == ()
@@ -85,8 +85,8 @@ def test_placeholders_are_expanded_to_the_clips_tokens(make, config, tokenizer):
     np.testing.assert_array_equal(index >= 0, tokens == config.audio_token)
 
 
-def test_audio_and_text_count_alike_in_positions(make):
-    """TM-RoPE: a token of sound takes one position, as a word does, in all three coordinates."""
+def test_an_audio_token_takes_one_position(make):
+    """TM-RoPE: an audio token takes one position in all three coordinates, like a text token."""
     batch = make([user(sound(0.5), "a"), user("b")])
     assert batch.lengths[0] > batch.lengths[1]
     for row, length in enumerate(batch.lengths):
@@ -94,7 +94,7 @@ def test_audio_and_text_count_alike_in_positions(make):
         assert not batch.positions[:, row, length:].any()
 
 
-def test_rows_of_unequal_prompts_are_each_as_alone(make):
+def test_rows_of_unequal_prompts_equal_themselves_alone(make):
     conversations = [user(sound(0.5, 1), "What?"), user("Hi"), user("a", sound(1.2, 2), sound(0.2, 3))]
     batch = make(conversations)
     assert batch.tokens.shape == (3, max(batch.lengths))
@@ -135,17 +135,17 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_conversation_is_one_clear_line(make, case):
+def test_a_wrong_conversation_raises_one_line(make, case):
     conversation, said = WRONG[case]
     with pytest.raises(ValueError, match=said) as error:
         make([conversation])
     one_line(error)
-    with pytest.raises(ValueError, match=f"^conversation 1: .*{said}") as error:  # in a batch it says which
+    with pytest.raises(ValueError, match=f"^conversation 1: .*{said}") as error:  # in a batch the message says which
         make([user("fine"), conversation])
     one_line(error)
 
 
-def test_a_prompt_longer_than_the_context_is_one_clear_line(make, config):
+def test_a_prompt_longer_than_the_context_raises_one_line(make, config):
     length = make([user(sound(2.0), "a")]).tokens.shape[1]
     said = f"the prompt has {length} tokens, 26 of them audio; the context holds {length}: shorten"
     with pytest.raises(ValueError, match=said) as error:
@@ -173,7 +173,7 @@ def test_positions_count_the_real_tokens_wherever_the_padding_is(mask):
 
 @given(mask=MASKS, seed=st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
-def test_padding_moves_but_real_tokens_stay_in_order(mask, seed):
+def test_real_tokens_keep_their_order_when_padding_moves(mask, seed):
     mask = np.array(mask)
     tokens = np.random.default_rng(seed).integers(1, 99, mask.shape)
     batch = Batch.from_tokens(tokens, mask)
@@ -216,7 +216,7 @@ def test_the_audio_index_runs_over_rows_and_clips(config):
 
 
 @pytest.mark.parametrize("clips", [0, 1, 3])
-def test_placeholders_and_clips_that_disagree_are_one_clear_line(config, clips):
+def test_mismatched_placeholders_and_clips_raise_one_line(config, clips):
     batch = Batch.from_tokens([[1, *[config.audio_token] * 2, 3]], mel=[np.zeros((128, 8))] * clips)
     with pytest.raises(
         ValueError, match=f"audio: {clips} clips have {clips} features, but the tokens have 2 placeholders"
@@ -242,13 +242,13 @@ def test_placeholders_and_clips_that_disagree_are_one_clear_line(config, clips):
         ([[1, 2], [3, 4]], [[1, 1], [0, 0]], "at least one real token in each of the 2 rows"),
     ],
 )
-def test_tokens_that_do_not_fit_are_one_clear_line(tokens, mask, said):
+def test_wrong_tokens_raise_one_line(tokens, mask, said):
     with pytest.raises(ValueError, match=said) as error:
         Batch.from_tokens(tokens, mask)
     one_line(error)
 
 
-def test_one_row_of_tokens():
+def test_one_row_of_tokens_is_accepted():
     batch = Batch.from_tokens([4, 5, 6])
     assert batch.tokens.tolist() == [[4, 5, 6]]
     assert batch.mask.all()
@@ -257,7 +257,7 @@ def test_one_row_of_tokens():
 # --- a Transformers processor's output
 
 
-def test_a_processors_output():
+def test_a_processors_output_becomes_a_batch():
     features = np.random.default_rng(0).normal(size=(2, 128, 30)).astype(np.float32)
     frames = np.array([30, 17])
     batch = Batch.from_hf(
@@ -306,7 +306,7 @@ def test_a_processors_output():
         ),
     ],
 )
-def test_a_processors_output_that_does_not_fit_is_one_clear_line(inputs, said):
+def test_a_wrong_processors_output_raises_one_line(inputs, said):
     with pytest.raises(ValueError, match=said) as error:
         Batch.from_hf(inputs)
     one_line(error)

@@ -1,4 +1,4 @@
-"""Requests of Qwen2.5-Omni: its placeholders and marks, its clips padded with silence, and what it needs to speak."""
+"""Requests of Qwen2.5-Omni: placeholders, start and end tokens, clips padded with silence, and the needs of speech."""
 
 import dataclasses
 
@@ -57,10 +57,10 @@ def user(*parts):
     return [{"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}]
 
 
-# --- what the checkpoint's files say
+# --- settings of the checkpoint's files
 
 
-def test_the_published_numbers():
+def test_the_published_settings_are_read():
     reader = Reader.from_hf(PUBLISHED, CONFIG)
     assert reader.sound == audio.FeatureConfig(pad_seconds=300)
     clip = {"mean": tuple(PUBLISHED["image_mean"]), "std": tuple(PUBLISHED["image_std"])}
@@ -68,7 +68,7 @@ def test_the_published_numbers():
     assert reader.patches.factor == 28
 
 
-def test_the_other_family_does_not_pad_whatever_its_file_states():
+def test_qwen3_omni_never_pads_clips():
     assert Reader.from_hf(PUBLISHED, from_hf(tiny_config()).thinker).sound == audio.FeatureConfig()
 
 
@@ -79,7 +79,7 @@ def test_the_other_family_does_not_pad_whatever_its_file_states():
         ({}, "chunk_length is missing"),
     ],
 )
-def test_what_padding_needs_must_be_there(change, said):
+def test_padding_needs_chunk_length(change, said):
     numbers = {**PUBLISHED, **change}
     if not change:
         del numbers["chunk_length"]
@@ -90,8 +90,8 @@ def test_what_padding_needs_must_be_there(change, said):
 # --- sound
 
 
-def test_a_clip_counts_a_frame_that_it_begins(make, tokenizer):
-    """ceil(n / 160) frames, alone and in company; the encoder makes a token of each pair of every other one."""
+def test_a_clip_has_ceil_of_n_over_160_frames(make, tokenizer):
+    """ceil(n / 160) frames, alone and in a batch; the encoder makes a token of each pair of every other frame."""
     sizes = (7961, 16_000, 321)
     batch = make(user(*({"audio": sound(size)} for size in sizes)))
     frames = [50, 100, 3]
@@ -105,8 +105,8 @@ def test_a_clip_counts_a_frame_that_it_begins(make, tokenizer):
     assert batch.audio_index(CONFIG).max() == 12 + 25 + 1 - 1
 
 
-def test_sound_over_five_minutes_is_heard_whole(make):
-    """The reference's processor cuts it at 300 s. Here at 1 s, so that nothing is large."""
+def test_sound_over_five_minutes_is_not_cut(make):
+    """The reference's processor cuts it at 300 s; here the limit is 1 s, so that nothing is large."""
     short = dataclasses.replace(READER, sound=dataclasses.replace(READER.sound, pad_seconds=1))
     batch = make(user({"audio": sound(3 * 16_000)}), reader=short)
     assert batch.mel[0].shape == (128, 300)
@@ -114,7 +114,7 @@ def test_sound_over_five_minutes_is_heard_whole(make):
 
 
 @pytest.mark.parametrize("samples", [201, 320])
-def test_sound_too_short_for_a_token_is_one_clear_line(make, samples):
+def test_sound_too_short_for_a_token_raises_one_line(make, samples):
     said = (
         f"^message 0, part 1: audio .ndarray.: {samples} samples at 16000 Hz make 2 frames of 10 ms, too few for a token; "
         "expected at least 3 frames$"
@@ -124,7 +124,7 @@ def test_sound_too_short_for_a_token_is_one_clear_line(make, samples):
     assert "\n" not in str(error.value)
 
 
-def test_how_much_sound_a_context_has_room_for(make):
+def test_sound_beyond_the_context_is_refused(make):
     """25 tokens a second."""
     small = dataclasses.replace(READER, thinker=dataclasses.replace(CONFIG, context=250))
     with pytest.raises(ValueError, match=r"at least 11.0 s of sound, but the model's context has room for 10.0 s"):
@@ -134,8 +134,8 @@ def test_how_much_sound_a_context_has_room_for(make):
 # --- sight
 
 
-def test_pictures_and_films(make, films, tokenizer):
-    """Patches of 14 pixels and the marks of this family; a film's steps are as far apart as its frames were taken."""
+def test_pictures_and_videos_become_patches_and_positions(make, films, tokenizer):
+    """Patches of 14 pixels and the tokens of this family; a video's steps have the distance of its frames."""
     batch = make(user({"image": picture()}, {"video": str(films / "silent.mp4"), "nframes": 4}))
     (seen,), (film,) = batch.images, batch.videos
     assert (seen.grid, seen.patches.shape) == ((1, 4, 6), (24, 3 * 2 * 14 * 14))
@@ -149,24 +149,24 @@ def test_pictures_and_films(make, films, tokenizer):
     assert np.ptp(times) == int(film.seconds * 25)
 
 
-def test_two_frames_a_second_are_steps_of_a_second(make):
+def test_two_frames_a_second_give_steps_of_one_second(make):
     frames = {"video": np.stack([picture(seed=n) for n in range(4)])}
     assert make(user(frames)).videos[0].seconds == 1.0
     assert make(user({**frames, "fps": 4.0})).videos[0].seconds == 0.5
 
 
-def test_a_film_with_sound_takes_turns_with_it(make, films):
+def test_a_video_and_its_sound_alternate(make, films):
     film = {"video": str(films / "sounding.mp4")}
     made = reader.read(list_media(user(film)), READER, per_conversation(None, {"use_audio_in_video": True}, 1)[0][0])
     (seen,), (clip,), (run,) = made.videos, made.mel, made.runs[CONFIG.video_token]
     mixed = interleave(seen.grid, seen.seconds, CONFIG.audio_encoder.tokens(clip.shape[1]), CONFIG)
     assert run == [CONFIG.audio_start, *mixed, CONFIG.audio_end]
     kinds = (mixed == CONFIG.video_token).astype(int)
-    assert np.abs(np.diff(kinds)).sum() == 3  # seen, heard; and again
+    assert np.abs(np.diff(kinds)).sum() == 3  # pictures, sound; and again
 
 
-def test_films_with_and_without_sound_in_one_batch(make, films):
-    """The reference gives a silent film in such a call the positions of text. Each row is as alone, as is each film."""
+def test_videos_with_and_without_sound_share_a_batch(make, films):
+    """The reference gives a silent video in such a call positions of text. Each row and video is as alone."""
     silent = {"video": str(films / "silent.mp4"), "use_audio_in_video": False, "nframes": 4}
     sounding = {"video": str(films / "sounding.mp4"), "use_audio_in_video": True, "nframes": 4}
     rows = [user(silent, "and", sounding), user(sounding), user(silent, {"audio": sound(16_000)})]
@@ -184,8 +184,8 @@ def test_films_with_and_without_sound_in_one_batch(make, films):
 # --- a Transformers processor's output
 
 
-def test_a_processors_output():
-    """Clips in five minutes' room with a mask, seconds of videos as a plain list."""
+def test_a_processors_output_becomes_a_batch():
+    """Clips padded to five minutes with a mask, and seconds of videos as a plain list."""
     frames, steps = np.array([50, 3]), [1.0, 0.5]
     features = np.full((2, 128, 30_000), np.nan, np.float32)
     clips = [np.random.default_rng(n).normal(size=(128, n)).astype(np.float32) for n in frames]
@@ -219,7 +219,7 @@ def test_a_processors_output():
 
 
 def test_a_clip_of_an_array_may_be_too_short_for_a_token():
-    """As in the reference: it has no placeholder and no feature."""
+    """As in the reference, it has no placeholder and no feature."""
     batch = Batch.from_tokens([[CONFIG.audio_start, CONFIG.audio_end]], mel=[np.zeros((128, 2), np.float32)])
     assert (batch.audio_index(CONFIG) == -1).all()
 
@@ -227,7 +227,7 @@ def test_a_clip_of_an_array_may_be_too_short_for_a_token():
 # --- prompt
 
 
-def test_what_the_template_writes(tokenizer):
+def test_the_template_renders_the_expected_prompt(tokenizer):
     conversation = user({"audio": "a.wav"}, {"image": "b.png"}, {"video": "c.mp4"}, "What?")
     assert render(tokenizer, conversation) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -269,10 +269,10 @@ def system(content):
         ([*user("Hello"), *system(SPOKEN_SYSTEM)], False),
     ],
 )
-def test_the_system_message_that_speech_needs(conversation, expected):
+def test_speech_needs_its_system_message(conversation, expected):
     assert speaks(conversation) is expected
 
 
-def test_whether_it_speaks_is_asked_of_a_conversation():
+def test_speaks_refuses_an_empty_conversation():
     with pytest.raises(ValueError, match="conversation: no messages"):
         speaks([])

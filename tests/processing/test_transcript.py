@@ -22,7 +22,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_tokenizer(tmp_path_factory):
-    """Without thinking and tool calls, as Qwen2.5-Omni's is without thinking."""
+    """A tokenizer without thinking and tool calls, as Qwen2.5-Omni's has no thinking."""
     return load_tokenizer(write_tiny_tokenizer(tmp_path_factory.mktemp("plain"), leave_out=TAGS))
 
 
@@ -35,7 +35,7 @@ def read(tokenizer, said, **options):
 
 
 def stream(tokenizer, tokens, sizes, **options):
-    """The transcript of a reply pushed in groups of the given sizes, then one by one; and its pieces."""
+    """The transcript of a reply that is pushed in groups of the given sizes, then one by one, and its pieces."""
     transcript, pieces, start = Transcript(tokenizer, **options), [], 0
     for size in (*sizes, *[1] * len(tokens)):
         pieces.append(transcript.push(tokens[start : start + size]))
@@ -64,7 +64,7 @@ def assert_same_in_any_split(tokenizer, tokens, sizes, **options):
 
 
 def closes_what_nothing_opened(tokenizer, tokens, options):
-    """Whether the first tag is a lone </think>: pieces before it could not know that they were thinking."""
+    """Whether the first tag is a lone </think>, so that the pieces before it could not be known as thinking."""
     known = {tokenizer.get_added_vocab().get(tag): tag for tag in TAGS}
     first = next((known[token] for token in tokens if token in known and known[token] != "</tool_call>"), None)
     return first == "</think>" and not options.get("thinking")
@@ -78,7 +78,7 @@ SIZES = st.lists(st.integers(0, 5), max_size=20)
 @settings(deadline=None)
 @given(text=st.text(), sizes=SIZES)
 @example(text="你好 👩‍👩‍👧 \ufffd é \n\n", sizes=[])
-def test_any_text_comes_back(tokenizer, text, sizes):
+def test_any_text_round_trips(tokenizer, text, sizes):
     tokens = [token for token in encode(tokenizer, text) if token not in tokenizer.get_added_vocab().values()]
     whole = assert_same_in_any_split(tokenizer, tokens, sizes)
     assert whole.text == tokenizer.decode(tokens)
@@ -89,14 +89,14 @@ def test_any_text_comes_back(tokenizer, text, sizes):
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=("Cs", "Cn"))))
-def test_normalised_text_comes_back_unchanged(tokenizer, text):
+def test_normalised_text_round_trips_unchanged(tokenizer, text):
     text = unicodedata.normalize("NFC", text).replace("<", "")
     assert read(tokenizer, text).text == text
 
 
 @settings(deadline=None)
 @given(data=st.data(), sizes=SIZES)
-def test_any_tokens_read_as_the_tokenizer_decodes_them(plain_tokenizer, data, sizes):
+def test_any_tokens_decode_as_by_the_tokenizer(plain_tokenizer, data, sizes):
     # Ids beyond the vocabulary too: the embedding has more rows than the tokenizer has tokens.
     tokens = data.draw(st.lists(st.integers(0, len(plain_tokenizer) + 9)))
     whole = assert_same_in_any_split(plain_tokenizer, tokens, sizes)
@@ -107,12 +107,12 @@ def test_any_tokens_read_as_the_tokenizer_decodes_them(plain_tokenizer, data, si
 @given(data=st.binary(), sizes=SIZES)
 @example(data=b"\xf0\x9f\x91", sizes=[])
 @example(data=b"\xed\xa0\x80\xc0\xaf\xf5\xe4\xbd", sizes=[1, 1])
-def test_any_bytes_read_as_the_tokenizer_decodes_them(tokenizer, data, sizes):
+def test_any_bytes_decode_as_by_the_tokenizer(tokenizer, data, sizes):
     whole = assert_same_in_any_split(tokenizer, list(data), sizes)  # the tiny vocabulary's id of a byte is the byte
     assert whole.text == tokenizer.decode(list(data))
 
 
-def test_a_character_is_given_out_whole(tokenizer):
+def test_a_character_is_emitted_whole(tokenizer):
     transcript = Transcript(tokenizer)
     given_out = [transcript.push([byte]).text for byte in "a👧é".encode()]
     assert given_out == ["a", "", "", "", "👧", "", "é"]
@@ -141,14 +141,14 @@ def test_an_added_token_beyond_the_byte_alphabet_is_written_as_it_is(tokenizer):
     assert read(tokenizer, tokens).text == tokenizer.decode(tokens) == "a hello 世界!"
 
 
-def test_a_finished_transcript_takes_no_more(tokenizer):
+def test_a_finished_transcript_refuses_more_tokens(tokenizer):
     transcript = read(tokenizer, "a")
     assert transcript.finish() == Piece()
     with pytest.raises(ValueError, match="finished"):
         transcript.push([1])
 
 
-def test_byte_alphabet():
+def test_the_byte_alphabet_is_that_of_vocab_json():
     assert list(dict(sorted(byte_alphabet().items())).values()) == byte_letters()
 
 
@@ -171,18 +171,18 @@ def test_byte_alphabet():
         ("<think>I call <tool_call> soon</think>", "", "I call <tool_call> soon"),
     ],
 )
-def test_thinking_is_kept_apart(tokenizer, said, text, thinking):
+def test_thinking_is_separated_from_text(tokenizer, said, text, thinking):
     whole = assert_same_in_any_split(tokenizer, encode(tokenizer, said), [])
     assert (whole.text, whole.thinking, whole.tool_calls) == (text, thinking, [])
 
 
-def test_thinking_that_the_prompt_opened(tokenizer):
+def test_thinking_opened_by_the_prompt_is_thinking(tokenizer):
     transcript = read(tokenizer, "\nwell\n</think>\n\nYes.", thinking=True)
     assert (transcript.text, transcript.thinking) == ("Yes.", "well")
     assert read(tokenizer, " all of it", thinking=True).thinking == "all of it"
 
 
-def test_thinking_that_nothing_opened_is_told_apart_once_it_ends(tokenizer):
+def test_thinking_without_an_opening_tag_is_separated_when_it_ends(tokenizer):
     transcript = Transcript(tokenizer, stop_strings=("!",))
     assert transcript.push(encode(tokenizer, "well\n")) == Piece(text="well")
     assert transcript.push(encode(tokenizer, "so</think>\n\nYes")) == Piece(text="Yes", thinking="\nso")
@@ -197,18 +197,18 @@ def test_thinking_is_streamed(tokenizer):
     assert transcript.push(encode(tokenizer, "</think>\n\nc")) == Piece(text="c")
 
 
-def test_an_unfinished_character_ends_with_its_block(tokenizer):
+def test_an_unfinished_character_is_replaced_at_the_end_of_its_block(tokenizer):
     think, unthink = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     transcript = read(tokenizer, [0xE4, think, 0xE4, unthink, 0xBD])
     assert (transcript.text, transcript.thinking) == ("\ufffd\ufffd", "\ufffd")
 
 
-def test_tags_in_several_tokens_are_text(tokenizer):
+def test_tags_spread_over_several_tokens_are_text(tokenizer):
     tokens = [*b"<think>a</think>"]
     assert read(tokenizer, tokens).text == "<think>a</think>"
 
 
-def test_a_tokenizer_without_thinking(plain_tokenizer):
+def test_a_tokenizer_without_thinking_gives_text_only(plain_tokenizer):
     assert read(plain_tokenizer, "<think>a</think>").text == "<think>a</think>"
     with pytest.raises(ValueError, match="no <think>"):
         Transcript(plain_tokenizer, thinking=True)
@@ -234,7 +234,7 @@ def test_a_tokenizer_without_thinking(plain_tokenizer):
         ("Newlines only\n\n", "Newlines only\n\n", []),
     ],
 )
-def test_tool_calls_are_read_and_kept_out_of_the_text(tokenizer, said, text, calls):
+def test_tool_calls_are_separated_from_text(tokenizer, said, text, calls):
     whole = assert_same_in_any_split(tokenizer, encode(tokenizer, said), [])
     assert (whole.text, whole.tool_calls) == (text, calls)
 
@@ -255,17 +255,17 @@ def test_tool_calls_are_read_and_kept_out_of_the_text(tokenizer, said, text, cal
         "never opened </tool_call>",
     ],
 )
-def test_what_is_no_tool_call_goes_back_to_the_text(tokenizer, said):
+def test_invalid_tool_calls_become_text(tokenizer, said):
     whole = assert_same_in_any_split(tokenizer, encode(tokenizer, said), [])
     assert (whole.text, whole.thinking, whole.tool_calls) == (said, "", [])
 
 
-def test_a_block_that_is_never_closed_does_not_take_the_next_one_along(tokenizer):
+def test_an_unclosed_block_does_not_swallow_the_next(tokenizer):
     transcript = read(tokenizer, f"<tool_call>{{lost {CALL}")
     assert (transcript.text, transcript.tool_calls) == ("<tool_call>{lost ", [WEATHER])
 
 
-def test_a_call_is_there_as_soon_as_it_is_closed(tokenizer):
+def test_a_call_is_available_as_soon_as_it_is_closed(tokenizer):
     transcript = Transcript(tokenizer)
     *tokens, close = encode(tokenizer, f"a\n{CALL}")
     assert transcript.push(tokens) == Piece(text="a")
@@ -290,9 +290,9 @@ JSON = st.recursive(
 
 @settings(deadline=None)
 @given(name=WORD, arguments=st.dictionaries(WORD, JSON, max_size=3), sizes=SIZES)
-def test_any_arguments_come_back(tokenizer, name, arguments, sizes):
+def test_any_arguments_round_trip(tokenizer, name, arguments, sizes):
     call = {"name": name, "arguments": arguments}
-    # Escaped, so that neither normalisation nor a tag inside a string is in the way.
+    # Escaped, so that neither normalisation nor a tag inside a string interferes.
     written = json.dumps(call).replace("<", "\\u003c")
     tokens = encode(tokenizer, f"<tool_call>\n{written}\n</tool_call>")
     assert assert_same_in_any_split(tokenizer, tokens, sizes).tool_calls == [call]
@@ -339,7 +339,7 @@ def test_a_stop_string_does_not_depend_on_how_the_text_is_tokenised(tokenizer, t
     assert merged.text == cut(text, stops)[0]
 
 
-def test_only_what_may_become_a_stop_string_is_held_back(tokenizer):
+def test_only_possible_beginnings_of_stop_strings_are_held_back(tokenizer):
     transcript = Transcript(tokenizer, stop_strings=["END"])
     given_out = [transcript.push([byte]).text for byte in b"xENxEENDy"]
     assert given_out == ["x", "", "", "ENx", "", "E", "", "", ""]
@@ -347,11 +347,11 @@ def test_only_what_may_become_a_stop_string_is_held_back(tokenizer):
     assert transcript.finish() == Piece()
 
 
-def test_a_beginning_of_a_stop_string_is_given_out_at_the_end(tokenizer):
+def test_a_held_beginning_of_a_stop_string_is_emitted_at_the_end(tokenizer):
     assert read(tokenizer, "xEN", stop_strings="END").text == "xEN"
 
 
-def test_stop_strings_are_not_sought_in_thinking_and_tool_calls(tokenizer):
+def test_stop_strings_do_not_apply_to_thinking_and_tool_calls(tokenizer):
     transcript = read(tokenizer, f"<think>city</think>a\n{CALL}b city c", stop_strings=["city"])
     assert (transcript.text, transcript.thinking) == ("a\nb ", "city")
     assert transcript.tool_calls == [WEATHER]
@@ -363,13 +363,13 @@ def test_newlines_between_a_call_and_a_stop_string_belong_to_neither(tokenizer):
     assert read(tokenizer, f"{CALL}a\nEND", stop_strings=["END"]).text == "a\n"
 
 
-def test_nothing_follows_a_stop_string_that_a_broken_character_completed(tokenizer):
+def test_nothing_follows_a_stop_string_completed_by_a_broken_character(tokenizer):
     tokens = [0xE4, *encode(tokenizer, "<tool_call>a")]
     transcript = read(tokenizer, tokens, stop_strings=["\ufffd"])
     assert (transcript.text, transcript.stopped, transcript.tokens_used) == ("", True, 2)
 
 
-def test_a_stop_string_is_found_in_a_block_given_back(tokenizer):
+def test_a_stop_string_is_found_in_a_block_that_became_text(tokenizer):
     transcript = read(tokenizer, "a<tool_call>{b}</tool_call>c", stop_strings=["b}"])
     assert (transcript.text, transcript.stopped) == ("a<tool_call>{", True)
 
@@ -404,6 +404,6 @@ def test_a_stream_equals_the_whole(tokenizer, fragments, stops, thinking, sizes)
     whole = assert_same_in_any_split(tokenizer, tokens, sizes, stop_strings=stops, thinking=thinking)
     assert not any(stop in whole.text for stop in stops)
     assert whole.thinking == whole.thinking.strip()
-    # What counts is what was used: the rest may be cut off without changing the reply.
+    # Only the used tokens count: the rest may be cut off without changing the reply.
     cut_off = read(tokenizer, tokens[: whole.tokens_used], stop_strings=stops, thinking=thinking)
     assert result(cut_off) == result(whole)

@@ -1,4 +1,4 @@
-"""Frames in calls: every patch once and in order, whole frames, few shapes, and places as the patches are laid out."""
+"""Frames in calls: every patch once and in order, whole frames, few shapes, and places in the layout of patches."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ GRID = st.tuples(st.integers(1, 4), st.integers(1, 20).map(lambda n: 2 * n), st.
 
 @settings(max_examples=60, deadline=None)
 @given(grids=st.lists(GRID, min_size=1, max_size=6), call=st.sampled_from([4, 256, 1000, CALL_PATCHES]))
-def test_every_patch_once_in_whole_frames(grids, call):
-    """Numbered patches come out in order; each knows its frame's size and beginning, and calls are no larger than they may."""
+def test_calls_hold_every_patch_once_in_whole_frames(grids, call):
+    """Numbered patches come out in order, each with its frame's size and beginning; no call exceeds its bound."""
     counts = [t * h * w for t, h, w in grids]
     numbered = np.arange(sum(counts), dtype=np.float32)[:, None]
     media = np.split(numbered, np.cumsum(counts)[:-1])
@@ -47,13 +47,13 @@ def test_every_patch_once_in_whole_frames(grids, call):
     np.testing.assert_array_equal(np.concatenate(features), np.arange(sum(counts) // 4))
 
 
-def test_places_of_a_small_frame():
+def test_places_of_a_frame_are_in_groups_of_four():
     """Groups of four in reading order, as the reference lays patches out."""
     assert places(4, 6, 2)[:8].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
 
 
-def test_places_are_where_the_pixels_came_from():
-    """A picture whose every patch is one grey, its row and column."""
+def test_places_match_the_pixels_of_their_patches():
+    """A picture in which the grey value of each patch encodes its row and column."""
     rows, columns = np.mgrid[:6, :8]
     grey = np.kron(rows * 8 + columns, np.ones((16, 16))).astype(np.uint8)
     made, _ = patches(np.repeat(grey[None, ..., None], 3, axis=3), PatchConfig())
@@ -67,7 +67,7 @@ def test_sizes_are_few_and_padding_is_small():
     assert all(patch_slots(n) % 64 == 0 for n in range(4, 70_000, 4))
 
 
-def test_rows_of_another_call_are_none():
+def test_rows_of_another_call_are_masked():
     first, second = list(pack([np.zeros((4096, 1)), np.zeros((8, 1))], [(1, 64, 64), (1, 2, 4)], 2))
     index = np.array([[-1, 0, 1023, 1024, 1025]])
     assert first.rows(index).tolist() == [[-1, 0, 1023, -1, -1]]
@@ -92,12 +92,12 @@ def test_rows_of_another_call_are_none():
         (np.full((24, 1536), np.nan), [(1, 4, 6)], "NaN or infinite"),
     ],
 )
-def test_what_does_not_fit_is_one_line(array, grid, said):
+def test_wrong_input_raises_one_line(array, grid, said):
     with pytest.raises(ValueError, match=said) as error:
         split_patches(array, grid, width=1536, merge=2)
     assert "\n" not in str(error.value)
 
 
-def test_nothing_to_see():
+def test_no_patches_give_no_calls():
     assert split_patches(np.empty((0, 1536)), np.empty((0, 3), int), width=1536, merge=2) == ([], [])
     assert list(pack([], [], 2)) == []

@@ -1,4 +1,4 @@
-"""The flow vocoder's laws: a row is itself in any batch, and a stream is the whole to its tolerance, however it is cut."""
+"""The flow vocoder's laws: rows are independent, and a stream equals the whole within tolerance, however it is cut."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from omni_jax.speech import token2wav
 from omni_jax.speech.synthesizer import checked
 from omni_jax.speech.token2wav import FlowStream, decode
 
-# Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN hears 11 frames to both sides.
+# Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN's reach is 11 frames on both sides.
 FLOW = DiTConfig(
     layers=4, width=32, heads=2, head_width=16, ffn_width=64, rope_theta=1e4, context=2400, codes=50, code_width=16,
     repeats=2, mel_bins=8, speaker_width=5, block_frames=12, look_ahead=(1,), look_back=(0, 2),
@@ -30,7 +30,7 @@ STREAMED = 1e-4
 
 
 def filled(build, config, seed=0):
-    """Random weights of the usual scale; no bias is zero, for that would hide what it is added to."""
+    """Random weights of the usual scale; no bias is zero, because that would hide a fault where it is added."""
     random = np.random.default_rng(seed)
     made = jax.jit(lambda: build(Init(jax.random.key(seed), jnp.float32), config))()
     return jax.tree.map(
@@ -41,7 +41,7 @@ def filled(build, config, seed=0):
 @pytest.fixture(scope="module")
 def parts():
     vocoder = filled(BigVGAN, VOCODER)
-    # Half as loud: the waveform is not cut at one.
+    # Half as loud, so that the waveform is not clipped at one.
     vocoder.conv_out.kernel[...] = 0.2 * vocoder.conv_out.kernel[...]
     return filled(DiT, FLOW), vocoder
 
@@ -86,8 +86,8 @@ def rows(parts):
     return decode(*parts, speech(5, 100), LENGTHS, SPEAKERS, seeds=SEEDS)
 
 
-def test_a_row_is_itself_in_a_batch(parts, rows):
-    """Beside others, longer or of other voices; behind its end is silence."""
+def test_a_row_in_a_batch_equals_its_single_run(parts, rows):
+    """Beside longer rows and other voices; after its end is silence."""
     assert (rows.shape, rows.dtype) == ((5, 100 * EACH), np.float32)
     for row, length in enumerate(LENGTHS):
         own = slice(row, row + 1)
@@ -96,8 +96,8 @@ def test_a_row_is_itself_in_a_batch(parts, rows):
         assert not rows[row, length * EACH :].any()
 
 
-def test_what_a_row_is_made_of(parts, rows):
-    """Modules called by hand, unpadded: noise of the row's seed by its frames' numbers, samples of the mel frames."""
+def test_a_row_equals_the_modules_called_by_hand(parts, rows):
+    """The modules called by hand, unpadded: noise by the row's seed and frame numbers, then mel, then samples."""
     dit, vocoder = parts
     codes, voice = speech(5, 100)[2:3, :37], SPEAKERS[2]
     noise = frame_noise(jax.random.key(np.uint32(SEEDS[2])), 74, 8)[None]
@@ -109,7 +109,7 @@ def test_what_a_row_is_made_of(parts, rows):
     assert 0.05 < np.abs(samples).max() < 1
 
 
-def test_noise_is_drawn_or_given(parts, rows):
+def test_noise_is_drawn_from_the_seed_or_given(parts, rows):
     noise = np.stack([frame_noise(jax.random.key(np.uint32(seed)), 200, 8) for seed in SEEDS])
     codes = speech(5, 100)
     np.testing.assert_array_equal(decode(*parts, codes, LENGTHS, SPEAKERS, noise=noise), rows)
@@ -122,13 +122,13 @@ def test_noise_is_drawn_or_given(parts, rows):
             decode(*parts, codes, LENGTHS, SPEAKERS, **given)
 
 
-def test_voices_are_heard(parts):
+def test_the_voice_changes_the_samples(parts):
     codes = speech(1, 12)[0]
     assert error(whole(parts, codes, voice=speaker(1)), whole(parts, codes, voice=speaker(0))) > 0.01
 
 
-def test_a_large_batch_takes_several_calls(parts, rows, monkeypatch):
-    """The longest first, so that short rows are not padded to it."""
+def test_a_large_batch_is_decoded_in_several_calls(parts, rows, monkeypatch):
+    """The longest rows go first, so that short rows are not padded to them."""
     sizes, sound = [], token2wav._sound
     monkeypatch.setattr(token2wav, "_sound", lambda *given: sizes.append(given[2].shape) or sound(*given))
     for frames, expected in ((100, [(1, 108), (1, 42), (2, 6)]), (500, [(2, 108), (2, 6)])):
@@ -141,7 +141,7 @@ def test_a_large_batch_takes_several_calls(parts, rows, monkeypatch):
 
 
 def test_a_call_of_many_rows_is_split(parts):
-    """A stream's window of more rows than a call may have."""
+    """A stream's window has more rows than a call may have."""
     rows = token2wav.Rows.of(SPEAKERS, SEEDS)
     codes, lengths = speech(5, 18), np.array([18, 6, 17, 1, 3])
     together = token2wav._sound(*parts, codes, lengths, rows, 12)
@@ -152,8 +152,8 @@ def test_a_call_of_many_rows_is_split(parts):
     assert_same(apart, together)
 
 
-def test_the_vocoder_goes_over_a_long_row_in_windows(parts):
-    """Of 27 blocks: a row of 400 frames has two, one of 300 a single one."""
+def test_the_vocoder_decodes_a_long_row_in_windows(parts):
+    """Windows of 27 blocks: a row of 400 frames has two, a row of 300 has one."""
     dit, vocoder = parts
     mel = np.random.default_rng(0).standard_normal((3, 400, 8), np.float32) * 3 - 4
     lengths = np.array([400, 300, 320], np.int32)
@@ -164,19 +164,19 @@ def test_the_vocoder_goes_over_a_long_row_in_windows(parts):
         assert_same(found[:, :inside], expected[:, :inside])
 
 
-def test_what_a_row_is_padded_to():
+def test_padded_sizes_are_few_and_near():
     sizes = [token2wav._slots(blocks) for blocks in range(1, 1366)]
     assert all(blocks <= size <= 1.125 * blocks for blocks, size in enumerate(sizes, 1))
     assert sizes[:16] == list(range(1, 17))
     assert len(set(sizes)) < 70
 
 
-def test_nothing_to_say(parts):
+def test_no_codes_give_silence(parts):
     assert decode(*parts, speech(2, 0), np.array([0, 0]), SPEAKERS[:2], seeds=[0, 1]).shape == (2, 0)
     assert not decode(*parts, speech(2, 9), np.array([0, 0]), SPEAKERS[:2], seeds=[0, 1]).any()
 
 
-def test_a_row_longer_than_the_context(parts):
+def test_a_row_longer_than_the_context_is_refused(parts):
     dit = filled(DiT, replace(FLOW, context=100))
     codes = speech(2, 51)
     assert decode(dit, parts[1], codes, np.array([50, 3]), SPEAKERS[:2], seeds=[0, 1]).shape == (2, 51 * EACH)
@@ -184,13 +184,13 @@ def test_a_row_longer_than_the_context(parts):
         decode(dit, parts[1], codes, np.array([3, 51]), SPEAKERS[:2], seeds=[0, 1])
 
 
-def test_codes_as_given():
+def test_codes_of_two_or_three_axes_are_accepted():
     codes, how = speech(2, 9), {"codebooks": 1, "codebook": FLOW.codes}
     for given in (codes[:, None], codes[:1]):
         ids, lengths = checked(given, None, **how)
         np.testing.assert_array_equal(ids[:, 0], codes[: len(ids)])
         np.testing.assert_array_equal(lengths, [9] * len(ids))
-    given = np.where(np.arange(9) < 4, codes, -1)  # what stands behind a row's end may be anything
+    given = np.where(np.arange(9) < 4, codes, -1)  # codes after a row's end may have any value
     ids, lengths = checked(given[:, None], [4, 0], **how)
     np.testing.assert_array_equal(ids[:, 0], np.where(np.arange(9) < [[4], [0]], codes, 0))
     np.testing.assert_array_equal(lengths, [4, 0])
@@ -208,7 +208,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_codes_that_cannot_be(case):
+def test_codes_outside_the_codebook_are_refused(case):
     shape, lengths, value, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         checked(np.full(shape, value, np.int32), lengths, codebooks=1, codebook=FLOW.codes)
@@ -220,7 +220,7 @@ def test_codes_that_cannot_be(case):
 
 
 def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
-    """A stream's sound, piece by piece; the last size goes on to the end."""
+    """The chunks of a stream; the last group size is repeated to the end."""
     stream = FlowStream(*parts, [voice], [seed])
     starts = [0, *np.cumsum(sizes).tolist()]
     while starts[-1] < len(codes):
@@ -228,7 +228,7 @@ def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
     starts = [start for start in starts if start < len(codes)] or [0]
     found = []
     for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
-        given = np.zeros((1, 40), np.int32)  # of a call's codes a row's own come first
+        given = np.zeros((1, 40), np.int32)  # a row's own codes come first in a call
         given[0, : end - start] = codes[start:end]
         found += stream.hear(given, np.array([start]), np.array([end]), np.array([end == len(codes)]))
     return found
@@ -236,20 +236,20 @@ def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
 
 @pytest.mark.parametrize("length", [1, 5, 6, 24, 25, 36, 96, 100])
 @pytest.mark.parametrize("sizes", [(1, 2, 4, 8, 16, 25), (24,)])
-def test_a_stream_is_the_whole(parts, length, sizes):
-    """Also where it ends with a block, before the first window is full, or in its first code."""
+def test_a_stream_equals_the_whole(parts, length, sizes):
+    """Also if it ends with a block, before the first window is full, or with its first code."""
     codes = speech(1, length)[0]
     assert error(np.concatenate(pieces(parts, codes, sizes)), whole(parts, codes)) < STREAMED
 
 
-def test_when_sound_comes(parts):
-    """A block's when it and the next three are there; later windows have 2, 4 and 8 new blocks, and the end brings all."""
+def test_a_window_is_decoded_once_its_look_ahead_is_there(parts):
+    """A block's sound needs the next three blocks; later windows have 2, 4 and 8 new blocks; the end flushes all."""
     counts = [len(part) // (EACH * BLOCK) for part in pieces(parts, speech(1, 200)[0], (1,))]
     came = {codes: count for codes, count in enumerate(counts, 1) if count}
     assert came == {24: 1, 36: 2, 60: 4, 108: 8, 156: 8, 200: 10}
 
 
-def test_a_stream_is_itself_however_its_codes_come(parts):
+def test_a_stream_does_not_depend_on_how_its_codes_are_grouped(parts):
     codes = speech(1, 200)[0]
     one = np.concatenate(pieces(parts, codes, (25,)))
     assert_same(np.concatenate(pieces(parts, codes, (7,))), one, STREAMED)
@@ -257,7 +257,7 @@ def test_a_stream_is_itself_however_its_codes_come(parts):
     assert error(np.concatenate(pieces(parts, codes, (25,), seed=4)), one) > 0.01
 
 
-def test_errors_do_not_add_up(parts):
+def test_errors_of_a_stream_do_not_accumulate(parts):
     codes = speech(1, 480)[0]
     wrong = np.abs(np.concatenate(pieces(parts, codes, (24,))) - whole(parts, codes))
     parts_of_it = wrong.reshape(4, -1).max(axis=1) / np.abs(whole(parts, codes)).max()
@@ -265,8 +265,8 @@ def test_errors_do_not_add_up(parts):
     assert parts_of_it[-1] < 3 * parts_of_it[:2].max()
 
 
-def test_more_look_ahead_and_context_come_nearer(parts, monkeypatch):
-    """What is chosen is needed, and with enough of both nothing is left but rounding."""
+def test_more_look_ahead_and_context_reduce_the_error(parts, monkeypatch):
+    """The chosen sizes are needed, and with enough of both only rounding remains."""
     codes, errors = speech(1, 160)[0], {}
     for back, ahead in ((4, 1), (1, 3), (4, 3), (6, 5)):
         monkeypatch.setattr(token2wav, "BACK", back)
@@ -277,8 +277,8 @@ def test_more_look_ahead_and_context_come_nearer(parts, monkeypatch):
     assert errors[6, 5] < 2e-6
 
 
-def test_a_stream_longer_than_the_context(parts):
-    """The vocoder holds windows, not the row."""
+def test_a_stream_may_be_longer_than_the_flows_context(parts):
+    """The flow holds windows, not the row."""
     short = filled(DiT, replace(FLOW, context=360)), parts[1]
     codes = speech(1, 250)[0]
     np.testing.assert_array_equal(
@@ -286,8 +286,8 @@ def test_a_stream_longer_than_the_context(parts):
     )
 
 
-def test_few_programs(parts):
-    """The four windows', whatever the length and wherever it ends."""
+def test_streams_of_any_length_compile_four_programs(parts):
+    """The programs of the four windows, whatever the length and the end."""
     pieces(parts, speech(1, 200)[0], (24,))
     before = token2wav.mel_of_codes._cache_size(), token2wav.samples_of_mel._cache_size()
     for length in (1, 20, 41, 77, 143, 290):
@@ -299,7 +299,7 @@ def test_few_programs(parts):
 
 
 def streamed(parts, codes, lengths, *, size=24):
-    """Sound of each row, of a batch that leaves rows behind as its owner does, and the calls at which it came."""
+    """Sound of each row, in a batch that drops ended rows as its caller does, and the calls at which it came."""
     stream = FlowStream(*parts, SPEAKERS[: len(codes)], SEEDS[: len(codes)])
     rows, counts, ended = np.arange(len(codes)), np.zeros(len(codes), int), np.zeros(len(codes), bool)
     found, calls = [[] for _ in codes], [[] for _ in codes]
@@ -327,8 +327,8 @@ def streamed(parts, codes, lengths, *, size=24):
 ENDS = np.array([170, 60, 25, 0, 60])
 
 
-def test_streams_of_a_batch_are_streams_alone(parts):
-    """Of which rows end in the first call, between, and never began; two end at once, and others go on."""
+def test_streams_of_a_batch_equal_single_streams(parts):
+    """Rows that end in the first call, later, or never began; two end at once, and others continue."""
     codes = speech(5, 170)
     found, calls = streamed(parts, codes, ENDS)
     for row, length in enumerate(ENDS):

@@ -1,4 +1,4 @@
-"""Options of XLA's CPU compiler for the tests: fast compilation, which is most of their time, for models that are tiny.
+"""Options of XLA's CPU compiler for the tests: compilation is most of their time, because models are tiny.
 
 A tiny model that speaks once compiles in 10 s of processor time instead of 35 with jaxlib 0.10, in 16 instead of 27 with
 0.12. `parity/test_optimized.py` compares replies of programs compiled this way and as for users. To compile all

@@ -1,5 +1,5 @@
-"""Lives of a batch job for jobs/test_killed.py, each a process of its own. The model is played: it says at once what it was
-asked, with a sound of it, so that a kill finds the job where it reads, writes sound and lines, or joins them."""
+"""Processes of a batch job for jobs/test_killed.py. A stand-in for the model answers at once with the words of the
+request and a sound, so that kills hit the job while it reads, writes sound and lines, or joins them."""
 
 import json
 import random
@@ -22,13 +22,13 @@ def questions():
 
 
 def said(words):
-    """The reply to a line, and its samples."""
+    """The text of the reply to a line, and its samples."""
     samples = np.random.default_rng(int(words)).uniform(-1, 1, 400 + int(words)).astype(np.float32)
     return Reply(text=f"You said {words}.", tokens=[int(words)], codes=np.zeros((1, 3), np.int32), audio=samples)
 
 
 class Played:
-    """Stands for the model: its requests are the words of the user."""
+    """A stand-in for the model; its requests are the user's words."""
 
     synthesizer, parts = SimpleNamespace(system=None), {}
 
@@ -37,7 +37,7 @@ class Played:
 
 
 def play(omni, items, *, slots, window, hosts):
-    """Answers in a disorder, some at a time."""
+    """Answers in random order, a few at a time."""
     draw, held = random.Random(), []
     for item in items:
         held.append((item.key, said(item.request.words) if item.request else item.fault))
@@ -50,7 +50,7 @@ def play(omni, items, *, slots, window, hosts):
 
 
 def live(source, target, begun):
-    """One life of a job, to its end if nobody kills it."""
+    """One process of a job, which runs to its end unless it is killed."""
     jobs.answers, jobs._how = play, lambda *_: {"model": "played"}
     begun.set()
     jobs.run(Played(), source, target, slots=4)

@@ -40,7 +40,7 @@ ADDED_TOKENS = {
     "<|audio_pad|>": True,
 }
 
-# What the template of a ChatML model with audio, tools and thinking does, in few words.
+# A short version of the template of a ChatML model with audio, tools and thinking.
 CHAT_TEMPLATE = r"""
 {%- macro say(content) %}
     {%- if content is string %}{{ content }}{% else %}

@@ -1,4 +1,4 @@
-"""The maker of tiny checkpoints of Qwen2.5-Omni: its files, the same everywhere, its tokenizer, template and voices."""
+"""Tiny checkpoints of Qwen2.5-Omni: their files, reproducibility, tokenizer, template and voices."""
 
 import ml_dtypes
 import numpy as np
@@ -35,18 +35,18 @@ def test_the_files_are_those_of_the_hub(qwen2_5):
     assert {path.name for path in qwen2_5.iterdir()} == shards | words | configs | {FILE}
 
 
-def test_the_config_is_the_tiny_one(qwen2_5):
+def test_the_written_config_is_the_tiny_one(qwen2_5):
     assert from_hf(qwen2_5) == from_hf(tiny_qwen2_5_config())
 
 
 @pytest.mark.parametrize(("change", "count"), [(dict, 455_924), (three_b, 448_100)], ids=["as the 7B", "as the 3B"])
-def test_sizes(tmp_path, change, count):
+def test_checkpoints_have_the_expected_size(tmp_path, change, count):
     found = tensors_of(write_tiny(tmp_path, config=change(tiny_qwen2_5_config())))
     assert (len(found), sum(tensor.size for tensor in found.values())) == (439, count)
 
 
 def test_the_same_on_every_machine(tensors):
-    """A few values, written down once."""
+    """A few recorded values."""
     known = {
         "thinker.model.layers.0.self_attn.q_proj.bias": [0.022248859, 0.057519536, -0.047245786],
         "talker.thinker_to_talker_proj.weight": [-0.18757184, 0.11785722, 0.0036488012],
@@ -62,18 +62,18 @@ def test_the_same_bytes_each_time(qwen2_5, tmp_path):
         assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_seeds(tensors, tmp_path):
+def test_seeds_change_the_weights(tensors, tmp_path):
     other = tensors_of(write_tiny(tmp_path, config=tiny_qwen2_5_config(), seed=1))
     assert not any(np.array_equal(other[name], tensor) for name, tensor in tensors.items())
 
 
-def test_no_value_hides_a_mistake(tensors):
+def test_no_value_is_constant_or_repeated(tensors):
     """Norms, biases and scales vary, and no two tensors are equal."""
     for name, tensor in tensors.items():
         assert np.isfinite(tensor).all()
         assert len(np.unique(tensor)) > tensor.size // 2, name
     assert len({tensor.tobytes() for tensor in tensors.values()}) == len(tensors)
-    # A transposed convolution's fan-in: its first axis, and two taps that meet in each sample.
+    # A transposed convolution's fan-in: its first axis times two taps for each sample.
     upsample = tensors["token2wav.code2wav_bigvgan_model.ups.0.0.weight"]
     assert upsample.std() == pytest.approx(0.5 / (2 * 32) ** 0.5, rel=0.05)
     dilated = tensors["token2wav.code2wav_bigvgan_model.resblocks.0.convs1.0.weight"]
@@ -82,14 +82,14 @@ def test_no_value_hides_a_mistake(tensors):
     assert modulation.std() == pytest.approx(32**-0.5, rel=0.05)
 
 
-def test_greedy_speech_has_codes_alone_and_greedy_text_is_readable(tensors):
+def test_greedy_speech_gives_only_codes_and_greedy_text_is_readable(tensors):
     assert tensors["talker.codec_head.weight"].any(axis=1).tolist() == [True] * CODES + [False] * (
         CODEC_VOCABULARY - CODES
     )
     assert np.flatnonzero(tensors["thinker.lm_head.weight"].any(axis=1)).tolist() == readable_ids()
 
 
-def test_a_model_that_only_writes(tmp_path):
+def test_a_model_without_speech_is_written(tmp_path):
     folder = write_tiny(tmp_path / "text", config=tiny_qwen2_5_config(), speech=False, dtype="bfloat16", shards=1)
     tensors = tensors_of(folder)
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
@@ -102,7 +102,7 @@ def test_a_model_that_only_writes(tmp_path):
     assert set(weights.load(folder, from_hf(config), dtype="float32")) == {"thinker", "audio_encoder", "vision_encoder"}
 
 
-def test_voices_are_of_the_model(qwen2_5, tmp_path):
+def test_voices_match_the_model(qwen2_5, tmp_path):
     found = read_speakers(qwen2_5, from_hf(qwen2_5))
     assert {name: voice.bos_token for name, voice in found.items()} == {
         name: unspelt_id(name) for name in ("Chelsie", "Ethan")

@@ -1,4 +1,4 @@
-"""The maker of tiny checkpoints: what it writes, that it is the same everywhere, and its tokenizer and template."""
+"""Tiny checkpoints: their files, reproducibility, tokenizer and template."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def test_the_config_is_in_the_hubs_spelling(tiny):
     assert from_hf(config) == from_hf(tiny_config())
 
 
-def test_one_tensor_an_expert(tensors):
+def test_each_expert_has_its_own_tensors(tensors):
     assert len(tensors) == 564
     assert sum(tensor.size for tensor in tensors.values()) == 926_185
     assert tensors["thinker.model.layers.3.mlp.experts.7.gate_proj.weight"].shape == (32, 64)
@@ -49,7 +49,7 @@ def test_one_tensor_an_expert(tensors):
 
 
 def test_the_same_on_every_machine(tensors):
-    """A few values, written down once."""
+    """A few recorded values."""
     known = {
         "thinker.model.layers.0.input_layernorm.weight": [1.1537344, 1.0360199, 0.7654332, 0.9158145],
         "code2wav.decoder.6.conv.weight": [0.05714996, 0.11886751],
@@ -61,15 +61,15 @@ def test_the_same_on_every_machine(tensors):
         np.testing.assert_allclose(values, wanted, rtol=1e-6)
 
 
-def test_seeds(tensors, tmp_path):
+def test_seeds_change_the_weights(tensors, tmp_path):
     again, other = tensors_of(write_tiny(tmp_path / "again")), tensors_of(write_tiny(tmp_path / "other", seed=1))
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(again[name], tensor)
-        # The silent row of the talker's head is zero for any seed, so not every value differs.
+        # The zero rows of the talker's head are zero for any seed, so not every value differs.
         assert not np.array_equal(other[name], tensor)
 
 
-def test_no_value_hides_a_mistake(tensors):
+def test_no_value_is_constant_or_repeated(tensors):
     """Norms, biases and scales vary, no two layers or experts are equal, and activations stay near 1."""
     for name, tensor in tensors.items():
         assert np.isfinite(tensor).all()
@@ -90,7 +90,7 @@ def test_greedy_speech_does_not_end_at_once(tensors):
     assert tensors["talker.codec_head.weight"].any(axis=1).sum() == 64 + 1024 - 1
 
 
-def test_options(tmp_path):
+def test_write_tiny_applies_its_options(tmp_path):
     folder = write_tiny(tmp_path / "text", speech=False, dtype="bfloat16", shards=1)
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
     tensors = tensors_of(folder)
@@ -104,13 +104,13 @@ def test_options(tmp_path):
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 6])
-def test_shards(tmp_path, shards):
+def test_weights_are_written_in_shards(tmp_path, shards):
     folder = write_tiny(tmp_path / "tiny", shards=shards)
     assert 1 <= len(list(folder.glob("*.safetensors"))) <= shards
     assert (len(list(folder.glob("*.safetensors"))) > 1) == (shards > 1)
 
 
-def test_a_config_of_ones_own(tmp_path):
+def test_a_given_config_is_used(tmp_path):
     config = tiny_config()
     config["thinker_config"]["text_config"] |= {"num_hidden_layers": 2, "num_experts": 4}
     config["talker_config"]["accept_hidden_layer"] = 1
@@ -138,17 +138,17 @@ def test_roles_and_added_tokens_are_single_tokens_with_the_configs_ids(tokenizer
     assert tokenizer.audio_token_id == config.thinker.audio_token
     assert len(tokenizer) <= config.thinker.vocabulary
     assert tokenizer.encode("\n") == [198]
-    # Only what the published file calls special is skipped in decoding.
+    # Decoding skips only the tokens that the published file marks as special.
     text = "<|im_start|><think>a</think><tool_call><|im_end|>"
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == "<think>a</think><tool_call>"
 
 
 @pytest.mark.parametrize("text", ["Hello, the world of all that was!", "naïve 語 🙂\n\t x", " the  the"])
-def test_any_text_goes_through(tokenizer, text):
+def test_any_text_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_words_are_tokens(tokenizer):
+def test_common_words_are_single_tokens(tokenizer):
     for word in (" the", " what", " will"):
         assert len(tokenizer.encode(word)) == 1
 
@@ -157,7 +157,7 @@ def render(tokenizer, messages, **options):
     return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
-def test_template_media(tokenizer):
+def test_the_template_renders_media(tokenizer):
     content = [
         {"type": "audio", "audio": ""},
         {"type": "text", "text": " Describe. "},
@@ -172,7 +172,7 @@ def test_template_media(tokenizer):
     )
 
 
-def test_template_thinking(tokenizer):
+def test_the_template_renders_thinking(tokenizer):
     messages = [{"role": "system", "content": [{"type": "text", "text": "S\n"}]}, {"role": "user", "content": "a"}]
     text = render(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
     assert text == (
@@ -183,7 +183,7 @@ def test_template_thinking(tokenizer):
     assert "why" not in render(tokenizer, [messages[1], answer, messages[1]])
 
 
-def test_template_tools(tokenizer):
+def test_the_template_renders_tools(tokenizer):
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     calls = [{"function": {"name": "f", "arguments": {"x": 1}}}, {"name": "f", "arguments": '{"x": 2}'}]
     messages = [

@@ -1,4 +1,4 @@
-"""What tpu/launch/ starts on pods: linted, its variables explained, and played through with a stand-in for Google's cloud."""
+"""Launch scripts of tpu/launch/: linted, with explained variables, and run against a stand-in for Google's cloud."""
 
 import json
 import math
@@ -22,7 +22,7 @@ FOLDER = ROOT / "tpu" / "launch"
 SCRIPTS = ("jobset.sh", "queued_resources.sh")
 JOB = {"MODEL": "gs://b/model", "INPUT": "gs://b/a file.jsonl", "OUTPUT": 'gs://b/say "out".jsonl'}
 CLOUD = {**JOB, "PROJECT": "mine", "ZONE": "us-east5-b", "POLL": "0"}
-# Writes down how it was called, as JSON; what it says and exits with comes from a file of answers, one a call.
+# Records its arguments as JSON; its output and exit code come from a file of answers, one a call.
 STAND_IN = f"""#!{sys.executable} -IS
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
@@ -71,7 +71,7 @@ def lint(written, *options):
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """Puts a program of that name first on the PATH; gives the environment, and what was called."""
+    """Puts a program of that name first on the PATH; returns the environment and a reader of its calls."""
     folder = tmp_path / "stand-ins"
     folder.mkdir()
     environment = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
@@ -108,7 +108,7 @@ def test_each_variable_is_explained_with_its_default(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_what_must_be_given_is_asked_for(script):
+def test_missing_required_variables_are_reported(script):
     needed = [name for name, default in variables(script).items() if default is None]
     assert set(JOB) < set(needed)
     for name in needed:
@@ -157,7 +157,7 @@ def test_the_manifest_asks_for_one_whole_slice():
     assert smaller["parallelism"] == smaller["completions"] == 1
 
 
-def test_a_lost_host_starts_all_again_and_a_mistake_does_not():
+def test_a_lost_host_restarts_the_job_and_a_mistake_does_not():
     found = manifest()
     job, inner = pod(found)
     assert (job["backoffLimit"], inner["restartPolicy"]) == (0, "Never")
@@ -190,7 +190,7 @@ def test_a_lost_host_starts_all_again_and_a_mistake_does_not():
 
 
 def parsed(arguments):
-    """What the job's own command makes of arguments."""
+    """The arguments as parsed by the job's own command."""
     app = typer.Typer()
     app.command()(batch)
     return typer.main.get_command(app).make_context("batch", arguments).params
@@ -236,7 +236,7 @@ def test_kubectl_gets_the_manifest(stand_in):
     assert help.stdout.startswith("Puts values into jobset.yaml")
 
 
-def test_the_image_has_what_the_container_starts():
+def test_the_image_contains_the_containers_command():
     lines = text("Dockerfile").splitlines()
     copied = [source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]]
     assert {"omni_jax", "pyproject.toml", "tpu/pod_inference.py"} <= set(copied)
@@ -269,12 +269,12 @@ def queue(stand_in, tmp_path):
 
 
 def verbs(calls):
-    """What was done, without the looks at the queue: the job itself is "run"."""
+    """The calls without queries of the queue; the job itself is "run"."""
     named = ["run" if call[1] == "ssh" and "pod_inference.py" in str(call) else call[1] for call in calls]
     return [verb for verb in named if verb != "list"]
 
 
-def test_vms_are_asked_for_used_and_given_back(queue):
+def test_vms_are_requested_used_and_deleted(queue):
     done, calls = queue("", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "0", "ACTIVE", SPOT="1")
     assert done.returncode == 0, done.stderr
     assert verbs(calls) == ["create", "scp", "ssh", "run", "delete"]
@@ -311,53 +311,53 @@ def test_the_hosts_start_the_job_with_its_options(queue, tmp_path):
     }  # fmt: skip
 
 
-def test_the_installer_has_the_wheel_with_its_extra(queue):
+def test_the_wheel_is_installed_with_its_extra(queue):
     _, calls = queue("ACTIVE", "0", "ACTIVE")
     (install,) = [part for call in calls for part in call if part.startswith("--command=") and "uv venv" in part]
     lint(install.removeprefix("--command="), "--shell=bash")
     assert "'./omni_jax-1-py3-none-any.whl[tpu]' gcsfs" in install
 
 
-def test_a_look_that_fails_gives_nothing_away(queue):
+def test_a_failed_status_query_deletes_nothing(queue):
     done, calls = queue("", "WAITING_FOR_RESOURCES", "blip", "blip", "ACTIVE", "0", "blip", "ACTIVE")
     assert done.returncode == 0, done.stderr
     assert verbs(calls) == ["create", "scp", "ssh", "run", "delete"]
     assert "could not look at the queue (2 of 10 times)" in done.stderr
 
 
-def test_vms_that_are_taken_away_are_asked_for_again(queue):
+def test_preempted_vms_are_requested_again(queue):
     done, calls = queue("ACTIVE", "255", "SUSPENDED", "", "ACTIVE", "0", "ACTIVE")
     assert done.returncode == 0, done.stderr
     assert verbs(calls) == ["scp", "ssh", "run", "delete", "create", "scp", "ssh", "run", "delete"]
     assert "attempt 1 of 10" in done.stderr
 
 
-def test_attempts_come_to_an_end(queue):
+def test_the_number_of_attempts_is_bounded(queue):
     done, calls = queue("ACTIVE", "1", "ACTIVE", "1", "ACTIVE", ATTEMPTS="2")
     assert done.returncode == 1
     assert verbs(calls).count("run") == 2
     assert verbs(calls)[-1] == "delete"
 
 
-def test_a_mistake_is_not_tried_again(queue):
+def test_a_mistake_is_not_retried(queue):
     done, calls = queue("ACTIVE", "2", "ACTIVE")
     assert done.returncode == 2
     assert verbs(calls) == ["scp", "ssh", "run", "delete"]
 
 
-def test_a_request_that_failed_is_shown_and_given_back(queue):
+def test_a_failed_request_is_printed_and_deleted(queue):
     done, calls = queue("", "FAILED", "FAILED")
     assert done.returncode == 1
     assert verbs(calls) == ["create", "describe", "delete"]
 
 
-def test_vms_can_be_kept(queue):
+def test_vms_are_kept_on_request(queue):
     done, calls = queue("ACTIVE", "0", KEEP="1")
     assert done.returncode == 0, done.stderr
     assert verbs(calls) == ["scp", "ssh", "run"]
 
 
-def test_vms_that_cannot_be_given_back_are_said(queue):
+def test_vms_that_cannot_be_deleted_are_reported(queue):
     done, calls = queue("ACTIVE", "0", "ACTIVE", "stuck")
     assert done.returncode == 0
     assert verbs(calls)[-1] == "delete"

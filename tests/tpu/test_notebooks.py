@@ -1,4 +1,4 @@
-"""The notebooks of tpu/notebooks/ run from top to bottom on a CPU with a tiny model, and what they show is what was made."""
+"""The notebooks of tpu/notebooks/ run completely on a CPU with a tiny model, and show what they made."""
 
 import base64
 import importlib
@@ -31,7 +31,7 @@ NAMES = ("quickstart", "video_with_sound")
 PROGRAM = util.spec_from_file_location("set_repository", FOLDER / "set_repository.py")
 REPOSITORY = util.module_from_spec(PROGRAM)
 PROGRAM.loader.exec_module(REPOSITORY)
-# What the tests ask a notebook's own variables, in a cell that the file does not have.
+# A cell that the tests append to read a notebook's variables.
 ASKED = {
     "quickstart": "reply=reply.audio, streamed=streamed, pieces=len(chunks), spoken=spoken.audio, written=reply.text",
     "video_with_sound": "written=reply.text, without=reply_without.text",
@@ -40,7 +40,7 @@ TELL = """import json
 import numpy as np
 print(json.dumps({{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in dict({}).items()}}))"""
 
-# Then: a call fails, and the cell that loads is run again with another model. Of the first nothing is left.
+# Then a call fails, and the loading cell is run again with another model. Nothing of the first model must be left.
 WATCH = """import weakref
 first = [weakref.ref(leaf) for leaf in jax.tree.leaves(omni.parts)]
 omni.generate(5)"""
@@ -61,13 +61,13 @@ def source(name, cell):
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """Where both notebooks keep their compiled programs, for they share most of them."""
+    """The cache of compiled programs of both notebooks, which share most of them."""
     return tmp_path_factory.mktemp("programs")
 
 
 @pytest.fixture(params=NAMES)
 def run(request, tmp_path, programs, monkeypatch):
-    """A notebook's name, its cells after it ran, and what its variables are at the end."""
+    """A notebook's name, its cells after the run, and its variables at the end."""
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
     notebook = opened(request.param)
@@ -99,27 +99,27 @@ def printed(cell):
 
 
 def embedded(cell, kind):
-    """The content of the one player that a cell shows, "audio" or "video"."""
+    """The content of the only player that a cell shows, "audio" or "video"."""
     html = [output.data.get("text/html", "") for output in cell.outputs if output.output_type == "display_data"]
     (found,) = re.findall(rf'<{kind}\b.*?"data:{kind}/[\w-]+;base64,([^"]+)"', "".join(html), re.DOTALL)
     return base64.b64decode(found)
 
 
 def heard(cell):
-    """Samples of the one player that a cell shows, and their rate."""
+    """Samples of the only player that a cell shows, and their rate."""
     return soundfile.read(io.BytesIO(embedded(cell, "audio")), dtype="float32")
 
 
 def is_played(cell, samples):
-    """The player has these samples, and they are not silence."""
+    """Asserts that the player has these samples, and that they are not silence."""
     found, rate = heard(cell)
     assert rate == 24_000
-    # IPython cuts to steps of 1/32767, which are read as 1/32768: less than two steps in all.
+    # IPython rounds down to steps of 1/32767, which are read as 1/32768: less than two steps in total.
     np.testing.assert_allclose(found, samples, rtol=0, atol=2 / 32_768)
     assert np.abs(found).max() > 0.01
 
 
-def test_a_notebook_runs_and_plays_what_it_made(run):
+def test_a_notebook_runs_and_plays_its_results(run):
     name, found, made = run
     outputs = [(cell.id, output) for cell in found.values() for output in cell.get("outputs", [])]
     assert not [(cell, output.text) for cell, output in outputs if output.get("name") == "stderr"]
@@ -157,7 +157,7 @@ def test_a_notebook_runs_and_plays_what_it_made(run):
 def test_a_notebook_is_stored_without_outputs_and_with_ids(name):
     notebook = opened(name)
     nbformat.validate(notebook)
-    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)  # ids are part of the format
+    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)  # the format requires ids
     assert notebook.metadata.accelerator == "TPU"
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
@@ -169,8 +169,8 @@ def test_a_notebook_is_stored_without_outputs_and_with_ids(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_notebooks_have_the_address_that_pyproject_has(name):
-    """What set_repository.py would write is there already."""
+def test_the_notebooks_have_the_repository_address_of_pyproject(name):
+    """set_repository.py would change nothing."""
     stored = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     assert REPOSITORY.with_repository(stored, name, REPOSITORY.repository()) == stored
 
@@ -187,7 +187,7 @@ LIST = "github)\n(choose this repository in the list, then `tpu/notebooks/quicks
             "github/o/n/blob/main/tpu/notebooks/quickstart.ipynb)",
             "git+https://github.com/o/n",
         ),
-        ("https://gitlab.com/o/n/", LIST, "git+https://gitlab.com/o/n"),  # Colab opens GitHub's alone
+        ("https://gitlab.com/o/n/", LIST, "git+https://gitlab.com/o/n"),  # Colab opens only files on GitHub
     ],
 )
 def test_the_address_is_written_into_badge_and_source(tmp_path, address, leads_to, install):
@@ -203,7 +203,7 @@ def test_the_address_is_written_into_badge_and_source(tmp_path, address, leads_t
         assert f'\nSOURCE = "{install}"  # @param' in written["install"]
 
 
-def test_the_notebooks_install_and_choose_alike():
+def test_the_notebooks_share_their_install_and_model_cells():
     for cell in ("install-text", "install", "choose-text", "choose"):
         first, other = (re.sub(r"(?m)^SPEECH = .*", "", source(name, cell)) for name in NAMES)
         assert first == other
@@ -211,9 +211,9 @@ def test_the_notebooks_install_and_choose_alike():
 
 @pytest.fixture
 def session(monkeypatch):
-    """Runs the cell that installs in a Colab session of faked versions; returns pip's command lines.
+    """Runs the install cell in a Colab session with faked versions; returns pip's command lines.
 
-    Args of what it gives: what is installed before, what pip installs, what the session imported, pip's answers.
+    Args of the returned function: packages installed before, those that pip installs, imported modules, pip's answers.
     """
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "chosen")
@@ -257,11 +257,11 @@ NEW = {"jax": "0.11.2", "omni-jax": "0.1.0"}
 PIP = ["-m", "pip", "install", "--quiet", "omni-jax[tpu] @ git+https://example.org/omni_jax"]
 
 
-def test_on_colab_pip_keeps_numpy_and_the_session_goes_on(session, capsys):
-    """NumPy and Pillow are in memory, as Colab's sessions have them; jax is not, and may change."""
+def test_on_colab_pip_keeps_numpy_and_needs_no_restart(session, capsys):
+    """NumPy and Pillow are imported, as in Colab's sessions; jax is not, and may change."""
     imported = {"numpy": "2.1.3", "PIL": "12.3.0"}
     assert session(before=OLD, after=NEW, imported=imported) == [[*PIP, "numpy==2.1.3"]]
-    assert session(before=OLD | NEW, after={}, imported=imported | {"jax": "0.11.2"}) == []  # the cell once more
+    assert session(before=OLD | NEW, after={}, imported=imported | {"jax": "0.11.2"}) == []  # the cell again
     assert capsys.readouterr().out == "installing: a few minutes\n"
 
 
@@ -273,7 +273,7 @@ def test_on_colab_pip_keeps_numpy_and_the_session_goes_on(session, capsys):
         ({"jax": "0.7.2", "numpy": "2.1.3"}, {"numpy": "2.5.0"}, "jax 0.7.2, numpy 2.1.3"),
     ],
 )
-def test_what_is_in_memory_in_another_version_asks_for_a_restart(session, imported, after, named):
+def test_an_imported_module_of_another_version_needs_a_restart(session, imported, after, named):
     message = f"Runtime > Restart session, then run all again: this session still has {named} in memory"
     for before, commands in ((OLD, 1), (OLD | NEW | after, 0)):  # and again, until it is done
         with pytest.raises(Exception, match=f"^{re.escape(message)}$") as stopped:
@@ -286,12 +286,12 @@ def test_what_is_in_memory_in_another_version_asks_for_a_restart(session, import
     )
 
 
-def test_where_numpy_cannot_stay_pip_takes_another(session):
+def test_pip_changes_numpy_where_it_cannot_keep_it(session):
     answers = [(1, "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io"), (0, "")]
     assert session(before=OLD, after=NEW, answers=answers) == [[*PIP, "numpy==2.1.3"], PIP]
 
 
-def test_what_pip_says_of_other_packages_is_one_line(session, capsys):
+def test_pip_conflicts_with_other_packages_are_printed_in_one_line(session, capsys):
     red = "ERROR: pip's dependency resolver does not currently take into account all the packages that are installed."
     session(before=OLD, after=NEW, answers=[(0, red)])
     assert capsys.readouterr().out.splitlines()[1:] == [
@@ -299,18 +299,18 @@ def test_what_pip_says_of_other_packages_is_one_line(session, capsys):
     ]
 
 
-def test_a_failed_install_says_why(session):
+def test_a_failed_install_prints_the_reason(session):
     with pytest.raises(Exception, match=r"^pip cannot install git.*omni_jax:\nERROR: no such host$"):
         session(before=OLD, after={}, answers=[(1, "ERROR: no such host\n")])
 
 
-def test_on_colab_a_missing_source_is_said(session):
+def test_on_colab_a_missing_source_is_reported(session):
     with pytest.raises(Exception, match=r"^SOURCE is empty: fill in git\+ and this repository's address"):
         session(before=OLD, after={}, address="")
 
 
-def test_what_is_imported_here_is_not_called_outdated(monkeypatch):
-    """Modules whose own version is not their package's would ask for restarts without end."""
+def test_modules_imported_here_are_not_called_outdated(monkeypatch):
+    """Modules whose own version differs from their package's would ask for endless restarts."""
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     names = {}
     exec(compile(source("quickstart", "install"), "install", "exec"), names)
@@ -321,7 +321,7 @@ def test_what_is_imported_here_is_not_called_outdated(monkeypatch):
     assert names["outdated"]() == []
 
 
-def test_compiled_programs_are_kept_where_the_shell_keeps_them(monkeypatch):
+def test_compiled_programs_are_cached_in_the_shells_folder(monkeypatch):
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     monkeypatch.setattr(os, "environ", {"HOME": "/home/me"})
     exec(compile(source("quickstart", "install"), "install", "exec"), {})
@@ -329,7 +329,7 @@ def test_compiled_programs_are_kept_where_the_shell_keeps_them(monkeypatch):
 
 
 def choose(monkeypatch, chip, backend, wanted=""):
-    """The cell that chooses a model, on a machine with that chip: the model, and whether it is the tiny one."""
+    """Runs the cell that chooses a model, on a machine with that chip; returns the model and whether it is tiny."""
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=chip)])
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr("omni_jax.testing.write_tiny", lambda folder, config: "tiny")
@@ -354,16 +354,16 @@ def choose(monkeypatch, chip, backend, wanted=""):
         ("TPU v6e", "Qwen/Qwen2.5-Omni-7B"),
     ],
 )
-def test_the_chip_chooses_the_model(monkeypatch, chip, model):
+def test_the_chip_determines_the_model(monkeypatch, chip, model):
     assert choose(monkeypatch, chip, "tpu") == (model, False)
     assert choose(monkeypatch, chip, "tpu", "mine/own") == ("mine/own", False)
 
 
-def test_without_a_tpu_it_is_the_tiny_model_unless_another_is_named(monkeypatch):
+def test_without_a_tpu_the_tiny_model_is_the_default(monkeypatch):
     assert choose(monkeypatch, "cpu", "cpu") == ("tiny", True)
     assert choose(monkeypatch, "cpu", "cpu", "mine/own") == ("mine/own", False)
 
 
-def test_an_unknown_chip_is_said(monkeypatch):
+def test_an_unknown_chip_is_reported(monkeypatch):
     with pytest.raises(ValueError, match=r"TPU v2: expected one of TPU v5 lite, .*MODEL"):
         choose(monkeypatch, "TPU v2", "tpu")

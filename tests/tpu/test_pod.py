@@ -1,4 +1,4 @@
-"""A job on two hosts: two real processes of four devices each, stopped in the middle, answer what one process answers."""
+"""A job on two hosts: two processes of four devices each, stopped in the middle, give the answers of one."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def user(content):
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """Starts both processes of a life, each in a folder of its own; they are gone when the test ends."""
+    """Starts both processes, each in its own folder; they are ended with the test."""
     started, folders = [], [tmp_path / "host0", tmp_path / "host1"]
     for folder in (*folders, tmp_path / "two"):
         folder.mkdir()
@@ -63,7 +63,7 @@ def start(tiny, tmp_path):
 
 
 def stop(life, there):
-    """Has the second process stop as soon as what is waited for is there, as where a machine is taken away: both end."""
+    """Stops the second process once a given output is there, as when a machine is preempted; both must end."""
     until = time.monotonic() + 300
     while not there():
         assert all(process.poll() is None for process in life), [process.communicate() for process in life]
@@ -74,9 +74,10 @@ def stop(life, there):
     assert [process.returncode for process in life] == [143, 143], said
 
 
-def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
-    """First they have one model together, over the eight devices of both, and are stopped in the middle; they go on with one
-    each, over its own four. Of two sounds, one host lacks one and has another one: said in place."""
+def test_two_hosts_give_the_answers_of_one(start, omni, tmp_path):
+    """They first share one model over the eight devices of both and are stopped in the middle; they resume with one
+    model each over its own four. One host lacks one sound file and has another version of a second: both are
+    reported."""
     source, target = tmp_path / "in.jsonl", tmp_path / "two" / "answers.jsonl"
     sound = np.random.default_rng(0).normal(size=3200) / 8
     for number, name, samples in ((0, "one.wav", sound), (0, "unlike.wav", sound), (1, "unlike.wav", sound / 2)):
@@ -97,7 +98,7 @@ def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
     first, second = (process.communicate(timeout=300) for process in life)
     assert [process.returncode for process in life] == [0, 0], (first, second)
     totals = json.loads(first[0].splitlines()[-1])
-    assert not [line for line in second[0].splitlines() if line.startswith("{")]  # the first one reports
+    assert not [line for line in second[0].splitlines() if line.startswith("{")]  # the first process prints the report
     assert (totals["lines"], totals["answered"], totals["faults"]) == (LINES + 5, LINES + 2, 3)
     assert totals["resumed"] >= len(known)
     assert not (tmp_path / "two" / "answers.jsonl.parts").exists()
@@ -122,8 +123,8 @@ def test_two_hosts_answer_what_one_does(start, omni, tmp_path):
     assert unlike.startswith("read otherwise on one host than on another")
 
 
-def test_copies_take_whole_hosts(monkeypatch):
-    """Of four hosts with four devices each, as this process's devices are not."""
+def test_a_copy_of_the_model_uses_whole_hosts(monkeypatch):
+    """Four faked hosts with four devices each."""
 
     class Device:
         def __init__(self, number):
@@ -147,8 +148,8 @@ def test_copies_take_whole_hosts(monkeypatch):
             multihost.sharing(count)
 
 
-def test_without_other_hosts_it_is_alone(tmp_path):
-    """The same script on one machine, and what it says of a mistake."""
+def test_without_other_hosts_the_script_runs_alone(tmp_path):
+    """The same script on one machine, with a mistake."""
     run = [sys.executable, SCRIPT, tmp_path / "none.jsonl", tmp_path / "out.jsonl", "--model", "m"]
     ended = subprocess.run(run, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -156,15 +157,15 @@ def test_without_other_hosts_it_is_alone(tmp_path):
     assert "no such file" in ended.stderr
 
 
-def test_hosts_are_told_wholly_or_not_at_all():
+def test_options_of_hosts_are_given_together_or_not_at_all():
     pod = runpy.run_path(str(SCRIPT))
     with pytest.raises(ValueError, match="expected --coordinator, --processes and --process together"):
         pod["meet"](None, 2, None)
 
 
-def test_all_end_with_the_code_of_the_first_one(monkeypatch):
+def test_all_processes_exit_with_the_code_of_the_first(monkeypatch):
     class Store(dict):
-        """Stands for the coordinator's."""
+        """A stand-in for the coordinator's key-value store."""
 
         key_value_try_get = dict.__getitem__
 
@@ -182,7 +183,7 @@ def test_all_end_with_the_code_of_the_first_one(monkeypatch):
     monkeypatch.setattr(distributed.global_state, "process_id", 1)
     with pytest.raises(EOFError, match=r"^1$"):
         pod["leave"](1)
-    assert not store  # which cannot be asked before all have met
+    assert not store  # which cannot be used before all processes have connected
     pod["joined"].set()
     for code in (2, 143):
         with pytest.raises(EOFError, match=r"^2$"):

@@ -1,6 +1,6 @@
-"""Loading holds the weights and one layer, never a whole stack beside them: the process's peak is measured (on Linux).
+"""Loading holds the weights and one layer, never a second copy of a stack; the process' peak is measured (on Linux).
 
-In a job of several processes, it is the process's share of the weights and of one layer.
+With several processes, each holds its share of the weights and of one layer.
 """
 
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS, EXPERTS, WIDTH, FFN = 8, 32, 256, 512
 LAYER_MB = EXPERTS * 3 * WIDTH * FFN * 4 / 2**20  # 48; the gate_up stack alone is 256 MB, of 388 in all
 
-# The kernel's own figures: getrusage would report the peak of the process that started this one, if that was higher.
+# The kernel's own figures: getrusage would report the peak of the parent process if that was higher.
 SCRIPT = """
 import re, sys
 from pathlib import Path
@@ -49,7 +49,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["published", "converted"])
-def test_peak_is_the_weights_and_one_layer(large, tiny, tmp_path, kind):
+def test_peak_memory_is_the_weights_and_one_layer(large, tiny, tmp_path, kind):
     folder, warm = large, tiny
     if kind == "converted":
         folder, warm = (checkpoint.convert(path, tmp_path / path.name) for path in (large, tiny))
@@ -60,7 +60,7 @@ def test_peak_is_the_weights_and_one_layer(large, tiny, tmp_path, kind):
     )
     weights_mb, grown_mb = map(float, run.stdout.split())
     assert weights_mb > 380
-    # A layer as it comes from the file, one as it goes, and 64 MB for all else; a second copy of one stack adds 256.
+    # A layer as read from the file, one as placed, and 64 MB for the rest; a second copy of one stack would add 256.
     assert grown_mb < weights_mb + 2 * LAYER_MB + 64
 
 
@@ -103,7 +103,7 @@ print(json.dumps(report))
 """
 
 
-def test_peak_is_a_share_where_there_are_two_hosts(large, tmp_path):
+def test_peak_memory_of_two_hosts_is_a_share_each(large, tmp_path):
     folders = large, checkpoint.convert(large, tmp_path / "converted")
     for process in two_processes(HOSTS, tmp_path, *folders, MALLOC_MMAP_THRESHOLD_="1000000"):
         for grown, held in process:

@@ -1,4 +1,4 @@
-"""Loading and writing the published layout: equal values, all faults in one report, placement, laziness."""
+"""Loading and writing the published layout: equal values, all faults in one report, placement, lazy reading."""
 
 import json
 import re
@@ -26,8 +26,8 @@ EXPERT = "thinker.model.layers.1.mlp.experts.3.up_proj.weight"
 CONFIG = from_hf(tiny_config())
 
 
-def test_known_places(loaded, tensors):
-    """A few leaves, put together by hand."""
+def test_leaves_have_the_values_of_their_tensors(loaded, tensors):
+    """A few leaves, assembled by hand."""
     found = parts.leaves(loaded)
     q = tensors["thinker.model.layers.2.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(found["thinker.decoder.layers.attention.q.kernel"][2], q.T.reshape(64, 4, 16))
@@ -55,7 +55,7 @@ def test_large_leaves_are_filled_layer_by_layer(tiny, loaded, monkeypatch):
 
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 @pytest.mark.parametrize("small", [0, 32 << 20])
-def test_placed_on_eight_devices(tiny, loaded, monkeypatch, kind, small):
+def test_weights_are_sharded_over_eight_devices(tiny, loaded, monkeypatch, kind, small):
     monkeypatch.setattr(layerwise, "SMALL_BYTES", small)
     mesh = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(kind, kind))
     experts = NamedSharding(mesh, PartitionSpec(None, "expert"))
@@ -85,7 +85,7 @@ def test_float16_and_bfloat16_are_read(tensors, folder_of):
     np.testing.assert_array_equal(made["thinker.decoder.layers.attention_norm.scale"], norm)
 
 
-def test_stored_dtype(tiny, tensors, folder_of):
+def test_the_stored_dtype_is_recognised(tiny, tensors, folder_of):
     brain = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
     assert weights.published(tiny, CONFIG)[0].dtype == np.float32
     assert weights.published(folder_of(brain), CONFIG)[0].dtype == ml_dtypes.bfloat16
@@ -139,11 +139,11 @@ def test_every_fault_is_in_one_report(tensors, folder_of):
     assert "\n" not in text
 
 
-def test_one_expert_is_missing(tensors, folder_of):
+def test_a_missing_expert_is_named(tensors, folder_of):
     faults(folder_of({name: tensor for name, tensor in tensors.items() if name != EXPERT}), f"{EXPERT}: missing")
 
 
-def test_another_models_weights(tensors, folder_of, tmp_path):
+def test_weights_of_another_model_are_refused(tensors, folder_of, tmp_path):
     text = faults(
         folder_of({"transformer.wte.weight": np.zeros((4, 4), np.float32), "x" * 10_000: np.zeros(1, np.float32)}),
         "transformer.wte.weight: unknown tensor",
@@ -152,7 +152,7 @@ def test_another_models_weights(tensors, folder_of, tmp_path):
     assert len(text) < 500 + len(str(tmp_path))
 
 
-def test_a_config_of_more_layers(tensors, folder_of):
+def test_a_config_of_more_layers_is_refused(tensors, folder_of):
     config = tiny_config()
     config["thinker_config"]["text_config"]["num_hidden_layers"] = 1000
     words = "thinker_config.text_config.num_hidden_layers = 1000, but the tensors thinker.model.layers.* end at 3"
@@ -164,13 +164,13 @@ def test_a_config_of_more_layers(tensors, folder_of):
 
 
 def alone(tensors, rename):
-    """A thinker's tensors, as they are called where it was saved without the rest."""
+    """A thinker's tensors under the names of a thinker saved alone."""
     held = {name: tensor for name, tensor in tensors.items() if name.startswith("thinker.")}
     return {rename(name.removeprefix("thinker.")): tensor for name, tensor in held.items()}
 
 
 def in_memory(name):
-    """As Transformers 5 has it in memory."""
+    """The in-memory names of Transformers 5."""
     moved = {"model.": "model.language_model.", "audio_tower.": "model.audio_tower.", "visual.": "model.visual."}
     return next((new + name.removeprefix(old) for old, new in moved.items() if name.startswith(old)), name)
 
@@ -178,7 +178,7 @@ def in_memory(name):
 @pytest.mark.parametrize(
     "rename", [str, in_memory, "thinker.{}".format], ids=["written", "in memory", "as of the whole"]
 )
-def test_a_thinker_saved_alone(tensors, folder_of, loaded, rename):
+def test_a_thinker_saved_alone_is_loaded(tensors, folder_of, loaded, rename):
     folder = folder_of(alone(tensors, rename))
     config = {**tiny_config()["thinker_config"], "model_type": "qwen3_omni_moe_thinker"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -191,7 +191,7 @@ def test_a_thinker_saved_alone(tensors, folder_of, loaded, rename):
     same(weights.load(again, weights.config_of(again), dtype="float32"), made)
 
 
-def test_a_talker_that_is_not_there_at_all_is_none(tensors, folder_of):
+def test_a_talker_without_any_tensor_is_absent(tensors, folder_of):
     folder = folder_of({name: tensor for name, tensor in tensors.items() if name.startswith("thinker.")})
     assert CONFIG.talker is not None
     config = weights.config_of(folder)
@@ -202,7 +202,7 @@ def test_a_talker_that_is_not_there_at_all_is_none(tensors, folder_of):
 
 
 @pytest.mark.parametrize("kept", ["talker.codec_head.weight", "code2wav.code_embedding.weight"])
-def test_a_talker_that_is_there_in_part_is_a_fault(tensors, folder_of, kept):
+def test_an_incomplete_talker_is_refused(tensors, folder_of, kept):
     folder = folder_of({name: tensor for name, tensor in tensors.items() if name.startswith(("thinker.", kept))})
     config = weights.config_of(folder)
     assert config == CONFIG
@@ -213,14 +213,14 @@ def test_a_talker_that_is_there_in_part_is_a_fault(tensors, folder_of, kept):
     ("suffix", "dtype"),
     [(".qweight", np.int32), (".weight_packed", np.int32), (".weight_scale_inv", np.float32), (".absmax", np.float32)],
 )
-def test_quantized_tensors_are_said_to_be_such(tensors, folder_of, suffix, dtype):
+def test_quantized_tensors_are_refused_as_such(tensors, folder_of, suffix, dtype):
     name = "thinker.model.layers.0.self_attn.q_proj.weight"
     changed = {**tensors, name.replace(".weight", suffix): np.zeros((8, 64), dtype)}
     text = faults(folder_of(changed), "the checkpoint is quantized", suffix, "Qwen/Qwen3-Omni")
     assert len(text) < 500
 
 
-def test_tensors_of_eight_bits_are_quantized(tensors, folder_of):
+def test_tensors_of_eight_bits_are_refused_as_quantized(tensors, folder_of):
     name = "thinker.model.layers.0.self_attn.q_proj.weight"
     changed = {**tensors, name: tensors[name].astype(ml_dtypes.float8_e4m3fn)}
     faults(folder_of(changed), "the checkpoint is quantized", "F8_E4M3")
@@ -235,8 +235,8 @@ def test_computed_buffers_are_ignored(tensors, folder_of, loaded):
     same(weights.load(folder_of(tensors | extra), CONFIG, dtype="float32"), loaded)
 
 
-def test_names_of_transformers_memory(tensors, folder_of, loaded):
-    """The thinker one level deeper and experts fused, as Transformers holds them."""
+def test_in_memory_names_of_transformers_are_read(tensors, folder_of, loaded):
+    """The thinker is one level deeper and experts are fused, as Transformers holds them."""
     fused = {}
     for name, tensor in tensors.items():
         if ".experts." not in name:
@@ -265,7 +265,7 @@ def test_names_of_transformers_memory(tensors, folder_of, loaded):
     )
 
 
-def test_one_tensor_under_two_names(tensors, folder_of):
+def test_one_tensor_under_two_names_is_refused(tensors, folder_of):
     twice = {"thinker.model.language_model.norm.weight": tensors["thinker.model.norm.weight"]}
     faults(folder_of(tensors | twice), "thinker.model.norm.weight", "the same tensor as")
 
@@ -295,7 +295,7 @@ def test_without_speech_its_shards_may_be_absent(tmp_path, loaded):
     faults(folder, "names files that are not there")
 
 
-def test_a_config_without_speech_passes_over_its_tensors(tiny):
+def test_a_config_without_speech_ignores_its_tensors(tiny):
     config = from_hf({**tiny_config(), "enable_audio_output": False})
     assert set(weights.load(tiny, config, dtype="float32")) == {"thinker", "audio_encoder", "vision_encoder"}
 
@@ -329,7 +329,7 @@ def test_save_is_the_inverse_of_load(tiny, loaded, tensors, tmp_path, shard_byte
     assert not list(folder.glob("*.partial"))
 
 
-def test_save_casts_and_says_so(tiny, loaded, tmp_path):
+def test_save_casts_and_records_the_dtype(tiny, loaded, tmp_path):
     folder = weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"), dtype="bfloat16")
     assert {tensor.dtype for tensor in everything(folder).values()} == {np.dtype(ml_dtypes.bfloat16)}
     assert read_json(folder / "config.json")["dtype"] == "bfloat16"
@@ -392,7 +392,7 @@ def test_a_full_disk_leaves_nothing_behind(tiny, loaded, tmp_path, monkeypatch):
 
 
 def without_room_for(monkeypatch, name):
-    """Has a file of a name get none, as on a full disk: neither by rename nor by replace."""
+    """Makes renaming to a given file name fail as on a full disk, by rename and by replace."""
 
     def refusing(give):
         def full(path, target):
@@ -412,7 +412,7 @@ INDEX = "model.safetensors.index.json"
 @pytest.mark.parametrize(
     "name", ["vocab.json", "config.json", f"{INDEX}.partial", "model-00002-of-00004.safetensors", INDEX]
 )
-def test_a_disk_that_is_full_in_the_end_lets_the_same_command_run_again(tiny, loaded, tmp_path, monkeypatch, name):
+def test_the_same_command_runs_again_after_a_disk_filled_at_the_end(tiny, loaded, tmp_path, monkeypatch, name):
     folder, how = tmp_path / "saved", {"files_from": tiny, "shard_bytes": 1_000_000}
     without_room_for(monkeypatch, name)
     with pytest.raises(
@@ -432,7 +432,7 @@ def test_a_disk_that_is_full_in_the_end_lets_the_same_command_run_again(tiny, lo
     assert (folder / "vocab.json").read_bytes() == (tiny / "vocab.json").read_bytes()
 
 
-def test_weights_that_cannot_be_read_now_are_not_called_a_disk_that_is_full(tiny, loaded, tmp_path, monkeypatch):
+def test_unreadable_weights_are_not_called_a_full_disk(tiny, loaded, tmp_path, monkeypatch):
     def late(*_):
         raise UnreachedError("gs://bucket/thinker: cannot be read now; try again")
         yield
@@ -443,7 +443,7 @@ def test_weights_that_cannot_be_read_now_are_not_called_a_disk_that_is_full(tiny
     assert list((tmp_path / "saved").iterdir()) == []
 
 
-def test_no_room_is_said_before_writing(tiny, loaded, tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_writing(tiny, loaded, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match="are needed"):
@@ -458,7 +458,7 @@ def test_no_room_is_said_before_writing(tiny, loaded, tmp_path, monkeypatch):
         (70_500_000_000, 100_000_000, "70.50 GB are needed, 0.10 GB are free"),
     ],
 )
-def test_room_is_said_in_a_unit_that_shows_it(tmp_path, monkeypatch, needed, free, words):
+def test_disk_space_is_reported_in_a_fitting_unit(tmp_path, monkeypatch, needed, free, words):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
     with pytest.raises(OSError, match=words):

@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni in the published layout: two dtypes in one folder, voices beside the weights, what is ignored and what is not."""
+"""Qwen2.5-Omni in the published layout: two dtypes in one folder, voices beside the weights, ignored tensors."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def qwen2_5(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """As published: five files, of bfloat16 for what thinks and of float32 for what makes sound of codes."""
+    """As published: five files, bfloat16 for thinker and talker, float32 for token2wav."""
     folder = tmp_path_factory.mktemp("published")
     return write_tiny(folder, config=tiny_qwen2_5_config(), dtype="bfloat16", shards=6)
 
@@ -82,8 +82,8 @@ def faults(folder, *lines, **options):
     assert "\n" not in text
 
 
-def test_known_places(loaded, tensors):
-    """A few leaves, put together by hand."""
+def test_leaves_have_the_values_of_their_tensors(loaded, tensors):
+    """A few leaves, assembled by hand."""
     found = parts.leaves(loaded)
     bias = tensors["thinker.model.layers.2.self_attn.k_proj.bias"]
     np.testing.assert_array_equal(found["thinker.decoder.layers.attention.k.bias"][2], bias.reshape(2, 16))
@@ -106,8 +106,8 @@ def test_known_places(loaded, tensors):
     np.testing.assert_array_equal(found["bigvgan.residuals.5.dilated.kernel"][2], dilated.transpose(2, 1, 0))
 
 
-def test_the_ears_end_marks_are_kept(loaded, tensors, folder_of):
-    """audio_bos_eos_token makes no feature, but is published and counted."""
+def test_the_audio_encoders_bos_eos_table_is_kept(loaded, tensors, folder_of):
+    """audio_bos_eos_token affects no feature, but is published and counted."""
     name = "thinker.audio_tower.audio_bos_eos_token.weight"
     np.testing.assert_array_equal(parts.leaves(loaded)["audio_encoder.bos_eos.table"], tensors[name])
     faults(folder_of({other: tensor for other, tensor in tensors.items() if other != name}), f"{name}: missing")
@@ -116,7 +116,7 @@ def test_the_ears_end_marks_are_kept(loaded, tensors, folder_of):
 # --- two dtypes
 
 
-def test_a_part_of_sound_is_float32_in_a_model_of_bfloat16(qwen2_5, loaded):
+def test_token2wav_is_float32_in_a_bfloat16_model(qwen2_5, loaded):
     made = parts.leaves(weights.load(qwen2_5, CONFIG, dtype="bfloat16"))
     for path, leaf in parts.leaves(loaded).items():
         kind = np.dtype(np.float32) if path.startswith(("dit.", "bigvgan.")) else BFLOAT16
@@ -124,7 +124,7 @@ def test_a_part_of_sound_is_float32_in_a_model_of_bfloat16(qwen2_5, loaded):
         np.testing.assert_array_equal(made[path], np.asarray(leaf).astype(kind))
 
 
-def test_the_stored_dtype_is_that_of_what_may_be_stored_in_either(qwen2_5, published, tensors, folder_of):
+def test_the_stored_dtype_ignores_token2wav(qwen2_5, published, tensors, folder_of):
     def stored(folder, **options):
         return weights.published(folder, CONFIG, **options)[0].dtype
 
@@ -143,7 +143,7 @@ def test_the_folder_of_two_dtypes_has_five_files(published):
         assert tensor.dtype == (np.float32 if name.startswith("token2wav.") else BFLOAT16), name
 
 
-def test_progress_counts_bytes_of_both(published, tmp_path):
+def test_progress_counts_bytes_of_both_dtypes(published, tmp_path):
     calls = []
     made = weights.load(published, CONFIG, dtype="bfloat16", progress=lambda *call: calls.append(call))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(made))
@@ -167,7 +167,7 @@ def test_save_is_the_inverse_of_load(qwen2_5, published, tmp_path, dtype):
     held = everything(folder)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in held.values())
     assert set(index["weight_map"]) == set(held)
-    # As large as may be, whatever the dtypes: the next file's first tensor would not have fitted.
+    # Shards are as large as possible, whatever the dtypes: the next file's first tensor would not have fitted.
     sizes = [sum(tensor.nbytes for tensor in load_file(path).values()) for path in sorted(folder.glob("*.safetensors"))]
     largest = max(tensor.nbytes for tensor in held.values())
     assert all(10**6 - largest < size <= 10**6 for size in sizes[:-1])
@@ -176,7 +176,7 @@ def test_save_is_the_inverse_of_load(qwen2_5, published, tmp_path, dtype):
         assert (folder / name).read_bytes() == (source / name).read_bytes(), name
 
 
-def test_no_room_is_said_in_bytes_of_both(published, tmp_path, monkeypatch):
+def test_missing_disk_space_counts_bytes_of_both_dtypes(published, tmp_path, monkeypatch):
     made = weights.load(published, CONFIG, dtype="bfloat16")
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(made))
     usage = shutil.disk_usage(tmp_path)
@@ -188,8 +188,8 @@ def test_no_room_is_said_in_bytes_of_both(published, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_config_json_says_what_is_written(loaded, tmp_path, dtype):
-    """In each object that names a dtype, in either spelling; that of token2wav stays."""
+def test_config_json_states_the_written_dtype(loaded, tmp_path, dtype):
+    """The dtype is written in each object that names one, in either spelling; that of token2wav is kept."""
     config = tiny_qwen2_5_config() | {"torch_dtype": "bfloat16"}
     config["thinker_config"]["torch_dtype"] = config["talker_config"]["dtype"] = "bfloat16"
     config["thinker_config"]["text_config"]["torch_dtype"] = "bfloat16"
@@ -238,22 +238,22 @@ def test_computed_buffers_are_ignored_wherever_they_are(tensors, folder_of, load
     [
         "token2wav.code2wav_dit_model.rotary_embed.freqs",
         "token2wav.code2wav_bigvgan_model.ups.6.0.weight",
-        "thinker.audio_tower.layers.0.self_attn.k_proj.bias",  # the keys of this family's ears have none
+        "thinker.audio_tower.layers.0.self_attn.k_proj.bias",  # the family has no bias here
         "thinker.model.layers.0.self_attn.o_proj.bias",
         "code2wav.decoder.0.conv.weight",
     ],
 )
-def test_other_names_are_refused(tensors, folder_of, name):
+def test_unknown_tensors_are_refused(tensors, folder_of, name):
     extra = {name: np.zeros(32, np.float32)}
     faults(folder_of(tensors | extra), "0 missing, 1 unknown, 0 wrong", f"{name}: unknown tensor")
 
 
-def test_a_missing_bias_is_no_zero(tensors, folder_of):
+def test_a_missing_bias_is_refused(tensors, folder_of):
     name = "talker.model.layers.1.self_attn.v_proj.bias"
     faults(folder_of({other: tensor for other, tensor in tensors.items() if other != name}), f"{name}: missing")
 
 
-def test_names_of_transformers_memory(tensors, folder_of, loaded):
+def test_in_memory_names_of_transformers_are_read(tensors, folder_of, loaded):
     moved = {}
     for name, tensor in tensors.items():
         name = name.replace("thinker.model.", "thinker.model.language_model.")
@@ -262,8 +262,8 @@ def test_names_of_transformers_memory(tensors, folder_of, loaded):
     same(weights.load(folder_of(moved), CONFIG, dtype="float32"), loaded)
 
 
-def test_the_small_size(tmp_path):
-    """As the 3B: heads of the talker that fill its width. The 7B's are refused in their place."""
+def test_the_3bs_talker_heads_are_read(tmp_path):
+    """As in the 3B, the talker's heads fill its width. The 7B's heads are refused in their place."""
     config = three_b(tiny_qwen2_5_config())
     folder = write_tiny(tmp_path / "small", config=config, dtype="bfloat16")
     made = weights.load(folder, from_hf(folder), dtype="bfloat16")
@@ -276,7 +276,7 @@ def test_the_small_size(tmp_path):
 # --- without speech
 
 
-def test_without_speech_nothing_of_it_is_read_or_needed(published, tmp_path, monkeypatch):
+def test_without_speech_its_tensors_and_voices_may_be_absent(published, tmp_path, monkeypatch):
     folder = tmp_path / "thinking"
     shutil.copytree(published, folder)
     (folder / FILE).unlink()
@@ -305,7 +305,7 @@ def test_without_speech_nothing_of_it_is_read_or_needed(published, tmp_path, mon
 
 
 def zipped_anew(path):
-    """The same voices in a file of other bytes: another folder in the archive, and a record that nobody asks for."""
+    """The same voices in a file of other bytes: another folder in the archive, and an unused record."""
     with zipfile.ZipFile(path) as archive:
         records = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -313,7 +313,7 @@ def zipped_anew(path):
             archive.writestr(f"other/{name}", content)
 
 
-def test_voices_are_read_and_written_and_their_file_is_not_copied(qwen2_5, loaded, tmp_path):
+def test_voices_are_read_and_written_anew(qwen2_5, loaded, tmp_path):
     folder = tmp_path / "published"
     shutil.copytree(qwen2_5, folder)
     zipped_anew(folder / FILE)
@@ -323,7 +323,7 @@ def test_voices_are_read_and_written_and_their_file_is_not_copied(qwen2_5, loade
     assert list(read_speakers(saved, CONFIG)) == ["Chelsie", "Ethan"]
 
 
-def test_voices_that_have_no_room_let_the_same_command_run_again(qwen2_5, loaded, tmp_path, monkeypatch):
+def test_the_same_command_runs_again_after_no_space_for_voices(qwen2_5, loaded, tmp_path, monkeypatch):
     replace_file, saved = Path.replace, tmp_path / "saved"
 
     def full(path, target):
@@ -348,7 +348,7 @@ def test_voices_that_have_no_room_let_the_same_command_run_again(qwen2_5, loaded
         ("others", "cond has 7 numbers, expected 24 as in config.json"),
     ],
 )
-def test_no_weight_is_written_without_the_models_own_voices(qwen2_5, loaded, tmp_path, content, words):
+def test_weights_are_not_written_without_the_models_voices(qwen2_5, loaded, tmp_path, content, words):
     folder = tmp_path / "published"
     shutil.copytree(qwen2_5, folder)
     (folder / FILE).unlink()
@@ -364,5 +364,5 @@ def test_no_weight_is_written_without_the_models_own_voices(qwen2_5, loaded, tmp
     assert not (tmp_path / "saved").exists()
 
 
-def test_the_other_family_has_no_voices_in_a_file(tiny):
+def test_qwen3_omni_has_no_voices_file(tiny):
     assert weights.voices(tiny, from_hf(tiny)) == {}

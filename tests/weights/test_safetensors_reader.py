@@ -1,4 +1,4 @@
-"""Reading safetensors: laziness, and one clear line for every broken folder."""
+"""Reading safetensors: lazy reading, and one clear line for every broken folder."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def sharded(tmp_path):
     return tmp_path
 
 
-def test_single_file(tmp_path):
+def test_a_single_file_is_read(tmp_path):
     save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
     found = Safetensors(tmp_path)
     assert {name: (stored.shape, stored.dtype) for name, stored in found.tensors.items()} == {
@@ -34,7 +34,7 @@ def test_single_file(tmp_path):
     assert found.read("b").dtype == ml_dtypes.bfloat16
 
 
-def test_shards_are_read_alone_and_together(sharded):
+def test_shards_are_read_separately_and_together(sharded):
     found = Safetensors(sharded)
     with found:
         np.testing.assert_array_equal(found.read("a"), A)
@@ -43,7 +43,7 @@ def test_shards_are_read_alone_and_together(sharded):
     assert [path.name for path in found.files] == ["one.safetensors", "two.safetensors"]
 
 
-def test_a_shard_of_nothing_wanted_may_be_absent(sharded):
+def test_a_shard_without_wanted_tensors_may_be_absent(sharded):
     (sharded / "two.safetensors").unlink()
     assert list(Safetensors(sharded, wanted=lambda name: name == "a").tensors) == ["a"]
 
@@ -57,16 +57,16 @@ def fails(folder, *words):
         assert word in text
 
 
-def test_no_folder(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     fails(tmp_path / "gone", "gone", "nothing there")
 
 
-def test_a_file_instead_of_a_folder(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     fails(tmp_path / "file", "expected a model folder", "a file")
 
 
-def test_no_weights(tmp_path):
+def test_a_folder_without_weights_is_refused(tmp_path):
     fails(tmp_path, "found no weights", INDEX)
 
 
@@ -75,22 +75,22 @@ def test_pickles_are_refused(tmp_path):
     fails(tmp_path, "pytorch_model.bin", "code that runs on loading", "save_pretrained")
 
 
-def test_shards_without_an_index(sharded):
+def test_shards_without_an_index_are_refused(sharded):
     (sharded / INDEX).unlink()
     fails(sharded, "found shards but no", INDEX)
 
 
-def test_index_names_absent_files(sharded):
+def test_an_index_that_names_absent_files_is_refused(sharded):
     (sharded / "two.safetensors").unlink()
     fails(sharded, INDEX, "not there", "two.safetensors")
 
 
-def test_tensor_is_not_in_its_file(sharded):
+def test_an_index_that_names_an_absent_tensor_is_refused(sharded):
     shutil.copy(sharded / "one.safetensors", sharded / "two.safetensors")
     fails(sharded, "disagree", "b")
 
 
-def test_file_holds_what_the_index_does_not_list(sharded):
+def test_a_tensor_outside_the_index_is_refused(sharded):
     save_file({"b": B, "c": B}, sharded / "two.safetensors")
     fails(sharded, "disagree", "c")
 
@@ -108,7 +108,7 @@ def test_file_holds_what_the_index_does_not_list(sharded):
         json.dumps({"weight_map": {"a": "y" * 100_000}}),
     ],
 )
-def test_broken_index(sharded, text):
+def test_a_broken_index_is_refused(sharded, text):
     (sharded / INDEX).write_text(text)
     fails(sharded, INDEX, "not a safetensors index")
 
@@ -125,13 +125,13 @@ def test_broken_index(sharded, text):
     ],
     ids=["truncated", "header cut", "empty", "header corrupt", "header too long", "too long"],
 )
-def test_damaged_file_is_named(sharded, damage):
+def test_a_damaged_file_is_named(sharded, damage):
     path = sharded / "two.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     fails(sharded, "two.safetensors", "truncated or corrupt")
 
 
-def test_file_that_goes_away_while_reading(sharded):
+def test_a_file_that_disappears_while_reading_is_reported(sharded):
     found = Safetensors(sharded)
     (sharded / "two.safetensors").unlink()
     with pytest.raises(ValueError, match=r"two\.safetensors: cannot read b"):

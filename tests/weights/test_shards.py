@@ -1,4 +1,4 @@
-"""Blocks: each device gets its rectangle of each leaf, and of the files no more is read than the rectangles hold."""
+"""Shards: each device gets its rectangle of each leaf, and no more is read from the files than the rectangles hold."""
 
 import itertools
 
@@ -42,7 +42,7 @@ def counted(monkeypatch):
 
 
 def along(axis, devices):
-    """Every leaf that can be is cut along one axis of its pieces, counted from the left, over some devices."""
+    """Shards every possible leaf along one axis of its pieces, counted from the left, over some devices."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("all",))
     cut = {}
     for path, leaf in FOUND.items():
@@ -61,10 +61,10 @@ def check(made, loaded, shardings):
         assert {shard.device for shard in leaf.addressable_shards} == set(shardings[path].device_set), path
 
 
-# The axes of the largest pieces, a convolution's of two dimensions, are four.
+# The largest pieces, those of a 2-D convolution, have four axes.
 @pytest.mark.parametrize("axis", range(4))
-def test_every_leaf_along_every_axis(tiny, loaded, folder, counted, axis):
-    """In each dimension of each pattern; what is read is each tensor once, whatever is replicated."""
+def test_every_leaf_is_sharded_along_every_axis(tiny, loaded, folder, counted, axis):
+    """Each dimension of each pattern; each tensor is read once, whatever is replicated."""
     shardings = along(axis, 4 if axis % 2 else 2)
     check(weights.load(tiny, CONFIG, dtype="float32", shardings=shardings), loaded, shardings)
     assert sum(counted) == sum(leaf.size for leaf in FOUND.values())
@@ -82,7 +82,7 @@ def test_a_large_stack_is_filled_in_place(tiny, loaded, folder, monkeypatch):
     check(checkpoint.load(folder, CONFIG, shardings=shardings), loaded, shardings)
 
 
-def test_layers_may_be_cut_too(tiny, loaded):
+def test_layers_may_be_sharded_too(tiny, loaded):
     mesh = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     where = NamedSharding(mesh, PartitionSpec("data", "expert"))
     path = "thinker.decoder.experts.down"
@@ -100,8 +100,8 @@ def test_layers_may_be_cut_too(tiny, loaded):
         ("p (f g) d -> f (p g) d", (2, 12, 2), {"x.a": (8, 2), "x.b": (8, 2), "x.c": (8, 2)}),
     ],
 )
-def test_any_rectangle_of_any_pattern(pattern, shape, tensors):
-    """Also those that cut joined axes where no rectangle of the single axes is."""
+def test_any_rectangle_of_any_pattern_is_read(pattern, shape, tensors):
+    """Also rectangles of joined axes that are no rectangles of the single axes."""
     rows = parse(f"leaf | x.{{p:a,b,c}} | {pattern}")
     bound, faults = bind(rows, {"leaf": shape})
     assert not faults
@@ -135,7 +135,7 @@ def test_any_rectangle_of_any_pattern(pattern, shape, tensors):
 
 
 def test_pieces_are_written_in_chunks_that_devices_read(folder):
-    """A device's experts and heads are chunks of their own, or it would decode what others hold."""
+    """A device's experts and heads are separate chunks, so that it does not decode those of other devices."""
     chunks = {}
     for path in ("thinker.decoder.experts.down", "thinker.decoder.layers.attention.k.kernel"):
         spec = tensors._spec((folder / "weights" / "thinker.002").as_uri() + "/", path)

@@ -1,4 +1,4 @@
-"""spk_dict.pt without torch: what torch.save writes, put together by hand, and what an attacker might put in its place."""
+"""spk_dict.pt without torch: files of torch.save, assembled by hand, and files that an attacker might write."""
 
 import builtins
 import io
@@ -60,7 +60,7 @@ def program(body):
 
 
 def save(path, body=None, data=DATA, *, root="spk_dict", pickled=None, compression=zipfile.ZIP_STORED, more=()):
-    """A file as torch.save writes it, of a pickle's instructions and of storages."""
+    """A file as torch.save writes it, from a pickle's opcodes and from storages."""
     body = mapping(Ethan=VOICE) if body is None else body
     records = {"data.pkl": program(body) if pickled is None else pickled, "byteorder": b"little"}
     records |= {f"data/{key}": content for key, content in data.items()} | {"version": b"3\n"}
@@ -87,7 +87,7 @@ def refused(path, *words):
         assert word in said
 
 
-def test_a_file_of_torch_save(path):
+def test_a_file_of_torch_save_is_read(path):
     found = read_speakers(save(path))
     assert list(found) == ["Ethan"]
     assert found["Ethan"].bos_token == 7
@@ -98,13 +98,13 @@ def test_a_file_of_torch_save(path):
         assert array.flags.writeable
 
 
-def test_a_folder_and_another_name_inside(path):
+def test_another_folder_name_in_the_archive_is_read(path):
     save(path, root="archive")
     assert list(read_speakers(path.parent)) == ["Ethan"]
 
 
-def test_views_other_types_and_devices(path):
-    """A transposed view that begins within its storage, halves, an id in a tensor, and storages that lay on a GPU."""
+def test_views_other_dtypes_and_devices_are_read(path):
+    """A transposed view that begins within its storage, float16, an id in a tensor, and storages of a GPU."""
     data = {
         "0": np.arange(8, dtype="<f4").tobytes(),
         "1": np.arange(10, dtype="<f2").tobytes(),
@@ -121,15 +121,15 @@ def test_views_other_types_and_devices(path):
     np.testing.assert_array_equal(found.ref_mel, np.arange(10).reshape(2, 5).T[None])
 
 
-def test_bfloat16(path):
+def test_bfloat16_is_read(path):
     data = {**DATA, "0": np.array([1.5, -2], "<f4").tobytes()[2:4] + np.array([-2], "<f4").tobytes()[2:4]}
     cond = tensor((1, 2), (2, 1), count=2, kind="BFloat16Storage")
     found = read_speakers(save(path, mapping(Ethan=mapping(bos_token=integer(7), cond=cond, ref_mel=MEL)), data))
     np.testing.assert_array_equal(found["Ethan"].cond, [[1.5, -2]])
 
 
-def test_memory_of_the_pickle(path):
-    """torch.save names each thing once and recalls it: BINPUT and BINGET, SETITEM for a single item, short integers."""
+def test_memo_opcodes_are_read(path):
+    """torch.save memoises each object: BINPUT and BINGET, SETITEM for a single item, short integers."""
     body = b"}q\x00" + text("Ethan") + b"q\x01}q\x02" + text("bos_token") + b"K\x07s"
     body += text("cond") + REBUILD + b"q\x03(" + storage(2) + b"K\x00K\x01K\x02\x86K\x02K\x01\x86\x89" + HOOKS + b"tRs"
     body += text("ref_mel") + b"h\x03(" + storage(10, "1") + b"K\x00K\x01K\x05K\x02\x87M\x0a\x00K\x02K\x01\x87\x89"
@@ -139,7 +139,7 @@ def test_memory_of_the_pickle(path):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_is_written_is_read(tmp_path, folder):
+def test_written_voices_are_read_back(tmp_path, folder):
     speakers = tiny_speakers()
     path = write_speakers(tmp_path if folder else tmp_path / "voices.pt", speakers)
     assert path.name == (FILE if folder else "voices.pt")
@@ -152,7 +152,7 @@ def test_what_is_written_is_read(tmp_path, folder):
         np.testing.assert_array_equal(found[name].ref_mel, speaker.ref_mel)
 
 
-def test_the_same_voices_are_the_same_bytes(tmp_path):
+def test_equal_voices_are_written_as_equal_bytes(tmp_path):
     one, two = (write_speakers(tmp_path / name / FILE, tiny_speakers()) for name in map(folder(tmp_path), "ab"))
     assert one.read_bytes() == two.read_bytes()
 
@@ -165,7 +165,7 @@ def folder(parent):
     return make
 
 
-def test_arrays_in_another_order_are_written_as_they_are(path):
+def test_arrays_of_another_memory_order_are_written_by_value(path):
     speaker = replace(tiny_speakers()["Ethan"], ref_mel=np.asfortranarray(np.arange(12.0).reshape(1, 6, 2)))
     found = read_speakers(write_speakers(path, {"Ethan": speaker}))["Ethan"]
     np.testing.assert_array_equal(found.ref_mel, speaker.ref_mel)
@@ -180,7 +180,7 @@ def test_arrays_in_another_order_are_written_as_they_are(path):
         ({"ref_mel": np.zeros((1, 4, 16))}, "voice 'Ethan': ref_mel has 4 frames, expected 5 or more"),
     ],
 )
-def test_voices_of_another_model(path, change, words):
+def test_voices_of_another_model_are_refused(path, change, words):
     config, speakers = read(tiny_qwen2_5_config()), tiny_speakers()
     assert list(read_speakers(write_speakers(path, speakers), config)) == list(speakers)
     write_speakers(path, speakers | {"Ethan": replace(speakers["Ethan"], **change)})
@@ -191,14 +191,14 @@ def test_voices_of_another_model(path, change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_the_shortest_voice(path):
+def test_the_shortest_voice_is_read(path):
     mel = np.zeros((1, 5, 16), np.float32)
     write_speakers(path, {"Ethan": replace(tiny_speakers()["Ethan"], ref_mel=mel)})
     assert read_speakers(path, read(tiny_qwen2_5_config()))["Ethan"].ref_mel.shape == (1, 5, 16)
 
 
 class Call:
-    """Pickled, it is a call."""
+    """Its pickle is a call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -226,7 +226,7 @@ CALLS = {
 
 
 class Pickler(pickle._Pickler):
-    """Calls what it is told to, where the real one insists on a function."""
+    """Pickles a call of anything, where the real one requires a function."""
 
     def save_reduce(self, func, args, state=None, listitems=None, dictitems=None, *, obj=None):
         self.save(func)
@@ -242,7 +242,7 @@ def calling(value, protocol):
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 @pytest.mark.parametrize("name", CALLS)
-def test_nothing_in_it_runs(path, tmp_path, monkeypatch, name, protocol):
+def test_calls_in_a_pickle_are_not_executed(path, tmp_path, monkeypatch, name, protocol):
     monkeypatch.chdir(tmp_path)
     value = CALLS[name]
     made = calling(value, protocol) if isinstance(value, Call) else pickle.dumps({"Ethan": value}, protocol)
@@ -250,8 +250,8 @@ def test_nothing_in_it_runs(path, tmp_path, monkeypatch, name, protocol):
     assert [entry.name for entry in tmp_path.iterdir()] == [FILE]
 
 
-def test_the_calls_would_have_run(tmp_path, monkeypatch):
-    """Of the same bytes, in a pickle that is trusted: or the test above would show nothing."""
+def test_the_same_calls_run_in_pickle_itself(tmp_path, monkeypatch):
+    """Python's own unpickler runs the same bytes; otherwise the test above would show nothing."""
     monkeypatch.chdir(tmp_path)
     for name in ("system", "eval", "exec", "chain"):
         pickle.loads(calling(CALLS[name], 2))
@@ -299,7 +299,7 @@ def test_the_calls_would_have_run(tmp_path, monkeypatch):
         (b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fab", "is damaged"),
     ],
 )
-def test_instructions_that_no_voice_needs(path, body, words):
+def test_unneeded_opcodes_are_refused(path, body, words):
     refused(save(path, body), words)
     refused(save(path, mapping(Ethan=body)), "data.pkl")
 
@@ -334,7 +334,7 @@ def cond(made):
         (storage(2), "cond is a _Storage: expected floats [1, width]"),
     ],
 )
-def test_tensors_that_do_not_lie_in_their_storage(path, made, words):
+def test_tensors_outside_their_storage_are_refused(path, made, words):
     refused(save(path, cond(made)), words)
 
 
@@ -367,23 +367,23 @@ IDS = {**DATA, "0": np.arange(2, dtype="<i4").tobytes()}
         (cond(COND), INF, "voice 'Ethan' has numbers that are not finite"),
     ],
 )
-def test_what_is_no_voice(path, body, data, words):
+def test_values_that_are_no_voice_are_refused(path, body, data, words):
     refused(save(path, body, data), words)
 
 
-def test_a_dictionary_that_holds_itself(path):
+def test_a_recursive_dictionary_is_refused(path):
     refused(save(path, b"}q\x00(" + text("a") + b"h\x00u"), "voice 'a' has 'a': expected bos_token")
 
 
-def test_names_as_long_as_they_like_are_cut(path):
+def test_long_names_are_shortened_in_errors(path):
     long = "a" * 100_000
     refused(save(path, b"}(" + text(long) + b"Nu"), "voice 'aaa")
     refused(save(path, cond(tensor((1, 2), (2, 1), count=2, key=long))), "a storage that is not there ('aaa")
 
 
 @pytest.mark.parametrize("where", ["shape", "count", "key", "voice", "name", "token"])
-def test_a_tower_of_tuples_is_never_climbed(path, where):
-    """A tuple of two of the same, which is of two of the same, ...: small here, 2 ** 200 empty ones if written out."""
+def test_exponentially_nested_tuples_are_not_expanded(path, where):
+    """Nested tuples that hold the same tuple twice: small here, 2 ** 200 empty ones if expanded."""
     tower = b")" + b"q\x00h\x00\x86" * 200
     made = {
         "shape": cond(REBUILD + b"(" + storage(2) + integer(0) + tower + tower + b"\x89" + HOOKS + b"tR"),
@@ -407,7 +407,7 @@ def peak_of(path):
 
 
 def test_one_storage_in_a_thousand_tensors_takes_no_memory(path):
-    """A storage of 1 MiB, and voices that would make 2 GiB of it: counted before anything is copied."""
+    """A storage of 1 MiB, and voices that would expand it to 2 GiB: counted before anything is copied."""
     size = 1 << 18
     data = {"0": bytes(4 * size), "1": bytes(4 * size)}
     voice = mapping(
@@ -420,8 +420,8 @@ def test_one_storage_in_a_thousand_tensors_takes_no_memory(path):
     assert peak_of(path) < 32 << 20
 
 
-def test_a_huge_place_in_memory_is_no_memory(path):
-    """LONG_BINPUT at 2 ** 32 - 1: Python's own machine makes a table of so many places."""
+def test_a_huge_memo_index_allocates_nothing(path):
+    """LONG_BINPUT at 2 ** 32 - 1: Python's own unpickler allocates a table of this size."""
     assert peak_of(save(path, b"}r\xff\xff\xff\xff")) < 1 << 20
 
 
@@ -433,16 +433,16 @@ def test_sizes_are_bounded(path, monkeypatch):
     refused(path, "it has more than 500 bytes")
 
 
-def test_a_zip_bomb(path):
-    """A thousandth of what it would become."""
+def test_a_zip_bomb_is_refused(path):
+    """A thousandth of its uncompressed size."""
     save(path, data={**DATA, "0": bytes(4 << 20)}, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 32 << 10
     refused(path, "is compressed or encrypted, which torch.save never does")
     assert peak_of(path) < 1 << 20
 
 
-def test_nothing_is_decompressed_even_where_it_would_not_grow(path):
-    """Of a record that is as long compressed as it is: sizes alone would not tell."""
+def test_compressed_records_are_refused(path):
+    """A record whose compressed size equals its size, so that sizes alone would not show it."""
     contents = (bytes(count) for count in range(1, 100))
     even = next(content for content in contents if len(zlib.compress(content, wbits=-15)) == len(content))
     with zipfile.ZipFile(save(path), "a", zipfile.ZIP_DEFLATED) as archive:
@@ -452,8 +452,8 @@ def test_nothing_is_decompressed_even_where_it_would_not_grow(path):
     refused(path, "'spk_dict/data/2' is compressed or encrypted")
 
 
-def test_records_that_lie_over_each_other(path):
-    """Many names for the same bytes, each as large as the file."""
+def test_overlapping_records_are_refused(path):
+    """Many names for the same bytes; each record is as large as the file."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("spk_dict/data.pkl", program(mapping(Ethan=VOICE)))
         archive.writestr("spk_dict/data/0", bytes(100_000))
@@ -481,21 +481,21 @@ def test_records_that_lie_over_each_other(path):
         "spk_dict/",
     ],
 )
-def test_records_that_lead_elsewhere(path, name):
+def test_records_outside_the_folder_are_refused(path, name):
     refused(save(path, more=[(name, b"")]), "it has a record called")
 
 
 @pytest.mark.parametrize("root", ["..", ".", "", "/absolute"])
-def test_a_folder_that_is_none(path, root):
+def test_an_invalid_folder_name_is_refused(path, root):
     refused(save(path, root=root), "it has a record called")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_records_of_one_name(path):
+def test_two_records_of_one_name_are_refused(path):
     refused(save(path, more=[("spk_dict/data.pkl", program(b"}"))]), "two records of the same name")
 
 
-def test_other_byte_orders(path):
+def test_other_byte_orders_are_refused(path):
     save(path)
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -505,7 +505,7 @@ def test_other_byte_orders(path):
     refused(path, "not little-endian")
 
 
-def test_other_files(path, tmp_path):
+def test_files_that_are_no_archive_of_voices_are_refused(path, tmp_path):
     refused(path, "found no such file")
     refused(tmp_path, "found no such file")
     path.write_bytes(b"")
@@ -520,21 +520,21 @@ def test_other_files(path, tmp_path):
     refused(path, "no data.pkl")
 
 
-def test_every_truncation_is_one_line(path):
+def test_every_truncation_raises_one_line(path):
     whole = save(path).read_bytes()
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         refused(path)
 
 
-def test_every_truncated_pickle_is_one_line(path):
+def test_every_truncated_pickle_raises_one_line(path):
     whole = program(mapping(Ethan=VOICE))
     for size in range(len(whole)):
         refused(save(path, pickled=whole[:size]), "data.pkl")
 
 
-def test_damaged_bytes_are_one_line_or_nothing(path):
-    """Any byte in turn: read in full, or refused; what is read is what was written, for its checksum holds."""
+def test_damaged_bytes_raise_one_line_or_change_nothing(path):
+    """Any byte in turn: the file is read or refused; if read, the values are those written, because checksums hold."""
     whole = bytearray(save(path).read_bytes())
     wanted = read_speakers(path)["Ethan"]
     for place in range(len(whole)):

@@ -1,4 +1,4 @@
-"""The tables' engine, and the tables against the published names and shapes."""
+"""The code that applies the tables, and the tables against the published names and shapes."""
 
 import itertools
 import json
@@ -88,8 +88,8 @@ def test_published_dtypes_are_those_of_the_leaves(release):
         assert found[path].dtype.name == kind, path
 
 
-def test_no_row_is_dead():
-    """Rows of a family's own have a leaf in it, shared ones in either."""
+def test_every_row_has_a_leaf():
+    """Rows of one family have a leaf in it, shared rows in at least one."""
     found = {release: full_size(release)[1] for release in ("qwen3_omni_instruct", "qwen2_5_omni_7b")}
     for module, releases in (
         (qwen3_omni, ["qwen3_omni_instruct"]),
@@ -105,7 +105,7 @@ def test_no_row_is_dead():
 
 @pytest.mark.parametrize("tiny", [tiny_config, tiny_qwen2_5_config])
 def test_pieces_equal_einops(tiny):
-    """Each row of the tiny model, put together by hand from all of its tensors, is what einops makes of the pattern."""
+    """Each row of the tiny model, assembled by hand from all of its tensors, equals einops' result for the pattern."""
     config = from_hf(tiny())
     found = leaves(parts.abstract(config, jnp.float32))
     rows = table(config)
@@ -142,7 +142,7 @@ def _text(groups):
     return " ".join("1" if not group else group[0] if len(group) == 1 else f"({' '.join(group)})" for group in groups)
 
 
-def test_slots_number_from_their_offset_and_lists_from_theirs():
+def test_slots_and_lists_start_at_their_offsets():
     rows = parse(".{i}.units.k | .{i+1}.block.{l+2}.{p:a,b}.w | l p o k -> l k p o", "s", "decoder")
     bound, faults = bind(rows, {"s.3.units.k": (2, 5, 2, 7)})
     assert not faults
@@ -150,7 +150,7 @@ def test_slots_number_from_their_offset_and_lists_from_theirs():
     assert bound["s.3.units.k"].shape == (7, 5)
 
 
-def test_the_way_that_a_checkpoint_holds_is_taken():
+def test_the_alternative_row_of_the_checkpoint_is_used():
     rows = parse("x | x.{l}.{e}.w | l e d -> l e d\nor | x.{l}.fused | l e d -> l e d")
     shapes = {"x": (2, 3, 4)}
     assert next(bind(rows, shapes)[0]["x"].names()) == "x.0.0.w"
@@ -175,12 +175,12 @@ def test_bind_reports_leaves_without_a_row_with_two_and_tensors_claimed_twice():
         ("a | t.{p:x,y} | p d -> (p d)", (3,)),  # two halves of three
     ],
 )
-def test_a_broken_table_says_so(text, shape):
+def test_a_broken_table_is_reported(text, shape):
     with pytest.raises(ValueError, match="weight table"):
         bind(parse(text), {"a": shape})
 
 
-def test_report_joins_runs_and_is_capped():
+def test_a_report_joins_runs_and_is_capped():
     faults = [(f"m.layers.{i}.e.{j}.w", "missing") for i in range(48) for j in range(128)]
     assert report(faults) == "m.layers.[0..47].e.[0..127].w: missing (6144 times)"
     assert report([("m.3.w", "missing"), ("m.3.w", "odd")]) == "m.3.w: missing; m.3.w: odd"

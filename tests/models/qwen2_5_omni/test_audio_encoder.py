@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni's audio encoder: a chunk is itself in any company and padding, and what a chunk's tokens depend on."""
+"""Qwen2.5-Omni's audio encoder: a chunk does not depend on other chunks or padding, and what its tokens depend on."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ def abstract(config, dtype=jnp.float32):
 
 @pytest.fixture(scope="module")
 def encoder():
-    """Everything random: a zero bias would hide what it is added to."""
+    """All parameters are random: a zero bias would hide a fault where it is added."""
     random = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), leaf.dtype), abstract(SMALL))
 
@@ -44,7 +44,7 @@ def tokens(extent):
 
 
 def own(features, extents=EXTENTS):
-    """The features that are a clip's, of each chunk."""
+    """The features of each chunk without those of padding."""
     return [np.asarray(row[: tokens(extent)]) for row, extent in zip(features, extents, strict=True)]
 
 
@@ -56,7 +56,7 @@ def change(encoder, mel, extent, frame):
     return np.abs(after - before).max(axis=1)[: tokens(extent)]
 
 
-# --- a chunk is itself
+# --- a chunk does not depend on others
 
 
 def test_a_chunk_in_a_call_equals_the_chunk_alone(encoder, mel):
@@ -67,7 +67,7 @@ def test_a_chunk_in_a_call_equals_the_chunk_alone(encoder, mel):
 
 
 @pytest.mark.parametrize("filler", [0.0, -1.3, np.nan])
-def test_what_lies_beyond_a_chunks_frames_is_not_read(encoder, mel, filler):
+def test_frames_beyond_a_chunks_length_are_ignored(encoder, mel, filler):
     padded = np.where(np.arange(40) < EXTENTS[:, None, None], mel, np.float32(filler))
     found = encode(encoder, padded, EXTENTS)
     np.testing.assert_array_equal(found, encode(encoder, mel, EXTENTS))
@@ -75,15 +75,15 @@ def test_what_lies_beyond_a_chunks_frames_is_not_read(encoder, mel, filler):
 
 
 @pytest.mark.parametrize("extent", [3, 4, 7, 20, 39])
-def test_a_short_chunk_equals_one_without_room(encoder, mel, extent):
-    """Padding is as if the array ended with the frames (of numbers whose places make whole pairs)."""
+def test_a_padded_chunk_equals_an_unpadded_one(encoder, mel, extent):
+    """Padding has no effect (for numbers of frames whose positions form whole pairs)."""
     found = encode(encoder, mel[:1], np.array([extent]))[0, : tokens(extent)]
     tight = encode(encoder, mel[:1, :, :extent], np.array([extent]))[0]
     assert found.shape == tight.shape
     np.testing.assert_allclose(found, tight, atol=1e-5)
 
 
-def test_chunks_do_not_see_each_other(encoder, mel):
+def test_chunks_do_not_attend_to_each_other(encoder, mel):
     other = mel.copy()
     other[1:] += 1
     before, after = (own(encode(encoder, x, EXTENTS)) for x in (mel, other))
@@ -95,18 +95,18 @@ def test_chunks_do_not_see_each_other(encoder, mel):
 
 
 @pytest.mark.parametrize("frame", [0, 39])
-def test_every_token_of_a_chunk_sees_all_of_it(encoder, mel, frame):
+def test_every_token_of_a_chunk_attends_to_all_of_it(encoder, mel, frame):
     assert change(encoder, mel[0], 40, frame).min() > 1e-5
 
 
 @pytest.mark.parametrize("extent", [5, 21, 38])
-def test_an_odd_last_place_has_no_token_but_is_seen(encoder, mel, extent):
+def test_an_odd_last_position_has_no_token_but_is_attended_to(encoder, mel, extent):
     assert (extent + 1) // 2 % 2
     assert change(encoder, mel[0], extent, extent - 1).min() > 1e-5
     assert not change(encoder, mel[0], extent, extent).any()
 
 
-def test_positions_begin_anew_in_each_chunk(encoder, mel):
+def test_positions_restart_in_each_chunk(encoder, mel):
     same = np.stack([mel[0], mel[0]])
     first, second = encode(encoder, same, np.array([40, 40]))
     np.testing.assert_array_equal(first, second)
@@ -114,7 +114,7 @@ def test_positions_begin_anew_in_each_chunk(encoder, mel):
     assert np.abs(np.asarray(turned)[::-1] - np.asarray(first)).max() > 1e-3
 
 
-def test_every_parameter_counts_but_the_table_of_marks(encoder, mel):
+def test_every_parameter_has_a_gradient_but_bos_eos(encoder, mel):
     def loss(encoder):
         found = encoder.encode(mel, EXTENTS)
         return sum(jnp.square(row[: tokens(extent)]).sum() for row, extent in zip(found, EXTENTS, strict=True))
@@ -129,7 +129,7 @@ def test_every_parameter_counts_but_the_table_of_marks(encoder, mel):
 
 
 @pytest.mark.parametrize(("out_width", "parameters"), [(3584, 639_647_232), (2048, 637_676_544)])
-def test_published_sizes(out_width, parameters):
+def test_the_parameter_counts_are_the_published_ones(out_width, parameters):
     config = replace(PUBLISHED, out_width=out_width)
     found = leaves({"": abstract(config)})
     assert sum(math.prod(leaf.shape) for leaf in found.values()) == parameters
@@ -140,7 +140,7 @@ def test_published_sizes(out_width, parameters):
     assert features.shape == (8, 50, out_width)
 
 
-def test_bfloat16(encoder, mel):
+def test_bfloat16_weights_give_bfloat16_features(encoder, mel):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder)
     found, exact = encode(half, mel, EXTENTS), encode(encoder, mel, EXTENTS)
     assert found.dtype == jnp.bfloat16

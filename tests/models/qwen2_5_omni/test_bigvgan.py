@@ -1,4 +1,4 @@
-"""The vocoder's laws: a row is itself, a window is the whole's, and the activation makes no aliases."""
+"""The vocoder's laws: a row equals itself alone, a window equals the whole, and the activation makes no aliases."""
 
 import math
 
@@ -55,7 +55,7 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_published_size():
+def test_the_parameter_count_is_the_published_one():
     for dtype in (jnp.float32, jnp.bfloat16):
         leaves = jax.tree.leaves(abstract(PUBLISHED, dtype))
         assert sum(leaf.size for leaf in leaves) == 115_443_504
@@ -73,7 +73,7 @@ def test_padded_equals_alone(vocoder, mel, whole):
     np.testing.assert_array_equal(decode(vocoder, np.where(behind, 3, mel), LENGTHS), whole)
 
 
-def test_a_window_is_right_but_for_its_reach(vocoder, mel, whole):
+def test_a_window_equals_the_whole_up_to_its_reach(vocoder, mel, whole):
     """Windows of a stream: from within, from before the beginning, and beyond the end."""
     reach = vocoder.reach
     for first in (40, 5, -3):
@@ -84,8 +84,8 @@ def test_a_window_is_right_but_for_its_reach(vocoder, mel, whole):
         assert_same(found[:, (begin - first) * 6 : (reach + 10) * 6], expected)
 
 
-def test_a_frame_is_heard_within_reach(vocoder, mel, whole):
-    """And not much less far: at the very ends it is below float32's digits."""
+def test_a_frame_changes_only_samples_within_reach(vocoder, mel, whole):
+    """And nearly as far: at the very ends the change is below float32's precision."""
     changed = mel.copy()
     changed[0, 35] += 5
     samples = np.nonzero(np.asarray(decode(vocoder, changed, LENGTHS)) - whole)
@@ -95,7 +95,7 @@ def test_a_frame_is_heard_within_reach(vocoder, mel, whole):
     assert 35 + vocoder.reach // 2 <= frames.max() <= 35 + vocoder.reach
 
 
-def test_the_waveform_is_cut_at_one(vocoder, mel, whole):
+def test_the_waveform_is_clipped_at_one(vocoder, mel, whole):
     louder = jax.tree.map(lambda leaf: leaf, vocoder)
     gain = np.float32(1.6 / np.abs(whole).max())
     louder.conv_out.kernel[...] = gain * vocoder.conv_out.kernel[...]
@@ -104,15 +104,15 @@ def test_the_waveform_is_cut_at_one(vocoder, mel, whole):
     assert np.abs(found).max() == 1
 
 
-def test_a_block_as_a_loop(vocoder):
-    """As a TPU runs it, whose compiler takes long for each convolution."""
+def test_a_block_as_a_loop_equals_the_unrolled_block(vocoder):
+    """As on a TPU, whose compiler takes long for each convolution."""
     block = vocoder.residuals[1]
     x = np.random.default_rng(2).standard_normal((3, 40, 8), np.float32)
     span = Span(np.array([0, 3, -5]), np.array([40, 21, 90]))
     assert_same(*(jax.jit(form, static_argnums=2)(x, span, (1, 4)) for form in (block.looped, block.unrolled)))
 
 
-def test_nothing_and_mistakes(vocoder):
+def test_empty_mel_gives_no_samples_and_wrong_shapes_are_refused(vocoder):
     assert vocoder.decode(jnp.zeros((2, 0, 6)), jnp.zeros(2, jnp.int32)).shape == (2, 0)
     with pytest.raises(ValueError, match=r"mel: expected \[batch, frames, 6\], got \[2, 6, 9\]"):
         vocoder.decode(jnp.zeros((2, 6, 9)), jnp.zeros(2, jnp.int32))
@@ -126,12 +126,12 @@ def smoothed(x, activation, first=0, end=None):
     return np.asarray(smooth(jnp.asarray(x), Span(np.array([first]), np.array([end])), activation))
 
 
-def test_the_filter():
+def test_the_filter_is_symmetric_and_sums_to_one():
     np.testing.assert_allclose(FILTER, FILTER[::-1])
     np.testing.assert_allclose(FILTER.sum(), 1, rtol=1e-6)
 
 
-def test_what_is_constant_stays():
+def test_constants_pass_the_activation_unchanged():
     """Up to the filter's ripple, ends included."""
     x = np.full((1, 20, 2), 0.7, np.float32)
     found = smoothed(x, jnp.square)
@@ -139,8 +139,8 @@ def test_what_is_constant_stays():
     np.testing.assert_allclose(found[:, 6:-6], 0.49, atol=0.01)
 
 
-def test_no_aliases():
-    """The fifth power of a wave of 0.18 cycles a sample has a part of 0.9 cycles, which would come back as 0.1."""
+def test_the_activation_makes_no_aliases():
+    """The fifth power of a wave of 0.18 cycles a sample has a component of 0.9 cycles, which would alias to 0.1."""
     x = np.cos(2 * np.pi * 0.18 * np.arange(400, dtype=np.float32))[None, :, None]
 
     def alias(y):
@@ -149,13 +149,13 @@ def test_no_aliases():
     assert alias(smoothed(x, lambda x: x**5)) < 0.03 * alias(x**5)
 
 
-def test_a_row_lies_anywhere():
+def test_a_row_may_begin_anywhere_in_its_array():
     x = np.random.default_rng(0).standard_normal((1, 40, 3), np.float32)
     found = smoothed(x, jnp.square, first=9, end=28)[:, 9:28]
     assert_same(found, smoothed(x[:, 9:28], jnp.square))
 
 
-def test_a_step_is_heard_within_reach():
+def test_a_step_changes_only_samples_within_reach():
     x = np.random.default_rng(0).standard_normal((1, 40, 1), np.float32)
     changed = x.copy()
     changed[0, 20] += 1

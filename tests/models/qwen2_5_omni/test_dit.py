@@ -1,4 +1,4 @@
-"""The flow's laws: a row is itself, a block hears what it may hear, a piece is the whole's, and noise belongs to its frame."""
+"""The flow's laws: rows are independent, blocks attend as masked, pieces equal the whole, noise is by frame."""
 
 from dataclasses import replace
 from functools import partial
@@ -38,7 +38,7 @@ def abstract(config, dtype=jnp.float32):
 
 
 def filled(config):
-    """Everything random (a zero bias would hide what it is added to), and so quiet that the flow is not chaotic."""
+    """All parameters are random (a zero bias would hide a fault), and small enough that the flow is not chaotic."""
     random = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * random.normal(size=leaf.shape), leaf.dtype), abstract(config))
 
@@ -77,14 +77,14 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_published_size():
+def test_the_parameter_count_is_the_published_one():
     for dtype in (jnp.float32, jnp.bfloat16):
         leaves = jax.tree.leaves(abstract(PUBLISHED, dtype))
         assert sum(leaf.size for leaf in leaves) == 333_607_760
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
 
 
-# --- a row is itself
+# --- rows are independent
 
 
 def test_padded_equals_alone(dit, inputs):
@@ -104,7 +104,7 @@ def test_padded_equals_alone(dit, inputs):
         assert not whole[row, 2 * length :].any()
 
 
-def test_what_stands_behind_a_row_is_not_heard(dit, inputs):
+def test_codes_and_noise_beyond_a_rows_length_are_ignored(dit, inputs):
     codes, lengths, speakers, mels, voices, noise = inputs
     behind = np.arange(2 * CODES) >= 2 * lengths[:, None]
     other = [
@@ -118,7 +118,7 @@ def test_what_stands_behind_a_row_is_not_heard(dit, inputs):
     np.testing.assert_array_equal(sample(dit, other), sample(dit, inputs))
 
 
-# --- a block hears what it may hear
+# --- blocks attend as masked
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_what_stands_behind_a_row_is_not_heard(dit, inputs):
         ((True, True), [[1, 1, 0], [1, 1, 1], [0, 1, 1]]),
     ],
 )
-def test_attention_by_blocks(looks, seen):
-    """Blocks of 4; the last one has but 3 frames, of which 2 are real."""
+def test_attention_by_blocks_equals_masked_attention(looks, seen):
+    """Blocks of 4; the last one has only 3 frames, of which 2 are real."""
     q, k, v = np.random.default_rng(0).standard_normal((3, 1, 11, 2, 8), np.float32)
     real = np.arange(11) < 10
     found = attend_blocks(*map(jnp.asarray, (q, k, v)), jnp.asarray(real[None]), jnp.array(looks), size=4)
@@ -142,8 +142,8 @@ def test_attention_by_blocks(looks, seen):
     assert_same(found[:, real], expected[:, real])
 
 
-def test_how_far_a_block_is_heard(dit, inputs):
-    """The first layer looks back and the second ahead: block 2 of 0 to 4 is heard from 1 to 3."""
+def test_a_block_affects_only_the_blocks_that_attend_to_it(dit, inputs):
+    """The first layer looks back and the second ahead: block 2 of 0 to 4 changes blocks 1 to 3."""
     inputs = [leaf[:1] for leaf in inputs]
     changed = [leaf.copy() for leaf in inputs]
     changed[0][0, 9] = (changed[0][0, 9] + 1) % 50
@@ -154,7 +154,7 @@ def test_how_far_a_block_is_heard(dit, inputs):
     assert {*frames // 8} == {0, 1, 2}
 
 
-# --- a piece is the whole's
+# --- a piece equals the whole
 
 
 def piece(inputs, first, end):
@@ -162,20 +162,20 @@ def piece(inputs, first, end):
     return [codes[:, first:end], np.array([end - first]), speakers, mels, voices, noise[:, 2 * first : 2 * end]]
 
 
-def test_a_piece_of_blocks_that_hear_themselves_only(inputs):
+def test_a_piece_equals_the_whole_where_blocks_attend_only_to_themselves(inputs):
     model = filled(replace(SMALL, look_back=(), look_ahead=()))
     whole = sample(model, [leaf[:1] for leaf in inputs])
     assert_same(sample(model, piece(inputs, 8, 16), 0.5, np.array([16])), whole[:, 16:32])
 
 
-def test_a_piece_with_its_neighbours(dit, inputs):
-    """One block before and one after are all that a direction hears; a whole flow hears a little more at each step."""
+def test_a_piece_with_its_neighbours_equals_the_whole(dit, inputs):
+    """A velocity depends on one block before and one after; over a whole flow each step reaches a little further."""
     whole = velocity(dit, [leaf[:1] for leaf in inputs])
     assert_same(velocity(dit, piece(inputs, 4, 16), np.array([8]))[:, 8:16], whole[:, 16:24])
 
 
-def test_far_positions_need_their_number(dit, inputs):
-    """Rope knows differences only, but rounds them: a piece at its own number is the whole's to the last digits."""
+def test_a_piece_needs_its_absolute_positions(dit, inputs):
+    """Rope depends only on differences, but rounds them: a piece equals the whole exactly only at its own positions."""
     here = velocity(dit, piece(inputs, 0, 4), np.array([0]))
     there = velocity(dit, piece(inputs, 0, 4), np.array([16_000]))
     assert 0 < np.abs(here - there).max() < 1e-2 * np.abs(here).max()
@@ -184,7 +184,7 @@ def test_far_positions_need_their_number(dit, inputs):
 # --- noise, time and guidance
 
 
-def test_noise_belongs_to_its_frame():
+def test_noise_depends_only_on_seed_and_frame_number():
     key = jax.random.key(3)
     whole = frame_noise(key, 40, 6)
     assert whole.dtype == jnp.float32
@@ -196,14 +196,14 @@ def test_noise_belongs_to_its_frame():
     assert np.abs(np.asarray(frame_noise(jax.random.key(4), 40, 6)) - whole).max() > 1
 
 
-def test_swayed_times():
+def test_times_are_swayed():
     times = sway_times(10, -1.0)
     np.testing.assert_allclose(times, 1 - np.cos(np.pi / 2 * np.linspace(0, 1, 10)), atol=1e-7)
     np.testing.assert_allclose(sway_times(10, None), np.linspace(0, 1, 10), atol=1e-7)
 
 
-def test_more_steps_come_nearer(dit, inputs):
-    """The rule is of fourth order: the error falls sixteenfold where steps are halved, of a flow that is smooth in time."""
+def test_the_error_falls_with_the_fourth_power_of_the_steps(dit, inputs):
+    """The solver is of fourth order: on a smooth flow, halving the step size divides the error by sixteen."""
     dit = jax.tree.map(lambda leaf: leaf, dit)
     dit.time_in.kernel[...] = jnp.zeros_like(dit.time_in.kernel[...])
     exact, *errors = (
@@ -213,10 +213,10 @@ def test_more_steps_come_nearer(dit, inputs):
         for steps in (33, 5, 9)
     )
     coarse, fine = (np.abs(found - exact).max() for found in errors)
-    assert coarse / fine > 12  # a rule of third order would give 8
+    assert coarse / fine > 12  # a solver of third order would give 8
 
 
-def test_guidance_leads_on_along_one_line(dit, inputs):
+def test_guidance_is_linear(dit, inputs):
     *condition, x = inputs
 
     @partial(jax.jit, static_argnums=1)
@@ -228,12 +228,12 @@ def test_guidance_leads_on_along_one_line(dit, inputs):
     assert np.abs(half - none).max() > 1e-2
 
 
-def test_nothing_to_say(dit, inputs):
+def test_no_codes_give_no_frames(dit, inputs):
     codes, lengths, speakers, mels, voices, noise = inputs
     assert dit.sample(codes[:, :0], 0 * lengths, speakers, mels, voices, noise[:, :0]).shape == (3, 0, 6)
 
 
-def test_mistakes(dit, inputs):
+def test_wrong_arguments_are_refused(dit, inputs):
     codes, lengths, speakers, mels, voices, noise = inputs
     with pytest.raises(ValueError, match="codes: expected at most 32 of a row, got 40"):
         dit.sample(np.tile(codes, 2), lengths, speakers, mels, voices, np.tile(noise, (1, 2, 1)))

@@ -1,4 +1,4 @@
-"""Laws of Qwen2.5-Omni's talker: steps, padding and batches change nothing; what its tracks and its ids are."""
+"""Laws of Qwen2.5-Omni's talker: steps, padding and batches change nothing; its tracks and ids."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ extend = jax.jit(lambda talker, *given, fresh=False: talker.extend(*given, fresh
 
 
 def build(size, dtype=jnp.float32):
-    """Everything random: as it is initialised, a bias would be zero and so in no way wrong."""
+    """All parameters are random: an initial bias would be zero and hide a fault."""
 
     @jax.jit
     def make():
@@ -34,7 +34,7 @@ def talker(request):
 
 
 def prompts(talker, *lengths, width=None, seed=0):
-    """Rows of so many places, whose padding is not zero; positions as behind media."""
+    """Rows of the given lengths, with padding that is not zero; positions as after media."""
     random, width = np.random.default_rng(seed), width or max(lengths)
     x = random.standard_normal((len(lengths), width, talker.config.embedding_width), np.float32)
     positions = np.cumsum(random.choice([0, 1, 2, 5], (3, len(lengths), width)), axis=2)
@@ -45,7 +45,7 @@ def run(talker, x, positions, lengths, slots=32):
     return extend(talker, x, positions, lengths, talker.empty_cache(len(x), slots), fresh=True)
 
 
-def test_prefill_and_steps_are_the_whole(talker):
+def test_prefill_and_steps_equal_the_whole(talker):
     x, positions, _ = prompts(talker, 9, 9)
     logits, states, cache = run(talker, x[:, :5], positions[:, :, :5], np.array([5, 3]))
     for step in range(4):
@@ -58,7 +58,7 @@ def test_prefill_and_steps_are_the_whole(talker):
         logits, states, cache = extend(talker, *given, np.array([1, 1]), cache)
 
 
-def test_a_row_is_itself_in_any_batch_and_padding(talker):
+def test_a_row_does_not_depend_on_batch_and_padding(talker):
     x, positions, lengths = prompts(talker, 9, 1, 6)
     together = run(talker, x, positions, lengths)
     for row, length in enumerate(lengths):
@@ -67,7 +67,7 @@ def test_a_row_is_itself_in_any_batch_and_padding(talker):
             np.testing.assert_allclose(found[row], expected[0], atol=2e-5)
 
 
-def test_a_row_of_no_new_place_stays(talker):
+def test_a_row_without_a_new_token_keeps_its_cache(talker):
     x, positions, lengths = prompts(talker, 4, 4)
     _, _, cache = run(talker, x, positions, lengths)
     step = x[:, :1], positions[:, :, -1:] + 1
@@ -79,8 +79,8 @@ def test_a_row_of_no_new_place_stays(talker):
 
 
 @pytest.mark.parametrize(("size", "seen"), [("7B", [True, True, True]), ("3B", [True, True, False])])
-def test_coordinates_that_count(size, seen):
-    """No frequency of the 3B's talker is turned by the width coordinate."""
+def test_coordinates_that_affect_the_3bs_talker(size, seen):
+    """The width coordinate rotates no frequency of the 3B's talker."""
     talker = build(size)
     x, positions, lengths = prompts(talker, 8)
     logits = run(talker, x, positions, lengths)[0]
@@ -91,7 +91,7 @@ def test_coordinates_that_count(size, seen):
         assert changed > 1e-4 if seen[axis] else changed == 0
 
 
-def test_the_track_of_codes(talker):
+def test_negative_codes_are_embedded_as_zeros(talker):
     table = np.asarray(talker.table.table)
     codes = np.array([[0, -1, talker.config.codec_bos], [-1, 5, talker.config.vocabulary - 1]])
     found = np.asarray(talker.embedding(codes))
@@ -99,8 +99,8 @@ def test_the_track_of_codes(talker):
     assert not found[codes < 0].any()
 
 
-def test_codes(talker):
-    """All that the vocoder's table knows, and none of the marks."""
+def test_only_codes_of_the_vocoder_may_be_chosen(talker):
+    """All ids of the vocoder's table, and none of the control ids."""
     config = talker.config
     assert np.flatnonzero(talker.codes).tolist() == list(range(config.codes))
     assert talker.codes.shape == (config.vocabulary,)

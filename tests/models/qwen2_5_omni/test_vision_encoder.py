@@ -1,4 +1,4 @@
-"""The windowed encoder's laws: a window is itself, a frame is itself, and padding is not seen."""
+"""The vision encoder's laws: windows and frames are independent, and padding is not attended to."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def abstract(config, dtype=jnp.float32):
 
 
 def filled(config, dtype=jnp.float32):
-    """Everything random: a zero bias would hide what it is added to."""
+    """All parameters are random: a zero bias would hide a fault where it is added."""
     random = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), dtype), abstract(config))
 
@@ -64,7 +64,7 @@ def close(ours, expected):
     ("grid", "ends"),
     [((1, 20, 12), [0, 64, 96, 160, 192, 224, 240]), ((2, 8, 12), [0, 64, 96, 160, 192]), ((1, 8, 8), [0, 64])],
 )
-def test_where_windows_begin(grid, ends):
+def test_windows_begin_at_the_expected_patches(grid, ends):
     patches = np.zeros((np.prod(grid), SMALL.patch_width), np.float32)
     _, place, size, first = packed(patches, [grid])
     start, area = (np.asarray(each) for each in windows(jnp.asarray(place), jnp.asarray(size), jnp.asarray(first), 8))
@@ -75,8 +75,8 @@ def test_where_windows_begin(grid, ends):
     assert not area[len(patches) :].any()
 
 
-def test_a_window_sees_itself_alone():
-    """Without whole blocks, a change in one window of a frame reaches its own features, all of them, and no others."""
+def test_a_window_attends_only_to_itself():
+    """Without full-attention blocks, a change in one window changes all features of this window, and no others."""
     encoder, grid, group = filled(replace(SMALL, whole=())), (1, 10, 12), SMALL.merge**2
     patches = pixels([grid])
     place = vision_packing.places(*grid[1:], SMALL.merge)
@@ -88,7 +88,7 @@ def test_a_window_sees_itself_alone():
     assert not moved[~inside[::group]].any()
 
 
-def test_a_whole_block_sees_its_frame_alone(encoder):
+def test_a_full_attention_block_attends_only_to_its_frame(encoder):
     patches = pixels(GRIDS)
     whole = encode(encoder, patches, GRIDS)
     close(whole[6:12], encode(encoder, patches[24:48], [(1, 4, 6)]))
@@ -99,8 +99,8 @@ def test_a_whole_block_sees_its_frame_alone(encoder):
     np.testing.assert_array_equal(again[6:], whole[6:])
 
 
-def test_padding_is_not_seen(encoder):
-    """What stands in the padding changes nothing, wherever the padding stands."""
+def test_padding_is_not_attended_to(encoder):
+    """The content of padding changes nothing, wherever the padding is."""
     grid = (1, 6, 10)
     patches, place, size, first = packed(pixels([grid]), [grid])
     plain = run(encoder, patches, place, size, first)
@@ -113,7 +113,7 @@ def test_padding_is_not_seen(encoder):
 
 
 def test_rows_in_blocks_equal_the_whole(encoder, monkeypatch):
-    """Wide intermediates are made some patches at a time, in blocks that divide the call."""
+    """Wide intermediates are computed for some patches at a time, in blocks that divide the call."""
     call = packed(pixels(GRIDS), GRIDS)
     whole = encoder.encode(*call)[0]
     monkeypatch.setattr(vision_encoder, "ROWS", 100)
@@ -128,6 +128,6 @@ def test_bfloat16_stays_bfloat16():
     assert np.isfinite(np.asarray(features, np.float32)).all()
 
 
-def test_the_published_size():
+def test_the_parameter_count_is_the_published_one():
     """676,550,144 parameters in Qwen2.5-Omni-7B."""
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract(PUBLISHED))) == 676_550_144

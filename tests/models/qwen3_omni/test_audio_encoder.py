@@ -1,4 +1,4 @@
-"""The audio encoder: a clip is itself in any company and padding, in few programs and bounded memory."""
+"""The audio encoder: a clip does not depend on other clips or padding; few programs and bounded memory."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PUBLISHED = AudioEncoderConfig(
     mel_bins=1, layers=32, width=1280, heads=20, ffn_width=5120, channels=480, chunk_frames=100, window_chunks=8,
     out_width=2048,
 )  # fmt: skip
-SHORTEST, LONGEST = 10, 240_000  # frames of 0.1 s and 40 minutes
+SHORTEST, LONGEST = 10, 240_000  # frames of 0.1 s and of 40 minutes
 
 
 def clip(frames, seed=0):
@@ -26,12 +26,12 @@ def silence(frames):
 
 
 def assert_close(found, expected):
-    """To float rounding: another number of clips in a call may add in another order."""
+    """Equal up to rounding: another number of clips in a call may change the order of additions."""
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-# --- a clip is itself
+# --- a clip does not depend on others
 
 
 @pytest.mark.parametrize("frames", [[37, 237, 1], [100, 99, 101], [450, 8, 200, 333]])
@@ -86,7 +86,7 @@ def test_no_clips_have_no_features(omni):
         (np.zeros((2, 80, 50)), {}, r"clip 0: expected shape \[128, A\]"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(omni, mel, options, said):
+def test_wrong_input_raises_one_line(omni, mel, options, said):
     with pytest.raises(ValueError, match=said) as error:
         omni.encode_audio(mel, **options)
     assert "\n" not in str(error.value)
@@ -113,7 +113,7 @@ def test_any_clips_need_at_most_twelve_programs(windows):
     assert 6 <= len(found) <= 12
 
 
-def test_the_programs_that_compile_are_those_shapes(omni):
+def test_only_programs_of_those_shapes_compile(omni):
     config, rng, found = omni.config.thinker.audio_encoder, np.random.default_rng(0), set()
     encode.audio_features.clear_cache()
     for _ in range(12):
@@ -147,8 +147,8 @@ def test_forty_minutes_are_31_200_tokens():
     assert len(calls) == 43
 
 
-def test_forty_minutes(omni):
-    """31,200 tokens; and the first minute of them is what it is alone."""
+def test_forty_minutes_are_encoded_and_the_first_equals_itself_alone(omni):
+    """31,200 tokens; the first minute equals itself alone."""
     mel = np.random.default_rng(0).normal(size=(128, 240_000)).astype(np.float32)
     features = omni.encode_audio([mel])[0]
     assert features.shape == (31_200, omni.config.thinker.decoder.width)

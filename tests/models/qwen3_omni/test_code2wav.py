@@ -1,4 +1,4 @@
-"""The vocoder's laws: a stream is the whole, a row is itself, and memory does not grow with time."""
+"""The vocoder's laws: a stream equals the whole, rows are independent, and memory does not grow with time."""
 
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ SMALL = Code2WavConfig(
 
 step = jax.jit(lambda model, state, codes, lengths: model.step(state, codes, lengths))
 
-# Rows of speech that end in the first step, between, and never.
+# Rows of speech that end in the first step, in a later one, and never.
 LENGTHS = np.array([58, 20, 3, 1, 31])
 FRAMES = 58
 
@@ -39,7 +39,7 @@ def abstract(config):
 
 @pytest.fixture(scope="module")
 def vocoder():
-    """Everything random: a zero bias hides what lies before the beginning, a small scale the branch that it scales."""
+    """All parameters are random: a zero bias would hide faults at the beginning, a small scale those of its branch."""
     random = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -68,7 +68,7 @@ def heard(model, codes, turns):
     state, at = model.start(len(codes)), np.zeros(len(codes), int)
     rows = [[] for _ in codes]
     for size, new in turns:
-        piece = np.full((*codes.shape[:2], size), 63, np.int32)  # what no row has is not silence
+        piece = np.full((*codes.shape[:2], size), 63, np.int32)  # padding is not silence
         for row, count in enumerate(new):
             piece[row, :, :count] = codes[row, :, at[row] : at[row] + count]
         state, samples = step(model, state, piece, np.asarray(new, np.int32))
@@ -87,25 +87,25 @@ def assert_same(model, rows, whole, lengths=LENGTHS):
         np.testing.assert_allclose(row, expected[: len(row)], atol=1e-5 * np.abs(expected).max())
 
 
-def test_how_many_samples(vocoder):
+def test_the_number_of_samples_follows_from_the_frames(vocoder):
     assert (vocoder.frame_samples, vocoder.lag) == (24, 15)
     published = abstract(replace(SMALL, channels=64, rates=(8, 5, 4, 3), ratios=(2, 2)))
     assert (published.frame_samples, published.lag) == (1920, 555)
     assert [published.samples(frames) for frames in (0, 1, 2, 300)] == [0, 1365, 3285, 575_445]
 
 
-# --- a stream is the whole
+# --- a stream equals the whole
 
 
 @pytest.mark.parametrize("sizes", [[1] * 58, [4] * 15, [25] * 3, [1, 1, 4, 25, 1, 25, 4], [25, 4, 4, 25]])
-def test_a_stream_is_the_whole(vocoder, whole, sizes):
+def test_a_stream_equals_the_whole(vocoder, whole, sizes):
     starts = np.cumsum([0, *sizes])
     turns = [(size, np.clip(LENGTHS - start, 0, size)) for start, size in zip(starts, sizes, strict=False)]
     assert_same(vocoder, heard(vocoder, speech(len(LENGTHS), FRAMES), turns), whole)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_at_their_own_pace(vocoder, whole, seed):
+def test_rows_may_take_different_numbers_of_frames_a_step(vocoder, whole, seed):
     """A row may wait while others speak, and take fewer frames than a step has."""
     random, left, turns = np.random.default_rng(seed), LENGTHS.copy(), []
     while left.any():
@@ -115,7 +115,7 @@ def test_rows_at_their_own_pace(vocoder, whole, seed):
     assert_same(vocoder, heard(vocoder, speech(len(LENGTHS), FRAMES), turns), whole)
 
 
-def test_a_waiting_row_stays_as_it_is(vocoder):
+def test_a_waiting_row_keeps_its_state(vocoder):
     state, _ = step(vocoder, vocoder.start(5), speech(5, 25), np.full(5, 25))
     later, _ = step(vocoder, state, speech(5, 4), np.array([0, 4, 1, 2, 3]))
     for now, before in zip(jax.tree.leaves(later), jax.tree.leaves(state), strict=True):
@@ -125,11 +125,11 @@ def test_a_waiting_row_stays_as_it_is(vocoder):
     assert not np.array_equal(later.tails[0][1], state.tails[0][1])
 
 
-# --- a row is itself
+# --- rows are independent
 
 
 def test_padded_equals_alone(vocoder, whole):
-    """Whatever stands behind a row's frames, and whatever stands in the other rows."""
+    """Neither the padding of a row nor the other rows have an effect."""
     codes = speech(len(LENGTHS), FRAMES)
     for row in (1, 3):
         length = LENGTHS[row]
@@ -140,8 +140,8 @@ def test_padded_equals_alone(vocoder, whole):
     np.testing.assert_array_equal(decode(vocoder, codes, LENGTHS), whole)
 
 
-def test_rows_over_devices(vocoder, whole):
-    """Every row on a device of its own, and the state of a call beside the rows that it belongs to; nothing is sent."""
+def test_rows_are_sharded_over_devices(vocoder, whole):
+    """Every row is on its own device with its state; nothing is sent."""
     mesh = make_mesh("data=2,model=2", devices=jax.devices())
     placed = jax.device_put(vocoder, NamedSharding(mesh, PartitionSpec()))
     rows = [0, 1, 2, 4]
@@ -161,8 +161,8 @@ def test_rows_over_devices(vocoder, whole):
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(kept)} == {1}
 
 
-def test_a_frame_is_heard_from_its_look_ahead_to_the_window(vocoder, whole):
-    """A frame changes the samples from ``lag`` before its own on; three layers with a window of 8 carry it 21 frames on, and
+def test_a_frame_changes_only_samples_from_its_lag_to_the_window(vocoder, whole):
+    """A frame changes samples from ``lag`` before its own. Three layers with a window of 8 reach 21 frames further, and
     the convolutions 19 more."""
     codes = speech(len(LENGTHS), FRAMES)
     codes[0, :, 15] = (codes[0, :, 15] + 32) % 64
@@ -172,14 +172,14 @@ def test_a_frame_is_heard_from_its_look_ahead_to_the_window(vocoder, whole):
     assert (15 + 21) * 24 < changed[1].max() < (15 + 21 + 20) * 24
 
 
-def test_no_frames_and_wrong_codebooks(vocoder):
+def test_no_frames_give_no_samples_and_wrong_codebooks_are_refused(vocoder):
     assert decode(vocoder, np.zeros((2, 4, 0), np.int32), np.zeros(2, np.int32)).shape == (2, 0)
     with pytest.raises(ValueError, match=r"codes: expected \[batch, 4, frames\], got \[2, 1, 8\]"):
         vocoder.step(vocoder.start(2), jnp.zeros((2, 1, 8), jnp.int32), jnp.zeros(2, jnp.int32))
 
 
-def test_the_waveform_is_cut_at_one(vocoder, whole):
-    """Three fifths of the largest sample, doubled, stay below one; the largest does not."""
+def test_the_waveform_is_clipped_at_one(vocoder, whole):
+    """The waveform is scaled to a largest sample of 1.6; samples beyond 1 are clipped."""
     louder = jax.tree.map(lambda leaf: leaf, vocoder)
     gain = np.float32(1.6 / np.abs(whole).max())
     louder.conv_out.kernel[...] = gain * vocoder.conv_out.kernel[...]
@@ -189,7 +189,7 @@ def test_the_waveform_is_cut_at_one(vocoder, whole):
     assert np.abs(found).max() == 1
 
 
-def test_bfloat16(vocoder, whole):
+def test_bfloat16_weights_give_float32_samples(vocoder, whole):
     """Weights decide the arithmetic; samples are float32."""
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), vocoder)
     state, found = step(half, half.start(len(LENGTHS)), speech(len(LENGTHS), FRAMES)[..., :4], LENGTHS.clip(0, 4))
@@ -200,7 +200,7 @@ def test_bfloat16(vocoder, whole):
     assert 1e-5 < error < 0.05
 
 
-def test_half_an_hour_in_one_program(vocoder, compiled):
+def test_half_an_hour_needs_one_program_and_constant_state(vocoder, compiled):
     """Any length is steps of one program, which remembers no more after half an hour (22,500 frames) than after a second."""
     decode(vocoder, speech(1, 30), np.array([30]))
     compiled.clear()

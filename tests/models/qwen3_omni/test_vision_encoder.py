@@ -1,4 +1,4 @@
-"""The vision encoder's laws: a frame is itself, whatever stands beside it, however much padding and in whichever call."""
+"""The vision encoder's laws: a frame does not depend on other frames, on padding or on its call."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def close(ours, expected):
     np.testing.assert_allclose(ours, expected, atol=1e-6 * np.abs(expected).max())
 
 
-def test_a_frame_sees_itself_alone(omni):
+def test_a_frame_attends_only_to_itself(omni):
     """A medium among others, and a video's frame among its neighbours, equal themselves alone."""
     patches = pixels(GRIDS)
     whole, deep = omni.encode_vision(patches, GRIDS)
@@ -42,8 +42,8 @@ def test_several_calls_equal_one(omni, monkeypatch, call):
     close(deep_cut, deep)
 
 
-def test_padding_is_not_seen(omni):
-    """What stands in the padding of a call changes nothing."""
+def test_padding_is_not_attended_to(omni):
+    """The content of a call's padding changes nothing."""
     encoder = omni.parts["vision_encoder"]
     (call,) = vision_packing.pack([pixels([(1, 4, 6)])], [(1, 4, 6)], 2)
     plain, deep = encoder.encode(call.patches, call.place, call.size, call.first)
@@ -56,7 +56,7 @@ def test_padding_is_not_seen(omni):
 
 
 def test_rows_in_blocks_equal_the_whole(omni, monkeypatch):
-    """Wide intermediates are made some patches at a time, in blocks that divide the call."""
+    """Wide intermediates are computed for some patches at a time, in blocks that divide the call."""
     from omni_jax.models.qwen3_omni import vision_encoder
 
     (call,) = vision_packing.pack(*vision_packing.split_patches(pixels(GRIDS), GRIDS), 2)

@@ -1,4 +1,4 @@
-"""The kernel of spans, interpreted: it equals attention in blocks, alone and on several devices; a TPU's programs call it."""
+"""The kernel of spans, interpreted, equals attention in blocks, on one device and on several; TPU programs call it."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ def arrays(length, heads, width, dtype=jnp.float32):
 
 
 def ends(lengths, padding):
-    """Bounds of spans one after another, and of padding behind them."""
+    """Bounds of consecutive spans, and of padding after them."""
     starts = np.cumsum([0, *lengths[:-1]])
     first, last = np.repeat(starts, lengths), np.repeat(starts + lengths, lengths)
     return jnp.asarray(np.pad(first, (0, padding))), jnp.asarray(np.pad(last, (0, padding)))
@@ -28,15 +28,15 @@ STRADDLING = (
     300,
     72,
     4096,
-)  # blocks, one longer than a block, some of one token; a block of padding
-SEVERAL = [5, 700, 64, 64], 3, 80, 512  # panels, of which a block of queries sees one or both
+)  # spans, one longer than a block, some of one token; a block of padding
+SEVERAL = [5, 700, 64, 64], 3, 80, 512  # panels of keys; a block of queries attends to one or both
 
 
 @pytest.mark.parametrize(
     ("lengths", "padding", "width", "panel", "dtype"),
     [(*STRADDLING, jnp.float32), (*SEVERAL, jnp.float32), (*SEVERAL, jnp.bfloat16)],
 )
-def test_kernel_equals_blocks(monkeypatch, lengths, padding, width, panel, dtype):
+def test_the_kernel_equals_attention_in_blocks(monkeypatch, lengths, padding, width, panel, dtype):
     monkeypatch.setattr(kernel, "PANEL", panel)
     total = sum(lengths)
     q, k, v = arrays(total + padding, 2, width, dtype)
@@ -45,14 +45,14 @@ def test_kernel_equals_blocks(monkeypatch, lengths, padding, width, panel, dtype
     found, q, k, v = (x.astype(jnp.float32) for x in (found, q, k, v))
     blocks = jax.jit(packed_attention.attend_spans)
     off = np.abs(found - blocks(q, k, v, *ends(lengths, padding)))
-    # Eight bits of bfloat16: each weight is off by at most 2^-8 of itself, and so is what comes of them.
+    # Eight bits of bfloat16: each weight is off by at most 2^-8 of itself, and so is their sum.
     rounded = 0 if dtype == jnp.float32 else 2**-7 * blocks(q, k, jnp.abs(v), *ends(lengths, padding))
     assert np.all(off <= 2e-6 + rounded)
     np.testing.assert_array_equal(found[total:], 0)
 
 
-def test_segments_by_their_bounds():
-    """Windows of audio with padding between and behind them, whose tokens see nothing."""
+def test_segments_given_by_bounds_equal_segment_ids():
+    """Windows of audio, with padding between and after them that attends to nothing."""
     ids = np.repeat([0, 1, -1, 4, 5, -1], [104, 30, 9, 104, 90, 27])
     q, k, v = arrays(len(ids), 2, 64)
     found = kernel.attend(q, k, v, *kernel.bounds(jnp.asarray(ids)), interpret=True)
@@ -63,7 +63,7 @@ def test_segments_by_their_bounds():
 
 @pytest.mark.parametrize("heads", [4, 3])
 def test_each_device_attends_for_its_own_heads(heads):
-    """Where heads do not divide, for all of them."""
+    """Where heads do not divide, each device computes all of them."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
     q, k, v = arrays(200, heads, 16)
     first, last = ends([120, 70], 10)
@@ -75,7 +75,7 @@ def test_each_device_attends_for_its_own_heads(heads):
 
 
 @pytest.mark.parametrize("form", ["spans", "segments"])
-def test_a_tpus_programs_call_the_kernel_and_no_others(form):
+def test_only_tpu_programs_call_the_kernel(form):
     """Gradients are those of the blocks on every platform; windows as long as the call need no kernel."""
 
     def attend(q, k, v, first, last, reach=104):

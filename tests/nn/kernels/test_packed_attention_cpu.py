@@ -1,4 +1,4 @@
-"""A CPU's forms of attention against those of all platforms, with their gradients."""
+"""The CPU forms of attention against the default forms, with their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_causal_attention_in_blocks_equals_all_scores_at_once(small_blocks, toke
     np.testing.assert_allclose(packed_attention_cpu.attend_causal(q, k, v, window=window), expected, atol=2e-6)
 
 
-def test_spans_in_blocks_equal_the_form_of_all_platforms_and_empty_ones_give_zeros(small_blocks):
+def test_spans_in_blocks_equal_the_default_form_and_empty_spans_give_zeros(small_blocks):
     q, k, v = drawn((50, 2, 8), (50, 2, 8), (50, 2, 8))
     first = jnp.array([0] * 20 + [20] * 25 + [0] * 5)
     last = jnp.array([20] * 20 + [45] * 25 + [0] * 5)
@@ -45,7 +45,7 @@ def test_dense_attention_head_by_head_equals_all_heads_at_once():
 
 
 @pytest.mark.parametrize("window", [None, 30])
-def test_gradients_of_a_whole_causal_pass_are_those_of_the_form_of_all_platforms(window):
+def test_gradients_of_a_causal_pass_equal_the_default_form(window):
     tokens = packed_attention_cpu.FEW + 3
     q, k, v, weights = drawn((1, tokens, 4, 8), (1, tokens, 2, 8), (1, tokens, 2, 8), (1, tokens, 4, 8))
 

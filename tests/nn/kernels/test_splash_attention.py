@@ -1,4 +1,4 @@
-"""The kernels of long prompts, interpreted: they equal plain attention, alone and over a cache, on one device and on several."""
+"""The kernels of long prompts, interpreted, equal plain attention, with and without a cache, on any devices."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def arrays(width, kv_heads=2, groups=2, batch=2):
 @pytest.mark.parametrize("width", splash_attention.WIDTHS)
 @pytest.mark.parametrize("lengths", [None, (0, 131)])
 def test_kernels_equal_plain_attention(width, lengths):
-    """Of rows that hold nothing yet and that hold some slots; what lies beyond is never read."""
+    """For rows with an empty cache and with some filled slots; slots beyond are never read."""
     q, k, v, past = arrays(width)
     if lengths is not None:
         beyond = jnp.arange(SLOTS)[:, None] >= jnp.asarray(lengths)[:, None, None, None]
@@ -39,8 +39,8 @@ def test_kernels_equal_plain_attention(width, lengths):
     np.testing.assert_allclose(found, causal_attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
-def test_bfloat16_rounds_scaled_queries_and_what_comes_out():
-    """And nothing between: it is float32's attention of those queries to half a unit in the last of bfloat16's 8 digits."""
+def test_bfloat16_rounds_only_scaled_queries_and_outputs():
+    """Nothing is rounded in between: the result is float32 attention, within half a unit of bfloat16's last bit."""
     q, k, v = (x.astype(jnp.bfloat16) for x in arrays(128, kv_heads=1, batch=1)[:3])
     found = splash_attention.attend(q, k, v, interpret=True)
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
@@ -52,7 +52,7 @@ def test_bfloat16_rounds_scaled_queries_and_what_comes_out():
 
 @pytest.mark.parametrize(("batch", "groups"), [(2, 1), (1, 2)])
 def test_each_device_attends_for_its_own_rows_and_heads(batch, groups):
-    """Of a lone row, for some of the query heads of a key head."""
+    """For a single row, each device computes some of the query heads of a key head."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
     q, k, v, past = arrays(64, groups=groups, batch=batch)
     past = (*past, jnp.asarray([7, 200][:batch]))
@@ -66,8 +66,8 @@ def test_each_device_attends_for_its_own_rows_and_heads(batch, groups):
     np.testing.assert_allclose(found, causal_attention._in_blocks(q, k, v, past, window=None), atol=2e-5)
 
 
-def test_gradients_of_a_prompt():
-    """Of new tokens alone, as in training."""
+def test_gradients_of_a_prompt_equal_plain_attention():
+    """Without a cache, as in training."""
     q, k, v, _ = arrays(64, batch=1)
 
     def loss(attend, *given):
@@ -84,7 +84,7 @@ def test_gradients_of_a_prompt():
         np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
-def test_what_there_are_kernels_for():
+def test_sizes_that_the_kernels_support():
     assert splash_attention.fits(4096, 32768, 128)
     assert splash_attention.fits(768, 0, 64)
     assert not splash_attention.fits(256, 0, 128)  # a short turn

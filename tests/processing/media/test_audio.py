@@ -1,4 +1,4 @@
-"""Sound of any format, rate, channels and type in; the right samples and features out; faults named."""
+"""Sound of any format, rate, channels and type gives the right samples and features; faults are named."""
 
 import base64
 import contextlib
@@ -35,7 +35,7 @@ CONFIG = audio.FeatureConfig()
 
 
 def tone(rate, channels):
-    """A tone in the first of [W, channels], silence in the others: the mean is the tone over their number."""
+    """[W, channels] with a tone in the first channel only, so the mean is the tone over the number of channels."""
     samples = np.zeros((round(SECONDS * rate), channels), np.float32)
     samples[:, 0] = 0.8 * np.sin(2 * np.pi * PITCH / rate * np.arange(len(samples)))
     return samples
@@ -46,7 +46,7 @@ def as_int16(samples):
 
 
 def write_av(path, samples, rate, codec, **names):
-    """Encodes [W, channels] by PyAV, in the container that the path names, with a title and the like."""
+    """Encodes [W, channels] by PyAV, in the container that the path names, with a title and similar fields."""
     with av.open(str(path), "w") as container:
         container.metadata.update(names)
         layout = "mono" if samples.shape[1] == 1 else "stereo"
@@ -80,7 +80,7 @@ def peak(samples):
 
 
 def assert_is_tone(samples, channels):
-    """Equal to the tone at 16 kHz, sample by sample; the ends, where a resampler meets an edge, left out."""
+    """Asserts equality with the tone at 16 kHz, sample by sample, without the ends, where a resampler meets an edge."""
     assert samples.dtype == np.float32
     assert samples.shape == (round(SECONDS * audio.SAMPLE_RATE),)
     expected = tone(audio.SAMPLE_RATE, 1)[:, 0] / channels
@@ -93,7 +93,7 @@ def assert_is_tone(samples, channels):
     ("suffix", "subtype"),
     [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("aiff", "PCM_24")],
 )
-def test_lossless_files_by_soundfile(tmp_path, suffix, subtype, rate, channels):
+def test_lossless_files_are_read_by_soundfile(tmp_path, suffix, subtype, rate, channels):
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, tone(rate, channels), rate, subtype=subtype)
     assert_is_tone(audio.load(path), channels)
@@ -102,7 +102,7 @@ def test_lossless_files_by_soundfile(tmp_path, suffix, subtype, rate, channels):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "pcm_s16le"), ("m4a", "alac")])  # interleaved, planar
-def test_lossless_files_by_pyav(tmp_path, suffix, codec, rate, channels):
+def test_lossless_files_are_read_by_pyav(tmp_path, suffix, codec, rate, channels):
     path = tmp_path / f"tone.{suffix}"
     write_av(path, tone(rate, channels), rate, codec)
     with pytest.raises(soundfile.SoundFileError):
@@ -113,21 +113,21 @@ def test_lossless_files_by_pyav(tmp_path, suffix, codec, rate, channels):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("suffix", ["ogg", "mp3", "m4a"])
-def test_lossy_files(tmp_path, suffix, rate, channels):
+def test_lossy_files_are_read(tmp_path, suffix, rate, channels):
     path = tmp_path / f"tone.{suffix}"
     if suffix == "m4a":
         write_av(path, tone(rate, channels), rate, "aac")
     else:
         soundfile.write(path, tone(rate, channels), rate)
     samples = audio.load(path)
-    codec_frame = 2048 / rate  # seconds: what an encoder may leave at the end
+    codec_frame = 2048 / rate  # seconds that an encoder may append at the end
     assert SECONDS <= samples.size / audio.SAMPLE_RATE <= SECONDS + codec_frame
     frequency, amplitude = peak(samples[: round(SECONDS * audio.SAMPLE_RATE)])
     assert frequency == pytest.approx(PITCH, abs=audio.SAMPLE_RATE / samples.size)
     assert amplitude == pytest.approx(0.8 / channels, rel=0.1)
 
 
-def test_opus(tmp_path):
+def test_opus_is_read(tmp_path):
     path = tmp_path / "tone.opus"
     soundfile.write(path, tone(48_000, 1), 48_000, format="OGG", subtype="OPUS")
     samples = audio.load(path)
@@ -136,17 +136,17 @@ def test_opus(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("mp4", "aac"), ("webm", "libopus")])
-def test_a_title_that_is_not_utf_8_stops_no_reading(tmp_path, suffix, codec):
+def test_a_title_that_is_not_utf_8_does_not_matter(tmp_path, suffix, codec):
     path = tmp_path / f"tone.{suffix}"
     write_av(path, tone(48_000, 1), 48_000, codec, title="Gr\u00fc\u00dfe")
     content = path.read_bytes()
-    latin = content.replace("Gr\u00fc\u00dfe".encode(), b"Gr\xfc\xdfe!!")  # as long, in Latin-1
+    latin = content.replace("Gr\u00fc\u00dfe".encode(), b"Gr\xfc\xdfe!!")  # of the same length, in Latin-1
     assert latin != content
     assert peak(audio.load(latin)[:8_000])[0] == pytest.approx(PITCH, abs=2)
 
 
 @pytest.mark.parametrize("reader", ["_by_soundfile", "track"])
-def test_a_mistake_in_our_call_of_a_library_is_not_called_a_damaged_file(monkeypatch, reader):
+def test_an_internal_type_error_is_not_called_a_damaged_file(monkeypatch, reader):
     def changed(file):
         raise TypeError("open() got an unexpected keyword argument")
         yield
@@ -157,7 +157,7 @@ def test_a_mistake_in_our_call_of_a_library_is_not_called_a_damaged_file(monkeyp
         audio.load(content)
 
 
-def test_a_path_is_read_in_every_way_alike():
+def test_every_kind_of_path_gives_equal_samples():
     expected = soundfile.read(HELLO, dtype="float32")[0]
     content = HELLO.read_bytes()
     sources = [
@@ -205,7 +205,7 @@ def test_a_file_object_can_be_read_twice():
         np.testing.assert_array_equal(audio.load(file), audio.load(file))
 
 
-def test_of_a_video_the_first_track_of_sound(tmp_path):
+def test_the_first_sound_track_of_a_video_is_read(tmp_path):
     write_video(tmp_path / "video.mkv", tone(16_000, 1), np.zeros((8_000, 1)))
     assert_is_tone(audio.load((tmp_path / "video.mkv").read_bytes()), 1)
 
@@ -214,7 +214,7 @@ PART = MediaOptions(audio_start=0.1, audio_end=0.35)
 
 
 def part_sources(folder):
-    """The tone at 44.1 kHz in every way in which a part is cut."""
+    """The tone at 44.1 kHz as every kind of source from which a part is cut."""
     samples = tone(44_100, 2)
     soundfile.write(folder / "tone.flac", samples, 44_100)
     write_av(folder / "tone.m4a", samples, 44_100, "alac")
@@ -233,7 +233,7 @@ def test_a_part_is_cut_out(tmp_path, monkeypatch, block):
     np.testing.assert_array_equal(audio.load(whole, options=PART), whole[1_600:5_600, 0])
 
 
-def test_a_part_beyond_the_end(tmp_path):
+def test_a_part_beyond_the_end_is_refused(tmp_path):
     late, long = MediaOptions(audio_start=0.5), MediaOptions(audio_start=0.4, audio_end=9)
     for source in part_sources(tmp_path):
         assert audio.load(source, options=long).shape == (1_600,)
@@ -241,27 +241,27 @@ def test_a_part_beyond_the_end(tmp_path):
         assert_refused(source, "0 samples .* too few", options=MediaOptions(audio_start=0.2, audio_end=0.2))
 
 
-def test_only_the_part_is_judged(tmp_path, monkeypatch):
+def test_only_faults_within_the_part_count(tmp_path, monkeypatch):
     monkeypatch.setattr(audio_file, "BLOCK_FRAMES", 1_000)
     bad_files(tmp_path)
     middle = np.where(np.arange(16_000) == 8_000, np.nan, 0)
     for source in (middle, tmp_path / "nan.wav"):
         assert audio.load(source, options=MediaOptions(audio_end=0.5)).shape == (8_000,)
         assert_refused(source, r"the first at 0\.500 s", options=MediaOptions(audio_start=0.3))
-    cut = audio.load(tmp_path / "cut.flac", options=MediaOptions(audio_end=0.1))  # no further decoded than that
+    cut = audio.load(tmp_path / "cut.flac", options=MediaOptions(audio_end=0.1))  # decoding stops there
     np.testing.assert_array_equal(cut, audio.load(HELLO)[:1_600])
 
 
 @settings(deadline=None, max_examples=50)
 @given(start=st.integers(0, 3_000), size=st.integers(201, 2_000), sizes=st.lists(st.integers(0, 700), min_size=1))
-def test_any_part_of_any_blocks(start, size, sizes):
+def test_a_part_of_any_blocks_has_the_right_samples(start, size, sizes):
     samples = np.arange(sum(sizes), dtype=np.float32)
     blocks = np.split(samples, np.cumsum(sizes)[:-1])
     options = MediaOptions(audio_start=start / 16_000, audio_end=(start + size) / 16_000)
     taken = [audio_file.Block(block, 16_000) for block in blocks]
     part = audio_file.take(taken, options.audio_start, options.audio_end, math.inf, "audio")
     np.testing.assert_array_equal(part.samples, samples[start : start + size])
-    # Seconds are a sum of floats; counted in samples they are whole.
+    # Seconds are a sum of floats; in samples they are whole numbers.
     assert min(samples.size, start + size) <= round(part.seen * 16_000, 6) <= samples.size
     assert not part.fault
 
@@ -276,14 +276,14 @@ def test_a_pipe_is_read():
         os.close(end)
 
 
-def test_a_file_url_with_a_space(tmp_path):
+def test_a_file_url_with_a_space_is_read(tmp_path):
     path = tmp_path / "a b.wav"
     soundfile.write(path, tone(16_000, 1), 16_000)
     assert "%20" in path.as_uri()
     assert_is_tone(audio.load(path.as_uri()), 1)
 
 
-def test_a_name_that_lies_about_its_content(tmp_path):
+def test_a_wrong_suffix_does_not_matter(tmp_path):
     path = tmp_path / "tone.mp3"
     soundfile.write(path, tone(16_000, 1), 16_000, format="WAV")
     assert_is_tone(audio.load(path), 1)
@@ -302,7 +302,7 @@ def test_a_name_that_lies_about_its_content(tmp_path):
         (np.float64, [-3, 0, 0.5], [-3, 0, 0.5]),
     ],
 )
-def test_number_types(dtype, values, expected):
+def test_samples_of_any_number_type_are_read(dtype, values, expected):
     samples = audio.load(np.tile(np.array(values, dtype), 100))
     np.testing.assert_array_equal(samples, np.tile(np.array(expected, np.float32), 100))
 
@@ -315,7 +315,7 @@ def test_the_smaller_axis_is_channels_and_their_mean_is_taken():
     assert_is_tone(audio.load(tone(16_000, 1).T), 1)
 
 
-def test_the_result_is_a_new_array():
+def test_the_result_does_not_alias_the_input():
     samples = tone(16_000, 1)[:, 0]
     assert not np.shares_memory(audio.load(samples), samples)
 
@@ -349,7 +349,7 @@ def bad_files(folder):
         "text.wav": "not audio, or damaged",
         "bytes.mp3": "not audio, or damaged",
         "cut.flac": r"its sound is cut off or damaged after 1\.22 s; give the whole file, or audio_end=1\.22 for what there is",
-        "headerless.raw": "has no audio track",  # by its name, PyAV takes it for pictures
+        "headerless.raw": "has no audio track",  # PyAV takes it for pictures because of its name
         "video.mp4": "has no audio track; expected a sound file, or a video with sound",
     }
 
@@ -369,11 +369,11 @@ def test_bad_files_are_named_with_their_fault(tmp_path):
         assert_refused(str(path), f"^message 3, audio 1: .*{pattern}", name="message 3, audio 1")
 
 
-# What is lost
+# Missing data
 
 
 def ticks(seconds, rate=16_000):
-    """A sound of which each second has its own loudness: [W, 1]."""
+    """A sound with another loudness in each second: [W, 1]."""
     second = np.arange(round(seconds * rate)) // rate
     return (0.05 * (second + 1) * np.sign(np.sin(np.arange(second.size) * 0.2 + 0.1)))[:, None].astype(np.float32)
 
@@ -394,7 +394,7 @@ def lossy(folder):
     return sorted(folder.glob("a.*"))
 
 
-def test_a_file_cut_off_says_how_far_it_goes(tmp_path):
+def test_a_truncated_file_reports_how_far_it_goes(tmp_path):
     paths = lossy(tmp_path)
     assert len(paths) == 7
     for path in paths:
@@ -423,7 +423,7 @@ def test_a_wav_written_into_a_pipe_states_no_length(tmp_path, size):
 
 
 def test_an_mp3_whose_length_is_guessed_is_read_to_its_end(tmp_path):
-    """By an average of its first frames, which are quiet here: libsndfile would end long before the end, or state more."""
+    """The average of the first frames, which are quiet here, gives a wrong length to libsndfile."""
     loud = np.random.default_rng(0).normal(scale=0.2, size=(160_000, 1))
     for samples in (np.concatenate([loud, loud * 0]), np.concatenate([loud * 0, loud])):
         soundfile.write(tmp_path / "a.mp3", samples, 16_000, bitrate_mode="VARIABLE", compression_level=0.3)
@@ -452,7 +452,7 @@ def test_packets_that_do_not_decode_are_damage(tmp_path):
     assert_refused(without(places), r"not audio, or damaged .*nothing of its sound decodes")
 
 
-def test_more_than_fits_is_not_decoded(tmp_path):
+def test_sound_beyond_the_context_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.flac", tone(16_000, 1).repeat(40, axis=0), 16_000)  # 20 s
     write_av(tmp_path / "a.mkv", tone(16_000, 1).repeat(40, axis=0), 16_000, "aac")
     for source in (tmp_path / "a.mkv", tmp_path / "a.flac", np.zeros(320_000, np.float32)):
@@ -473,8 +473,8 @@ print((used() - before) / samples.nbytes)
 """
 
 
-def test_memory_is_that_of_the_samples(tmp_path):
-    """Ten minutes at 48 kHz, which by themselves would be three times what is returned."""
+def test_decoding_needs_little_more_memory_than_the_samples(tmp_path):
+    """Ten minutes at 48 kHz, which are three times the size of the returned samples."""
     for count, name in ((48_000, "short.flac"), (28_800_000, "long.flac")):
         soundfile.write(tmp_path / name, np.zeros(count, np.int16), 48_000)
     run = subprocess.run(
@@ -488,7 +488,7 @@ def test_memory_is_that_of_the_samples(tmp_path):
 
 
 def write_track(path, starts, *, picture=0.0, samples=None):
-    """A video of one second of pictures from a time on, and a second of ticks at each of some times."""
+    """A video with one second of pictures from a given time, and a second of ticks at each of some times."""
     samples = ticks(len(starts)) if samples is None else samples
     with av.open(str(path), "w") as container:
         pictures = container.add_stream("mpeg4", rate=10)
@@ -528,7 +528,7 @@ def track(path, *, limit=math.inf, **options):
 
 
 def seconds(samples):
-    """Which second of the ticks is heard in each second, 0 for silence."""
+    """The number of the second of ticks in each second, 0 for silence."""
     return [round(float(np.abs(samples[at : at + 16_000]).max()) / 0.05) for at in range(0, samples.size, 16_000)]
 
 
@@ -543,19 +543,19 @@ def seconds(samples):
         ([3, 6], 1, [0, 0, 1, 0, 0, 2]),
     ],
 )
-def test_sound_is_placed_by_its_time(tmp_path, starts, picture, expected):
+def test_sound_is_placed_by_its_time_stamps(tmp_path, starts, picture, expected):
     samples = track(write_track(tmp_path / "a.mkv", starts, picture=picture))
     assert seconds(samples) == expected
     assert samples.size == len(expected) * 16_000
 
 
-def test_a_small_hole_is_a_time_stamp_rounded(tmp_path):
+def test_small_gaps_are_not_filled(tmp_path):
     path = write_track(tmp_path / "a.mkv", [0, 1.03, 2.06])
     assert track(path).size == 3 * 16_000 + 960  # 30 ms are not filled, 60 ms are
     assert track(write_track(tmp_path / "b.mkv", [0, 1.001, 2.002])).size == 3 * 16_000
 
 
-def test_a_part_of_the_sound_of_a_video(tmp_path):
+def test_a_part_of_a_videos_sound_is_cut_by_time(tmp_path):
     path = write_track(tmp_path / "a.mkv", [2, 3, 6])
     assert seconds(track(path, video_start=1, video_end=4)) == [0, 1, 2]
     assert seconds(track(path, video_start=3)) == [2, 0, 0, 3]
@@ -571,7 +571,7 @@ def test_a_part_of_the_sound_of_a_video(tmp_path):
         track(path, limit=2.5)
 
 
-def test_a_clock_set_back_goes_on(tmp_path):
+def test_time_stamps_that_go_back_are_continued(tmp_path):
     blocks = [
         audio_file.Block(np.full(16_000, n, np.float32), 16_000, time) for n, time in enumerate([5.0, 6.0, 0.0, 1.0])
     ]
@@ -626,7 +626,7 @@ BAD_SOURCES = {
 
 
 @pytest.mark.parametrize("case", BAD_SOURCES)
-def test_bad_sources(case):
+def test_bad_sources_are_refused(case):
     source, pattern, *options = BAD_SOURCES[case]
     message = assert_refused(source, pattern, **({"options": options[0]} if options else {}))
     assert len(message) < 400
@@ -639,7 +639,7 @@ def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
     assert_refused(b"ffconcat version 1.0\nfile http://127.0.0.1:9/a.wav\n", "not audio")
 
 
-def test_features_of_the_recording_are_the_golden_ones():
+def test_features_of_the_recording_equal_the_golden_ones():
     with np.load(GOLDEN) as golden:
         features = audio.log_mel(audio.load(HELLO), CONFIG)
         assert features.shape == (128, golden["frames"])
@@ -648,11 +648,11 @@ def test_features_of_the_recording_are_the_golden_ones():
         np.testing.assert_allclose(features[:, :: golden["step"]], golden["features"], rtol=0, atol=1e-5)
 
 
-def test_silence_is_a_constant():
+def test_features_of_silence_are_constant():
     np.testing.assert_array_equal(audio.log_mel(np.zeros(800, np.float32), CONFIG), np.full((128, 5), -1.5))
 
 
-def test_blocks_do_not_show(monkeypatch):
+def test_features_do_not_depend_on_the_block_size(monkeypatch):
     samples = audio.load(HELLO)
     whole = audio.log_mel(samples, CONFIG)
     for frames in (1, 7, whole.shape[1] - 1):
@@ -660,7 +660,7 @@ def test_blocks_do_not_show(monkeypatch):
         np.testing.assert_allclose(audio.log_mel(samples, CONFIG), whole, rtol=0, atol=1e-6)
 
 
-def test_a_clip_backwards_gives_its_frames_backwards():
+def test_a_reversed_clip_gives_reversed_frames():
     # Frames are centred on samples 0, 160, ...: with one sample more than whole hops, both ends are reflected alike.
     samples = np.random.default_rng(0).standard_normal(160 * 4 + 1).astype(np.float32)
     forwards, backwards = (audio.log_mel(clip, CONFIG)[:, 1:] for clip in (samples, samples[::-1]))
@@ -684,7 +684,7 @@ def test_a_tone_is_in_its_bin():
         fill=st.floats(-1, 1, width=32),
     )
 )
-def test_any_clip_gives_a_frame_a_hop(samples):
+def test_any_clip_has_one_frame_a_hop(samples):
     loaded = audio.load(samples)
     np.testing.assert_array_equal(loaded, samples)
     features = audio.log_mel(loaded, CONFIG)
@@ -697,7 +697,7 @@ def test_any_clip_gives_a_frame_a_hop(samples):
 
 @settings(deadline=None, max_examples=50)
 @given(rate=st.integers(1_000, 200_000), seconds=st.floats(0.02, 0.2), channels=st.integers(1, 3))
-def test_any_rate_gives_its_seconds(rate, seconds, channels):
+def test_resampling_keeps_the_duration(rate, seconds, channels):
     length = int(seconds * rate)
     samples = audio.load((np.full((channels, length), 0.25), rate))
     assert samples.size == -(-length * 16_000 // rate)
@@ -714,7 +714,7 @@ def test_any_rate_gives_its_seconds(rate, seconds, channels):
         (np.full(1_000, 1e300), "NaN or infinite"),
     ],
 )
-def test_bad_samples_for_features(samples, pattern):
+def test_features_of_bad_samples_are_refused(samples, pattern):
     with pytest.raises(ValueError, match=pattern):
         audio.log_mel(samples, CONFIG)
 
@@ -732,7 +732,7 @@ PUBLISHED = {
 }
 
 
-def test_config_from_the_published_file():
+def test_the_published_config_is_read():
     assert audio.FeatureConfig.from_hf(json.loads(json.dumps(PUBLISHED))) == audio.FeatureConfig()
     smaller = audio.FeatureConfig.from_hf(PUBLISHED | {"feature_size": 80, "hop_length": 200})
     assert smaller == audio.FeatureConfig(hop=200, mel_bins=80)
@@ -740,7 +740,7 @@ def test_config_from_the_published_file():
     assert hash(smaller) != hash(audio.FeatureConfig())
 
 
-def test_the_shortest_clip_gives_a_frame():
+def test_the_shortest_clip_has_one_frame():
     for config in (CONFIG, audio.FeatureConfig(hop=400), audio.FeatureConfig(n_fft=512, hop=1)):
         samples = np.zeros(config.min_samples, np.float32)
         assert audio.log_mel(samples, config).shape[1] == config.min_samples // config.hop >= 1
@@ -748,7 +748,7 @@ def test_the_shortest_clip_gives_a_frame():
             audio.log_mel(samples[1:], config)
 
 
-def test_config_faults_come_in_one_line():
+def test_faults_of_a_config_are_reported_in_one_line():
     broken = {"sampling_rate": 8000, "n_fft": 401, "hop_length": 0, "dither": 0.1}
     expected = (
         "preprocessor_config.json: sampling_rate is 8000 (expected 16000); "
@@ -763,11 +763,11 @@ def test_config_faults_come_in_one_line():
         audio.FeatureConfig(mel_bins=201)
 
 
-# --- sound made to fill memory
+# --- sound that would fill memory
 
 
 @pytest.mark.parametrize("shape", [(10**10,), (10**10, 2), (2, 10**10)])
-def test_an_array_is_copied_no_further_than_the_context_has_room(shape):
+def test_an_array_is_copied_only_as_far_as_the_context(shape):
     endless = np.broadcast_to(np.int16(0), shape)
     with pytest.raises(ValueError, match=r"at least .* s of sound, but the model's context has room for 20.0 s"):
         audio.load(endless, limit=20)
@@ -781,7 +781,7 @@ def test_a_file_of_very_many_channels_is_refused_before_they_are_decoded():
         audio.load(file.getvalue())
 
 
-def test_silence_that_a_files_times_make_years_long_is_no_work():
+def test_time_stamps_years_apart_allocate_no_silence():
     sound = [audio_file.Block(np.ones(100, np.float32), 16_000, time=1e9)]
     part = audio_file.take(audio_file.placed(sound, 0.0), 1e9 - 1, None, 60, "video")
     assert (part.samples.size, part.samples.sum(), part.fault, part.heard) == (16_100, 100, "", True)
@@ -790,8 +790,8 @@ def test_silence_that_a_files_times_make_years_long_is_no_work():
 
 
 @pytest.mark.parametrize("name", ["a.aiff", "a.w64", "a.caf", "a.wav"])
-def test_a_chunk_that_says_it_is_huge_prints_no_traceback(tmp_path, capfd, name):
-    """Libraries in C seek where it sends them, and print what a file of Python's raises."""
+def test_a_huge_stated_chunk_size_prints_no_traceback(tmp_path, capfd, name):
+    """C libraries seek to the stated end, and print the exceptions of a Python file object."""
     path = tmp_path / name
     soundfile.write(path, np.zeros(4000, np.float32), 16_000, format=name[2:].upper())
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Pictures of any format, mode, rotation and type in; upright RGB out; faults named in one line."""
+"""Pictures of any format, mode, rotation and type become upright RGB; faults are named in one line."""
 
 import base64
 import contextlib
@@ -23,7 +23,7 @@ LOSSY = ("jpg", "webp", "avif", "mpo")
 
 
 def picture(height=HEIGHT, width=WIDTH):
-    """Slopes of which no turn or flip is another: uint8 [height, width, 3]."""
+    """Gradients whose rotations and flips all differ: uint8 [height, width, 3]."""
     row, column = np.mgrid[:height, :width]
     return np.stack([5 * row, 4 * column, 2 * row + 2 * column], -1).astype(np.uint8)
 
@@ -41,14 +41,14 @@ def pixels(source):
 
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
-def test_lossless_files(tmp_path, suffix):
+def test_lossless_files_are_read(tmp_path, suffix):
     path = tmp_path / f"a picture.{suffix}"
     Image.fromarray(picture()).save(path, **LOSSLESS[suffix])
     np.testing.assert_array_equal(pixels(path), picture())
 
 
 @pytest.mark.parametrize("suffix", LOSSY)
-def test_lossy_files(tmp_path, suffix):
+def test_lossy_files_are_read(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
     more = {"save_all": True, "append_images": [Image.fromarray(picture())]} if suffix == "mpo" else {}
     Image.fromarray(picture()).save(path, quality=95, **more)
@@ -62,7 +62,7 @@ def test_a_large_jpeg_is_decoded_in_full(tmp_path):
         np.testing.assert_array_equal(pixels(path), np.asarray(reference))
 
 
-def test_a_path_is_read_in_every_way_alike(tmp_path):
+def test_every_kind_of_path_gives_equal_pixels(tmp_path):
     path = tmp_path / "a b.png"
     Image.fromarray(picture()).save(path)
     content = path.read_bytes()
@@ -96,7 +96,7 @@ def test_a_users_file_stays_open_and_is_read_again(tmp_path, format):
             np.testing.assert_array_equal(pixels(own), first)
 
 
-def test_a_users_image_stays_as_it_is():
+def test_a_users_image_is_not_changed():
     exif = Image.Exif()
     exif[0x0112] = 6
     own = Image.open(io.BytesIO(encode(Image.fromarray(picture()).convert("P"), "png", exif=exif, transparency=3)))
@@ -111,7 +111,7 @@ def test_a_users_image_stays_as_it_is():
 
 
 @pytest.mark.parametrize("format", ["gif", "webp", "png", "tiff"])
-def test_of_an_animation_the_first_frame_is_taken(format):
+def test_the_first_frame_of_an_animation_is_read(format):
     frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "lime", "blue")]
     more = {"lossless": True} if format == "webp" else {}
     content = encode(frames[0], format, save_all=True, append_images=frames[1:], **more)
@@ -143,7 +143,7 @@ def in_mode(mode, value):
 @pytest.mark.parametrize(
     ("mode", "value"), [*((mode, COLOUR) for mode in AS_COLOURED), *((mode, GREY) for mode in AS_GREY)]
 )
-def test_modes(mode, value):
+def test_images_of_any_mode_become_rgb(mode, value):
     own = in_mode(mode, value)
     assert own.mode == mode
     found = pixels(own)
@@ -151,31 +151,31 @@ def test_modes(mode, value):
     assert np.abs(found.astype(int) - value).max() <= 3
 
 
-def test_one_bit():
+def test_one_bit_images_become_rgb():
     lit = picture()[..., 0] > 60
     np.testing.assert_array_equal(pixels(encode(lit, "png")), np.repeat(lit[..., None] * 255, 3, -1))
 
 
-def test_palettes(tmp_path):
+def test_palette_images_become_rgb(tmp_path):
     own = Image.fromarray(picture()).quantize(64)
     expected = np.asarray(own.convert("RGB"))
     for format in ("png", "gif", "bmp", "tiff"):
         np.testing.assert_array_equal(pixels(encode(own, format)), expected)
 
 
-def test_cmyk_of_a_jpeg():
+def test_a_cmyk_jpeg_becomes_rgb():
     own = Image.new("CMYK", (WIDTH, HEIGHT), (0, 255, 255, 0))
     assert np.abs(pixels(encode(own, "jpeg")).astype(int) - (255, 0, 0)).max() <= 3
 
 
 def sixteen():
-    """A slope over the whole of 16 bits, [HEIGHT, WIDTH], and the same in 8, as RGB."""
+    """A gradient over all 16 bits, [HEIGHT, WIDTH], and the same in 8 bits, as RGB."""
     wide = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     return wide, np.repeat(np.rint(wide / 257).astype(np.uint8)[..., None], 3, -1)
 
 
-def test_32_bits_that_hold_8(tmp_path):
-    """Of the largest value, up to 255, they are read as 8 bits; beyond, as 16."""
+def test_values_of_32_bits_up_to_255_are_read_as_8_bits(tmp_path):
+    """With a largest value up to 255 they are read as 8 bits, otherwise as 16."""
     values = np.arange(0, 250).reshape(10, 25).astype(np.int32)
     np.testing.assert_array_equal(pixels(Image.fromarray(values))[..., 0], values)
     values[0, 0] = 256
@@ -194,12 +194,12 @@ def test_sixteen_bits_are_scaled_by_their_range(mode):
 
 
 @pytest.mark.parametrize("format", ["png", "tiff", "ppm"])
-def test_sixteen_bits_of_a_file(format):
+def test_sixteen_bit_files_are_scaled_by_their_range(format):
     wide, expected = sixteen()
     np.testing.assert_array_equal(pixels(encode(wide, format)), expected)
 
 
-def test_what_a_16_bit_file_states_to_be_transparent_is_white():
+def test_a_transparent_value_of_a_16_bit_file_becomes_white():
     wide, expected = sixteen()
     found = pixels(encode(wide, "png", transparency=int(wide[3, 5])))
     expected[wide == wide[3, 5]] = 255
@@ -213,7 +213,7 @@ def on_white(colours, alpha):
 
 @pytest.mark.parametrize("format", ["png", "webp", "tiff", None])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
-def test_transparency_is_laid_on_white(mode, format):
+def test_transparency_is_blended_on_white(mode, format):
     if mode in ("RGBa", "La") or (mode, format) == ("LA", "webp"):
         format = None
     row = np.repeat(np.arange(HEIGHT)[:, None], WIDTH, 1)
@@ -226,7 +226,7 @@ def test_transparency_is_laid_on_white(mode, format):
 
 
 @pytest.mark.parametrize("format", ["png", "gif"])
-def test_a_transparent_palette_entry_is_white(format):
+def test_a_transparent_palette_entry_becomes_white(format):
     own = Image.fromarray((picture()[..., 0] > 60).astype(np.uint8))
     own = Image.frombytes("P", own.size, own.tobytes())
     own.putpalette([10, 20, 30, 200, 100, 50])
@@ -235,7 +235,7 @@ def test_a_transparent_palette_entry_is_white(format):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_palette_with_an_alpha_of_its_own():
+def test_a_palette_with_alpha_is_blended_on_white():
     own = Image.frombytes("P", (4, 1), bytes([0, 1, 2, 3]))
     own.putpalette([0, 0, 0, 100, 0, 0, 0, 100, 0, 0, 0, 100])
     found = pixels(encode(own, "png", transparency=bytes([0, 51, 255, 255])))
@@ -243,7 +243,7 @@ def test_a_palette_with_an_alpha_of_its_own():
 
 
 @pytest.mark.parametrize(("mode", "key", "drawn"), [("RGB", COLOUR, COLOUR), ("L", 7, (7, 7, 7)), ("1", 0, (0, 0, 0))])
-def test_a_transparent_colour_is_white(mode, key, drawn):
+def test_a_transparent_colour_becomes_white(mode, key, drawn):
     own = Image.new(mode, (WIDTH, HEIGHT), key)
     assert (pixels(own) == drawn).all()
     assert (pixels(encode(own, "png", transparency=key)) == 255).all()
@@ -274,7 +274,7 @@ def test_pictures_are_turned_upright_once(format, orientation):
         np.testing.assert_array_equal(pixels(own), picture())
 
 
-def test_a_turned_jpeg():
+def test_a_rotated_jpeg_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     found = pixels(encode(np.ascontiguousarray(np.rot90(picture())), "jpeg", exif=exif, quality=95))
@@ -284,7 +284,7 @@ def test_a_turned_jpeg():
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0II*\0\x08\0\0\0\x09\0"]
 )
-def test_damaged_exif_spoils_no_picture_and_warns_nobody(exif):
+def test_damaged_exif_is_ignored_without_a_warning(exif):
     np.testing.assert_array_equal(pixels(encode(picture(), "png", exif=exif)), picture())
 
 
@@ -306,19 +306,19 @@ FRACTIONS = picture() / 255
         np.concatenate([FRACTIONS, np.ones((HEIGHT, WIDTH, 1))], -1).transpose(2, 0, 1),
     ],
 )
-def test_arrays(array):
+def test_arrays_are_read(array):
     np.testing.assert_array_equal(pixels(array), picture())
 
 
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1), (1, HEIGHT, WIDTH)])
-def test_grey_arrays(shape):
+def test_grey_arrays_become_rgb(shape):
     grey = picture()[..., 0]
     np.testing.assert_array_equal(pixels(grey.reshape(shape)), np.repeat(grey[..., None], 3, -1))
     lit = grey > 60
     np.testing.assert_array_equal(pixels(lit.reshape(shape)), np.repeat(lit[..., None] * np.uint8(255), 3, -1))
 
 
-def test_a_transparent_array_is_laid_on_white():
+def test_a_transparent_array_is_blended_on_white():
     assert (pixels(np.zeros((3, 5, 4), np.uint8)) == 255).all()
 
 
@@ -327,7 +327,7 @@ def test_the_last_axis_is_channels_where_both_could_be():
     np.testing.assert_array_equal(pixels(narrow), narrow)
 
 
-def test_floats_that_rounding_brings_back():
+def test_floats_just_outside_0_to_1_are_accepted():
     assert pixels(np.full((4, 4), 1 + 1e-6))[0, 0].tolist() == [255] * 3
     assert pixels(np.full((4, 4), -1e-6))[0, 0].tolist() == [0] * 3
 
@@ -365,13 +365,13 @@ def assert_refused(source, pattern, **options):
 
 
 @pytest.mark.parametrize("kind", BAD_ARRAYS)
-def test_bad_arrays_and_images(kind):
+def test_bad_arrays_and_images_are_refused(kind):
     assert_refused(*BAD_ARRAYS[kind])
     assert_refused(BAD_ARRAYS[kind][0], "^message 2, image 1: ", name="message 2, image 1")
 
 
 def png_header(width, height):
-    """A grey PNG that states a size and holds next to no pixels."""
+    """A grey PNG that states a size and has almost no pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -406,7 +406,7 @@ def test_bad_files_are_named_with_their_fault(tmp_path):
 
 
 def of_scans(count, behind=b""):
-    """A progressive JPEG of so many scans, with bytes behind its end."""
+    """A progressive JPEG with a given number of scans, and bytes after its end."""
     content = encode(picture(), "jpeg", progressive=True)
     last, own = content.rfind(b"\xff\xda"), content.count(b"\xff\xda")
     return content[:last] + content[last:-2] * (1 + count - own) + content[-2:] + behind
@@ -415,18 +415,18 @@ def of_scans(count, behind=b""):
 def test_a_jpeg_of_so_many_scans_that_decoding_takes_hours_is_refused():
     assert image.load(of_scans(100)).size == (WIDTH, HEIGHT)
     assert_refused(of_scans(101), "a JPEG of more than 100 scans; expected at most those; save it anew")
-    # Fill bytes before a marker, a comment that holds an end, and what a camera puts behind the end.
+    # Fill bytes before a marker, a comment that contains an end marker, and a camera's data after the end.
     comment = b"\xff\xfe\0\4\xff\xd9"
     assert_refused(of_scans(101).replace(b"\xff\xda", comment + b"\xff\xff\xda"), "more than 100 scans")
     assert image.load(of_scans(10, behind=b"\xff\xda" * 200)).size == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("format", ["eps", "pdf", "ico", "tga", "pcx", "icns", "jpeg2000"])
-def test_formats_that_are_no_plain_pictures_are_refused(format):
+def test_formats_other_than_raster_pictures_are_refused(format):
     assert_refused(encode(Image.new("RGB", (32, 32), COLOUR), format), "not an image, or damaged; expected JPEG")
 
 
-def test_pillows_own_limits_and_warnings_are_left_alone(monkeypatch):
+def test_pillows_limits_and_warnings_are_not_changed(monkeypatch):
     limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
     for content in (png_header(20_000, 20_000), png_header(10_000, 9_500)):
         assert_refused(content, "pixels|truncated")
@@ -446,8 +446,8 @@ def test_a_closed_image_is_refused():
     assert_refused(own, "cannot be decoded")
 
 
-def test_threads_read_one_at_a_time_and_leave_the_warning_filters(monkeypatch):
-    """Python's filters are the whole process's: two threads that silence Pillow at once could leave it silenced."""
+def test_threads_read_one_at_a_time_and_keep_the_warning_filters(monkeypatch):
+    """Python's warning filters are global: two threads that silence Pillow at the same time could leave it silenced."""
     filters, content, found, inside, together = list(warnings.filters), encode(picture(), "png"), [], [], []
     open_image = Image.open
 
@@ -470,7 +470,7 @@ def test_threads_read_one_at_a_time_and_leave_the_warning_filters(monkeypatch):
     assert filters == warnings.filters
 
 
-# No TIFF, on whose damage libtiff writes lines of its own to the terminal.
+# No TIFF, because libtiff prints lines to the terminal for damaged files.
 WHOLE = {format: encode(picture(), format) for format in ("png", "jpeg", "gif", "webp", "bmp", "ppm")}
 
 
@@ -494,7 +494,7 @@ def test_damaged_bytes_are_read_or_refused_in_one_line(format, length, places):
     assert "\n" not in message
 
 
-# --- pictures made to fill memory
+# --- pictures that would fill memory
 
 
 def jpeg_of(height, width, **how):
@@ -506,7 +506,7 @@ def jpeg_of(height, width, **how):
 
 
 def decoding(monkeypatch):
-    """Has a test fail where pixels of a file are decoded."""
+    """Makes a test fail if pixels of a file are decoded."""
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decodes"))
 
 
@@ -526,7 +526,7 @@ def test_a_file_too_large_or_too_narrow_is_refused_before_it_is_decoded(monkeypa
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
-def test_an_animations_frames_are_bounded_as_pictures_are(monkeypatch, kind):
+def test_frames_of_an_animation_are_bounded(monkeypatch, kind):
     frames = [Image.fromarray(picture(48, 64)), Image.fromarray(255 - picture(48, 64))]
     content = io.BytesIO()
     frames[0].save(content, kind, save_all=True, append_images=frames[1:])
@@ -536,7 +536,7 @@ def test_an_animations_frames_are_bounded_as_pictures_are(monkeypatch, kind):
     assert_refused(content.getvalue(), "48 x 64 pixels .*; expected at most 3071 in all")
 
 
-def test_a_large_photo_is_decoded_smaller(monkeypatch):
+def test_a_large_photo_is_decoded_at_a_fraction(monkeypatch):
     whole = Image.fromarray(picture()).resize((1600, 960), Image.Resampling.BICUBIC)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -552,7 +552,7 @@ def test_a_large_photo_is_decoded_smaller(monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_photo_of_several_scans_is_not_taken_for_one_of_one_scan():
+def test_a_jpeg_of_several_scans_is_not_taken_for_one_of_one_scan():
     assert image._is_jpeg_of_one_scan(io.BytesIO(jpeg_of(64, 64)))
     assert not image._is_jpeg_of_one_scan(io.BytesIO(jpeg_of(64, 64, progressive=True)))
     scattered = bytearray(jpeg_of(64, 64))
@@ -563,7 +563,7 @@ def test_a_photo_of_several_scans_is_not_taken_for_one_of_one_scan():
 
 
 class Bounded(io.BytesIO):
-    """A file that is never to be read to its end."""
+    """A file that must not be read to its end."""
 
     def read(self, size=-1, /):
         assert size >= 0
@@ -572,17 +572,17 @@ class Bounded(io.BytesIO):
 
 @pytest.mark.parametrize("length", [0, 1])
 @pytest.mark.parametrize("marker", [0xE0, 0xC0, 0xDB, 0xDA])
-def test_a_segment_shorter_than_its_length_is_of_no_photo_and_reads_nothing_else(marker, length):
+def test_a_jpeg_segment_with_an_impossible_length_is_not_followed(marker, length):
     head = b"\xff\xd8" + bytes([0xFF, marker, 0, length])
     assert not image._is_jpeg_of_one_scan(Bounded(head + jpeg_of(64, 64)[2:]))
-    with contextlib.suppress(ValueError):  # what Pillow says of it, or shows
+    with contextlib.suppress(ValueError):  # Pillow refuses it or shows it
         assert image.load(head + jpeg_of(64, 64)[2:]).size == (64, 64)
     large = head + jpeg_of(8000, 9000)[2:]  # of which a photo may be
     assert_refused(large, "8000 x 9000 pixels .*; expected at most 33177600|not an image|cannot be decoded")
 
 
 def filled(content, count):
-    """A JPEG with so many bytes before each marker of its head, as the standard allows."""
+    """A JPEG with a given number of fill bytes before each marker of its header, as the standard allows."""
     at, parts = 2, [content[:2]]
     while content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
@@ -592,7 +592,7 @@ def filled(content, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 15])
-def test_a_photo_may_have_bytes_that_fill_the_room_before_its_markers(monkeypatch, count):
+def test_fill_bytes_before_jpeg_markers_are_skipped(monkeypatch, count):
     content = encode(Image.fromarray(picture()).resize((160, 96)), "jpeg")
     assert image._is_jpeg_of_one_scan(Bounded(filled(content, count)))
     np.testing.assert_array_equal(pixels(filled(content, count)), pixels(content))
@@ -603,8 +603,8 @@ def test_a_photo_may_have_bytes_that_fill_the_room_before_its_markers(monkeypatc
 
 
 @pytest.mark.parametrize("alone", [b"\xff\0", b"\xff\x01", b"\xff\xd0", b"\xff\xd7", b"\xff\xd8"])
-def test_several_scans_hide_behind_no_marker_without_a_segment(alone):
-    """What follows is no length, though it looks like one that leads over the true head to another one."""
+def test_markers_without_a_segment_do_not_hide_several_scans(alone):
+    """The bytes after such a marker are no length, though they look like one that skips the true header."""
     several, one = jpeg_of(64, 64, progressive=True)[2:], jpeg_of(64, 64)[2:]
     several += bytes(int.from_bytes(several[:2], "big") - len(several))
     assert not image._is_jpeg_of_one_scan(Bounded(b"\xff\xd8" + alone + several + one))

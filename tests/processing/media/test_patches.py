@@ -1,4 +1,4 @@
-"""Pictures become patches of the right size, order and values; a published config is read whole or refused whole."""
+"""Pictures become patches of the right size, order and values; a published config is read or refused completely."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def noise(*shape):
     return np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def test_the_golden_picture():
+def test_patches_of_the_golden_picture_are_unchanged():
     golden = np.load(GOLDEN)
     patches, grid = vision.prepare(golden["picture"], CONFIG)
     assert grid == tuple(golden["grid"])
@@ -40,13 +40,13 @@ def test_the_golden_picture():
     np.testing.assert_allclose(patches.ravel()[:: golden["step"]], golden["patches"], rtol=0, atol=2e-6)
 
 
-def test_the_published_file_is_the_default():
+def test_the_published_file_gives_the_defaults():
     assert vision.PatchConfig.from_hf(json.loads(json.dumps(PUBLISHED))) == CONFIG
     assert CONFIG.factor == 32
     assert hash(CONFIG) == hash(vision.PatchConfig.from_hf(PUBLISHED))
 
 
-def test_bounds_by_their_newer_names():
+def test_pixel_bounds_are_read_by_their_newer_names():
     size = {"shortest_edge": 1000, "longest_edge": 2000}
     newer = {**PUBLISHED, "min_pixels": None, "size": size, "do_resize": True, "resample": 3, "rescale_factor": 1 / 255}
     del newer["max_pixels"]
@@ -84,7 +84,7 @@ def test_an_impossible_value_is_named(key, value, words):
         vision.PatchConfig.from_hf({**PUBLISHED, key: value})
 
 
-def test_all_faults_are_one_line():
+def test_all_faults_are_reported_in_one_line():
     with pytest.raises(ValueError, match="missing") as caught:
         vision.PatchConfig.from_hf({"image_std": [0, 0, 0], "do_rescale": False})
     words = str(caught.value)
@@ -100,15 +100,15 @@ def test_all_faults_are_one_line():
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((1, 1), (64, 64)),  # grown to the least area
+        ((1, 1), (64, 64)),  # enlarged to the minimum area
         ((720, 1280), (704, 1280)),  # 22.5 blocks: Python rounds to the even number
         ((752, 1280), (768, 1280)),  # 23.5 too
         ((1, 200), (32, 800)),
-        ((4000, 6000), (2912, 4384)),  # shrunk to the largest
+        ((4000, 6000), (2912, 4384)),  # reduced to the maximum area
         ((64, 64), (64, 64)),
     ],
 )
-def test_sizes(size, expected):
+def test_sizes_are_multiples_of_a_block_within_bounds(size, expected):
     assert vision.image_size(*size, CONFIG, MediaOptions()) == expected
 
 
@@ -139,7 +139,7 @@ def test_smart_resize_gives_whole_blocks_within_bounds(height, width, factor, bo
     assert vision.smart_resize(width, height, **call) == (columns, rows)
 
 
-def test_one_block_is_the_least_whatever_the_bounds():
+def test_the_smallest_size_is_one_block():
     assert vision.smart_resize(500, 500, factor=32, min_pixels=0, max_pixels=1) == (32, 32)
     assert vision.smart_resize(2, 3, factor=32, min_pixels=0, max_pixels=10**6) == (32, 32)
 
@@ -157,11 +157,11 @@ def test_one_block_is_the_least_whatever_the_bounds():
         ({"resized_height": 100_000, "resized_width": 100_000}, (3584, 3584)),
     ],
 )
-def test_sizes_under_options(options, expected):
+def test_options_change_the_size(options, expected):
     assert vision.image_size(720, 1280, CONFIG, MediaOptions(**options)) == expected
 
 
-def test_a_size_beyond_reason_is_refused():
+def test_an_excessive_size_is_refused():
     with pytest.raises(ValueError, match=f"pixels .* expected at most {MAX_PIXELS} in all"):
         vision.image_size(720, 1280, CONFIG, MediaOptions(min_pixels=10**12))
 
@@ -175,7 +175,7 @@ def test_resizing_is_bicubic_and_skipped_where_it_changes_nothing():
 
 
 def lay_out(frames, config):
-    """Patches by the description alone, one at a time."""
+    """Patches built from the description, one at a time."""
     count, height, width, _ = frames.shape
     patch, merge, pair = config.patch, config.merge, config.temporal_patch
     pixels = (frames / 255 - np.array(config.mean)) / np.array(config.std)
@@ -201,7 +201,7 @@ def lay_out(frames, config):
         vision.PatchConfig(patch=2, merge=3, temporal_patch=3),
     ],
 )
-def test_the_layout_of_patches(config, count):
+def test_patches_are_laid_out_as_described(config, count):
     frames = noise(count, 2 * config.factor, 3 * config.factor)
     patches, grid = vision.patches(frames, config)
     expected, expected_grid = lay_out(frames, config)
@@ -211,7 +211,7 @@ def test_the_layout_of_patches(config, count):
     np.testing.assert_allclose(patches, expected, rtol=0, atol=2e-6)
 
 
-def test_frames_may_lie_in_any_order_in_memory_and_stay_as_they_are():
+def test_frames_may_have_any_memory_order_and_are_not_changed():
     frames = noise(4, 32, 64)
     expected, grid = vision.patches(frames, CONFIG)
     frames.flags.writeable = False
@@ -236,7 +236,7 @@ def test_wrong_frames_are_refused(frames, words):
         vision.patches(frames, CONFIG)
 
 
-def test_a_picture_from_its_source_to_its_patches(tmp_path):
+def test_a_picture_is_read_and_cut_into_patches(tmp_path):
     path = tmp_path / "picture.png"
     own = Image.fromarray(noise(50, 90))
     own.save(path)
@@ -256,7 +256,7 @@ def test_a_picture_from_its_source_to_its_patches(tmp_path):
         (noise(0, 7), "0 x 7 pixels .*; expected at least one"),
     ],
 )
-def test_a_picture_of_impossible_size_is_named(picture, words):
+def test_an_impossible_picture_size_is_reported_with_its_source(picture, words):
     for name in (None, "message 1, image 2"):
         with pytest.raises(ValueError, match=rf"^{name or r'image .ndarray.'}: {words}") as caught:
             vision.prepare(picture, CONFIG, name=name)

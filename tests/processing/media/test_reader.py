@@ -1,4 +1,4 @@
-"""Media of a conversation: every kind in its order, with the options of the request and of its own part; faults named."""
+"""Media of a conversation: every kind in its order, with options of the request and of its part; faults are named."""
 
 import dataclasses
 
@@ -35,8 +35,8 @@ def sound(seconds=1.0):
     return np.random.default_rng(0).normal(scale=0.1, size=int(16_000 * seconds)).astype(np.float32)
 
 
-def test_each_kind_in_its_order(reader, films):
-    """Images, clips and videos apart, each as its own reader makes it, and what stands for them in the prompt."""
+def test_each_kind_of_media_is_read_in_its_order(reader, films):
+    """Images, clips and videos separately, each as from its own reader, with their placeholder runs."""
     film, config = str(films / "silent.mp4"), reader.thinker
     made = media.read(
         user({"image": picture()}, {"audio": sound()}, {"video": film}, {"image": picture(32, 320, 1)}, {"audio": sound(2)}),
@@ -57,8 +57,8 @@ def test_each_kind_in_its_order(reader, films):
     }
 
 
-def test_a_video_is_heard_in_its_place(reader, films):
-    """Its sound is the clip that the file's audio track gives, between those before and after it."""
+def test_the_sound_of_a_video_is_a_clip_in_prompt_order(reader, films):
+    """Its sound is the clip of the file's audio track, between the clips before and after it."""
     film, config = str(films / "sounding.mp4"), reader.thinker
     made = media.read(user({"audio": sound()}, {"video": film}, {"audio": sound(2)}), reader, HEARD)
     heard = audio.log_mel(audio.load(film), reader.sound)
@@ -70,14 +70,14 @@ def test_a_video_is_heard_in_its_place(reader, films):
     assert run == [config.audio_start, *mixed, config.audio_end]
 
 
-def test_the_times_of_a_file_are_its_own(reader, films):
+def test_frame_times_come_from_the_file(reader, films):
     """30 frames at 10 a second: 6 of them at fps 2, spread over the 2.9 s from first to last."""
     (seen,) = media.read(user({"video": str(films / "silent.mp4")}), reader, SILENT).videos
     assert seen.grid[0] == 3
     assert seen.seconds == pytest.approx(2 * 2.9 / 5)
 
 
-def test_a_part_of_a_film_is_seen_and_heard(reader, films):
+def test_a_part_of_a_video_is_cut_with_its_sound(reader, films):
     film = {"video": str(films / "sounding.mp4"), "video_start": 1.0, "video_end": 2.0, "nframes": 2}
     made = media.read(user(film), reader, HEARD)
     assert made.videos[0].grid[0] == 1
@@ -85,8 +85,8 @@ def test_a_part_of_a_film_is_seen_and_heard(reader, films):
     assert made.mel[0].shape[1] == 100
 
 
-def test_a_part_states_its_own_options(reader, films):
-    """Over those of the request, and under either name."""
+def test_options_of_a_part_override_those_of_the_request(reader, films):
+    """They override those of the request, under either name."""
     silent = {"video": str(films / "silent.mp4"), "use_audio_in_video": False, "nframes": 4}
     sounding = {"video": str(films / "sounding.mp4"), "max_pixels": 64 * 64}
     made = media.read(user(silent, sounding, {"image": picture(), "max_pixels": 1024}), reader, HEARD)
@@ -97,7 +97,7 @@ def test_a_part_states_its_own_options(reader, films):
     assert media.read(user(frames), reader, SILENT).videos[0].seconds == 4.0
 
 
-def test_one_file_object_is_seen_and_heard(reader, films):
+def test_one_file_object_gives_pictures_and_sound(reader, films):
     by_path = media.read(user({"video": str(films / "sounding.mp4")}), reader, HEARD)
     with open(films / "sounding.mp4", "rb") as file:
         by_object = media.read(user({"video": file}), reader, HEARD)
@@ -109,8 +109,8 @@ def test_one_file_object_is_seen_and_heard(reader, films):
         assert other.runs == by_path.runs
 
 
-def test_the_sound_of_a_film_begins_with_its_pictures(reader, films, tmp_path):
-    """A track that starts two seconds late is as much silence and the same sound."""
+def test_the_sound_of_a_video_begins_with_its_pictures(reader, films, tmp_path):
+    """A track that starts two seconds late becomes two seconds of silence and the same sound."""
     late = tmp_path / "late.mp4"
     with av.open(str(films / "sounding.mp4")) as given, av.open(str(late), "w") as made:
         copies = {track.index: made.add_stream_from_template(track) for track in given.streams}
@@ -136,8 +136,8 @@ def test_videos_share_the_context(reader, films):
         assert sum(made.runs[config.video_token]) <= 1_000
 
 
-def test_what_does_not_fit_is_refused_before_it_is_made(reader, films, monkeypatch):
-    """Each has the room that those before it leave."""
+def test_media_beyond_the_context_are_refused_before_decoding(reader, films, monkeypatch):
+    """Each medium has the room that the media before it leave."""
     config = reader.thinker
     small = dataclasses.replace(reader, thinker=dataclasses.replace(config, context=130))
 
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_before_it_is_made(reader, films, monkeypat
             media.read(user(*parts), small, options)
         return str(error.value)
 
-    monkeypatch.setattr(vision, "resize", None)  # which would take the memory
+    monkeypatch.setattr(vision, "resize", None)  # this would take the memory
     large = {"image": picture(640, 960), "max_pixels": 10**8}
     assert said(large).endswith("640 x 960 pixels make 600 tokens, but the context has room for 130; lower max_pixels")
     assert "at least 11.0 s of sound, but the model's context has room for 10.0 s" in said({"audio": sound(11)})
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused_before_it_is_made(reader, films, monkeypat
     assert "room for 1.7 s; take a part, by video_start and video_end" in said(heard, options=HEARD)
 
 
-def test_progress_tells_of_a_film(reader, films):
+def test_progress_reports_a_video(reader, films):
     told = []
     media.read(user({"video": str(films / "silent.mp4")}), reader, SILENT, lambda *args: told.append(args))
     assert told
@@ -184,7 +184,7 @@ def test_progress_tells_of_a_film(reader, films):
         ({"video": "FILMS/silent.mp4", "use_audio_in_video": True, "load_audio_from_video": False}, SILENT, "but differ"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_one_line(reader, films, part, options, said):
+def test_unusable_media_raise_one_line(reader, films, part, options, said):
     part = {key: value.replace("FILMS", str(films)) if isinstance(value, str) else value for key, value in part.items()}
     with pytest.raises(ValueError, match=said) as error:
         media.read(user(part), reader, options)
@@ -195,14 +195,14 @@ def test_what_cannot_be_used_is_one_line(reader, films, part, options, said):
 # --- options
 
 
-def test_options_by_any_name():
+def test_options_are_accepted_by_every_name():
     assert MediaOptions.named({"use_audio_in_video": True, "fps": 1}) == MediaOptions(load_audio_from_video=True, fps=1)
     assert MediaOptions(fps=3).over({"fps": None, "max_pixels": 5}) == MediaOptions(fps=3, max_pixels=5)
     assert set(OF_A_PART) < NAMES
     assert SYNONYMS.keys() < NAMES
 
 
-def test_who_may_be_asked_is_not_the_messages_to_say():
+def test_options_of_access_in_a_message_are_ignored():
     (item,) = user({"image": "a.png", "allow_private": True, "max_bytes": 1, "max_pixels": 4096, "detail": "high"})
     assert item.options == {"max_pixels": 4096}
 
@@ -222,12 +222,12 @@ def test_who_may_be_asked_is_not_the_messages_to_say():
         ({"max_pixels": -1, "timeout": 0}, "max_pixels is -1 .*; timeout is 0"),
     ],
 )
-def test_impossible_options_are_told_at_once(options, said):
+def test_impossible_options_are_reported_at_once(options, said):
     with pytest.raises(ValueError, match=f"media options: .*{said}"):
         MediaOptions.named(options)
 
 
-def test_of_options_that_contradict_each_other_the_nearer_counts():
+def test_the_more_specific_of_contradicting_options_wins():
     assert MediaOptions(fps=1).over({"nframes": 4}) == MediaOptions(nframes=4)
     assert MediaOptions(nframes=4).over({"sample_fps": 1}) == MediaOptions(fps=1)
     assert MediaOptions(min_pixels=900).over({"max_pixels": 400}) == MediaOptions(max_pixels=400)
@@ -235,17 +235,17 @@ def test_of_options_that_contradict_each_other_the_nearer_counts():
     assert MediaOptions(max_pixels=400).over({"min_pixels": 100}) == MediaOptions(min_pixels=100, max_pixels=400)
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     given = {"max_pixels": np.int64(4096), "fps": np.float32(2), "use_audio_in_video": np.True_}
     assert MediaOptions.named(given) == MediaOptions(max_pixels=4096, fps=2.0, load_audio_from_video=True)
 
 
-def test_a_misspelt_option_beside_a_medium_is_told():
+def test_a_misspelt_option_beside_a_medium_is_reported():
     with pytest.raises(ValueError, match="message 0, part 0: unknown option max_pixles; did you mean max_pixels"):
         user({"image": "a.png", "max_pixles": 100})
 
 
-def test_media_as_other_templates_write_them():
+def test_media_of_other_templates_are_read():
     written = [{"type": "image", "url": "a.png"}, {"type": "video", "path": "b.mp4"}, {"image": {"url": "c.png"}}]
     assert [(item.kind, item.source) for item in user(*written)] == [
         ("image", "a.png"),
@@ -254,7 +254,7 @@ def test_media_as_other_templates_write_them():
     ]
 
 
-def test_options_of_each_conversation():
+def test_options_may_be_given_for_each_conversation():
     assert per_conversation(None, {"use_audio_in_video": np.array([True, False])}, 2)[0] == [HEARD, SILENT]
     rows, rest = per_conversation(
         MediaOptions(fps=1), {"use_audio_in_video": [True, False], "max_pixels": 9, "seed": 3}, 2

@@ -1,4 +1,4 @@
-"""Where media come from: each source gives its bytes, and a download stays within its bounds. Nothing leaves this machine."""
+"""Sources of media: each source gives its bytes, and downloads stay within bounds. Nothing leaves this machine."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ LOCAL = MediaOptions(allow_private=True, timeout=20)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by path as a good, a broken or a hostile server would."""
+    """Answers by path like a correct, a broken or a hostile server."""
 
     protocol_version = "HTTP/1.1"
 
@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_empty(self, _):
         self.answer(200)
 
-    def do_plain(self, _):  # neither length nor chunks: ends where the connection does
+    def do_plain(self, _):  # neither length nor chunks: the body ends with the connection
         self.answer(200, CONTENT, **{"Content-Length": None})
 
     def do_status(self, status):
@@ -117,7 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves on a free port of this machine, and records what was asked."""
+    """Serves on a free port of this machine, and records the requests."""
 
     request_queue_size = 32
 
@@ -149,7 +149,7 @@ def web():
 
 @pytest.fixture
 def secure_web(tmp_path, monkeypatch):
-    """The server behind TLS, which clients trust."""
+    """The server behind TLS, with a certificate that clients trust."""
     (tmp_path / "pair.pem").write_text(PAIR)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "pair.pem")
@@ -177,14 +177,14 @@ def refused(url, pattern, options=LOCAL, noun="video"):
     return message
 
 
-def test_a_url_is_fetched_once_and_whole(web):
+def test_a_url_is_fetched_once_and_completely(web):
     assert read(web.url("good")) == CONTENT
     assert read(web.url("plain")) == CONTENT
     assert [path for path, _ in web.seen] == ["/good", "/plain"]
     assert web.seen[0][1]["Accept-Encoding"] == "identity"
 
 
-def test_a_long_download_goes_to_disk(web, monkeypatch):
+def test_a_long_download_is_stored_on_disk(web, monkeypatch):
     monkeypatch.setattr(source, "_IN_MEMORY", 1_000)
     with source.opened(web.url("good"), "a.mp4", "video", LOCAL) as file:
         assert isinstance(file.fileno(), int)  # in memory there is none
@@ -206,7 +206,7 @@ def test_redirects_are_followed_five_times(web):
     ("status", "words"),
     [(404, "Not Found"), (403, "Forbidden"), (500, "Internal Server Error"), (302, "Found"), (599, "unknown")],
 )
-def test_another_status_than_success_is_said(web, status, words):
+def test_http_errors_are_reported(web, status, words):
     refused(web.url(f"status/{status}"), rf"/status/{status}: the server answers {status} \({words}\)")
 
 
@@ -222,14 +222,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("path", FAULTS)
-def test_faults_are_one_line_without_secrets(web, path):
+def test_errors_are_one_line_without_secrets(web, path):
     url = web.url(f"{path}?token=hidden#hidden", host="user:hidden@127.0.0.1")
     message = refused(url, f"^http://127.0.0.1:{web.server_port}/{path}: .*{FAULTS[path]}")
     assert "hidden" not in message
     assert "user" not in message
 
 
-def test_a_user_and_password_are_sent_but_not_to_others(web):
+def test_credentials_are_not_sent_to_other_hosts(web):
     elsewhere = base64.urlsafe_b64encode(web.url("good", host="localhost").encode()).decode()
     assert read(web.url(f"to/{elsewhere}", host="user:word@127.0.0.1")) == CONTENT
     first, second = (headers for _, headers in web.seen)
@@ -237,31 +237,31 @@ def test_a_user_and_password_are_sent_but_not_to_others(web):
     assert "Authorization" not in second
 
 
-def test_no_more_than_the_stated_length_is_read(web):
-    # aiohttp sees what follows, or not, by how it arrives.
+def test_only_the_stated_length_is_read(web):
+    # It depends on timing whether aiohttp sees the rest.
     with contextlib.suppress(ValueError):
         assert read(web.url("short")) == CONTENT[:1000]
     assert "/short" in web.seen[0]
 
 
-def test_the_size_is_bounded(web):
+def test_the_size_of_a_download_is_bounded(web):
     size = len(CONTENT)
     assert read(web.url("good"), MediaOptions(allow_private=True, max_bytes=size)) == CONTENT
     assert read(web.url("plain"), MediaOptions(allow_private=True, max_bytes=size)) == CONTENT
     for path in ("good", "plain"):
         refused(web.url(path), f"is larger than {size - 1} bytes", MediaOptions(allow_private=True, max_bytes=size - 1))
-    refused(web.url("huge"), "is larger than 2147483648 bytes", LOCAL)  # by its stated length: nothing comes
+    refused(web.url("huge"), "is larger than 2147483648 bytes", LOCAL)  # refused by its stated length: no body is sent
     refused(web.url("endless"), "is larger than 5000000 bytes", MediaOptions(allow_private=True, max_bytes=5_000_000))
 
 
-def test_what_is_compressed_counts_as_it_inflates(web):
+def test_compressed_bytes_count_inflated(web):
     bound = MediaOptions(allow_private=True, max_bytes=1_000_000)
     assert read(web.url("gzip"), bound) == CONTENT
     refused(web.url("bomb"), "is larger than 1000000 bytes", bound)
 
 
 @pytest.mark.parametrize("path", ["trickle", "silent"])
-def test_the_time_is_bounded(web, path):
+def test_the_time_of_a_download_is_bounded(web, path):
     options = MediaOptions(allow_private=True, timeout=0.3)
     refused(web.url(path), r"could not be fetched in 0\.3 s; download it first, or raise timeout", options)
 
@@ -283,7 +283,7 @@ def test_private_addresses_are_refused(web, host):
     "host", ["2130706433", "0x7f000001", "0x7f.1", "127.1", "0177.0.0.1", "127.0.0.1.", "①27.0.0.1"]
 )
 def test_odd_spellings_of_private_addresses_are_refused(web, host):
-    # Some versions of aiohttp let the system read them, others call them no URL.
+    # Some versions of aiohttp let the system resolve them, others call them invalid URLs.
     refused(web.url("good", host), "leads to a private address|is not a valid URL", MediaOptions(timeout=20))
     assert not web.seen
 
@@ -291,17 +291,17 @@ def test_odd_spellings_of_private_addresses_are_refused(web, host):
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "100.63.0.1", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 )
-def test_public_addresses_are_not(address):
+def test_public_addresses_are_allowed(address):
     assert source.is_public(address)
 
 
-def test_what_is_no_address_is_not_public():
+def test_a_name_is_not_a_public_address():
     assert not source.is_public("localhost")
 
 
 @pytest.fixture
 def as_public(monkeypatch):
-    """Makes 127.0.0.1 count as public, and every other address as what it is."""
+    """Makes 127.0.0.1 count as public, and leaves every other address as it is."""
     really = source.is_public
     monkeypatch.setattr(source, "is_public", lambda address: address == "127.0.0.1" or really(address))
     return MediaOptions(timeout=20)
@@ -325,7 +325,7 @@ def store(monkeypatch):
     files.rm("/bucket", recursive=True)
 
 
-def test_an_object_of_a_store(store, monkeypatch):
+def test_an_object_of_a_store_is_read(store, monkeypatch):
     url = "memory://bucket/a.wav"
     with source.opened(url, url, "audio") as file:
         assert file.read() == CONTENT
@@ -346,7 +346,7 @@ def test_an_object_of_a_store(store, monkeypatch):
 
 
 class Unsized(io.RawIOBase):
-    """An object that has no end, and comes a little at a time."""
+    """An endless object that arrives in small pieces."""
 
     def __init__(self, wait=0.0):
         self.wait = wait
@@ -360,7 +360,7 @@ class Unsized(io.RawIOBase):
 
 
 @pytest.mark.parametrize("stated", [{"size": None}, {"size": 1000}, {}], ids=["unknown", "too small", "none"])
-def test_an_object_is_bounded_by_what_comes_not_by_what_is_stated(store, monkeypatch, stated):
+def test_an_object_is_bounded_by_the_bytes_that_arrive(store, monkeypatch, stated):
     files, url = type(fsspec.filesystem("memory")), "memory://bucket/a.wav"
     monkeypatch.setattr(files, "info", lambda self, path: {"name": path, "type": "file"} | stated)
     assert read(url) == CONTENT
@@ -375,9 +375,9 @@ def test_the_time_of_an_object_is_bounded(store, monkeypatch):
     late = "memory://bucket/a.wav: could not be fetched in 0.2 s; download it first, or raise timeout"
     assert read(url, MediaOptions(timeout=2**62)) == CONTENT
     monkeypatch.setattr(files, "open", lambda self, path, mode: Unsized(wait=0.02))
-    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # it comes, but too slowly
+    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # it arrives too slowly
     monkeypatch.setattr(files, "info", lambda self, path: {"size": answer.wait(20)})
-    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # the store keeps silent
+    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # the store does not answer
     answer.set()
     left = [thread for thread in threading.enumerate() if thread.name.startswith("omni_jax")]
     for thread in left:
@@ -415,7 +415,7 @@ def name_server(monkeypatch, *answers):
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
-def test_a_name_is_judged_by_the_address_it_is_reached_at(web, as_public, monkeypatch):
+def test_a_name_is_checked_by_the_address_of_its_connection(web, as_public, monkeypatch):
     name_server(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
     assert read(web.url("good", "name.test"), as_public) == CONTENT
     refused(web.url("good", "name.test"), "leads to a private address", as_public)
@@ -425,7 +425,7 @@ def test_a_name_is_judged_by_the_address_it_is_reached_at(web, as_public, monkey
     assert read(web.url("good", "name.test"), as_public) == CONTENT
 
 
-def test_hosts_that_cannot_be_reached_are_said(web, monkeypatch):
+def test_unreachable_hosts_are_reported(web, monkeypatch):
     name_server(monkeypatch, [])
     refused(web.url("good", "name.test"), r"its host is not found \(Name or service not known\)")
     with socket.socket() as unheard:
@@ -436,11 +436,11 @@ def test_hosts_that_cannot_be_reached_are_said(web, monkeypatch):
 @pytest.mark.parametrize(
     "url", ["http://", "http:///a.mp4", "http://[::1", "http://a:b:c/", "http://h:99999/", "http://a..b/"]
 )
-def test_urls_that_are_none_are_said(url):
+def test_invalid_urls_are_refused(url):
     refused(url, "is not a valid URL")
 
 
-def test_secure_connections(secure_web):
+def test_https_is_read(secure_web):
     assert read(secure_web.url("good")) == CONTENT
     assert read(secure_web.url("redirect/3")) == CONTENT
 
@@ -459,13 +459,13 @@ def test_an_unknown_certificate_is_refused(secure_web, web, monkeypatch):
     refused(web.url("good").replace("http:", "https:"), r"no secure connection to its host \(.+\)")
 
 
-def test_a_proxy_of_the_environment_is_not_asked(web, monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used(web, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert read(web.url("good")) == CONTENT
 
 
-def test_a_running_loop_is_no_hindrance(web):
+def test_a_url_is_read_inside_a_running_event_loop(web):
     async def cell():  # as in a notebook, whose cells run under a loop
         return read(web.url("good"))
 
@@ -477,7 +477,7 @@ def test_many_threads_fetch_at_once(web):
         assert set(pool.map(read, [web.url("good")] * 16)) == {CONTENT}
 
 
-def test_nothing_is_left_open(web, caplog):
+def test_no_connection_is_left_open(web, caplog):
     gc.collect()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -493,14 +493,14 @@ def test_nothing_is_left_open(web, caplog):
 
 
 class Pipe(io.BytesIO):
-    """A file object that cannot go back."""
+    """A file object that cannot seek."""
 
     def seekable(self):
         return False
 
 
 class Counted(io.BytesIO):
-    """A file object that counts what is read of it."""
+    """A file object that counts the bytes that are read."""
 
     count = 0
 
@@ -510,7 +510,7 @@ class Counted(io.BytesIO):
         return content
 
 
-def test_a_seekable_file_at_its_start_is_used_itself():
+def test_a_seekable_file_at_its_start_is_used_directly():
     given = Counted(CONTENT)
     for _ in range(2):
         with source.opened(given, "a", "video") as file:
@@ -521,7 +521,7 @@ def test_a_seekable_file_at_its_start_is_used_itself():
         assert given.tell() == 0
 
 
-def test_other_file_objects_are_read_from_where_they_stand():
+def test_other_file_objects_are_read_from_their_position():
     given = io.BytesIO(CONTENT)
     given.seek(7)
     assert read(given) == read(given) == CONTENT[7:]
@@ -542,7 +542,7 @@ def test_a_local_file_is_not_read_ahead(tmp_path):
         assert file.closed
 
 
-def test_bytes_and_data_urls():
+def test_bytes_and_data_urls_are_read():
     text = base64.b64encode(CONTENT).decode()
     for given in (
         CONTENT,
@@ -581,12 +581,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_sources(case):
+def test_bad_sources_are_refused(case):
     given, noun, pattern = BAD[case]
     assert "hidden" not in refused(given, pattern, noun=noun)
 
 
-def test_a_folder_and_a_file_for_writing(tmp_path):
+def test_a_folder_and_a_file_for_writing_are_refused(tmp_path):
     refused(tmp_path, "is a folder; expected an image file", noun="image")
     with open(tmp_path / "a.png", "wb") as file:
         refused(file, f"^{re.escape(file.name)}: cannot be read", noun="image")
@@ -615,11 +615,11 @@ def test_a_folder_and_a_file_for_writing(tmp_path):
         ("a?b.mp4", "a?b.mp4"),
     ],
 )
-def test_what_sources_are_called(given, expected):
+def test_names_of_sources_in_messages(given, expected):
     assert source.describe(given, "video") == expected
 
 
-# Of 127.0.0.1, made for these tests alone: what it signs is trusted by nobody else.
+# A certificate of 127.0.0.1 for these tests only; no other client trusts it.
 PAIR = """\
 -----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg8FuuDx4bch/94LQ4
@@ -639,10 +639,10 @@ da58UZP7HAIhAJvZ2R4zcgz4GdtY25N5vjh7CJw4R042tGHanAB/ui7P
 """
 
 
-# --- what is no regular file
+# --- files that are not regular
 
 
-def test_what_never_ends_is_no_medium(tmp_path):
+def test_devices_and_sockets_are_refused(tmp_path):
     (tmp_path / "link").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -658,7 +658,7 @@ def test_what_never_ends_is_no_medium(tmp_path):
             refused(path, expected)
 
 
-def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path, monkeypatch):
+def test_a_pipe_without_a_writer_is_given_up(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr(local_file, "_NO_WRITER", 0.05)
     refused(tmp_path / "pipe", "pipe: is a pipe that nobody writes to; start its writer first")
@@ -667,7 +667,7 @@ def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def written_to(path, *pieces, wait=0.0):
-    """A pipe with a writer of its own, who waits before each piece and before he leaves."""
+    """A pipe with a writer that waits before each piece and before it closes."""
     os.mkfifo(path)
 
     def write():
@@ -705,10 +705,10 @@ def test_a_pipe_has_the_bounds_of_a_download(tmp_path):
     refused(Pipe(CONTENT), "is larger than 1000 bytes", MediaOptions(max_bytes=1000))
 
 
-# --- media that others name
+# --- untrusted sources
 
 
-def test_nothing_of_this_machine_is_read_where_local_is_not_allowed(tmp_path, web, store):
+def test_local_sources_are_refused_without_allow_local(tmp_path, web, store):
     (tmp_path / "a.mp4").write_bytes(CONTENT)
     strangers = MediaOptions(allow_local=False)
     path = tmp_path / "a.mp4"
@@ -741,7 +741,7 @@ def test_nothing_of_this_machine_is_read_where_local_is_not_allowed(tmp_path, we
     assert read(f"data:;base64,{base64.b64encode(CONTENT).decode()}", strangers) == CONTENT
 
 
-def test_a_public_url_is_read_where_local_is_not_allowed_but_leads_to_nothing_private(web, as_public):
+def test_public_urls_are_read_without_allow_local_but_private_redirects_are_not(web, as_public):
     strangers = replace(as_public, allow_local=False)
     assert read(web.url("good"), strangers) == CONTENT
     for host, expected in (("127.0.0.2", "private address"), ("[::1]", "private address")):

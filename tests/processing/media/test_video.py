@@ -1,4 +1,4 @@
-"""Videos of any container, codec, rate and rotation in; the right frames at the right times out; faults named."""
+"""Videos of any container, codec, rate and rotation give the right frames at the right times; faults are named."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from omni_jax.processing.options import MediaOptions
 
 CONFIG = patches.PatchConfig()
 CONTEXT = 65_536
-ROWS, COLUMNS = 2, 8  # of the black and white blocks in which a picture states its number
+ROWS, COLUMNS = 2, 8  # size of the black and white blocks that encode a picture's number
 RATE = 25
 
 H264 = {"codec": "libx264", "options": {"g": "12", "bf": "3"}}
@@ -49,7 +49,7 @@ def picture(number, size=(64, 128)):
 
 
 def numbers(frames):
-    """What the frames of a clip state."""
+    """The numbers that the frames of a clip encode."""
     rows = (np.arange(ROWS) * 2 + 1) * frames.shape[1] // (2 * ROWS)
     columns = (np.arange(COLUMNS) * 2 + 1) * frames.shape[2] // (2 * COLUMNS)
     bits = frames[:, rows][:, :, columns].mean(axis=-1).reshape(len(frames), -1) > 127
@@ -69,7 +69,7 @@ def film(
         if bit_rate:
             stream.bit_rate = bit_rate
         for number in range(count):
-            # By one thread: where several convert a picture, some formats get a seam.
+            # By one thread: with several threads some formats get a seam.
             frame = av.VideoFrame.from_ndarray(make(number), format="rgb24").reformat(format=form, threads=1)
             frame.pts, frame.time_base = number if times is None else times[number], tick
             container.mux(stream.encode(frame))
@@ -90,7 +90,7 @@ def fault(*args, **options):
 
 
 def evenly(total, count, first=0):
-    """The frames that Qwen's utilities document: linspace over their numbers, rounded, halves to even."""
+    """The frames by Qwen's documented rule: linspace over their numbers, rounded, halves to even."""
     return [first + round(Fraction(step * (total - 1), count - 1)) for step in range(count)]
 
 
@@ -107,13 +107,13 @@ def in_turn(path, size):
 
 
 @given(total=st.integers(2, 3000), part=st.floats(0, 1), start=st.integers(-(2**40), 2**40), step=st.integers(1, 2**20))
-def test_at_a_constant_rate_frames_are_those_of_linspace(total, part, start, step):
+def test_at_a_constant_rate_frames_equal_linspace(total, part, start, step):
     count = 2 + int(part * (total - 2))
     chosen = video.nearest_frames(start + step * np.arange(total), count)
     assert chosen.tolist() == evenly(total, count)
 
 
-def test_halves_go_to_the_even_frame():
+def test_halves_are_rounded_to_the_even_frame():
     assert video.nearest_frames(np.arange(4), 3).tolist() == [0, 2, 3]
     assert video.nearest_frames(np.arange(6), 3).tolist() == [0, 2, 5]
 
@@ -151,7 +151,7 @@ def test_at_a_variable_rate_frames_are_nearest_in_time(times, count):
         (300, 30, {"nframes": 300}, 300),
     ],
 )
-def test_how_many_frames(total, rate, options, expected):
+def test_the_number_of_frames_equals_qwen_omni_utils(total, rate, options, expected):
     assert video.frame_count(total, rate, CONFIG, MediaOptions(**options), context=CONTEXT) == expected
 
 
@@ -170,12 +170,12 @@ def test_how_many_frames(total, rate, options, expected):
         (480, 640, 8, {"resized_height": 100, "resized_width": 333}, (96, 320)),
     ],
 )
-def test_how_large(height, width, count, options, expected):
+def test_the_frame_size_equals_qwen_omni_utils(height, width, count, options, expected):
     size = video.frame_size(height, width, count, CONFIG, MediaOptions(**options), context=10**6)
     assert size == expected
 
 
-def test_max_pixels_below_the_least_lowers_it():
+def test_max_pixels_below_the_minimum_lowers_the_minimum():
     height, width = video.frame_size(480, 640, 8, CONFIG, MediaOptions(max_pixels=50_000), context=CONTEXT)
     assert 40_000 < height * width <= 50_000
 
@@ -199,11 +199,11 @@ def test_several_videos_share_the_context():
         count = video.frame_count(90_000, 25.0, **alone, videos=videos)
         assert count == video.frame_count(90_000, 25.0, **shared)
         assert video.frame_size(480, 640, count, **alone, videos=videos) == video.frame_size(480, 640, count, **shared)
-    large = MediaOptions(min_pixels=1_000_000)  # what is asked for is given, where it fits the context
+    large = MediaOptions(min_pixels=1_000_000)  # requested frames are returned if they fit the context
     assert np.prod(video.frame_size(480, 640, 70, CONFIG, large, context=40_000, videos=9)) >= 1_000_000
 
 
-def test_more_than_the_context_is_refused_before_decoding(tmp_path):
+def test_frames_beyond_the_context_are_refused_before_decoding(tmp_path):
     path = film(tmp_path / "a.mp4")
     assert fault(path, nframes=100, min_pixels=3_000_000, name="x") == (
         "x: 100 frames of 1248 x 2464 pixels make 150150 tokens, but the context holds 65536; "
@@ -215,7 +215,7 @@ def test_more_than_the_context_is_refused_before_decoding(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "coding"), FILMS)
-def test_files(tmp_path, suffix, coding):
+def test_files_of_every_format_are_read(tmp_path, suffix, coding):
     path = film(tmp_path / f"film.{suffix}", **coding)
     clip = load(path)
     assert clip.frames.shape == (8, 256, 512, 3)
@@ -226,12 +226,12 @@ def test_files(tmp_path, suffix, coding):
 
 @pytest.mark.parametrize(("suffix", "coding"), FILMS)
 @pytest.mark.parametrize("span", [(0, 99), (40, 71)])
-def test_skipping_changes_no_pixel(tmp_path, suffix, coding, span):
+def test_skipping_packets_changes_no_pixel(tmp_path, suffix, coding, span):
     path = film(tmp_path / f"film.{suffix}", **coding)
     told = []
     part = {"video_start": span[0] / RATE, "video_end": span[1] / RATE}
     clip = load(path, nframes=6, progress=lambda *call: told.append(call), **part)
-    if coding is not REFRESH and (suffix, coding) != ("avi", H264):  # where packets do not tell enough
+    if coding is not REFRESH and (suffix, coding) != ("avi", H264):  # these packets carry too little information
         assert told[-1][1] == told[0][1], "all was decoded a second time"
     pictures = in_turn(path, clip.frames.shape[1:3])
     expected = evenly(span[1] - span[0] + 1, 6, span[0])
@@ -247,10 +247,10 @@ def test_no_more_is_decoded_than_needed(tmp_path, suffix, coding):
     clip = load(film(tmp_path / f"film.{suffix}", **coding), nframes=2, progress=lambda *call: told.append(call))
     assert numbers(clip.frames) == [0, 99]
     packets = told[-1][1]
-    assert packets <= 1 + 2 * 12  # the first, and what the last one's keyframe asks for
+    assert packets <= 1 + 2 * 12  # the first frame, and those from the last one's keyframe on
 
 
-def test_progress(tmp_path):
+def test_progress_rises_to_its_total(tmp_path):
     told = []
     load(film(tmp_path / "a.mkv", 300, codec="ffv1"), name="film", progress=lambda *call: told.append(call))
     done, totals, names = zip(*told, strict=True)
@@ -268,7 +268,7 @@ def test_a_variable_rate_is_not_warped(tmp_path):
     assert clip.interval == pytest.approx(2.0)
 
 
-def test_at_a_variable_rate_frames_a_second_are_real(tmp_path):
+def test_at_a_variable_rate_fps_counts_real_seconds(tmp_path):
     times = [*range(0, 1000, 10), 20_000]
     clip = load(film(tmp_path / "a.mkv", len(times), times=times, **H264))
     assert len(clip.frames) == 2 * math.floor(101 * 20 / 100)
@@ -294,7 +294,7 @@ def cut_from_mpegts(path, start, stop=1.0):
     return path
 
 
-def test_a_broadcast_joined_midway_begins_at_its_first_whole_picture(tmp_path):
+def test_a_broadcast_joined_midway_begins_at_its_first_complete_picture(tmp_path):
     path = cut_from_mpegts(film(tmp_path / "a.ts", **OPEN_GOP), 0.33)
     pictures = in_turn(path, (256, 512))
     first = numbers(np.array(pictures[:1]))[0]
@@ -304,14 +304,14 @@ def test_a_broadcast_joined_midway_begins_at_its_first_whole_picture(tmp_path):
     assert told[-1][1] < 50, "decoded all"
 
 
-def test_a_track_that_turns_up_at_the_end(tmp_path):
+def test_a_sound_track_that_appears_at_the_end_is_ignored(tmp_path):
     content = film(tmp_path / "a.flv", codec="flv", bit_rate=2_000_000).read_bytes()
     samples = b"\x3e" + bytes(882)  # PCM, 44.1 kHz, 16 bits, mono
     tag = b"\x08" + len(samples).to_bytes(3, "big") + (3960).to_bytes(3, "big") + bytes(4) + samples
     assert numbers(load(content + tag + len(tag).to_bytes(4, "big")).frames) == evenly(100, 8)
 
 
-def test_pictures_cut_away_by_an_edit_list_are_not_shown(tmp_path):
+def test_pictures_removed_by_an_edit_list_are_not_read(tmp_path):
     whole, part = film(tmp_path / "a.mp4", **H264), tmp_path / "b.mp4"
     with av.open(str(whole)) as source, av.open(str(part), "w") as target:
         track = source.streams.video[0]
@@ -327,7 +327,7 @@ def test_pictures_cut_away_by_an_edit_list_are_not_shown(tmp_path):
     assert told[-1][1] < 30, "decoded all"
 
 
-def test_a_part(tmp_path):
+def test_a_part_of_a_video_is_read(tmp_path):
     path = film(tmp_path / "a.mkv", 150, rate=30, **H264)  # its times are rounded to milliseconds
     for start, stop in [(1 / 30, 1.0), (1.0, 2.0), (0.1, 1 / 3), (4.0, 99.0)]:
         clip = load(path, fps=30, video_start=start, video_end=stop)
@@ -342,7 +342,7 @@ def test_a_part(tmp_path):
 @pytest.mark.parametrize(
     "span", [{"video_start": 3.99}, {"video_start": 1.021, "video_end": 1.03}, {"video_start": 40}]
 )
-def test_a_part_without_frames(tmp_path, span):
+def test_a_part_without_frames_is_refused(tmp_path, span):
     stop = span.get("video_end", "inf")
     assert fault(film(tmp_path / "a.mp4"), name="x", **span) == (
         f"x: no frame from {span['video_start']} to {stop} s; its frames are shown from 0 to 3.96 s; "
@@ -354,7 +354,7 @@ def test_a_part_without_frames(tmp_path, span):
     ("count", "expected"), [(1, [0, 0]), (2, [0, 1]), (3, [0, 2]), (4, [0, 1, 2, 3]), (5, [0, 1, 3, 4])]
 )
 @pytest.mark.parametrize("coding", [H264, MPEG4, VP9])
-def test_short_files(tmp_path, count, expected, coding):
+def test_short_files_are_read(tmp_path, count, expected, coding):
     clip = load(film(tmp_path / "a.mkv", count, **coding))
     assert numbers(clip.frames) == expected
     assert clip.interval == pytest.approx((count - 1) / RATE / (len(expected) - 1) if count > 1 else 0.5, abs=1e-3)
@@ -368,7 +368,7 @@ def test_short_files(tmp_path, count, expected, coding):
         ({"max_frames": 1, "min_frames": 1}, "max_frames is 1; expected at least 2, the frames of a patch"),
     ],
 )
-def test_impossible_numbers_of_frames(tmp_path, options, words):
+def test_impossible_numbers_of_frames_are_refused(tmp_path, options, words):
     assert words in fault(film(tmp_path / "a.mp4", 10), **options)
 
 
@@ -376,7 +376,7 @@ def test_impossible_numbers_of_frames(tmp_path, options, words):
 
 
 def corners(number):
-    """A picture with a corner of its own in red, green, blue and white: turned and mirrored ones are all unlike."""
+    """A picture with corners in red, green, blue and white, so that all rotations and mirrorings differ."""
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:32, :64], pixels[:32, 64:], pixels[32:, :64], pixels[32:, 64:] = [*np.diag([255] * 3).tolist(), [255] * 3]
     return pixels
@@ -392,7 +392,7 @@ def colours_of_corners(frame):
 ONE = 1 << 16
 ORIENTATIONS = {
     "upright": ((ONE, 0, 0, ONE), "rgbw"),
-    "clockwise": ((0, ONE, -ONE, 0), "brwg"),  # what a phone held upright writes
+    "clockwise": ((0, ONE, -ONE, 0), "brwg"),  # as a phone held upright writes
     "around": ((-ONE, 0, 0, -ONE), "wbgr"),
     "anticlockwise": ((0, -ONE, ONE, 0), "gwrb"),
     "mirrored": ((-ONE, 0, 0, ONE), "grwb"),
@@ -404,7 +404,7 @@ ORIENTATIONS = {
 
 
 @pytest.mark.parametrize(("matrix", "expected"), ORIENTATIONS.values(), ids=ORIENTATIONS)
-def test_rotation_and_mirroring(tmp_path, matrix, expected):
+def test_rotation_and_mirroring_are_applied(tmp_path, matrix, expected):
     content = bytearray(film(tmp_path / "a.mp4", 4, make=corners, bit_rate=2_000_000).read_bytes())
     at = content.index(b"tkhd") + 44  # version, flags, times and the rest come first
     assert struct.unpack_from(">9i", content, at) == (ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30)
@@ -418,11 +418,11 @@ def test_rotation_and_mirroring(tmp_path, matrix, expected):
 
 @pytest.mark.parametrize("form", ["bgra", "bgr24"])
 @pytest.mark.parametrize(("height", "expected"), [(-64, "rgbw"), (64, "bwrg")], ids=["top down", "bottom up"])
-def test_uncompressed_pictures_lie_top_down_or_bottom_up(tmp_path, form, height, expected):
+def test_uncompressed_pictures_are_read_top_down_and_bottom_up(tmp_path, form, height, expected):
     content = bytearray(film(tmp_path / "a.avi", 4, codec="rawvideo", form=form, make=corners).read_bytes())
     at = (
         content.index(b"strf") + 8
-    )  # of the stream's BITMAPINFOHEADER, whose height is below 0 where the top comes first
+    )  # of the stream's BITMAPINFOHEADER; its height is negative where the top row comes first
     assert struct.unpack_from("<Iii", content, at) == (40, 128, -64)
     struct.pack_into("<i", content, at + 8, height)
     frames = load(bytes(content)).frames
@@ -441,14 +441,14 @@ def crimson(number):
         ("mov", "png", "rgb48be"), ("avi", "rawvideo", "bgr24"), ("mkv", "ffv1", "yuv410p"),
     ],
 )  # fmt: skip
-def test_pixel_formats(tmp_path, suffix, codec, form):
+def test_pixel_formats_are_converted_to_rgb(tmp_path, suffix, codec, form):
     frames = load(film(tmp_path / f"a.{suffix}", 4, codec=codec, form=form, make=crimson)).frames
     np.testing.assert_allclose(
         frames.reshape(-1, 3), np.broadcast_to([[200, 20, 60]], (frames[..., 0].size, 3)), atol=5
     )
 
 
-def test_grey_pictures_of_odd_size(tmp_path):
+def test_grey_pictures_of_odd_size_are_read(tmp_path):
     path = film(
         tmp_path / "a.mkv", 4, codec="ffv1", form="gray", make=lambda number: np.full((17, 33, 3), 99, np.uint8)
     )
@@ -456,7 +456,7 @@ def test_grey_pictures_of_odd_size(tmp_path):
 
 
 @pytest.mark.parametrize("space", [1, 6])  # BT.709, BT.601
-def test_the_colours_of_a_file_are_those_that_it_states(tmp_path, space):
+def test_the_colour_space_of_a_file_is_used(tmp_path, space):
     path = tmp_path / "a.mkv"
     luma = {1: (0.2126, 0.7152, 0.0722), 6: (0.299, 0.587, 0.114)}[space]
     red, green, blue = 0.8, 0.1, 0.25
@@ -498,7 +498,7 @@ def test_pictures_that_change_their_size_are_refused(tmp_path):
 
 
 def clear_film(path, codec, form, **options):
-    """Four pictures of nothing with a red block on the left."""
+    """Four transparent pictures with a red block on the left."""
     pixels = np.zeros((36, 66, 4), np.uint8)
     pixels[:, :32] = 220, 10, 30, 255
     with av.open(str(path), "w") as container:
@@ -516,7 +516,7 @@ def clear_film(path, codec, form, **options):
     ("suffix", "codec", "form"),
     [("mov", "qtrle", "argb"), ("mov", "png", "rgba"), ("mkv", "ffv1", "yuva420p"), ("webm", "libvpx-vp9", "yuva420p")],
 )
-def test_what_is_transparent_is_white(tmp_path, suffix, codec, form):
+def test_transparent_pixels_become_white(tmp_path, suffix, codec, form):
     frames = load(clear_film(tmp_path / f"a.{suffix}", codec, form)).frames
     width = frames.shape[2]
     np.testing.assert_allclose(frames[:, :, width // 2 + 20 :], 255, atol=3)
@@ -527,7 +527,7 @@ def test_what_is_transparent_is_white(tmp_path, suffix, codec, form):
 # Frames given as pictures
 
 
-def test_arrays(tmp_path):
+def test_arrays_are_read(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), np.uint8)
     clip = load(frames, resized_height=64, resized_width=96)
     np.testing.assert_array_equal(clip.frames, frames)
@@ -545,7 +545,7 @@ def test_arrays(tmp_path):
     np.testing.assert_array_equal(resized[2], patches.resize(Image.fromarray(frames[2]), resized.shape[1:3]))
 
 
-def test_given_frames_are_all_taken():
+def test_all_given_frames_are_used():
     frames = np.stack([picture(number) for number in range(51)])
     told = []
     clip = load(frames, name="x", progress=lambda *call: told.append(call))
@@ -554,12 +554,12 @@ def test_given_frames_are_all_taken():
     assert numbers(load(frames[7:8]).frames) == [7, 7]
 
 
-def test_a_video_in_a_list_is_no_frame(tmp_path):
+def test_a_video_path_in_a_list_is_refused(tmp_path):
     path = film(tmp_path / "a.mp4")
     assert fault([str(path)], name="x").endswith("; of a video file, give the path alone, not in a list")
 
 
-def test_paths_of_pictures(tmp_path):
+def test_paths_of_pictures_are_read(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for number, path in enumerate(paths):
         Image.fromarray(picture(number)).save(path)
@@ -586,14 +586,14 @@ def test_paths_of_pictures(tmp_path):
         (np.zeros((5000, 8, 8, 3), np.uint8), "x: 5000 frames of 384 x 384 pixels make 360000 tokens"),
     ],
 )
-def test_frames_that_are_no_video(frames, expected):
+def test_unusable_frames_are_refused(frames, expected):
     assert fault(frames, name="x").startswith(expected)
 
 
 # Sources
 
 
-def test_sources(tmp_path):
+def test_videos_of_every_source_are_read(tmp_path):
     path = film(tmp_path / "a.mp4", **H264)
     content = path.read_bytes()
     expected = load(path).frames
@@ -614,12 +614,12 @@ class Failing(io.BytesIO):
         return super().read(size)
 
 
-def test_a_file_that_fails_is_said_in_a_line(tmp_path):
+def test_a_failing_file_raises_one_line(tmp_path):
     content = film(tmp_path / "a.mkv", **LOSSLESS).read_bytes()
     assert fault(Failing(content), name="x") == "x: not a video, or damaged (the disk is gone)"
 
 
-def test_what_a_progress_callback_raises_is_its_own(tmp_path):
+def test_errors_of_a_progress_callback_pass_through(tmp_path):
     def closed(*call):
         raise BrokenPipeError("nobody listens")
 
@@ -628,14 +628,14 @@ def test_what_a_progress_callback_raises_is_its_own(tmp_path):
             load(film(tmp_path / f"a.{suffix}", **coding), progress=closed)
 
 
-def test_the_origin_is_when_the_first_picture_is_shown(tmp_path):
+def test_the_origin_is_the_time_of_the_first_picture(tmp_path):
     times = [2_000 + 40 * number for number in range(50)]
     path = film(tmp_path / "a.mkv", 50, times=times, **OPEN_GOP)
     assert load(path).origin == load(path, video_start=1).origin == pytest.approx(2.0)
     assert load(film(tmp_path / "a.avi", **H264)).origin == pytest.approx(0.0, abs=0.1)
 
 
-def test_a_cover_is_not_the_film(tmp_path):
+def test_a_cover_picture_is_not_the_video(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         cover = container.add_stream("mjpeg", rate=1)
@@ -677,7 +677,7 @@ def write(path, content):
 
 
 def no_video(folder):
-    """Files that are no video, and what is said of them."""
+    """Files that are no video, and the expected errors."""
     first = film(folder / "first.mp4", 10)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{first}\n#EXT-X-ENDLIST\n"
     broken = film(folder / "broken.mkv", 10, codec="ffv1").read_bytes().replace(b"V_FFV1", b"V_NONE")
@@ -707,7 +707,7 @@ def no_video(folder):
     ]
 
 
-def test_what_is_no_video_is_said_in_a_line(tmp_path, capfd):
+def test_files_that_are_no_video_raise_one_line(tmp_path, capfd):
     for source, expected in no_video(tmp_path):
         assert fault(source, name="x").startswith(f"x: {expected}"), source
         if hasattr(source, "is_file") and source.is_file() and source.suffix != ".txt":
@@ -724,7 +724,7 @@ def test_huge_pictures_are_not_decoded(side):
 
 
 @pytest.mark.parametrize(("suffix", "coding"), [("mkv", H264), ("flv", FILMS[-2][1]), ("webm", VP9), ("avi", MPEG4)])
-def test_a_file_cut_off_says_how_far_it_goes(tmp_path, suffix, coding):
+def test_a_truncated_file_reports_how_far_it_goes(tmp_path, suffix, coding):
     content = film(tmp_path / f"a.{suffix}", **coding).read_bytes()
     part = content[: int(len(content) * 0.6)]
     message = fault(part, name="x")
@@ -738,14 +738,14 @@ def test_a_file_cut_off_says_how_far_it_goes(tmp_path, suffix, coding):
     assert fault(part, video_end=told + 0.5, name="x") == message
 
 
-def test_a_file_cut_off_in_its_first_frame(tmp_path):
+def test_a_file_truncated_in_its_first_frame_is_refused(tmp_path):
     content = film(tmp_path / "a.flv", 1, codec="flv").read_bytes()
     assert fault(content[: int(len(content) * 0.8)], name="x") == (
         "x: is cut off or damaged in its first frame; give the whole file"
     )
 
 
-def test_an_mp4_cut_off(tmp_path):
+def test_a_truncated_mp4_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("mpeg4", rate=RATE)
@@ -759,7 +759,7 @@ def test_an_mp4_cut_off(tmp_path):
     assert fault(plain[: int(len(plain) * 0.7)], name="x").startswith("x: not a video, or damaged (")
 
 
-def test_frames_that_do_not_decode_say_how_far_it_goes(tmp_path):
+def test_undecodable_frames_report_how_far_the_file_goes(tmp_path):
     content = bytearray(film(tmp_path / "a.mp4", **VP9).read_bytes())
     with av.open(io.BytesIO(content)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
@@ -770,7 +770,7 @@ def test_frames_that_do_not_decode_say_how_far_it_goes(tmp_path):
 
 
 def damaged(path, start, stop):
-    """A file's bytes with nothing in the packets of some pictures but their beginnings."""
+    """A file's bytes in which the packets of some pictures are zero after their beginnings."""
     content = bytearray(path.read_bytes())
     with av.open(io.BytesIO(content)) as container:
         for packet in container.demux(video=0):
@@ -780,8 +780,8 @@ def damaged(path, start, stop):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_damage_in_the_middle_moves_no_frame(tmp_path, suffix):
-    """Behind it the decoder gives a frame out of turn, whose time must not be taken for another's."""
+def test_damage_in_the_middle_shifts_no_frame(tmp_path, suffix):
+    """After the damage the decoder returns a frame out of order, whose time must not be taken for another's."""
     path = film(tmp_path / f"a.{suffix}", codec="libx264", options={"g": "250", "bf": "3"}, rate=10)
     content = damaged(path, 5, 7)
     message = fault(content, name="x")
@@ -790,11 +790,11 @@ def test_damage_in_the_middle_moves_no_frame(tmp_path, suffix):
     clip = load(content, video_end=told, nframes=4)
     shown, wanted = numbers(clip.frames), evenly(round(told * 10) + 1, 4)
     assert shown[:3] == wanted[:3]
-    assert wanted[3] - 4 < shown[3] <= wanted[3]  # the last ones lack what they are drawn from
+    assert wanted[3] - 4 < shown[3] <= wanted[3]  # the last ones lack their reference frames
     assert clip.interval == pytest.approx(told / 3, abs=0.01)
 
 
-def test_less_damage_leaves_the_other_frames_their_times(tmp_path):
+def test_small_damage_keeps_the_times_of_other_frames(tmp_path):
     path = film(tmp_path / "a.mp4", codec="libx264", options={"g": "10", "bf": "3"}, rate=10)
     clip = load(damaged(path, 5, 5.8), nframes=34)
     assert clip.interval == pytest.approx(9.9 / 33)
@@ -804,7 +804,7 @@ def test_less_damage_leaves_the_other_frames_their_times(tmp_path):
     assert np.abs(shown - wanted)[apart].max() == 0
 
 
-def test_a_frame_that_does_not_decode_is_a_dropped_one(tmp_path):
+def test_an_undecodable_frame_counts_as_dropped(tmp_path):
     content = bytearray(film(tmp_path / "a.mkv", **LOSSLESS).read_bytes())
     with av.open(io.BytesIO(content)) as container:
         at, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][99]
@@ -840,24 +840,24 @@ def test_a_long_file_does_not_fill_memory(tmp_path):
         assert int(run.stdout) < 1500 * still.nbytes / 10
 
 
-# --- videos made to take hours
+# --- videos that would take hours
 
 
 def gif(side, frames):
-    """A GIF of so many white frames, 23 bytes each."""
+    """A GIF with a given number of white frames, 23 bytes each."""
     head = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     frame = b"!\xf9\x04\0\x0a\0\0\0," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\0"
     return head + frame * frames + b";"
 
 
-def test_a_small_file_of_hours_of_work_is_refused_before_it_is_decoded(monkeypatch):
+def test_a_small_file_that_takes_hours_is_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(video_track, "_frames", lambda *_: pytest.fail("decodes"))
     said = fault(gif(1000, 5000), name="x")
     assert said.startswith("x: 5000 frames of 1000 x 1000 pixels would have to be decoded, of 115020 bytes;")
     assert "expected at most 4.3 billion pixels; take a part by video_start and video_end" in said
 
 
-def test_a_part_of_such_a_file_can_be_taken(monkeypatch):
+def test_a_part_of_such_a_file_is_read(monkeypatch):
     monkeypatch.setattr(video_track, "_MAX_DECODED", 10 * 64 * 64)
     monkeypatch.setattr(video_track, "_DRAWN_PER_BYTE", 1)
     assert "20 frames of 64 x 64 pixels" in fault(gif(64, 20), name="x")
@@ -898,7 +898,7 @@ def test_a_decoder_has_no_more_threads_than_memory_holds_frames_for(monkeypatch,
     assert max(seen) <= 3
 
 
-def test_a_frame_of_so_many_scans_that_decoding_takes_hours_is_refused():
+def test_a_frame_of_too_many_scans_is_refused():
     file = io.BytesIO()
     with av.open(file, "w", format="avi") as container:
         stream = container.add_stream("mjpeg", rate=RATE)

@@ -1,4 +1,4 @@
-"""What the talker reads: which turns, which media at which positions, and the head of the assistant's turn."""
+"""The talker's prompt: which turns, which media at which positions, and the head of the assistant's turn."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def own(prompt, row=0):
     return (array[row, : prompt.lengths[row]].tolist() for array in (prompt.tokens, prompt.heard, prompt.codes))
 
 
-def test_a_plain_prompt():
+def test_a_text_prompt_ends_with_eight_slots_before_the_first_word():
     """The user's turn, then the eight slots before the first word: text and codec ids side by side."""
     asked = user(1, 2, 3)
     prompt = prepare([*asked, *HEAD])
@@ -65,7 +65,7 @@ def test_a_plain_prompt():
     np.testing.assert_array_equal(prompt.positions[:, 0, : len(tokens)], np.tile(np.arange(len(tokens)), (3, 1)))
 
 
-def test_turns_of_the_user_and_the_last_of_the_assistant():
+def test_only_user_turns_and_the_last_assistant_turn_are_read():
     first, second = user(1, 2), user(3)
     prompt = prepare([*turn(CONFIG.system, 9), *first, *turn(CONFIG.assistant, 8, 8), *second, *HEAD, 4, 5])
     tokens, _, codes = own(prompt)
@@ -74,13 +74,13 @@ def test_turns_of_the_user_and_the_last_of_the_assistant():
     assert prompt.words[0] == (4, 5)
 
 
-def test_no_user_at_all():
+def test_a_prompt_without_a_user_is_read():
     tokens, _, codes = own(prepare([*turn(CONFIG.system, 9), *HEAD]))
     assert tokens == [*HEAD, *MARKS]
     assert codes == CODES
 
 
-def test_sound_is_heard_where_it_stands_in_the_thinkers_prompt():
+def test_sound_refers_to_its_slots_in_the_thinkers_prompt():
     asked = [*turn(CONFIG.system, 9, 9), *user(1, THINKER.audio_start, *[THINKER.audio_token] * 3, THINKER.audio_end)]
     prompt = prepare([*asked, *HEAD])
     tokens, heard, _ = own(prompt)
@@ -88,11 +88,11 @@ def test_sound_is_heard_where_it_stands_in_the_thinkers_prompt():
     assert [asked[at] for at in heard if at >= 0] == [THINKER.audio_token] * 3
     at = tokens.index(THINKER.audio_token)
     assert heard[at : at + 3] == [asked.index(THINKER.audio_token) + n for n in range(3)]
-    assert heard[at - 1] == heard[at + 3] == -1  # the marks are text
+    assert heard[at - 1] == heard[at + 3] == -1  # start and end tokens count as text
 
 
-def test_a_picture_in_the_system_turn_takes_its_grid_with_it():
-    """The user's picture has its own positions, not those of the one before it (the reference takes that one's)."""
+def test_a_picture_in_the_system_turn_does_not_shift_the_users():
+    """The user's picture has its own positions, not those of the picture before it (as in the reference)."""
     hidden, shown = (1, 4, 6), (1, 8, 4)
     asked = user(1, *picture(shown))
     prompt = prepare([*turn(CONFIG.system, *picture(hidden)), *asked, *HEAD], images=[seen(hidden), seen(shown)])
@@ -102,8 +102,8 @@ def test_a_picture_in_the_system_turn_takes_its_grid_with_it():
     assert (expected[0, 0] != np.arange(ids.shape[1])).any()
 
 
-def test_pictures_and_films_of_several_rows():
-    """Media are counted over the whole batch: those of system turns and earlier answers are passed over in every row."""
+def test_media_are_counted_over_several_rows():
+    """Media are counted over the whole batch; those of system turns and earlier answers are skipped in every row."""
     a, b, c, d = (1, 4, 4), (1, 4, 8), (2, 4, 4), (4, 4, 4)
     rows = [
         [*turn(CONFIG.system, *picture(a)), *user(*picture(b), 1), *HEAD],
@@ -125,7 +125,7 @@ def test_pictures_and_films_of_several_rows():
     assert (prompt.codes == VOICE + 1).sum(axis=1).tolist() == [0, 1]
 
 
-def test_a_film_with_sound_is_mixed_by_time():
+def test_a_video_with_sound_is_merged_by_time():
     grid, seconds = (4, 4, 4), 1.0
     mixed = interleave(grid, seconds, 20, THINKER).tolist()
     asked = user(THINKER.vision_start, THINKER.audio_start, *mixed, THINKER.audio_end, THINKER.vision_end, 5)
@@ -138,13 +138,13 @@ def test_a_film_with_sound_is_mixed_by_time():
 
 
 @pytest.mark.parametrize("token", [THINKER.audio_token, THINKER.image_token, THINKER.video_token])
-def test_media_in_the_assistants_open_turn(token):
+def test_media_in_the_assistants_open_turn_are_refused(token):
     with pytest.raises(ValueError, match=r"^to be spoken, the assistant's open turn must be text") as error:
         prepare([*user(1), *HEAD, 4, token])
     assert "\n" not in str(error.value)
 
 
-def test_padding_rows_say_nothing():
+def test_padding_rows_have_empty_prompts():
     prompt = prepare(*[[*user(1), *HEAD]] * 3, voices=[VOICE] * 3 + [-1])
     assert prompt.lengths.tolist() == [len(user(1)) + 8] * 3 + [0]
     assert prompt.words == ((),) * 4
@@ -163,7 +163,7 @@ def test_padding_rows_say_nothing():
         turn(CONFIG.assistant, 4),
     ],
 )
-def test_a_prompt_that_does_not_end_in_an_open_turn_of_the_assistant(tokens):
+def test_a_prompt_without_an_open_assistant_turn_is_refused(tokens):
     with pytest.raises(
         ValueError, match=r"^to be spoken, a prompt must end in an open turn .* return_audio=False"
     ) as error:
