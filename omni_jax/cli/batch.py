@@ -48,7 +48,7 @@ def batch(
         typer.Argument(
             metavar="IN",
             help="Conversations in JSONL: a list of messages a line, or an object with messages, perhaps an id, and options "
-            "such as seed or thinker_max_new_tokens (README.md, On a pod). A path, or a URL such as gs://bucket/in.jsonl.",
+            "such as seed or thinker_max_new_tokens (docs/batch.md). A path, or a URL such as gs://bucket/in.jsonl.",
         ),
     ],
     target: Annotated[
