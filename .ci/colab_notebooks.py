@@ -40,7 +40,12 @@ def run(name: str, *, before: str, cells: list[str] | None = None) -> nbformat.N
             cell.source = cell.source.replace(line, f'SOURCE = "{ROOT.as_uri()}"')
     notebook.cells = [new_code_cell(before, id="before"), *kept]
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/programs", "IPYTHONDIR": folder}
+        # A tiny model's programs compile in less than the second from which JAX keeps them.
+        kept_from = {
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        settings = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/programs", "IPYTHONDIR": folder, **kept_from}
         started = time.monotonic()
         client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}})
         client.execute(env=os.environ | COLAB | settings)
