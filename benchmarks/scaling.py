@@ -29,7 +29,8 @@ from omni_jax.models.thinker import Embedded
 from omni_jax.parallel.mesh import make_mesh
 from omni_jax.plan.hlo import Program
 from omni_jax.plan.lower_bound import size
-from omni_jax.plan.lowering import Entries, Workload
+from omni_jax.plan.lowering import Entries
+from omni_jax.plan.workload import Workload
 from omni_jax.testing import tiny_config
 
 BATCH, TOKENS = 16, 256

@@ -55,7 +55,7 @@ ENTRIES = {
     "engine": "answer continuous encode programs reply request transformers_keywords",
     "checkpoint": "describe hub manifest tensors",
     "testing": "checkpoint config_qwen2_5 family qwen2_5_omni qwen3_omni tokenizer tokenizer_qwen2_5",
-    "plan": "hlo kernel_costs lower_bound lowering",
+    "plan": "hlo kernel_costs lower_bound lowering workload",
     "jobs": "input output",
     "cli": "__main__ batch convert demo generate inspect main options plan sound_file speak terminal",
 }

@@ -24,7 +24,8 @@ from omni_jax.errors import check_path
 from omni_jax.models.placement import undivided
 from omni_jax.parallel.mesh import axis_sizes, make_mesh
 from omni_jax.parallel.topology import Topology, topology
-from omni_jax.plan.lowering import Compiled, Entries, Workload, compile_entries
+from omni_jax.plan.lowering import Compiled, Entries, compile_entries
+from omni_jax.plan.workload import Workload
 
 Progress = Callable[[int, int, str], None]
 

@@ -37,6 +37,7 @@ from omni_jax.plan import lower_bound
 from omni_jax.plan.hlo import Grouped, Program
 from omni_jax.plan.kernel_costs import visited
 from omni_jax.plan.lower_bound import Least, held
+from omni_jax.plan.workload import Workload
 from omni_jax.speech import qwen3_omni, token2wav
 
 CANDIDATES = 64  # tokens that a draw chooses from: the published top_k of 50, as a power of two
@@ -45,32 +46,6 @@ REFERENCE_FRAMES = 512  # mel frames of a speaker's reference recording in Qwen2
 FRAME_PATCHES = 784
 EXHAUSTED = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\)")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What programs are compiled for.
-
-    Attributes:
-        batch: replies at once.
-        context: tokens of the longest conversation, including the most that its reply may have.
-        speech: whether replies are spoken, with up to ``context`` frames and ROOM (41 s) more.
-        dtype: of weights and arithmetic.
-    """
-
-    batch: int = 1
-    context: int = 8192
-    speech: bool = False
-    dtype: Any = jnp.bfloat16
-
-    def check(self, config: OmniConfig) -> None:
-        """Raises a one-line ValueError for what the model cannot do."""
-        if self.speech and config.talker is None:
-            raise ValueError("speech: this checkpoint has no talker; leave speech out, or use the Instruct release")
-        if not 1 <= self.context <= config.thinker.context:
-            raise ValueError(f"context: expected 1 to {config.thinker.context} tokens, got {self.context}")
-        if self.batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import json, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 from omni_jax.plan import lower_bound
-from omni_jax.plan.lowering import Entries, Workload, compiled
+from omni_jax.plan.lowering import Entries, compiled
+from omni_jax.plan.workload import Workload
 from omni_jax.plan import read
 from omni_jax.parallel.mesh import make_mesh
 from omni_jax.parallel.topology import topology

@@ -14,7 +14,8 @@ from omni_jax.config import from_hf
 from omni_jax.parallel.mesh import make_mesh
 from omni_jax.parallel.topology import CHIPS, topology
 from omni_jax.plan import Plan, lower_bound, plan, read
-from omni_jax.plan.lowering import Entries, Workload
+from omni_jax.plan.lowering import Entries
+from omni_jax.plan.workload import Workload
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
 
 ROOT = Path(__file__).parents[2]
