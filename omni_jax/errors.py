@@ -1,12 +1,11 @@
-"""Which errors are the user's mistakes, so that a retry is useless, and which may pass; values and faults as messages
-show them: in one line, and short whatever their size."""
+"""Errors of the user, which a retry would repeat, and errors that may pass; values as messages show them, in one short line."""
 
 import os
 import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-MISTAKES = (
+USER_ERRORS = (
     ValueError,
     FileNotFoundError,
     FileExistsError,
@@ -22,9 +21,9 @@ class UnreachedError(OSError, ValueError):
     """A file, a store or a hub that cannot be reached or read now; a retry may succeed."""
 
 
-def is_mistake(error: BaseException) -> bool:
-    """Whether an error is the user's mistake; any other may be gone on a retry."""
-    return isinstance(error, MISTAKES) and not isinstance(error, UnreachedError)
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error is the user's, so that a retry would repeat it."""
+    return isinstance(error, USER_ERRORS) and not isinstance(error, UnreachedError)
 
 
 def shown(value: Any, most: int = 80) -> str:

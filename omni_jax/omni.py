@@ -19,7 +19,7 @@ from omni_jax.decoding.text import CALL_STEPS
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request, answer
 from omni_jax.engine.reply import Event, Reply
-from omni_jax.engine.request import advise, ask, prompts, silence
+from omni_jax.engine.request import advise, ask, loads_speech, prompts
 from omni_jax.engine.transformers_keywords import translated
 from omni_jax.errors import check_progress, cut, listed, shown
 from omni_jax.models import parts as model_parts
@@ -97,7 +97,7 @@ class Omni:
         check_progress(progress)
         folder = locate(path, weights=False)
         config = weights.config_of(folder)
-        speaks, dtype = _speaks(config, folder, speech), weights_dtype(dtype)
+        speaks, dtype = loads_speech(config, folder, speech), weights_dtype(dtype)
         heads = config.thinker.decoder.kv_heads
         mesh = well_chosen(jax.local_devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
         if mesh is not None and not mesh.local_devices:
@@ -107,7 +107,7 @@ class Omni:
         ensure_memory(path, abstract, mesh.local_devices if mesh is not None else jax.local_devices()[:1], placed)
         folder = locate(path)  # weights that do not fit the devices were not downloaded
         config = weights.config_of(folder)  # of weights in one file, only the file shows that they have no talker
-        speaks = _speaks(config, folder, speech)
+        speaks = loads_speech(config, folder, speech)
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speaks, shardings=placed, progress=progress)
         if mesh is None or jax.default_backend() == "tpu":
@@ -227,7 +227,7 @@ class Omni:
             steps: tokens the device makes between two events, 1 to 32.
             options: as in ``generate_batch``.
         """
-        # This call raises for mistakes, not the first event.
+        # This call raises user errors; the first event does not.
         return (event for _, event in self._events(*self._prompts(conversation, options, alone=True), steps))
 
     def stream_batch(self, conversations: Any = None, *, steps: int = 4, **options: Any) -> Iterator[tuple[int, Event]]:
@@ -392,10 +392,3 @@ class Omni:
         turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
         opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
         return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)
-
-
-def _speaks(config: OmniConfig, folder: Path, speech: bool | None) -> bool:
-    """Whether the weights that only speaking needs are loaded: as ``speech`` says, or if None, where they exist."""
-    if speech and config.talker is None:
-        raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
-    return config.talker is not None if speech is None else speech

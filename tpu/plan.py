@@ -2,7 +2,7 @@
 
     python tpu/plan.py MODEL_OR_CONFIG --topology v6e-8 --batch 8 --context 32768 --speech --json plan.json
 
-Exit code 0: it fits; 3: it does not; 2: a mistake in what was asked.
+Exit code 0: it fits; 3: it does not; 2: a user error, such as a wrong option.
 """
 
 import typer

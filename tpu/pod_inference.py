@@ -8,9 +8,9 @@ Start it on all hosts, with the same arguments. On Cloud TPU, GKE, Slurm and Ope
 elsewhere say --coordinator HOST:PORT --processes N --process I. All other arguments are those of omni-jax batch, which
 --help lists.
 
-Exit code 2 is a mistake in the arguments or the input, which a restart does not mend. After any other, start it again:
+Exit code 2 is a user error, in the arguments or the input, which a restart does not mend. After any other, start it again:
 it resumes. SIGTERM ends it soon, with exit code 143 and all finished lines durable. If one process ends so, or by a
-mistake, all do.
+user error, all do.
 """
 
 import os

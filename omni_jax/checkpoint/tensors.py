@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from omni_jax.errors import UnreachedError, is_mistake
+from omni_jax.errors import UnreachedError, is_user_error
 from omni_jax.weights import layerwise, shards
 
 PIECES = "weights"  # the folder of the groups
@@ -164,7 +164,7 @@ def _spec(base: str, path: str) -> dict[str, Any]:
 
 def _passing(error: Exception) -> bool:
     """Whether another try may succeed. TensorStore raises only ValueErrors, whose messages begin with the status."""
-    return str(error).startswith(PASSING) or (isinstance(error, OSError) and not is_mistake(error))
+    return str(error).startswith(PASSING) or (isinstance(error, OSError) and not is_user_error(error))
 
 
 def _reason(error: Exception) -> str:

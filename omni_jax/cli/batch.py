@@ -116,7 +116,7 @@ def batch(
     options come before those given here; a system message is the first of a line's messages.
 
     Exit code 0: every line has its answer or its error. 1: the same command may go on later, once the network or the disk
-    does. 2: a mistake in what was asked.
+    does. 2: a user error, such as a wrong option.
     """
     from omni_jax import jobs
 

@@ -35,7 +35,7 @@ app.command()(demo)
 
 
 def main() -> None:
-    """Runs a command; a user's mistake is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
+    """Runs a command; a user error is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
     run(lambda: app(standalone_mode=False), "omni-jax", usage=(UsageError,))
 
 

@@ -39,7 +39,7 @@ def plan(
     """Shows whether a model fits a TPU slice, and what its programs move; needs no TPU, only its compiler (pip install
     'jax[tpu]', on Linux for x86).
 
-    Exit code 0: it fits. 3: it does not. 2: a mistake in what was asked.
+    Exit code 0: it fits. 3: it does not. 2: a user error, such as a wrong option.
     """
     if as_json and (as_json.is_dir() or not as_json.parent.is_dir()):
         raise ValueError(f"--json {as_json}: expected the name of a file in a folder that is there")

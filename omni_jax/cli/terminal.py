@@ -1,4 +1,4 @@
-"""Shared by the shell's commands: a progress bar, and mistakes as one line with exit code 2."""
+"""Shared by the shell's commands: a progress bar, and user errors as one line with exit code 2."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from omni_jax.errors import REPORT, cut, is_mistake
+from omni_jax.errors import REPORT, cut, is_user_error
 
 # Seconds between lines of progress where there is no terminal, as in a pod's log.
 LINE_EVERY = 60.0
@@ -73,7 +73,7 @@ def _lines(action: str, bytewise: bool) -> Callable[[int, int, str], None]:
 
 
 def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exception], ...] = ()) -> None:
-    """Runs ``main`` and exits with its code. A user's mistake is printed in one line, with exit code 2; an error that
+    """Runs ``main`` and exits with its code. A user error is printed in one line, with exit code 2; an error that
     may pass, such as a failing network or a full disk, likewise with exit code 1.
 
     OMNI_JAX_DEBUG=1 shows the traceback instead.
@@ -81,7 +81,7 @@ def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exceptio
     Args:
         main: the work; returns an exit code.
         name: of the command, for messages.
-        usage: exceptions that the option parser raises for a user's mistake.
+        usage: exceptions that the option parser raises for a user error.
     """
     try:
         code = main() or 0
@@ -94,7 +94,7 @@ def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exceptio
         if isinstance(error, usage):  # some versions of typer repeat the whole input
             said = cut(said, REPORT)
         note.print(f"{name}: {' '.join(said.split())}", markup=False)
-        code = 1 if isinstance(error, OSError) and not is_mistake(error) else 2
+        code = 1 if isinstance(error, OSError) and not is_user_error(error) else 2
     except (KeyboardInterrupt, StoppedError) as error:
         said = f"; {error}" if str(error) else ""
         note.print(f"{name}: stopped{said}", markup=False)

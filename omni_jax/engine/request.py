@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.config import read_json
+from omni_jax.config import OmniConfig, read_json
 from omni_jax.decoding.defaults import Defaults, sampling_options
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine.transformers_keywords import translated
@@ -191,3 +191,10 @@ def advise(system: str | None, conversations: Iterable[Any], *, stacklevel: int 
             f"(omni_jax.processing.conversation.SPOKEN_SYSTEM): {system}",
             stacklevel=stacklevel + 1,
         )
+
+
+def loads_speech(config: OmniConfig, folder: Path, speech: bool | None) -> bool:
+    """Whether the weights that only speaking needs are loaded: as ``speech`` says, or if None, where they exist."""
+    if speech and config.talker is None:
+        raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
+    return config.talker is not None if speech is None else speech

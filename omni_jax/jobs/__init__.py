@@ -34,7 +34,7 @@ from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine.continuous import Item, Outcome, answers
 from omni_jax.engine.reply import Reply
 from omni_jax.engine.transformers_keywords import translated
-from omni_jax.errors import UnreachedError, is_mistake, shown
+from omni_jax.errors import UnreachedError, is_user_error, shown
 from omni_jax.jobs.input import lines_of, over, parsed
 from omni_jax.jobs.output import Ledger
 from omni_jax.omni import Omni
@@ -346,11 +346,11 @@ def _together(name: str) -> None:
 
 @contextmanager
 def _working() -> Iterator[None]:
-    """Turns missing or closed files into UnreachedError: once a job answers, they are no mistake in its arguments."""
+    """Turns missing or closed files into UnreachedError: once a job answers, they are no user error in its arguments."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, UnreachedError) or not is_mistake(error):
+        if isinstance(error, UnreachedError) or not is_user_error(error):
             raise
         raise UnreachedError(str(error)) from error
 

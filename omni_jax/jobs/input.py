@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.errors import UnreachedError, cut, is_mistake, shown
+from omni_jax.errors import UnreachedError, cut, is_user_error, shown
 from omni_jax.processing.options import OF_A_PART, misspelt
 
 OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
@@ -28,6 +28,7 @@ SEEDS = 2**32
 # What decompressors raise for damaged bytes; the second are of modules that not every Python has.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
 _DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
+# What zipfile raises for a compression method that it does not know, and fsspec for an archive without files.
 _ODD_ZIP = (NotImplementedError, IndexError)
 
 
@@ -51,7 +52,7 @@ def lines_of(source: str) -> Any:
         known = isinstance(error, ImportError | ValueError | OSError)
         if not known and type(error).__module__ == "builtins":  # no memory, or a bug here
             raise
-        kind = ValueError if isinstance(error, ImportError) or is_mistake(error) else UnreachedError
+        kind = ValueError if isinstance(error, ImportError) or is_user_error(error) else UnreachedError
         raise kind(f"{source}: cannot be read ({said})") from None
 
 
@@ -64,7 +65,6 @@ def _is_damage(error: Exception, source: str) -> bool:
         return said == "Invalid data stream" or (zipped and error.errno == errno.EINVAL)
     if type(error) is RuntimeError:  # if it is a zip, it has a password
         return zipped or said.startswith("LZ4F_")
-    # zipfile raises one for a compression that it does not know, and fsspec the other for an empty archive.
     return zipped and isinstance(error, _ODD_ZIP)
 
 

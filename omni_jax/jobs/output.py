@@ -27,7 +27,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from omni_jax.errors import UnreachedError, cut, is_mistake
+from omni_jax.errors import UnreachedError, cut, is_user_error
 from omni_jax.locks import hold
 
 START = b'{"line": '
@@ -264,7 +264,7 @@ class _Journal:
         try:
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            kind = ValueError if is_mistake(error) else UnreachedError
+            kind = ValueError if is_user_error(error) else UnreachedError
             raise kind(f"{target}: cannot be written there ({error.strerror})") from None
         try:
             hold(self.file, f"{target}: another job is writing it; wait for its end, or give another name")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.errors import UnreachedError, is_mistake
+from omni_jax.errors import UnreachedError, is_user_error
 
 # Bytes that hosts exchange in a first collective; larger messages need a second one.
 BLOCK = 256
@@ -145,7 +145,7 @@ class Hosts:
 
 def worded(error: BaseException) -> tuple[str, str]:
     """An error's kind and message, to be sent to other hosts."""
-    kind = "mistake" if is_mistake(error) else "trouble" if isinstance(error, OSError) else type(error).__name__
+    kind = "mistake" if is_user_error(error) else "trouble" if isinstance(error, OSError) else type(error).__name__
     return kind, str(error)
 
 

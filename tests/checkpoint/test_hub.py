@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from omni_jax import Omni, room
 from omni_jax.checkpoint.describe import describe
 from omni_jax.checkpoint.hub import locate, to_download
-from omni_jax.errors import is_mistake
+from omni_jax.errors import is_user_error
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
 
@@ -124,7 +124,7 @@ def test_connection_errors_are_not_user_mistakes(monkeypatch):
         monkeypatch.setattr(tensorstore.KvStore, "open", fail)
         with pytest.raises(ValueError, match=r"no such folder here|cannot be read") as raised:
             locate(path)
-        return is_mistake(raised.value)
+        return is_user_error(raised.value)
 
     assert not found("owner/name", ConnectionResetError("reset by peer"))
     assert not found("gs://b/model", ValueError("ABORTED: All 32 retry attempts failed: CURL error Timeout"))

@@ -272,7 +272,7 @@ def here(tmp_path):
     return tmp_path
 
 
-MISTAKES = {
+USER_ERRORS = {
     "generate TINY --audio HERE/a.wav": "a.wav: no such audio file",
     f"generate TINY --audio {'x' * 5000}": "x{50,150}...x{50,150}: no such audio file",
     "generate TINY --image HERE/a.png": "a.png: no such image file",
@@ -333,13 +333,13 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("command", MISTAKES)
+@pytest.mark.parametrize("command", USER_ERRORS)
 def test_a_mistake_prints_one_line_and_exits_with_2(run, tiny, here, monkeypatch, command):
     monkeypatch.setenv("HF_HOME", str(here / "hub"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     code, out, err = run(*(word.replace("TINY", str(tiny)).replace("HERE", str(here)) for word in command.split()))
     assert (code, out) == (2, "")
-    assert re.fullmatch(f"omni-jax: .*{MISTAKES[command]}.*\n", err)
+    assert re.fullmatch(f"omni-jax: .*{USER_ERRORS[command]}.*\n", err)
     assert not (here / "out" / "omni_jax.json").exists()
     assert not list(here.glob("a.*"))
 
