@@ -196,6 +196,8 @@ class Omni:
         Args:
             conversations: lists of messages ``{"role": ..., "content": ...}`` as in Qwen's examples, a Batch, or what a
                 Transformers processor gives. A Batch needs no tokenizer: without one, replies have tokens and no text.
+
+        Keyword Args:
             seed: one for all, or one a conversation, modulo 2**32; a reply depends on its own seed and prompt alone.
             thinker: a ``Sampling`` for the text, over the checkpoint's; or single options: ``thinker_temperature=0.7``.
             talker: the same for speech's first codes; or single ones such as ``talker_do_sample=False``.
@@ -241,8 +243,11 @@ class Omni:
         """Speaks a given text, as the assistant's answer to a user.
 
         Args:
-            conversation: what the text answers: messages that end in the user's; by default a request to read it aloud.
+            text: what is said.
             options: of ``generate_batch``: seed, speaker, media, progress, talker, predictor, talker_..., predictor_...
+
+        Keyword Args:
+            conversation: what the text answers: messages that end in the user's; by default a request to read it aloud.
         """
         return self._replies(self._recital(text, **options))[0]
 

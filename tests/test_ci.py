@@ -27,4 +27,4 @@ def test_tests_left_out_of_one_stage_run_in_another():
 def test_an_unknown_stage_prints_one_line():
     done = subprocess.run([ROOT / ".ci" / "run", "lint", "tests"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "unknown stage tests; expected some of lint whole test parity compile newest\n"
+    assert done.stderr == "unknown stage tests; expected some of lint docs whole test parity compile newest\n"

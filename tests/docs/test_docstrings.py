@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("omni_jax", "convert", "tpu") for path in (ROOT / folder).rglob("*.py"))
-SECTION = re.compile(r"^(Args|Attributes):\n((?:(?: {4}.*)?\n?)*)", re.MULTILINE)
+SECTION = re.compile(r"^(Args|Keyword Args|Attributes):\n((?:(?: {4}.*)?\n?)*)", re.MULTILINE)
 ITEM = re.compile(r"^ {4}(?! )(.*)$", re.MULTILINE)
 
 
