@@ -9,13 +9,12 @@ and pixels of all clients. Programs are compiled before anything is timed. --sca
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from programs import compilation, timed
 
 from omni_jax import Omni
 from omni_jax.config import OmniConfig, from_hf
@@ -280,29 +280,6 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
 
 
 STAGES = {"all": whole, "thinker": thinker, "speech": speech}
-
-
-def timed(action: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of an action, and the milliseconds until all of it was ready."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(action())
-    return result, 1e3 * (time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def compilation() -> Iterator[list[float]]:
-    """Seconds of each program that is compiled within the context."""
-    seconds: list[float] = []
-
-    def hear(event: str, duration_secs: float, **_: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            seconds.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(hear)
-    try:
-        yield seconds
-    finally:
-        jax.monitoring.unregister_event_duration_listener(hear)
 
 
 def measure(omni: Omni, clients: int, load: Load, given: argparse.Namespace) -> dict[str, Any]:

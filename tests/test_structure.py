@@ -209,3 +209,14 @@ def test_no_module_takes_a_private_name_of_another():
     folders = ("omni_jax", "convert", "tpu", "benchmarks")
     found = {path.name: private_uses(path) for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_no_file_has_more_than_400_lines():
+    folders = ("omni_jax", "tests", "benchmarks", "convert", "tpu")
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert len(lengths) > 300
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}

@@ -25,7 +25,9 @@ TINY = ["--scale", "tiny", "--devices", "1", "--repeat", "1", "--tokens", "6", "
 def full_size():
     spec = importlib.util.spec_from_file_location("full_size", PROGRAM)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PROGRAM.parent)  # as where it runs alone: it imports its neighbours
+        spec.loader.exec_module(module)
     return module
 
 
