@@ -1,8 +1,10 @@
-"""Errors of the user, which a retry would repeat, and errors that may pass; values as messages show them, in one short line."""
+"""User errors, which another try would repeat, and retryable errors; values as messages show them, in one short line."""
 
+import errno
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 USER_ERRORS = (
@@ -13,17 +15,51 @@ USER_ERRORS = (
     NotADirectoryError,
     PermissionError,
 )
+# What the system says of a path that no later try can open: its name is too long, its links go in circles, ...
+_PATH_FAULTS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
 # Characters that a message has for its faults, so that the whole stays under 500.
 REPORT = 400
 
 
-class UnreachedError(OSError, ValueError):
-    """A file, a store or a hub that cannot be reached or read now; a retry may succeed."""
+class UserError(ValueError):
+    """What was asked for is wrong, and another try would only fail again. A server answers 400.
+
+    A plain ValueError is a user error too (``is_user_error``); this class is raised where both kinds are possible.
+    """
+
+
+class RetryableError(OSError):
+    """The network, a store or a server did not answer; another try may succeed. A server answers 503.
+
+    It is no ValueError, so that code which handles a user's errors does not take it for one.
+    """
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether an error is the user's, so that a retry would repeat it."""
-    return isinstance(error, USER_ERRORS) and not isinstance(error, UnreachedError)
+    """Whether an error is the user's, so that another try would repeat it."""
+    return isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in _PATH_FAULTS)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory for a program or its arrays, which JAX says only in the text of its error."""
+    return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def kind_of(error: BaseException) -> type[UserError] | type[RetryableError]:
+    """The kind that a library's error is raised as, with a message of ours.
+
+    Packages for stores and networks raise many types: what is neither a user error nor a missing package may pass.
+    """
+    return UserError if is_user_error(error) or isinstance(error, ImportError) else RetryableError
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Puts the name of what is wrong, if it has one, before the messages of errors raised inside; their kind stays."""
+    try:
+        yield
+    except (ValueError, RetryableError) as error:
+        raise kind_of(error)(f"{name}: {error}" if name else str(error)) from None
 
 
 def shown(value: Any, most: int = 80) -> str:

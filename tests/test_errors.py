@@ -1,9 +1,22 @@
-"""Values in messages: one short line for any value."""
+"""User errors and retryable errors; values in messages: one short line for any value."""
 
+import errno
+
+import aiohttp
 import numpy as np
 import pytest
 
-from omni_jax.errors import cut, listed, shown
+from omni_jax.errors import (
+    RetryableError,
+    UserError,
+    about,
+    cut,
+    is_out_of_memory,
+    is_user_error,
+    kind_of,
+    listed,
+    shown,
+)
 
 ITSELF = []
 ITSELF.append(ITSELF)
@@ -90,3 +103,47 @@ def test_as_many_faults_are_listed_as_fit_in_a_line():
     kept = said.count("missing")
     assert said.endswith(f"; and {100 - kept} more")
     assert len(listed(["x" * 10_000])) <= 400
+
+
+def test_the_two_kinds_of_errors_have_no_base_in_common_but_exception():
+    assert set(UserError.__mro__) & set(RetryableError.__mro__) == {Exception, BaseException, object}
+    assert is_user_error(UserError("no"))
+    assert not is_user_error(RetryableError("not now"))
+    assert str(RetryableError("not now")) == "not now"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("no"), UserError),
+        (ImportError("no package"), UserError),
+        (PermissionError(errno.EACCES, "not yours"), UserError),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), UserError),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links"), UserError),
+        (OSError(errno.EIO, "Input/output error"), RetryableError),
+        (OSError(errno.ENOSPC, "No space left on device"), RetryableError),
+        (ConnectionResetError("reset by peer"), RetryableError),
+        (TimeoutError("late"), RetryableError),
+        (aiohttp.ClientPayloadError("it broke off"), RetryableError),
+        (RetryableError("not now"), RetryableError),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Exception) else "",
+)
+def test_an_error_keeps_its_kind_with_a_name_before_its_message(error, kind):
+    assert kind_of(error) is kind
+    with pytest.raises(kind, match=r"^a\.wav: not so$") as raised, about("a.wav"):
+        raise kind_of(error)("not so")
+    assert type(raised.value) is kind
+
+
+def test_about_a_thing_without_a_name_keeps_the_message():
+    with pytest.raises(UserError, match=r"^no$"), about(""):
+        raise ValueError("no")
+    with pytest.raises(KeyError), about("a.wav"):
+        raise KeyError("of ours")
+
+
+def test_only_a_device_without_memory_is_out_of_memory():
+    assert is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."))
+    assert not is_out_of_memory(RuntimeError("INTERNAL: core dumped"))
+    assert not is_out_of_memory(ValueError("RESOURCE_EXHAUSTED: a store's quota"))  # as TensorStore says it

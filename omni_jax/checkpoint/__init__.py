@@ -38,7 +38,7 @@ from omni_jax.checkpoint import manifest as manifests
 from omni_jax.checkpoint.manifest import ELSEWHERE, FORMAT, MANIFEST, UNFINISHED
 from omni_jax.checkpoint.tensors import PIECES, Converted, fetch, is_url, size_of, write_group
 from omni_jax.config import OmniConfig, from_hf, read_json
-from omni_jax.errors import check_path, check_progress
+from omni_jax.errors import RetryableError, UserError, check_path, check_progress, is_user_error
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import declared
@@ -60,6 +60,7 @@ def nearby(url: str) -> Path:
 
     Raises:
         ValueError: the URL cannot be read, or holds no converted checkpoint.
+        RetryableError: the store did not answer; another try may succeed.
     """
     folder = Path(tempfile.mkdtemp(prefix="omni_jax."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -320,17 +321,19 @@ def _by_one(action: Callable[[], T], others: T) -> T:
     """Runs an action on the first of several processes. The others wait for it; they return ``others`` or fail too."""
     if jax.process_count() == 1:
         return action()
-    result, error = others, None
+    result, error, kind = others, None, 0
     if jax.process_index() == 0:
         try:
             result = action()
         except (ValueError, OSError) as raised:
-            error = raised
-    failed = multihost_utils.broadcast_one_to_all(np.asarray(error is not None))
+            error, kind = raised, 1 if is_user_error(raised) else 2
+    kind = multihost_utils.broadcast_one_to_all(np.asarray(kind))
     if error is not None:
         raise error
-    if failed:
-        raise OSError("the first process could not write the checkpoint; its message says why")
+    if kind:
+        raise (UserError if kind == 1 else RetryableError)(
+            "the first process could not write the checkpoint; its message says why"
+        )
     return result
 
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from omni_jax import checkpoint
 from omni_jax.checkpoint.tensors import is_url
 from omni_jax.config.foreign import refuse_file
-from omni_jax.errors import UnreachedError, check_path
+from omni_jax.errors import RetryableError, UserError, check_path
 from omni_jax.weights.safetensors_writer import ensure_room
 from omni_jax.weights.speakers import FILE as VOICES
 
@@ -31,7 +31,7 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
 
     Raises:
         ValueError: the path is neither a folder nor a hub id, or the hub does not have it.
-        UnreachedError: the hub cannot be reached.
+        RetryableError: the hub or the store did not answer; another try may succeed.
         OSError: the disk has no room for the download.
     """
     check_path("model", path)
@@ -57,7 +57,7 @@ def locate(path: str | Path, *, weights: bool = True) -> Path:
         final = huggingface_hub.constants.HF_HUB_OFFLINE or isinstance(
             error, HFValidationError | RepositoryNotFoundError
         )
-        raise (ValueError if final else UnreachedError)(
+        raise (UserError if final else RetryableError)(
             f"{path}: no such folder here, and the hub did not give it ({reason}); check the name and the network, or download "
             "it elsewhere and give the folder"
         ) from None

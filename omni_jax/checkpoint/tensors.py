@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from omni_jax.errors import UnreachedError, is_user_error
+from omni_jax.errors import RetryableError, UserError, is_user_error
 from omni_jax.weights import layerwise, shards
 
 PIECES = "weights"  # the folder of the groups
@@ -40,7 +40,7 @@ def fetch(folder: str, target: Path) -> None:
 
     Raises:
         ValueError: the folder cannot be read.
-        UnreachedError: the store did not answer in time; another try may succeed.
+        RetryableError: the store did not answer in time; another try may succeed.
     """
     try:
         store = ts.KvStore.open(f"{folder.rstrip('/')}/").result()
@@ -49,7 +49,7 @@ def fetch(folder: str, target: Path) -> None:
         for name, found in reading.items():
             (target / name).write_bytes(found.result().value)
     except (ValueError, OSError) as error:
-        kind = UnreachedError if _passing(error) else ValueError
+        kind = RetryableError if _passing(error) else UserError
         raise kind(f"{folder}: cannot be read ({_reason(error)}); check the address and its permissions") from None
 
 
@@ -91,8 +91,8 @@ class Converted:
         except (ValueError, KeyError, OSError) as error:
             shown = f"{str(self.folder).rstrip('/')}/{PIECES}/{group.name}"
             if _passing(error):
-                raise UnreachedError(f"{shown}: cannot be read now ({_reason(error)}); try again") from None
-            raise ValueError(f"{shown}: damaged ({_reason(error)}); convert the checkpoint again") from None
+                raise RetryableError(f"{shown}: cannot be read now ({_reason(error)}); try again") from None
+            raise UserError(f"{shown}: damaged ({_reason(error)}); convert the checkpoint again") from None
 
 
 def write_group(held: Mapping[str, Any], where: Path, leaves: Mapping[str, layerwise.Leaf]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax.config.defaults import Defaults
-from omni_jax.errors import REPORT, cut, listed, shown
+from omni_jax.errors import REPORT, cut, kind_of, listed, shown
 
 # No size, id or number of these models comes near these upper bounds; a larger one would only fill the memory.
 MOST, LARGEST = 1 << 20, 1e12
@@ -17,6 +17,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is absent, unreadable or holds no object, in one line.
+        RetryableError: the file system does not answer.
     """
     path = Path(path)
     try:
@@ -25,7 +26,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected a Hugging Face or converted model folder, found no {path.name} in it"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise kind_of(error)(f"{path}: cannot be read ({shown(error)})") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected a JSON object, got a file that does not parse ({shown(error)}); copy it again"
         ) from None

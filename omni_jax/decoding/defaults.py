@@ -7,6 +7,7 @@ from typing import Any
 
 from omni_jax.config import OmniConfig, read_json
 from omni_jax.decoding.sampling import Sampling
+from omni_jax.errors import about
 
 DEFAULT_NEW_TOKENS = 1024
 PARTS = ("thinker", "talker", "predictor")
@@ -42,14 +43,12 @@ class Defaults:
         }
         thinker = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=config.im_end)
         talker = replace(TALKER, eos_token_id=config.talker.ends, **config.talker.sampling) if config.talker else TALKER
-        try:
+        with about(str(path)):
             return cls(
                 thinker=Sampling.named(known["thinker"]).over(thinker),
                 talker=Sampling.named(known["talker"]).over(talker),
                 predictor=Sampling.named(known["predictor"]).over(PREDICTOR),
             )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
     def over(
         self,

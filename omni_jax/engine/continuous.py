@@ -25,7 +25,8 @@ from omni_jax.decoding.text import Made
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request
 from omni_jax.engine.reply import Draft, Reply
-from omni_jax.parallel.multihost import Hosts, as_said, digest, fetch, worded
+from omni_jax.errors import is_out_of_memory
+from omni_jax.parallel.multihost import Hosts, digest, fetch, from_wire, to_wire
 from omni_jax.processing.batch import Batch, joined
 
 # Seconds between two checks of whether all hosts have read the next items, when none can continue without them.
@@ -166,7 +167,7 @@ def _begin(omni: Model, running: Slots, number: int, item: Item, alone: bool) ->
             candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
         )  # fmt: skip
     except JaxRuntimeError as error:
-        if not (alone and running.whole and _too_much(error)):
+        if not (alone and running.whole and is_out_of_memory(error)):
             raise
         return (
             f"too much for the device's memory: a prompt of {item.length:,} tokens, beside a cache for {len(running.taken)} "
@@ -181,16 +182,12 @@ def _manner(row: _Row) -> tuple[Any, ...]:
     return row.request.speech.talker, row.request.speech.predictor, row.item.compat
 
 
-def _too_much(error: Exception) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error)
-
-
 def _told(omni: Model, rows: list[_Row], alone: bool) -> list[Outcome]:
     """The replies of rows whose text is complete: spoken together, or in halves if the device has no memory for all."""
     try:
         return _spoken(omni, rows)
     except JaxRuntimeError as error:
-        if not (alone and _too_much(error)):
+        if not (alone and is_out_of_memory(error)):
             raise
     if len(rows) > 1:
         half = len(rows) // 2
@@ -293,12 +290,12 @@ class _Ahead:
             return [item for item, _ in coming.result()]
         error = coming.exception()
         read = coming.result() if error is None else []
-        own = {"stopped": error and worded(error), "items": [(item.fault, what) for item, what in read]}
+        own = {"stopped": error and to_wire(error), "items": [(item.fault, what) for item, what in read]}
         found = [json.loads(said) for said in self.hosts.gather(json.dumps(own).encode())]
         if error is not None:
             raise error
         if stopped := [each["stopped"] for each in found if each["stopped"] is not None]:
-            raise as_said(*stopped[0], where="on another host that has the model together with this one: ")
+            raise from_wire(*stopped[0], where="on another host that has the model together with this one: ")
         if len({len(each["items"]) for each in found}) > 1:
             raise ValueError(
                 "the hosts that have the model together read different inputs; give one that all of them find"

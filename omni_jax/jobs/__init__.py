@@ -34,7 +34,7 @@ from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine.continuous import Item, Outcome, answers
 from omni_jax.engine.reply import Reply
 from omni_jax.engine.transformers_keywords import translated
-from omni_jax.errors import UnreachedError, is_user_error, shown
+from omni_jax.errors import RetryableError, is_user_error, shown
 from omni_jax.jobs.input import lines_of, over, parsed
 from omni_jax.jobs.output import Ledger
 from omni_jax.omni import Omni
@@ -136,7 +136,8 @@ def run(
     Raises:
         ValueError: files cannot be read or written; the output belongs to another input, model or set of options; or
             options are impossible.
-        OSError: a full disk, a failing network: the same call may succeed later.
+        OSError: a full disk, a failing network: the same call may succeed later. A medium of a line that cannot be
+            fetched is no such error: the line is reported as a fault, and ``retry`` tries it again.
     """
     check(source, sound=sound, slots=slots, window=window)
     if target.endswith(COMPRESSED):
@@ -284,7 +285,7 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
             request = omni.request_of([messages], given)
             item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
         except Exception as error:  # whatever it is, the other lines are still answered
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, ValueError | RetryableError) else f"{type(error).__name__}: "
             item = Item((number, _checksum(text), name), None, f"{kind}{' '.join(str(error).split())}")
         yield item
 
@@ -346,13 +347,13 @@ def _together(name: str) -> None:
 
 @contextmanager
 def _working() -> Iterator[None]:
-    """Turns missing or closed files into UnreachedError: once a job answers, they are no user error in its arguments."""
+    """Turns missing or closed files into RetryableError: once a job answers, they are no user error in its arguments."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, UnreachedError) or not is_user_error(error):
+        if not is_user_error(error):
             raise
-        raise UnreachedError(str(error)) from error
+        raise RetryableError(str(error)) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from omni_jax.decoding.sampling import Sampling
-from omni_jax.errors import UnreachedError, cut, is_user_error, shown
+from omni_jax.errors import cut, kind_of, shown
 from omni_jax.processing.options import OF_A_PART, misspelt
 
 OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
@@ -36,7 +36,8 @@ def lines_of(source: str) -> Any:
     """Numbers, from 1, and contents of a JSONL file's lines; empty lines are skipped.
 
     Raises:
-        ValueError: in one line, for a file that cannot be read.
+        ValueError: in one line, for a file that is absent, damaged or not ours to read.
+        RetryableError: in one line, for a file that cannot be read now.
     """
     try:
         with fsspec.open(source, "rb", compression="infer") as file:
@@ -52,8 +53,7 @@ def lines_of(source: str) -> Any:
         known = isinstance(error, ImportError | ValueError | OSError)
         if not known and type(error).__module__ == "builtins":  # no memory, or a bug here
             raise
-        kind = ValueError if isinstance(error, ImportError) or is_user_error(error) else UnreachedError
-        raise kind(f"{source}: cannot be read ({said})") from None
+        raise kind_of(error)(f"{source}: cannot be read ({said})") from None
 
 
 def _is_damage(error: Exception, source: str) -> bool:

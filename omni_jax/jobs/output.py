@@ -27,7 +27,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from omni_jax.errors import UnreachedError, cut, is_user_error
+from omni_jax.errors import cut, kind_of
 from omni_jax.locks import hold
 
 START = b'{"line": '
@@ -81,6 +81,7 @@ class Ledger:
 
         Raises:
             ValueError: in one line, for a place that cannot be written, is in use, or holds something else.
+            OSError: the place cannot be read or written now.
         """
         self.target = target
         self.files, self.path = _place(target)
@@ -264,8 +265,7 @@ class _Journal:
         try:
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            kind = ValueError if is_user_error(error) else UnreachedError
-            raise kind(f"{target}: cannot be written there ({error.strerror})") from None
+            raise kind_of(error)(f"{target}: cannot be written there ({error.strerror})") from None
         try:
             hold(self.file, f"{target}: another job is writing it; wait for its end, or give another name")
         except ValueError:

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.errors import UnreachedError, is_user_error
+from omni_jax.errors import RetryableError, UserError, is_user_error
 
 # Bytes that hosts exchange in a first collective; larger messages need a second one.
 BLOCK = 256
+_KINDS = {"user": UserError, "retryable": RetryableError}
 
 
 def fetch(tree: Any) -> Any:
@@ -128,12 +129,12 @@ class Hosts:
                 said = json.dumps({"made": action()}).encode()
             except Exception as raised:  # of any kind: otherwise the other hosts would wait forever
                 error = raised
-                said = json.dumps({"error": worded(raised)}).encode()
+                said = json.dumps({"error": to_wire(raised)}).encode()
         found = json.loads(self.gather(said)[0])
         if error is not None:
             raise error
         if "error" in found:
-            raise as_said(*found["error"])
+            raise from_wire(*found["error"])
         return found["made"]
 
     def _exchange(self, own: bytes, size: int) -> list[bytes]:
@@ -143,17 +144,17 @@ class Hosts:
         return [row.tobytes() for row in fetch(jax.make_array_from_process_local_data(where, rows, shape))]
 
 
-def worded(error: BaseException) -> tuple[str, str]:
+def to_wire(error: BaseException) -> tuple[str, str]:
     """An error's kind and message, to be sent to other hosts."""
-    kind = "mistake" if is_user_error(error) else "trouble" if isinstance(error, OSError) else type(error).__name__
+    kind = "user" if is_user_error(error) else "retryable" if isinstance(error, OSError) else type(error).__name__
     return kind, str(error)
 
 
-def as_said(kind: str, words: str, where: str = "") -> Exception:
+def from_wire(kind: str, words: str, where: str = "") -> Exception:
     """The error that another host sent, of a type that gives the same exit code on all hosts."""
-    if kind == "mistake":
-        return ValueError(f"{where}{words}")
-    return UnreachedError(f"{where}{words}") if kind == "trouble" else RuntimeError(f"{where}{kind}: {words}")
+    if kind in _KINDS:
+        return _KINDS[kind](f"{where}{words}")
+    return RuntimeError(f"{where}{kind}: {words}")
 
 
 def digest(tree: Any) -> str:

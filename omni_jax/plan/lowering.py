@@ -22,6 +22,7 @@ from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import CALL_STEPS, DecodeState
 from omni_jax.engine import programs
+from omni_jax.errors import is_out_of_memory
 from omni_jax.models import parts
 from omni_jax.models.decoder import CHUNK
 from omni_jax.models.memory_layout import formats
@@ -119,7 +120,7 @@ def compiled(entry: Entry) -> Compiled:
             program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = EXHAUSTED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+        if not is_out_of_memory(error) or not found:
             raise
         held = int(float(found[1]) * UNITS[found[2]])
         arguments = sum(lower_bound.held_bytes(leaf) for leaf in jax.tree.leaves(entry.arguments))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_jax.errors import about
 from omni_jax.processing import prompt
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import media as media_of
@@ -39,6 +40,7 @@ def prepare(
 
     Raises:
         ValueError: one clear line for a conversation, a media file or a length that cannot be used.
+        RetryableError: in one line, where a medium cannot be fetched or read now.
     """
     rows: list[list[int]] = []
     mel: list[np.ndarray] = []
@@ -46,8 +48,7 @@ def prepare(
     videos: list[Visual] = []
     config = reader.thinker
     for number, (conversation, own) in enumerate(zip(conversations, options, strict=True)):
-        at = f"conversation {number}: " if len(conversations) > 1 else ""
-        try:
+        with about(f"conversation {number}" if len(conversations) > 1 else ""):
             media = media_of(conversation)
             limits.check(conversation, tools, tokenizer)
             features = read(media, reader, limits.over(own), progress)
@@ -68,8 +69,6 @@ def prepare(
                     f"the prompt has {len(tokens)} tokens{counts and ', ' + counts}; the context holds {config.context}: "
                     f"shorten the text{hint and ' or the media (' + hint + ')'}"
                 )
-        except ValueError as error:
-            raise ValueError(f"{at}{error}") from None
         rows.append(tokens)
         mel.extend(features.mel)
         images.extend(features.images)

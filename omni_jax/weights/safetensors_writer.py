@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.errors import UnreachedError
+from omni_jax.errors import RetryableError
 from omni_jax.weights import layerwise
 from omni_jax.weights.safetensors_reader import INDEX, SINGLE
 from omni_jax.weights.table import Binding, Shape
@@ -92,7 +92,7 @@ def _told(folder: Path) -> Iterator[None]:
     """Raises an OSError with a message for weights that cannot be written."""
     try:
         yield
-    except UnreachedError:  # raised by the source
+    except RetryableError:  # raised by the source
         raise
     except OSError as error:
         said = f"{folder}: cannot be written ({error.strerror}); no weights were left there, make room"

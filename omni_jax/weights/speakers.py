@@ -9,7 +9,7 @@ import numpy as np
 
 from omni_jax.config import OmniConfig, Qwen25OmniConfig
 from omni_jax.config.speech import Speaker
-from omni_jax.errors import shown
+from omni_jax.errors import kind_of, shown
 from omni_jax.weights.torch_pickle import MAX_BYTES, read_torch, write_torch
 
 FILE = "spk_dict.pt"
@@ -32,7 +32,9 @@ def read_speakers(path: str | Path, config: Qwen25OmniConfig | None = None) -> d
         speakers = _speakers(read_torch(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: expected the voices of a Qwen2.5-Omni, found no such file; copy it there") from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise kind_of(error)(f"{path}: cannot be read ({shown(error)})") from None
+    except ValueError as error:
         raise ValueError(
             f"{path}: expected voices, saved by torch.save, and nothing else; refused, for {shown(error, 200)}"
         ) from None

@@ -8,10 +8,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import jax
 import pytest
+import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from omni_jax import Omni, checkpoint
 from omni_jax.config import from_hf
+from omni_jax.errors import RetryableError
 from omni_jax.models import parts
 from omni_jax.models.memory_layout import declared
 from tests.support.trees import same
@@ -95,6 +97,19 @@ def test_omni_loads_from_an_address(bucket, loaded):
     omni = Omni.load("gs://bucket/models/tiny")
     same(declared(omni.parts), loaded)
     assert omni.tokenizer.encode("Hello")
+
+
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"])
+def test_a_store_that_does_not_answer_is_retryable(bucket, monkeypatch, status):
+    """TensorStore raises ValueErrors for it; a load must not call the weights damaged."""
+    config = from_hf(checkpoint.nearby("gs://bucket/models/tiny"))
+
+    def fail(*_, **__):
+        raise ValueError(f"{status}: Error reading gs://bucket")
+
+    monkeypatch.setattr(tensorstore, "open", fail)
+    with pytest.raises(RetryableError, match=rf"^gs://bucket/models/tiny/weights/\S+: cannot be read now \({status}"):
+        checkpoint.load("gs://bucket/models/tiny", config)
 
 
 def test_missing_remote_checkpoints_raise_one_line(bucket):

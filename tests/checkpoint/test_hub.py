@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from omni_jax import Omni, room
 from omni_jax.checkpoint.describe import describe
 from omni_jax.checkpoint.hub import locate, to_download
-from omni_jax.errors import is_user_error
+from omni_jax.errors import RetryableError, UserError, is_user_error
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 
 
@@ -112,7 +112,7 @@ def test_an_unreachable_hub_counts_no_bytes_to_download(monkeypatch):
     assert to_download("owner/name") == to_download("gs://b/model") == 0
 
 
-def test_connection_errors_are_not_user_mistakes(monkeypatch):
+def test_connection_errors_are_retryable(monkeypatch):
     """A hub and a store that do not answer, and ones that answer that there is no such model."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
@@ -122,8 +122,9 @@ def test_connection_errors_are_not_user_mistakes(monkeypatch):
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
         monkeypatch.setattr(tensorstore.KvStore, "open", fail)
-        with pytest.raises(ValueError, match=r"no such folder here|cannot be read") as raised:
+        with pytest.raises((ValueError, OSError), match=r"no such folder here|cannot be read") as raised:
             locate(path)
+        assert type(raised.value) in (UserError, RetryableError)
         return is_user_error(raised.value)
 
     assert not found("owner/name", ConnectionResetError("reset by peer"))

@@ -1,4 +1,4 @@
-"""The shell: answers on standard output, and one line and exit code 2 for a user's mistake."""
+"""The shell: answers on standard output, and one line and exit code 2 for a user error."""
 
 import io
 import json
@@ -246,7 +246,7 @@ def test_progress_without_a_terminal_prints_occasional_lines(monkeypatch, capsys
     ]
 
 
-# --- mistakes
+# --- user errors
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def here(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "bare").mkdir()
-    # Releases without their weights: mistakes in a request for speech are reported before weights are read.
+    # Releases without their weights: user errors in a request for speech are reported before weights are read.
     for name in ("speaking", "silent", "mute"):
         config = tiny_config() | ({} if name == "speaking" else {"enable_audio_output": False})
         if name == "mute":
@@ -334,7 +334,7 @@ USER_ERRORS = {
 
 
 @pytest.mark.parametrize("command", USER_ERRORS)
-def test_a_mistake_prints_one_line_and_exits_with_2(run, tiny, here, monkeypatch, command):
+def test_a_user_error_prints_one_line_and_exits_with_2(run, tiny, here, monkeypatch, command):
     monkeypatch.setenv("HF_HOME", str(here / "hub"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     code, out, err = run(*(word.replace("TINY", str(tiny)).replace("HERE", str(here)) for word in command.split()))
@@ -359,7 +359,7 @@ def test_the_traceback_is_shown_on_request(run, tiny, monkeypatch):
         run("generate", tiny)
 
 
-def test_a_mistake_in_a_separate_process_prints_one_line(tmp_path):
+def test_a_user_error_in_a_separate_process_prints_one_line(tmp_path):
     """Standard error has one line and no traceback."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     found = subprocess.run(

@@ -153,7 +153,7 @@ def test_an_empty_stream_writes_a_header(capsysbinary):
     assert soundfile.info(io.BytesIO(capsysbinary.readouterr().out)).frames == 0
 
 
-def test_a_mistake_writes_nothing_to_the_stream(capsysbinary):
+def test_a_user_error_writes_nothing_to_the_stream(capsysbinary):
     with pytest.raises(ValueError, match="such"), sound_out("-"):
         raise ValueError("such")
     assert capsysbinary.readouterr().out == b""

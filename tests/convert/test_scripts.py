@@ -1,4 +1,4 @@
-"""The conversion scripts: both directions, the comparison, and one line with exit code 2 for a user's mistake."""
+"""The conversion scripts: both directions, the comparison, and one line with exit code 2 for a user error."""
 
 import importlib.util
 import os
@@ -126,7 +126,9 @@ def test_qwen2_5_is_converted_in_its_two_dtypes(script, tmp_path, capsys):
         ("to_hf", ["CONVERTED", "NEW", "--shards", "2"], "unrecognized arguments: --shards 2"),
     ],
 )
-def test_a_mistake_prints_one_line_and_exits_with_2(script, tiny, converted, tmp_path, capsys, name, arguments, words):
+def test_a_user_error_prints_one_line_and_exits_with_2(
+    script, tiny, converted, tmp_path, capsys, name, arguments, words
+):
     places = {"GONE": tmp_path / "gone", "NEW": tmp_path / "new", "TINY": tiny, "CONVERTED": converted}
     module = script(name)
     with pytest.raises(SystemExit) as left:

@@ -174,7 +174,7 @@ def test_questions_have_the_expected_prompt_lengths_at_full_size(full_size, publ
     assert prompt.lengths.tolist() == [len(batch.tokens[0]) + 4 + 1] * 2
 
 
-def test_mistakes_print_one_line(full_size, capsys):
+def test_user_errors_print_one_line(full_size, capsys):
     for options, said in (
         ([], "needs a GPU or TPUs"),
         (["--scale", "tiny", "--clients", "1,x"], "expected a whole number above 0, got 'x'"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from omni_jax import Omni, jobs
+from omni_jax.errors import RetryableError
 from omni_jax.processing.media import audio_file, image, local_file, video, video_track
 from omni_jax.processing.options import FETCH_BYTES, FETCH_SECONDS, MediaOptions
 from tests.jobs.test_jobs import read, user, write
@@ -28,6 +29,20 @@ def recording(tmp_path_factory):
 
 def heard(audio, **options):
     return user([{"type": "audio", "audio": audio, **options}])
+
+
+def test_a_server_that_does_not_answer_is_retryable(tiny):
+    """Also with several conversations, whose number is named."""
+    omni = Omni.load(tiny)
+    conversations = [user("Hi"), heard("http://127.0.0.1:9/a.wav")]
+    with pytest.raises(
+        RetryableError, match=r"^message 0, part 0: http://127.0.0.1:9/a.wav: no connection to its host"
+    ):
+        omni.generate(conversations[1], allow_private=True)
+    with pytest.raises(RetryableError, match=r"^conversation 1: message 0, part 0: http://127.0.0.1:9/a.wav: no conn"):
+        omni.generate_batch(conversations, allow_private=True)
+    with pytest.raises(ValueError, match="leads to a private address"):
+        omni.generate(conversations[1])
 
 
 WIDER = {"allow_local": True, "allow_private": True, "max_bytes": 10**12, "timeout": 10**6}

@@ -18,7 +18,7 @@ from omni_jax.decoding import slots
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine import continuous, encode
 from omni_jax.engine.continuous import Item, _Ahead, answers
-from omni_jax.errors import UnreachedError
+from omni_jax.errors import RetryableError
 from omni_jax.jobs.output import Ledger
 from omni_jax.parallel.multihost import Hosts
 from omni_jax.processing.options import MediaOptions
@@ -230,18 +230,6 @@ def test_finished_lines_are_kept_when_the_job_fails(writer, source, tmp_path, mo
     assert len(kept) == 2
 
 
-def test_lines_with_errors_are_retried_on_request(writer, tmp_path):
-    path = tmp_path / "late.wav"
-    source = write(tmp_path / "in.jsonl", user("Hi"), user([{"type": "audio", "audio": str(path)}]))
-    run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"), slots=2, **GREEDY)
-    assert run().faults == 1
-    soundfile.write(path, np.zeros(1600, np.float32), 16_000)
-    assert run().faults == 1
-    totals = run(retry=True)
-    assert (totals.faults, totals.resumed) == (0, 1)
-    assert [line["line"] for line in read(tmp_path / "out.jsonl")] == [1, 2]
-
-
 def test_a_changed_input_is_refused(writer, source, tmp_path):
     target = str(tmp_path / "out.jsonl")
     jobs.run(writer, source, target, slots=2, **GREEDY)
@@ -271,7 +259,7 @@ def test_resuming_with_other_options_is_refused(writer, source, tmp_path, monkey
     assert run(thinker_max_new_tokens=9).resumed == 3  # an older job has no note
 
 
-def test_mistakes_are_reported_before_the_first_line(writer, source, tmp_path):
+def test_user_errors_are_reported_before_the_first_line(writer, source, tmp_path):
     run = partial(jobs.run, writer, source, str(tmp_path / "out.jsonl"))
     for words, how in {
         "sound: expected one of wav, flac": {"sound": "mp3"},
@@ -289,7 +277,7 @@ def test_mistakes_are_reported_before_the_first_line(writer, source, tmp_path):
 
 
 def test_a_job_runs_on_an_object_store(writer, source, monkeypatch):
-    """Once it has begun, lost rights are not a mistake of the user; and lines are flushed as time passes."""
+    """Once it has begun, lost rights are no user error; and lines are flushed as time passes."""
     write, written = Ledger.write, []
     name = f"memory://{os.urandom(6).hex()}"
     files = fsspec.filesystem("memory")
@@ -300,7 +288,7 @@ def test_a_job_runs_on_an_object_store(writer, source, monkeypatch):
         raise PermissionError("the token has expired")
 
     monkeypatch.setattr(Ledger, "write", expired)
-    with pytest.raises(UnreachedError, match="the token has expired"):
+    with pytest.raises(RetryableError, match="the token has expired"):
         run()
     monkeypatch.setattr(Ledger, "write", lambda ledger, lines: write(ledger, written.append(lines) or lines))
     run()

@@ -14,7 +14,7 @@ import aiohttp
 import fsspec
 import pytest
 
-from omni_jax.errors import UnreachedError
+from omni_jax.errors import RetryableError, UserError
 from omni_jax.jobs import output as module
 from omni_jax.jobs.input import lines_of
 from omni_jax.jobs.output import Ledger
@@ -259,7 +259,7 @@ PACKED = {"gz": gzip.compress(LINES), "bz2": bz2.compress(LINES), "xz": lzma.com
 
 
 @pytest.mark.parametrize("suffix", PACKED)
-def test_a_damaged_compressed_input_raises_a_one_line_mistake(tmp_path, suffix):
+def test_a_damaged_compressed_input_raises_a_one_line_user_error(tmp_path, suffix):
     """A retry would fail again, so the shell's exit code is 2."""
     path, whole, middle = tmp_path / f"in.jsonl.{suffix}", PACKED[suffix], len(PACKED[suffix]) // 2
     path.write_bytes(whole)
@@ -277,7 +277,7 @@ def test_a_damaged_compressed_input_raises_a_one_line_mistake(tmp_path, suffix):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"^{path}: is cut off or damaged \(") as refused:
             list(lines_of(str(path)))
-        assert not isinstance(refused.value, UnreachedError)
+        assert not isinstance(refused.value, RetryableError)
         assert "\n" not in str(refused.value)
         assert len(str(refused.value)) < 500
 
@@ -290,12 +290,12 @@ class ZstdError(Exception):
 @pytest.mark.parametrize(
     ("error", "expected", "words"),
     [
-        (OSError("Connection lost"), UnreachedError, r"cannot be read \(Connection lost\)$"),
-        (OSError("x" * 9000), UnreachedError, r"cannot be read \(x{10,180}[.]{3}x+\)$"),
-        (OSError(5, "Input/output error"), UnreachedError, "cannot be read .*Input/output error"),
-        (TimeoutError("late"), UnreachedError, r"cannot be read \(late\)$"),
-        (aiohttp.ClientPayloadError("it broke off"), UnreachedError, r"cannot be read \(it broke off\)$"),
-        (PermissionError(13, "Permission denied"), ValueError, "cannot be read .*Permission denied"),
+        (OSError("Connection lost"), RetryableError, r"cannot be read \(Connection lost\)$"),
+        (OSError("x" * 9000), RetryableError, r"cannot be read \(x{10,180}[.]{3}x+\)$"),
+        (OSError(5, "Input/output error"), RetryableError, "cannot be read .*Input/output error"),
+        (TimeoutError("late"), RetryableError, r"cannot be read \(late\)$"),
+        (aiohttp.ClientPayloadError("it broke off"), RetryableError, r"cannot be read \(it broke off\)$"),
+        (PermissionError(13, "Permission denied"), UserError, "cannot be read .*Permission denied"),
         (ZstdError("Unknown frame"), ValueError, r"is cut off or damaged \(Unknown frame\)$"),
         (RuntimeError("LZ4F_decompress failed with code: 2"), ValueError, "is cut off or damaged .LZ4F_decompress"),
         (MemoryError(), MemoryError, "^$"),
@@ -315,14 +315,15 @@ def test_other_read_errors_are_not_called_damage(bucket, monkeypatch, suffix, er
     with pytest.raises(expected, match=words) as refused:
         list(lines_of(f"{bucket}/in.jsonl.{suffix}"))
     assert type(refused.value) is expected
+    assert isinstance(refused.value, ValueError) is (expected in (ValueError, UserError))
 
 
-def test_a_failing_network_is_not_a_user_mistake(bucket, monkeypatch):
+def test_a_failing_network_is_retryable(bucket, monkeypatch):
     def reset(*_, **__):
         raise ConnectionResetError("reset by peer")
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "_open", reset)
-    with pytest.raises(UnreachedError, match=r"cannot be read \(reset by peer"):
+    with pytest.raises(RetryableError, match=r"cannot be read \(reset by peer"):
         list(lines_of(f"{bucket}/in.jsonl"))
     monkeypatch.undo()
     fsspec.filesystem("memory").pipe_file(f"{bucket}/in.jsonl", b"")

@@ -36,7 +36,7 @@ def test_batch_prints_and_writes_its_answers(tiny, writer, source, tmp_path, mon
     assert "3 of 3 lines answered (3 by earlier runs), 0 errors" in err
 
 
-def test_mistakes_print_one_line(tiny, source, tmp_path, monkeypatch, capsys):
+def test_user_errors_print_one_line(tiny, source, tmp_path, monkeypatch, capsys):
     run = partial(call, monkeypatch, capsys, "batch")
     target = tmp_path / "out.jsonl"
     for words, arguments in {

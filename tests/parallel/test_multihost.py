@@ -24,7 +24,7 @@ for length in (1, 252, 253, 5000):
 facts["first"] = hosts.by_first(lambda: {"of": own})
 
 
-def mistake(action):
+def fault_of(action):
     try:
         action()
     except (ValueError, OSError, KeyError, RuntimeError) as error:
@@ -41,14 +41,14 @@ def broken():
         raise OSError("a torn file")
 
 
-facts["mistakes"] = [mistake(lambda: hosts.by_first(lambda: wrong(kind("no")))) for kind in (ValueError, OSError, KeyError)]
+facts["faults"] = [fault_of(lambda: hosts.by_first(lambda: wrong(kind("no")))) for kind in (ValueError, OSError, KeyError)]
 items = (Item(number, None, "a fault") for number in range(1 + own))
-facts["unlike"] = mistake(lambda: _Ahead(items, 4, 4, hosts).take(wait=True))
-facts["stopped"] = mistake(lambda: _Ahead(broken(), 4, 4, hosts).take(wait=True))
+facts["unlike"] = fault_of(lambda: _Ahead(items, 4, 4, hosts).take(wait=True))
+facts["stopped"] = fault_of(lambda: _Ahead(broken(), 4, 4, hosts).take(wait=True))
 events = list(omni.stream([{"role": "user", "content": "Hi"}], thinker_max_new_tokens=6, thinker_do_sample=False))
 facts["text"], facts["tokens"] = "".join(event.text for event in events), events[-1].reply.tokens
 there = Mesh(np.array([device for device in jax.devices() if device.process_index != own]), ("model",))
-facts["elsewhere"] = mistake(lambda: Omni.load(sys.argv[3], mesh=there))
+facts["elsewhere"] = fault_of(lambda: Omni.load(sys.argv[3], mesh=there))
 print()
 print(json.dumps(facts))
 """
@@ -59,10 +59,10 @@ def test_two_processes_share_results_and_decisions(tiny, writer, tmp_path):
     assert (first.pop("group"), second.pop("group")) == ([0, 1, True, False], [0, 1, False, False])
     assert "read different inputs" in first["unlike"]
     assert second.pop("stopped") == "OSError: a torn file"
-    told = "UnreachedError: on another host that has the model together with this one: a torn file"
+    told = "RetryableError: on another host that has the model together with this one: a torn file"
     assert first.pop("stopped") == told
-    assert first.pop("mistakes") == ["ValueError: no", "OSError: no", "KeyError: 'no'"]
-    assert second.pop("mistakes") == ["ValueError: no", "UnreachedError: no", "RuntimeError: KeyError: 'no'"]
+    assert first.pop("faults") == ["ValueError: no", "OSError: no", "KeyError: 'no'"]
+    assert second.pop("faults") == ["UserError: no", "RetryableError: no", "RuntimeError: KeyError: 'no'"]
     assert first == second
     assert not first["here"]
     assert first["near"] == [0, 1, 2]

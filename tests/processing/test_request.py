@@ -1,4 +1,4 @@
-"""Requests: conversations to arrays, batches of unequal prompts, masks and positions, and mistakes of a user."""
+"""Requests: conversations to arrays, batches of unequal prompts, masks and positions, and user errors."""
 
 from dataclasses import replace
 

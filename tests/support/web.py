@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from omni_jax.errors import UserError
 from omni_jax.processing.media import source
 from omni_jax.processing.options import MediaOptions
 
@@ -133,17 +134,17 @@ def read(url, options=LOCAL, noun="video"):
         return file.read()
 
 
-def refused(url, pattern, options=LOCAL, noun="video"):
-    with pytest.raises(ValueError, match=pattern) as caught:
+def refused(url, pattern, options=LOCAL, noun="video", *, kind=UserError):
+    with pytest.raises((ValueError, OSError), match=pattern) as caught:
         read(url, options, noun)
     message = str(caught.value)
-    assert type(caught.value) is ValueError
+    assert type(caught.value) in ((ValueError, UserError) if kind is UserError else (kind,))
     assert "\n" not in message
     assert len(message) < 400
     return message
 
 
-def name_server(monkeypatch, *answers):
+def name_server(monkeypatch, *answers, fault=socket.EAI_NONAME):
     """Answers each lookup of a name by the next list of addresses, the last for good."""
     left, really = list(answers), socket.getaddrinfo
 
@@ -152,7 +153,7 @@ def name_server(monkeypatch, *answers):
             return really(host, port, *args, **kwargs)
         addresses = left.pop(0) if len(left) > 1 else left[0]
         if not addresses:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            raise socket.gaierror(fault, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)

@@ -15,7 +15,7 @@ import yaml
 
 from omni_jax.cli import terminal
 from omni_jax.cli.batch import batch
-from omni_jax.errors import UnreachedError
+from omni_jax.errors import RetryableError, UserError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tpu" / "launch"
@@ -157,7 +157,7 @@ def test_the_manifest_asks_for_one_whole_slice():
     assert smaller["parallelism"] == smaller["completions"] == 1
 
 
-def test_a_lost_host_restarts_the_job_and_a_mistake_does_not():
+def test_a_lost_host_restarts_the_job_and_a_user_error_does_not():
     found = manifest()
     job, inner = pod(found)
     assert (job["backoffLimit"], inner["restartPolicy"]) == (0, "Never")
@@ -168,6 +168,7 @@ def test_a_lost_host_restarts_the_job_and_a_mistake_does_not():
     ]
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
+    assert policy["rules"][0]["name"] == "user_error"
     assert rule["onExitCodes"]["containerName"] == inner["containers"][0]["name"]
 
     def code(error):
@@ -178,13 +179,13 @@ def test_a_lost_host_restarts_the_job_and_a_mistake_does_not():
             terminal.run(broken, "pod_inference")
         return stop.value.code
 
-    for error in (ValueError("a mistake"), PermissionError("not yours"), FileNotFoundError("gone")):
+    for error in (ValueError("wrong"), UserError("wrong"), PermissionError("not yours"), FileNotFoundError("gone")):
         assert rule["onExitCodes"] | {"values": [code(error)], "operator": "In"} == rule["onExitCodes"]
     for error in (
         ConnectionResetError("reset"),
         TimeoutError("late"),
         OSError(28, "full"),
-        UnreachedError("no network"),
+        RetryableError("no network"),
     ):
         assert code(error) == 1
 
@@ -339,7 +340,7 @@ def test_the_number_of_attempts_is_bounded(queue):
     assert verbs(calls)[-1] == "delete"
 
 
-def test_a_mistake_is_not_retried(queue):
+def test_a_user_error_is_not_retried(queue):
     done, calls = queue("ACTIVE", "2", "ACTIVE")
     assert done.returncode == 2
     assert verbs(calls) == ["scp", "ssh", "run", "delete"]

@@ -149,7 +149,7 @@ def test_a_copy_of_the_model_uses_whole_hosts(monkeypatch):
 
 
 def test_without_other_hosts_the_script_runs_alone(tmp_path):
-    """The same script on one machine, with a mistake."""
+    """The same script on one machine, with a user error."""
     run = [sys.executable, SCRIPT, tmp_path / "none.jsonl", tmp_path / "out.jsonl", "--model", "m"]
     ended = subprocess.run(run, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")

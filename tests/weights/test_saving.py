@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from omni_jax import weights
 from omni_jax.config import from_hf, read_json
-from omni_jax.errors import UnreachedError
+from omni_jax.errors import RetryableError
 from omni_jax.models import parts
 from omni_jax.testing import tiny_config
 from omni_jax.weights import layerwise, safetensors_writer
@@ -155,11 +155,11 @@ def test_the_same_command_runs_again_after_a_disk_filled_at_the_end(tiny, loaded
 
 def test_unreadable_weights_are_not_called_a_full_disk(tiny, loaded, tmp_path, monkeypatch):
     def late(*_):
-        raise UnreachedError("gs://bucket/thinker: cannot be read now; try again")
+        raise RetryableError("gs://bucket/thinker: cannot be read now; try again")
         yield
 
     monkeypatch.setattr(layerwise, "drain", late)
-    with pytest.raises(UnreachedError, match=r"^gs://bucket/thinker: cannot be read now; try again$"):
+    with pytest.raises(RetryableError, match=r"^gs://bucket/thinker: cannot be read now; try again$"):
         weights.save(loaded, tmp_path / "saved", read_json(tiny / "config.json"))
     assert list((tmp_path / "saved").iterdir()) == []
 

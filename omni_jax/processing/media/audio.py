@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from omni_jax.errors import listed, shown
+from omni_jax.errors import about, listed, shown
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.media import audio_file
 from omni_jax.processing.media.audio_file import (
@@ -189,12 +189,10 @@ def load_track(
         ValueError: in one line, when there is no sound at all, or none in the part, and as in `load`.
     """
     try:
-        with contextlib.closing(audio_file.track(file, holes=True)) as blocks:
+        with about(name), contextlib.closing(audio_file.track(file, holes=True)) as blocks:
             part = take(audio_file.placed(blocks, origin), options.video_start, options.video_end, limit, "video")
     except audio_file.NoTrackError:
         raise ValueError(f"{name}: has no audio track; {_SILENT}") from None
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     if part.fault:
         raise ValueError(f"{name}: {part.fault}")
     if not part.heard or part.samples.size < FeatureConfig().min_samples:
@@ -322,10 +320,9 @@ def _split_pair(source: tuple, name: str) -> tuple[Any, float]:
 
 def _decode(file: BinaryIO, name: str, options: MediaOptions, limit: float) -> Part:
     try:
-        return audio_file.decode(
-            file, lambda blocks: take(blocks, options.audio_start, options.audio_end, limit, "audio")
-        )
+        with about(name):
+            return audio_file.decode(
+                file, lambda blocks: take(blocks, options.audio_start, options.audio_end, limit, "audio")
+            )
     except audio_file.NoTrackError:
         raise ValueError(f"{name}: has no audio track; expected a sound file, or a video with sound") from None
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None

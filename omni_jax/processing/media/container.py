@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 import av
 from av.error import FFmpegError
 
+from omni_jax.errors import kind_of
 from omni_jax.processing.media.source import reason
 
 # Containers whose headers state the length; for others, FFmpeg estimates it.
@@ -46,16 +47,23 @@ def opened(file: BinaryIO, noun: str, **options: str) -> Iterator[Any]:
 
     Raises:
         ValueError: in one line without the file's name, when FFmpeg cannot read it.
+        RetryableError: likewise, when the file itself cannot be read now.
     """
     file.seek(0)
     # No protocol is allowed: a playlist's bytes must not open other files or addresses from this machine.
     options = {"protocol_whitelist": "none", **options}
     try:
         container = av.open(Steady(file), "r", options=options, **_ANY_TITLE)
-    except (FFmpegError, OSError) as error:  # OSError: from the file itself
+    except FFmpegError as error:
         raise ValueError(f"not {noun}, or damaged ({reason(error)})") from None
+    except OSError as error:  # from the file itself
+        raise _unread(error) from None
     with container:
         yield container
+
+
+def _unread(error: OSError) -> Exception:
+    return kind_of(error)(f"cannot be read ({reason(error)})")
 
 
 class Packets:
@@ -86,7 +94,7 @@ class Packets:
         except FFmpegError:
             self._broken = True
         except OSError as error:
-            raise ValueError(f"not {self._noun}, or damaged ({reason(error)})") from None
+            raise _unread(error) from None
 
     @property
     def cut(self) -> bool:

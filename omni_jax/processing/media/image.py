@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from omni_jax.errors import about, kind_of
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.media.source import DEFAULTS, MediaSource, describe, opened, reason
 from omni_jax.processing.options import MediaOptions
@@ -82,11 +83,8 @@ def load(source: ImageSource, *, name: str | None = None, options: MediaOptions 
     """
     name = name or describe(source, "image")
     in_memory = isinstance(source, Image.Image) or hasattr(source, "__array__")
-    with contextlib.nullcontext(source) if in_memory else opened(source, name, "image", options) as found:
-        try:
-            return _read(found)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    with contextlib.nullcontext(source) if in_memory else opened(source, name, "image", options) as found, about(name):
+        return _read(found)
 
 
 def require_area(height: int, width: int, most: int = MAX_PIXELS):
@@ -205,6 +203,8 @@ def _pillow() -> Iterator[None]:
         raise ValueError(f"{reason(error)}; scale it down first") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
         words = reason(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno:  # not the decoder's, but the file's
+            raise kind_of(error)(f"cannot be read ({words})") from None
         raise ValueError(f"cannot be decoded ({words}); expected an undamaged image") from None
 
 

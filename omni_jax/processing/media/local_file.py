@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from omni_jax.errors import RetryableError, UserError, kind_of
 from omni_jax.processing.options import MediaOptions
 
 _KINDS = {
@@ -22,7 +23,19 @@ _CHUNK = 1 << 20
 
 
 class RefusedError(Exception):
-    """A source that cannot or may not be read; the message continues a sentence that begins with the source's name."""
+    """A source that cannot or may not be read; the message continues a sentence that begins with the source's name.
+
+    Attributes:
+        kind: what it is raised as, with the name: a user error, or a retryable one.
+    """
+
+    def __init__(self, words: str, kind: type[UserError] | type[RetryableError] = UserError):
+        super().__init__(words)
+        self.kind = kind
+
+    def named(self, name: str) -> UserError | RetryableError:
+        """The error to raise, with the name of the source."""
+        return self.kind(f"{name}: {self}")
 
 
 def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
@@ -45,7 +58,8 @@ def open_path(path: Any, wanted: str, options: MediaOptions) -> BinaryIO:
     except FileNotFoundError:
         raise RefusedError(f"no such file; expected the path of {wanted}{_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise RefusedError(f"cannot be opened ({getattr(error, 'strerror', None) or error}){_hint(path)}") from None
+        words = f"cannot be opened ({getattr(error, 'strerror', None) or error}){_hint(path)}"
+        raise RefusedError(words, kind_of(error)) from None
     try:
         found = os.fstat(file.fileno())  # the file that is open now: the path may lead elsewhere since the first check
         _require_readable(found, wanted)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from omni_jax.errors import listed, shown
+from omni_jax.errors import about, listed, shown
 from omni_jax.processing.media.image import ImageSource, load, require_area, require_ratio
 from omni_jax.processing.media.source import DEFAULTS, describe
 from omni_jax.processing.options import MediaOptions
@@ -234,8 +234,6 @@ def prepare(
     """
     name = name or describe(source, "image")
     image = load(source, name=name, options=options)
-    try:
+    with about(name):
         size = image_size(image.height, image.width, config, options)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     return patches(resize(image, size)[None], config)

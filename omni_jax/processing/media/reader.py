@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from omni_jax.config import ThinkerConfig
+from omni_jax.errors import about
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.media import audio, image, source, video
 from omni_jax.processing.media import patches as vision
@@ -115,12 +116,13 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
 
     Raises:
         ValueError: one line that names the medium and what is wrong with it.
+        RetryableError: likewise, where it cannot be fetched or read now.
     """
     config = reader.thinker
     made = Features(runs={config.audio_token: [], config.image_token: [], config.video_token: []})
     room, videos = config.context, sum(item.kind == "video" for item in media)
     for item in media:
-        try:
+        with about(item.where):
             own = options.over(item.options)
             if item.kind == "audio":
                 name, limit = source.describe(item.source, "audio"), _seconds(room, config)
@@ -138,8 +140,6 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
                     f"with the media before it, it makes {config.context - room} tokens, but the context holds "
                     f"{config.context}; shorten the media, or bound them by max_pixels, fps, max_frames or video_end"
                 )
-        except ValueError as error:
-            raise ValueError(f"{item.where}: {error}") from None
     return made
 
 
@@ -165,10 +165,8 @@ def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visu
     """As ``patches.prepare``, but a picture too large for the context is refused before it is resized."""
     name = source.describe(given, "image")
     picture = image.load(given, name=name, options=options)
-    try:
+    with about(name):
         height, width = vision.image_size(picture.height, picture.width, reader.patches, options)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     if (tokens := height * width // reader.patches.factor**2) > room:
         raise ValueError(
             f"{name}: {height} x {width} pixels make {tokens} tokens, but the context has room for {room}; lower max_pixels"

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
-from omni_jax.errors import cut, shown
+from omni_jax.errors import RetryableError, UserError, cut, kind_of, shown
 from omni_jax.processing.media.local_file import RefusedError, open_path, read_all, require_bytes
 from omni_jax.processing.options import MediaOptions
 
@@ -37,6 +37,8 @@ _SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)  # a URL's user and
 _IN_MEMORY = 64 << 20  # bytes of a download kept in memory; a longer one goes to disk
 _CHUNK = 1 << 20
 _REDIRECTS = 5
+_BUSY = (408, 425, 429)  # a server's answers below 500 after which the same request may succeed later
+_UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 _REMOTE = "an http(s) URL of a public address, a data: URL or the file's content"
 # Object stores, read with the rights of this process, as local paths are.
 _STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
@@ -88,7 +90,8 @@ def opened(source: Any, name: str, noun: str, options: MediaOptions = DEFAULTS) 
             read: allow_private and allow_local.
 
     Raises:
-        ValueError: in one line, when the source cannot be found, fetched or read, or is empty.
+        ValueError: in one line, when the source cannot be found or read, is not allowed, or is empty.
+        RetryableError: in one line, when its server, its store or the file system does not answer.
     """
     own = _borrowed(source, name, options) if hasattr(source, "read") else _open(source, name, noun, options)
     with own as file:
@@ -108,9 +111,9 @@ def _borrowed(source: Any, name: str, options: MediaOptions) -> Iterator[BinaryI
             raise RefusedError(f"a file object that reads {kind}; open it in binary mode, 'rb'")
         file = source if start == 0 else io.BytesIO(read_all(source.read, options))
     except RefusedError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise error.named(name) from None
     except (OSError, ValueError) as error:  # ValueError: the file is closed
-        raise ValueError(f"{name}: cannot be read ({reason(error)})") from None
+        raise kind_of(error)(f"{name}: cannot be read ({reason(error)})") from None
     try:
         yield file
     finally:
@@ -144,7 +147,7 @@ def _open(source: Any, name: str, noun: str, options: MediaOptions) -> BinaryIO:
     try:
         return open_path(source, wanted, options)
     except RefusedError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise error.named(name) from None
 
 
 def _decode_data_url(url: str, name: str, media_type: str) -> bytes:
@@ -172,14 +175,14 @@ def _stored(url: str, scheme: str, name: str, options: MediaOptions) -> BinaryIO
         store, path = url_to_fs(url)
         return _copy(store, path, options)
     except RefusedError as error:
-        fault = str(error)
+        fault = error
     except ImportError:
-        fault = f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}"
+        fault = RefusedError(f"{scheme} URLs need {_STORES[scheme]}; pip install {_STORES[scheme]}")
     except FileNotFoundError:
-        fault = "no such object; check the URL"
+        fault = RefusedError("no such object; check the URL")
     except Exception as error:  # packages of stores raise their own kinds of errors
-        fault = f"cannot be read ({reason(error)})"
-    raise ValueError(f"{name}: {fault}")
+        fault = RefusedError(f"cannot be read ({reason(error)})", kind_of(error))
+    raise fault.named(name) from None
 
 
 def _copy(store: Any, path: str, options: MediaOptions) -> BinaryIO:
@@ -210,12 +213,13 @@ def _copy(store: Any, path: str, options: MediaOptions) -> BinaryIO:
     finally:
         late = copied.cancel()
     if late:
-        raise RefusedError(_late(options))
+        raise _late(options)
     return copied.result()
 
 
-def _late(options: MediaOptions) -> str:
-    return f"could not be fetched in {options.timeout:g} s; download it first, or raise timeout"
+def _late(options: MediaOptions) -> RefusedError:
+    words = f"could not be fetched in {options.timeout:g} s; download it first, or raise timeout"
+    return RefusedError(words, RetryableError)
 
 
 def _fetch(url: str, name: str, options: MediaOptions) -> BinaryIO:
@@ -255,7 +259,8 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
         if response.status // 100 != 2:
             response.close()
             phrase = http.client.responses.get(response.status, "unknown")
-            raise RefusedError(f"the server answers {response.status} ({phrase}); check the URL")
+            kind = RetryableError if response.status in _BUSY or response.status >= 500 else UserError
+            raise RefusedError(f"the server answers {response.status} ({phrase}); check the URL", kind)
 
     def bound(size, value):
         require_bytes(max(size or 0, value), options)
@@ -288,42 +293,45 @@ async def _download(url: str, file: Any, name: str, options: MediaOptions):
             # aiohttp also counts the redirect that it no longer follows.
             await files._get_file(url, file, callback=callback, max_redirects=_REDIRECTS + 1)
     except (RefusedError, aiohttp.ClientError, OSError, ValueError) as error:
-        raise ValueError(f"{name}: {_fault(error, options)}") from None
+        raise _fault(error, options).named(name) from None
 
 
-def _fault(error: Exception, options: MediaOptions) -> str:
+def _fault(error: Exception, options: MediaOptions) -> RefusedError:
     """What went wrong with a download, in our words: libraries' messages may hold the whole URL, with secrets."""
     import aiohttp
 
     match error:
         case RefusedError():
-            return str(error)
+            return error
         case TimeoutError():
             return _late(options)
         case aiohttp.TooManyRedirects():
-            return f"is redirected more than {_REDIRECTS} times"
+            return RefusedError(f"is redirected more than {_REDIRECTS} times")
         case aiohttp.NonHttpUrlRedirectClientError():
-            return "is redirected to something that is neither http nor https; refused"
+            return RefusedError("is redirected to something that is neither http nor https; refused")
         case aiohttp.ClientSSLError():
             cause = error.__cause__
             words = getattr(cause, "verify_message", None) or getattr(cause, "reason", None) or "TLS fails"
-            return f"no secure connection to its host ({words})"
+            return RefusedError(f"no secure connection to its host ({words})")
         case aiohttp.ClientConnectorError(os_error=_PrivateError()):
             if not options.allow_local:
-                return f"leads to a private address, refused where allow_local is False; give {_REMOTE}"
-            return "leads to a private address, refused unless allow_private is True"
+                return RefusedError(f"leads to a private address, refused where allow_local is False; give {_REMOTE}")
+            return RefusedError("leads to a private address, refused unless allow_private is True")
         case aiohttp.ClientConnectorDNSError():
-            return f"its host is not found ({reason(error.os_error)})"
+            # A name server that does not answer is not one that does not know the name.
+            kind = UserError if error.os_error.errno in _UNKNOWN_NAME else RetryableError
+            return RefusedError(f"its host is not found ({reason(error.os_error)})", kind)
         case aiohttp.ClientPayloadError():
-            return "the download broke off before its end, or is garbled; try again"
+            return RefusedError("the download broke off before its end, or is garbled; try again", RetryableError)
         case aiohttp.ClientResponseError():
-            return "its server does not answer in proper HTTP"
+            return RefusedError("its server does not answer in proper HTTP")
         case aiohttp.ClientConnectorError():
-            return f"no connection to its host ({reason(error.os_error)})"
+            return RefusedError(f"no connection to its host ({reason(error.os_error)})", RetryableError)
         case ValueError():
-            return "is not a valid URL, or is redirected to one that is not"
+            return RefusedError("is not a valid URL, or is redirected to one that is not")
         case _:
-            return f"could not be fetched ({getattr(error, 'strerror', None) or type(error).__name__})"
+            words = f"could not be fetched ({getattr(error, 'strerror', None) or type(error).__name__})"
+            return RefusedError(words, kind_of(error))
 
 
 def is_public(address: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from omni_jax.errors import about
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.media import image, patches, video_track
 from omni_jax.processing.media.image import ImageSource
@@ -249,10 +250,8 @@ def _from_file(
     # Times in a file may be rounded, and its stated rate may be wrong: it is used if the times agree to half a frame.
     stated = index.rate > 0 and abs(seconds * index.rate - steps) <= 0.5
     rate = index.rate if stated or not steps else steps / seconds
-    try:
+    with about(name):
         count = frame_count(len(times), rate or FPS, config, options, context=context, videos=videos)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     chosen = start + nearest_frames(times, count)
     frames = _allocate(name, index.height, index.width, count, config, options, context, videos)
     found = np.zeros(count, bool)
@@ -308,8 +307,6 @@ def _allocate(
     videos: int,
 ) -> np.ndarray:
     """An empty array for frames at their resized size: uint8 [count, h, w, 3]."""
-    try:
+    with about(name):
         size = frame_size(height, width, count, config, options, context=context, videos=videos)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     return np.empty((count, *size, 3), np.uint8)

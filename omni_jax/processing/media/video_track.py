@@ -14,6 +14,7 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
+from omni_jax.errors import about
 from omni_jax.processing.media import container
 from omni_jax.processing.media.container import HOLE, Packets
 from omni_jax.processing.media.image import JPEG_SCAN, MAX_JPEG_SCANS, MAX_PIXELS, to_rgb
@@ -287,17 +288,14 @@ def _decoded(decoder: Any, packet: av.Packet) -> list[Any] | None:
 def _opened(file: BinaryIO, name: str) -> Iterator[tuple[Any, Any, Any]]:
     """Opens a file as a container, with its first picture track and a decoder for it; errors begin with the name."""
     bound = {"max_pixels": str(MAX_PIXELS)}
-    try:
-        with container.opened(file, _NOUN, **bound) as opened:
-            track = _picture_track(opened)
-            decoder = track.codec_context
-            stated = {key.lower(): value for key, value in track.metadata.items()}
-            if stated.get("alpha_mode") == "1" and decoder.name in _WITH_ALPHA:
-                decoder = av.CodecContext.create(_WITH_ALPHA[decoder.name], "r")
-            decoder.options = bound
-            yield opened, track, decoder
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    with about(name), container.opened(file, _NOUN, **bound) as opened:
+        track = _picture_track(opened)
+        decoder = track.codec_context
+        stated = {key.lower(): value for key, value in track.metadata.items()}
+        if stated.get("alpha_mode") == "1" and decoder.name in _WITH_ALPHA:
+            decoder = av.CodecContext.create(_WITH_ALPHA[decoder.name], "r")
+        decoder.options = bound
+        yield opened, track, decoder
 
 
 def _picture_track(opened: Any) -> Any:

@@ -16,6 +16,7 @@ import aiohttp
 import fsspec
 import pytest
 
+from omni_jax.errors import RetryableError, UserError
 from omni_jax.processing.media import source
 from omni_jax.processing.options import MediaOptions
 from tests.support.web import CONTENT, LOCAL, name_server, read, refused
@@ -48,10 +49,14 @@ def test_redirects_are_followed_five_times(web):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(404, "Not Found"), (403, "Forbidden"), (500, "Internal Server Error"), (302, "Found"), (599, "unknown")],
-)
+    [
+        (404, "Not Found"), (403, "Forbidden"), (500, "Internal Server Error"), (302, "Found"), (599, "unknown"),
+        (429, "Too Many Requests"), (503, "Service Unavailable"),
+    ],
+)  # fmt: skip
 def test_http_errors_are_reported(web, status, words):
-    refused(web.url(f"status/{status}"), rf"/status/{status}: the server answers {status} \({words}\)")
+    kind = RetryableError if status in (429, 500, 503, 599) else UserError
+    refused(web.url(f"status/{status}"), rf"/status/{status}: the server answers {status} \({words}\)", kind=kind)
 
 
 FAULTS = {
@@ -68,7 +73,8 @@ FAULTS = {
 @pytest.mark.parametrize("path", FAULTS)
 def test_errors_are_one_line_without_secrets(web, path):
     url = web.url(f"{path}?token=hidden#hidden", host="user:hidden@127.0.0.1")
-    message = refused(url, f"^http://127.0.0.1:{web.server_port}/{path}: .*{FAULTS[path]}")
+    kind = RetryableError if "broke off" in FAULTS[path] else UserError
+    message = refused(url, f"^http://127.0.0.1:{web.server_port}/{path}: .*{FAULTS[path]}", kind=kind)
     assert "hidden" not in message
     assert "user" not in message
 
@@ -83,7 +89,7 @@ def test_credentials_are_not_sent_to_other_hosts(web):
 
 def test_only_the_stated_length_is_read(web):
     # It depends on timing whether aiohttp sees the rest.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UserError, RetryableError):
         assert read(web.url("short")) == CONTENT[:1000]
     assert "/short" in web.seen[0]
 
@@ -107,7 +113,8 @@ def test_compressed_bytes_count_inflated(web):
 @pytest.mark.parametrize("path", ["trickle", "silent"])
 def test_the_time_of_a_download_is_bounded(web, path):
     options = MediaOptions(allow_private=True, timeout=0.3)
-    refused(web.url(path), r"could not be fetched in 0\.3 s; download it first, or raise timeout", options)
+    late = r"could not be fetched in 0\.3 s; download it first, or raise timeout"
+    refused(web.url(path), late, options, kind=RetryableError)
 
 
 def test_an_object_of_a_store_is_read(store, monkeypatch):
@@ -160,9 +167,9 @@ def test_the_time_of_an_object_is_bounded(store, monkeypatch):
     late = "memory://bucket/a.wav: could not be fetched in 0.2 s; download it first, or raise timeout"
     assert read(url, MediaOptions(timeout=2**62)) == CONTENT
     monkeypatch.setattr(files, "open", lambda self, path, mode: Unsized(wait=0.02))
-    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # it arrives too slowly
+    refused(url, f"^{late}$", MediaOptions(timeout=0.2), kind=RetryableError)  # it arrives too slowly
     monkeypatch.setattr(files, "info", lambda self, path: {"size": answer.wait(20)})
-    refused(url, f"^{late}$", MediaOptions(timeout=0.2))  # the store does not answer
+    refused(url, f"^{late}$", MediaOptions(timeout=0.2), kind=RetryableError)  # the store does not answer
     answer.set()
     left = [thread for thread in threading.enumerate() if thread.name.startswith("omni_jax")]
     for thread in left:
@@ -173,15 +180,24 @@ def test_the_time_of_an_object_is_bounded(store, monkeypatch):
         raise TimeoutError("no answer from the store's host")
 
     monkeypatch.setattr(files, "info", slow)
-    refused(url, "cannot be read .no answer from the store's host.$")
+    refused(url, "cannot be read .no answer from the store's host.$", kind=RetryableError)
+
+    def forbidden(self, path):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(files, "info", forbidden)
+    refused(url, "cannot be read .not yours.$")
 
 
 def test_unreachable_hosts_are_reported(web, monkeypatch):
     name_server(monkeypatch, [])
     refused(web.url("good", "name.test"), r"its host is not found \(Name or service not known\)")
+    name_server(monkeypatch, [], fault=socket.EAI_AGAIN)
+    refused(web.url("good", "name.test"), "its host is not found", kind=RetryableError)
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
-        refused(f"http://127.0.0.1:{unheard.getsockname()[1]}/a.mp4", "no connection to its host")
+        url = f"http://127.0.0.1:{unheard.getsockname()[1]}/a.mp4"
+        refused(url, "no connection to its host", kind=RetryableError)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +249,11 @@ def test_no_connection_is_left_open(web, caplog):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         read(web.url("good"))
-        for path in ("status/404", "loop", "long", "garbage"):
+        for path in ("status/404", "loop"):
             refused(web.url(path), ".")
-        refused(web.url("silent"), "0.1 s", MediaOptions(allow_private=True, timeout=0.1))
+        for path in ("long", "garbage"):
+            refused(web.url(path), ".", kind=RetryableError)
+        refused(web.url("silent"), "0.1 s", MediaOptions(allow_private=True, timeout=0.1), kind=RetryableError)
         refused(web.url("endless"), "larger", MediaOptions(allow_private=True, max_bytes=1000))
         refused(web.url("good"), "private", MediaOptions())
         gc.collect()

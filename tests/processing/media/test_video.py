@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omni_jax.errors import RetryableError
 from omni_jax.processing.media import patches
 from tests.support.numbered_films import (
     FILMS,
@@ -225,7 +226,8 @@ class Failing(io.BytesIO):
 
 def test_a_failing_file_raises_one_line(tmp_path):
     content = film(tmp_path / "a.mkv", **LOSSLESS).read_bytes()
-    assert fault(Failing(content), name="x") == "x: not a video, or damaged (the disk is gone)"
+    with pytest.raises(RetryableError, match=r"^x: cannot be read \(the disk is gone\)$"):
+        load(Failing(content), name="x")
 
 
 def test_errors_of_a_progress_callback_pass_through(tmp_path):

@@ -1,4 +1,4 @@
-"""A user's mistakes in a request for speech raise one line, before anything is computed."""
+"""User errors in a request for speech raise one line, before anything is computed."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_wrong_codes_raise_one_line(omni, case):
     assert "\n" not in str(error.value)
 
 
-# --- mistakes of a user
+# --- user errors
 
 REQUESTS = {
     "an unknown voice": ({"speaker": "Nobody"}, "speaker: expected one of chelsie, ethan, aiden, got 'Nobody'"),

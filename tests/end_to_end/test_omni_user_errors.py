@@ -1,4 +1,4 @@
-"""A user's mistakes in a request, a conversation or a path raise one line."""
+"""User errors in a request, a conversation or a path raise one line."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ def test_steps_out_of_range_are_refused(omni, steps):
     one_line(error)
 
 
-# --- mistakes of a user
+# --- user errors
 
 REQUESTS = {
     "speech": ({"return_audio": True}, "return_audio=True, but this checkpoint was loaded with speech=False"),
@@ -136,7 +136,7 @@ def test_a_mesh_that_does_not_fit_is_refused(tiny):
         one_line(error)
 
 
-def test_stream_raises_mistakes_before_the_first_event(omni):
+def test_stream_raises_user_errors_before_the_first_event(omni):
     with pytest.raises(ValueError, match="unknown option"):
         omni.stream(user("Hi"), heat=1)
 
