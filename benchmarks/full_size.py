@@ -31,6 +31,7 @@ from omni_jax.config import OmniConfig, from_hf
 from omni_jax.decoding.frames import CALL_FRAMES, generate_frames
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request, answer
+from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.reply import Event
 from omni_jax.models import parts
 from omni_jax.models.placement import shardings
@@ -176,7 +177,8 @@ class Load:
             # The token that ends speech is counted, and gives no frame.
             talker_max_new_tokens=self.frames + 1, talker_min_new_tokens=self.frames + 1,
         )  # fmt: skip
-        return replace(omni.request_of(batch, options), transcript=lambda row: Transcript(LETTERS))
+        asked = RequestOptions.from_mapping(options, rows=len(batch.tokens))
+        return replace(omni.request_of(batch, asked), transcript=lambda row: Transcript(LETTERS))
 
 
 def whole(omni: Omni, asked: Sequence[Question], load: Load, seed: int, *, aloud: bool = True) -> Figures:

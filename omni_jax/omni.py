@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -13,15 +13,16 @@ from jaxtyping import Array, Float, Float32
 from omni_jax import checkpoint, weights
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.defaults import Defaults, sampling_options
+from omni_jax.decoding.defaults import GenerationConfig, sampling_options
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.decoding.text import CALL_STEPS
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request, answer
+from omni_jax.engine.keywords import RequestKeywords, SpeakKeywords
+from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.reply import Event, Reply
-from omni_jax.engine.request import advise, ask, loads_speech, prompts
-from omni_jax.engine.transformers_keywords import translated
-from omni_jax.errors import check_progress, cut, listed, shown
+from omni_jax.engine.request import loads_speech, prompts, resolve, rows_of, speak_request, warn_system_prompt
+from omni_jax.errors import check_progress, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import arranged
 from omni_jax.models.placement import shardings
@@ -32,7 +33,6 @@ from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio_packing import split_clips
 from omni_jax.processing.batch import Batch
-from omni_jax.processing.conversation import check
 from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media.reader import FolderReader, Reader
 from omni_jax.processing.media.video_track import Progress
@@ -42,9 +42,6 @@ from omni_jax.processing.transcript import Transcript
 from omni_jax.processing.vision_packing import split_patches
 from omni_jax.room import ensure_memory, weights_dtype
 from omni_jax.speech.synthesizer import Synthesizer, synthesizer
-
-# The user's turn for a text that is only to be spoken.
-READ_ALOUD = "Please read the following text aloud.\n\n"
 
 _logits = jitted(lambda thinker, *prompt: thinker.logits(*prompt))
 
@@ -129,9 +126,9 @@ class Omni:
         return FolderReader(self.folder, self.config.thinker)
 
     @cached_property
-    def defaults(self) -> Defaults:
+    def defaults(self) -> GenerationConfig:
         """Sampling options of the checkpoint's generation config."""
-        return Defaults.read(self.folder, self.config)
+        return GenerationConfig.read(self.folder, self.config)
 
     @cached_property
     def synthesizer(self) -> Synthesizer[Any]:
@@ -183,14 +180,14 @@ class Omni:
             progress=progress,
         )  # fmt: skip
 
-    def generate(self, conversation: Any = None, **options: Any) -> Reply:
+    def generate(self, conversation: Any = None, **options: Unpack[RequestKeywords]) -> Reply:
         """Answers one conversation, a Batch of one row, or what a Transformers processor gives, also as ``**inputs``.
 
         The options are those of ``generate_batch``.
         """
         return self._replies(self.request_of(*self._prompts(conversation, options, alone=True)))[0]
 
-    def generate_batch(self, conversations: Any = None, **options: Any) -> list[Reply]:
+    def generate_batch(self, conversations: Any = None, **options: Unpack[RequestKeywords]) -> list[Reply]:
         """Answers several conversations in text and, if the checkpoint can, speech; no reply depends on the other rows.
 
         Args:
@@ -217,7 +214,9 @@ class Omni:
         """
         return self._replies(self.request_of(*self._prompts(conversations, options, alone=False)))
 
-    def stream(self, conversation: Any = None, *, steps: int = 4, **options: Any) -> Iterator[Event]:
+    def stream(
+        self, conversation: Any = None, *, steps: int = 4, **options: Unpack[RequestKeywords]
+    ) -> Iterator[Event]:
         """Answers one conversation piece by piece; the pieces join to what ``generate`` returns.
 
         The exception is text before a ``</think>`` without a ``<think>``: it is streamed as answer, and the last
@@ -232,14 +231,16 @@ class Omni:
         # This call raises user errors; the first event does not.
         return (event for _, event in self._events(*self._prompts(conversation, options, alone=True), steps))
 
-    def stream_batch(self, conversations: Any = None, *, steps: int = 4, **options: Any) -> Iterator[tuple[int, Event]]:
+    def stream_batch(
+        self, conversations: Any = None, *, steps: int = 4, **options: Unpack[RequestKeywords]
+    ) -> Iterator[tuple[int, Event]]:
         """Answers several conversations piece by piece: pairs of a row's number and its next event.
 
         Rows advance together: a chunk of sound is made for all rows that still speak, once the text of all is there.
         """
         return self._events(*self._prompts(conversations, options, alone=False), steps)
 
-    def speak(self, text: str, **options: Any) -> Reply:
+    def speak(self, text: str, **options: Unpack[SpeakKeywords]) -> Reply:
         """Speaks a given text, as the assistant's answer to a user.
 
         Args:
@@ -249,11 +250,11 @@ class Omni:
         Keyword Args:
             conversation: what the text answers: messages that end in the user's; by default a request to read it aloud.
         """
-        return self._replies(self._recital(text, **options))[0]
+        return self._replies(self._speak_request(text, options))[0]
 
-    def stream_speech(self, text: str, **options: Any) -> Iterator[Event]:
+    def stream_speech(self, text: str, **options: Unpack[SpeakKeywords]) -> Iterator[Event]:
         """``speak`` piece by piece: sound in chunks of 1, 2, 4, 8, 16 and then 25 frames of 80 ms."""
-        rows = answer(self.parts, self.config, self._recital(text, **options), streamed=True)
+        rows = answer(self.parts, self.config, self._speak_request(text, options), streamed=True)
         return (event for _, event in rows)
 
     def decode_codes(
@@ -317,77 +318,66 @@ class Omni:
         # On the host, because indexing on the device would compile a program for each new length.
         return jax.device_put(fetch(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
-    def _events(self, conversations: Any, options: Mapping[str, Any], steps: int) -> Iterator[tuple[int, Event]]:
+    def _events(self, conversations: Any, options: RequestOptions, steps: int) -> Iterator[tuple[int, Event]]:
         if not is_number(steps, whole=True) or not 1 <= steps <= CALL_STEPS:
             raise ValueError(f"steps: expected 1 to {CALL_STEPS} tokens an event, got {shown(steps)}")
         return answer(self.parts, self.config, self.request_of(conversations, options), steps=steps, streamed=True)
 
-    def _replies(self, asked: Request) -> list[Reply]:
+    def _replies(self, request: Request) -> list[Reply]:
         replies: dict[int, Reply] = {}
-        for row, event in answer(self.parts, self.config, asked):
+        for row, event in answer(self.parts, self.config, request):
             if event.reply is not None:
                 replies[row] = event.reply
         return [replies[row] for row in sorted(replies)]
 
-    def _prompts(self, given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any, dict[str, Any]]:
-        return prompts(given, options, alone=alone, control_tokens=self.limits.allow_control_tokens)
+    def _prompts(self, given: Any, options: Mapping[str, Any], *, alone: bool) -> tuple[Any, RequestOptions]:
+        found, options = prompts(given, options, alone=alone, control_tokens=self.limits.allow_control_tokens)
+        return found, RequestOptions.from_mapping(options, rows=rows_of(found))
 
     def request_of(
-        self, conversations: Any, options: Mapping[str, Any], *, given: Sequence[int] | None = None
+        self, conversations: Any, options: RequestOptions, reply_tokens: Sequence[int] | None = None
     ) -> Request:
         """A checked request, ready to run. All errors in it are raised here.
 
         Args:
-            options: those of ``generate_batch``, by the same names.
-            given: the reply's tokens, if they are given.
+            conversations: a list of them, or a Batch.
+            options: of the request.
+            reply_tokens: of the only conversation's reply, if that is given.
         """
-        asked = ask(conversations, self.defaults, self.synthesizer, **options)
+        resolved = resolve(options, self.defaults, self.synthesizer, rows_of(conversations))
         if isinstance(conversations, Batch):
             # The tokens show whether a video has sound, so repeating the option (as with Transformers) does no harm.
-            shaping = [replace(item, load_audio_from_video=False) != MediaOptions() for item in asked.media]
-            if asked.tools or asked.template or any(shaping):
+            shaping = [replace(item, load_audio_from_video=False) != MediaOptions() for item in options.media]
+            if options.tools or options.template or any(shaping):
                 raise ValueError(
                     "tools, template and the options of media shape the prompt; a Batch has its prompts already: give them to "
                     "prepare"
                 )
             batch = conversations
         else:
-            batch = self._prepare(conversations, asked.media, asked.tools, asked.template, asked.progress)
-            if asked.aloud:
-                advise(self.synthesizer.system, conversations, stacklevel=4)
-        if given is not None:
-            batch = self.synthesizer.recited(batch, given)
+            media = options.media * len(conversations) if len(options.media) == 1 else options.media
+            batch = self._prepare(conversations, media, options.tools, options.template, options.progress)
+            if resolved.spoken:
+                warn_system_prompt(self.synthesizer.system, conversations, stacklevel=4)
+        if reply_tokens is not None:
+            batch = self.synthesizer.with_reply(batch, reply_tokens)
         context = self.config.thinker.context
         if batch.lengths.max() >= context:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
-        prompts, speech = encode.place(batch, self.config.thinker), None
+        prompts, speech, thinker = encode.place(batch, self.config.thinker), None, resolved.generation.thinker
         # A prompt that cannot be spoken is answered in text alone, unless sound was asked for.
-        if asked.aloud and (asked.insisted or self.synthesizer.speakable(batch)):
+        if resolved.spoken and (resolved.required or self.synthesizer.speakable(batch)):
             speech = self.synthesizer.speech(
-                prompts.batch, asked.voices, asked.seeds, asked.sampling, words=given, compat=asked.compat
-            )
-        transcript = partial(self._transcript, batch, sampling=asked.sampling.thinker)
-        return Request(prompts, asked.sampling.thinker, asked.seeds, transcript, speech, given is not None)
+                prompts.batch, resolved.speakers, resolved.seeds, resolved.generation, words=reply_tokens,
+                compat=options.compat,
+            )  # fmt: skip
+        transcript = partial(self._transcript, batch, sampling=thinker)
+        return Request(prompts, thinker, resolved.seeds, transcript, speech, reply_tokens is not None)
 
-    def _recital(self, text: str, *, conversation: Sequence[Any] | None = None, **options: Any) -> Request:
-        """A request whose reply is given."""
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"text: expected something to say, got {shown(text)}")
-        options = translated(options)
-        if wrong := sorted(name for name in options if name.startswith("thinker") or name == "return_audio"):
-            raise ValueError(f"{cut(', '.join(wrong))}: nothing is written here, the text is given; leave it out")
-        if marks := [mark for mark in self.tokenizer.get_added_vocab() if mark in text]:
-            raise ValueError(f"text: expected words to say, got {', '.join(marks)}, which is a mark; leave it out")
-        system = [{"role": "system", "content": self.synthesizer.system}] if self.synthesizer.system else []
-        asked = [*system, {"role": "user", "content": READ_ALOUD + text}] if conversation is None else conversation
-        check(asked)
-        if asked[-1]["role"] != "user":
-            raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
-        # Not through the chat template, which may change the assistant's text.
-        words = self.tokenizer.encode(text, add_special_tokens=False)
-        return self.request_of([asked], {**options, "return_audio": True}, given=words)
+    def _speak_request(self, text: str, options: Mapping[str, Any]) -> Request:
+        return self.request_of(*speak_request(text, options, self.tokenizer, self.synthesizer.system))
 
     def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
         """A reader of one row's reply; some templates open the thinking block already in the prompt."""

@@ -52,7 +52,7 @@ ENTRIES = {
     "weights": "layerwise published safetensors_reader safetensors_writer shards speakers table tables to_devices torch_pickle",
     "weights/tables": "common qwen2_5_omni qwen3_omni",
     "speech": "qwen2_5_omni qwen3_omni stream synthesizer token2wav",
-    "engine": "answer continuous encode programs reply request transformers_keywords",
+    "engine": "answer continuous encode keywords options programs reply request transformers_keywords",
     "checkpoint": "describe hub manifest tensors",
     "testing": "checkpoint config_qwen2_5 family qwen2_5_omni qwen3_omni tokenizer tokenizer_qwen2_5",
     "plan": "hlo kernel_costs lower_bound lowering workload",

@@ -115,7 +115,7 @@ def generate(
     talker_greedy: TalkerGreedy = None,
 ) -> None:
     """Answers a question about text, recordings, pictures and videos, in writing and, with --speak, in speech."""
-    from omni_jax.engine.request import advise
+    from omni_jax.engine.request import warn_system_prompt
     from omni_jax.processing.conversation import check
 
     note_warnings()
@@ -143,7 +143,7 @@ def generate(
     with speech_to(speak) as sound:
         omni = load(model, dtype, speech=sound is not None)
         if sound is not None:
-            advise(omni.synthesizer.system, [messages])
+            warn_system_prompt(omni.synthesizer.system, [messages])
         with bar("reading", bytewise=False) as progress:
             batch = omni.prepare(messages, media=media, tools=schemas, progress=progress, **template)
         if stream or sound is not None:

@@ -115,7 +115,7 @@ def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     any weights are read."""
     from omni_jax import weights
     from omni_jax.checkpoint.hub import locate
-    from omni_jax.engine.request import silence
+    from omni_jax.engine.request import why_no_talker
     from omni_jax.speech.synthesizer import synthesizer
 
     max_speech = given["max_speech"]
@@ -124,7 +124,7 @@ def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     folder = locate(model, weights=False)
     config = weights.config_of(folder)
     if config.talker is None:
-        raise ValueError(f"{model}: it answers in text only: it {silence(folder)}")
+        raise ValueError(f"{model}: it answers in text only: it {why_no_talker(folder)}")
     speech = synthesizer(config, folder)
     speech.choose(given["speaker"], 1)
     try:

@@ -19,7 +19,7 @@ OF_PREDICTOR = ("do_sample", "temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
-class Defaults:
+class GenerationConfig:
     """Sampling options of the text, of speech's first codes, and of its other codes."""
 
     thinker: Sampling
@@ -27,7 +27,7 @@ class Defaults:
     predictor: Sampling
 
     @classmethod
-    def read(cls, folder: Path, config: OmniConfig) -> "Defaults":
+    def read(cls, folder: Path, config: OmniConfig) -> "GenerationConfig":
         """Options of ``generation_config.json``, over Transformers' own defaults.
 
         Raises:
@@ -44,48 +44,23 @@ class Defaults:
         thinker = Sampling(max_new_tokens=DEFAULT_NEW_TOKENS, do_sample=False, eos_token_id=config.im_end)
         talker = replace(TALKER, eos_token_id=config.talker.ends, **config.talker.sampling) if config.talker else TALKER
         with about(str(path)):
+            predictor = Sampling.named(known["predictor"])
             return cls(
-                thinker=Sampling.named(known["thinker"]).over(thinker),
-                talker=Sampling.named(known["talker"]).over(talker),
-                predictor=Sampling.named(known["predictor"]).over(PREDICTOR),
+                thinker=thinker.override(Sampling.named(known["thinker"])),
+                talker=talker.override(Sampling.named(known["talker"])),
+                predictor=replace(PREDICTOR.override(predictor), do_sample=predictor.samples),
             )
 
-    def over(
-        self,
-        options: Mapping[str, Mapping[str, Any]],
-        *,
-        thinker: Sampling | None,
-        talker: Sampling | None,
-        predictor: Sampling | None,
-    ) -> "Defaults":
-        """These options overridden by a request's: single options win over a part's ``Sampling``."""
-        made: dict[str, Sampling] = {}
-        for part, whole in zip(PARTS, (thinker, talker, predictor), strict=True):
-            if whole is not None and not isinstance(whole, Sampling):
-                raise ValueError(f"{part}: expected a Sampling, got {type(whole).__name__}; or use {part}_... options")
-            single = Sampling.named(options[part], prefix=f"{part}_")
-            made[part] = single.over(whole or Sampling())
-        if made["talker"].stop_strings:
-            raise ValueError("talker_stop_strings: speech has no text to stop at; use thinker_stop_strings")
-        unfit = [
-            f"predictor_{name}"
-            for name in Sampling.__dataclass_fields__
-            if name not in OF_PREDICTOR and getattr(made["predictor"], name) is not None
-        ]
-        if unfit:
-            raise ValueError(f"{', '.join(unfit)}: expected predictor_... options among {', '.join(OF_PREDICTOR)}")
-        of_talker = made["talker"].over(self.talker)
-        # The code predictor samples when the talker does, as in the reference.
-        follows = Sampling(do_sample=of_talker.do_sample) if self.predictor.do_sample is None else Sampling()
-        return Defaults(
-            thinker=made["thinker"].over(self.thinker),
-            talker=of_talker,
-            predictor=made["predictor"].over(follows.over(self.predictor)),
-        )
+    def override(self, *, thinker: Sampling, talker: Sampling, predictor: Sampling) -> "GenerationConfig":
+        """These options with those replaced that a request gives."""
+        of_talker, of_predictor = self.talker.override(talker), self.predictor
+        if of_predictor.do_sample is None:  # the code predictor samples when the talker does, as in the reference
+            of_predictor = replace(of_predictor, do_sample=of_talker.do_sample)
+        return GenerationConfig(self.thinker.override(thinker), of_talker, of_predictor.override(predictor))
 
 
 def sampling_options(options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Splits options into those of each part, by the prefix of their name, and the rest."""
+    """Splits options into those of each part, by the prefix of their names, and the rest."""
     own = {part: _named(options, part) for part in PARTS}
     taken = {name for part in own.values() for name in part}
     return own, {name: value for name, value in options.items() if name not in taken}

@@ -88,14 +88,22 @@ class Sampling:
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from None
 
-    def over(self, defaults: "Sampling") -> "Sampling":
-        """These options where given, else the defaults; a temperature, top_k or top_p given here turns sampling on."""
-        given = {
-            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
-        }
-        if "do_sample" not in given and given.keys() & {"temperature", "top_k", "top_p"}:
+    def override(self, options: "Sampling") -> "Sampling":
+        """These options with those replaced that ``options`` gives.
+
+        A temperature, top_k or top_p among ``options`` asks for sampling, unless ``options`` says otherwise.
+        """
+        given = {field.name: value for field in fields(self) if (value := getattr(options, field.name)) is not None}
+        if self.do_sample is not None and options.samples:
             given["do_sample"] = True
-        return replace(defaults, **given)
+        return replace(self, **given)
+
+    @property
+    def samples(self) -> bool | None:
+        """Whether these options ask for sampling; None if they say nothing of it."""
+        if self.do_sample is not None:
+            return bool(self.do_sample)
+        return True if any(value is not None for value in (self.temperature, self.top_k, self.top_p)) else None
 
     @property
     def eos(self) -> tuple[int, ...]:

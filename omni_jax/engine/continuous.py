@@ -5,7 +5,7 @@ then, the thinker's states that speech needs are kept for each row, on the host.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from omni_jax.buckets import bucket
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS, Defaults
+from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS, GenerationConfig
 from omni_jax.decoding.slots import Slots, Written
 from omni_jax.decoding.text import Made
 from omni_jax.engine import encode
@@ -63,7 +63,7 @@ class Item:
     key: Any
     request: Request | None
     fault: str = ""
-    speaker: str | None = None
+    speaker: str | Sequence[str] | None = None
     compat: str | None = None
 
     @property
@@ -203,7 +203,7 @@ def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
     batch = joined([row.item.batch for row in rows]).padded()
     speech = omni.synthesizer.speech(
         batch, [omni.synthesizer.choose(name, 1)[0] for name in names], tuple(request.seeds[0] for request in requests),
-        Defaults(requests[0].sampling, talker, predictor), compat=compat,
+        GenerationConfig(requests[0].sampling, talker, predictor), compat=compat,
     )  # fmt: skip
     states = _stacked([row.states for row in rows], batch.tokens.shape) if speech.keep is not None else None
     voices = speech.make(omni.parts, omni.config, speech, states, streamed=False)

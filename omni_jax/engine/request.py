@@ -1,130 +1,87 @@
-"""A request's options, checked before anything is read: its rows, their seeds, sampling, and whether it is spoken."""
+"""A request checked before anything is read: its prompts, and its options over those of the checkpoint."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omni_jax.config import OmniConfig, read_json
-from omni_jax.decoding.defaults import Defaults, sampling_options
-from omni_jax.decoding.sampling import Sampling
+from omni_jax.decoding.defaults import GenerationConfig
+from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.transformers_keywords import translated
-from omni_jax.errors import check_progress, cut, listed, shown
+from omni_jax.errors import cut, shown
 from omni_jax.processing.batch import PROCESSED, Batch
-from omni_jax.processing.conversation import speaks
-from omni_jax.processing.media.video_track import Progress
-from omni_jax.processing.options import NAMES, MediaOptions, is_number, misspelt, per_conversation
+from omni_jax.processing.conversation import check, speaks
+from omni_jax.processing.options import NAMES
 from omni_jax.speech.synthesizer import Synthesizer
 
-KNOWN = "speaker, return_audio, compat, seed, media, tools, template, progress, thinker_..., talker_..., predictor_..."
+# The user's turn for a text that is only to be spoken.
+READ_ALOUD = "Please read the following text aloud.\n\n"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Options of a request, complete.
+class ResolvedOptions:
+    """A request's options over those of a checkpoint.
 
     Attributes:
-        seeds: one a row.
-        media: how the media of each row are read.
-        sampling: options of each part.
-        aloud: whether replies are spoken.
-        insisted: whether sound was asked for explicitly, so that a prompt that cannot be spoken is an error.
-        voices: of the rows; empty if nothing is spoken.
-        compat: as it was given.
-        tools: as they were given.
-        template: as it was given.
-        progress: as it was given.
+        generation: sampling options of each part, complete.
+        seeds: one a conversation.
+        speakers: one a conversation; empty if nothing is spoken.
+        spoken: whether replies are spoken.
+        required: whether speech was asked for explicitly, so that a prompt that cannot be spoken is an error.
     """
 
+    generation: GenerationConfig
     seeds: tuple[int, ...]
-    media: Sequence[MediaOptions]
-    sampling: Defaults
-    aloud: bool
-    insisted: bool
-    voices: tuple[Any, ...]
-    compat: str | None
-    tools: Sequence[Mapping[str, Any]] | None
-    template: Mapping[str, Any] | None
-    progress: Progress | None
+    speakers: tuple[Any, ...]
+    spoken: bool
+    required: bool
 
 
-def ask(
-    conversations: Any,
-    base: Defaults,
-    synthesizer: Synthesizer[Any],
-    /,
-    *,
-    seed: int | Sequence[int] = 0,
-    thinker: Sampling | None = None,
-    talker: Sampling | None = None,
-    predictor: Sampling | None = None,
-    speaker: str | Sequence[str] | None = None,
-    return_audio: bool | None = None,
-    compat: str | None = None,
-    media: MediaOptions | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    template: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> Asked:
-    """Checks the options of ``Omni.generate_batch``, which documents them.
+def resolve(
+    options: RequestOptions, defaults: GenerationConfig, synthesizer: Synthesizer[Any], rows: int
+) -> ResolvedOptions:
+    """Checks the options of ``rows`` conversations against a checkpoint, and completes them with its own.
 
     Raises:
         ValueError: in one line.
     """
-    count = _count(conversations)
-    own, options = sampling_options(options)
-    how, options = per_conversation(media, options, count)
-    if faults := misspelt(options):
-        raise ValueError(listed(faults))
-    if options:
-        name = next(iter(options))
-        meant = f"did you mean thinker_{name}? " * (name in Sampling.__dataclass_fields__)
-        raise ValueError(f"unknown option {cut(name)}; {meant}Expected {KNOWN} or an option of media")
-    sampling = base.over(own, thinker=thinker, talker=talker, predictor=predictor)
-    can, seeds = synthesizer.loaded, _seeds(seed, count)
-    check_progress(progress)
-    if return_audio is not None and not isinstance(return_audio, bool | np.bool_):
-        raise ValueError(
-            f"return_audio: expected True, False or None, one for all conversations, got {shown(return_audio)}"
-        )
-    if return_audio and not can:
-        why = "was loaded with speech=False" if synthesizer.config.talker else silence(synthesizer.folder)
+    generation = defaults.override(thinker=options.thinker, talker=options.talker, predictor=options.predictor)
+    can, seeds = synthesizer.loaded, options.seeds(rows)
+    if options.return_audio and not can:
+        why = "was loaded with speech=False" if synthesizer.config.talker else why_no_talker(synthesizer.folder)
         raise ValueError(f"return_audio=True, but this checkpoint {why}")
-    aloud = can if return_audio is None else bool(return_audio)
-    given = {"speaker": speaker, "talker": talker, "predictor": predictor, "compat": compat}
-    given |= {**own["talker"], **own["predictor"]}
-    spoken = ", ".join(name for name, value in given.items() if value is not None)
-    if spoken and return_audio is None and not aloud:
-        raise ValueError(f"{spoken}: nothing is spoken without a talker; leave it out, or say return_audio=False")
-    if aloud and not synthesizer.predicts and (predictor is not None or own["predictor"]):
+    spoken = can if options.return_audio is None else bool(options.return_audio)
+    of_speech = options.of_speech
+    if of_speech and options.return_audio is None and not spoken:
+        raise ValueError(
+            f"{', '.join(of_speech)}: nothing is spoken without a talker; leave it out, or say return_audio=False"
+        )
+    if spoken and not synthesizer.predicts and any(name.startswith("predictor_") for name in of_speech):
         raise ValueError(
             "predictor: a frame of this family is one code, which the talker writes; use talker_... options"
         )
-    voices = synthesizer.choose(speaker, count) if aloud or speaker is not None else ()
-    insisted = bool(spoken or return_audio)
-    return Asked(seeds, how, sampling, aloud, insisted, voices, compat, tools, template, progress)
+    speakers = synthesizer.choose(options.speaker, rows) if spoken or options.speaker is not None else ()
+    return ResolvedOptions(generation, seeds, speakers, spoken, bool(of_speech or options.return_audio))
 
 
 def prompts(
     given: Any, options: Mapping[str, Any], *, alone: bool, control_tokens: bool = True
 ) -> tuple[Any, dict[str, Any]]:
-    """The prompts as the batched functions take them, and the options by our names.
+    """The prompts as the batched functions take them, and the options without those that are a processor's output.
 
     Args:
         given: a conversation or several, a Batch, or what a Transformers processor gives, which may also be among the
             options: ``generate(**inputs)``.
-        options: of the request, by our names or Transformers'.
+        options: keywords of the request.
         alone: whether one prompt is meant.
         control_tokens: whether ids are accepted in place of a conversation; ids from JSON could be any control token.
 
     Raises:
         ValueError: one prompt where several are meant, or several where one is; options that are not supported.
     """
-    options = translated(options)
+    options = dict(options)
     if hasattr(given, "__array__") or (given is None and "input_ids" in options):
         inputs = {name: options.pop(name) for name in PROCESSED & options.keys() - NAMES}
         given = inputs if given is None else {"input_ids": given, **inputs}
@@ -152,7 +109,45 @@ def prompts(
     return [given] if alone else given, options
 
 
-def _count(conversations: Any) -> int:
+def speak_request(
+    text: str, options: Mapping[str, Any], tokenizer: Any, system: str | None
+) -> tuple[list[Any], RequestOptions, list[int]]:
+    """The conversations, options and reply's tokens of a request whose reply is given.
+
+    Args:
+        text: the reply.
+        options: keywords of ``Omni.speak``.
+        tokenizer: of the checkpoint.
+        system: the ``Synthesizer``'s system prompt; None where it does not matter.
+
+    Raises:
+        ValueError: nothing to say, a mark in the text, or options of what is not done here.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"text: expected something to say, got {shown(text)}")
+    options = translated(options)
+    if wrong := sorted(name for name in options if name.startswith("thinker") or name == "return_audio"):
+        raise ValueError(f"{cut(', '.join(wrong))}: nothing is written here, the text is given; leave it out")
+    if marks := [mark for mark in tokenizer.get_added_vocab() if mark in text]:
+        raise ValueError(f"text: expected words to say, got {', '.join(marks)}, which is a mark; leave it out")
+    conversation = options.pop("conversation", None)
+    if conversation is None:
+        conversation = [{"role": "system", "content": system}] if system else []
+        conversation.append({"role": "user", "content": READ_ALOUD + text})
+    check(conversation)
+    if conversation[-1]["role"] != "user":
+        raise ValueError("conversation: expected messages that end in the user's, which the text then answers")
+    # Not through the chat template, which may change the assistant's text.
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    return [conversation], RequestOptions.from_mapping({**options, "return_audio": True}), tokens
+
+
+def rows_of(conversations: Any) -> int:
+    """The number of conversations, or of a Batch's rows.
+
+    Raises:
+        ValueError: there is none, or no list of them.
+    """
     if isinstance(conversations, Batch):
         return len(conversations.tokens)
     if not isinstance(conversations, list | tuple) or not conversations:
@@ -161,23 +156,14 @@ def _count(conversations: Any) -> int:
     return len(conversations)
 
 
-def _seeds(seed: Any, count: int) -> tuple[int, ...]:
-    several = isinstance(seed, list | tuple | np.ndarray) and np.ndim(seed)
-    seeds = tuple(seed) if several else (seed,) * count
-    if len(seeds) != count or not all(is_number(item, whole=True) for item in seeds):
-        expected = f"one whole number, or one for each of the {count} conversations"
-        raise ValueError(f"seed: expected {expected}, got {shown(seed)}")
-    return tuple(map(int, seeds))
-
-
-def silence(folder: Path) -> str:
+def why_no_talker(folder: Path) -> str:
     """Why a checkpoint has no talker, and what to do: it was saved without one, or its release has none."""
     if "talker_config" in read_json(folder / "config.json"):
         return "was saved without its talker (speech=False); use the one that it was made from"
     return "has no talker; use the Instruct release"
 
 
-def advise(system: str | None, conversations: Iterable[Any], *, stacklevel: int = 2) -> None:
+def warn_system_prompt(system: str | None, conversations: Iterable[Any], *, stacklevel: int = 2) -> None:
     """Warns of conversations that are to be spoken without the system prompt that speech was trained with.
 
     Args:
@@ -196,5 +182,5 @@ def advise(system: str | None, conversations: Iterable[Any], *, stacklevel: int 
 def loads_speech(config: OmniConfig, folder: Path, speech: bool | None) -> bool:
     """Whether the weights that only speaking needs are loaded: as ``speech`` says, or if None, where they exist."""
     if speech and config.talker is None:
-        raise ValueError(f"{folder}: speech=True, but this checkpoint {silence(folder)}")
+        raise ValueError(f"{folder}: speech=True, but this checkpoint {why_no_talker(folder)}")
     return config.talker is not None if speech is None else speech

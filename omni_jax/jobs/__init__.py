@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -32,10 +32,12 @@ from omni_jax.checkpoint.hub import locate
 from omni_jax.config import from_hf
 from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine.continuous import Item, Outcome, answers
+from omni_jax.engine.keywords import JobKeywords
+from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.reply import Reply
 from omni_jax.engine.transformers_keywords import translated
 from omni_jax.errors import RetryableError, is_user_error, shown
-from omni_jax.jobs.input import lines_of, over, parsed
+from omni_jax.jobs.input import lines_of, parsed
 from omni_jax.jobs.output import Ledger
 from omni_jax.omni import Omni
 from omni_jax.parallel.mesh import make_mesh, well_chosen
@@ -113,7 +115,7 @@ def run(
     retry: bool = False,
     profile: str | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[JobKeywords],
 ) -> Totals:
     """Answers every line of a file that is not answered yet; called again after a stop, it resumes.
 
@@ -144,9 +146,9 @@ def run(
         raise ValueError(
             f"{target}: answers are written as plain text, line by line; expected a name that ends in .jsonl"
         )
-    options = translated(options)
-    _try(omni, options)
-    hosts, began, share, how = Hosts.of(omni.parts), time.monotonic(), None, _how(omni, options, sound)
+    of_all = RequestOptions.from_mapping(options)
+    _try(omni, of_all)
+    hosts, began, share, how = Hosts.of(omni.parts), time.monotonic(), None, _how(omni, translated(options), sound)
     with ExitStack() as stack:
 
         def begin() -> list[int]:
@@ -159,7 +161,7 @@ def run(
         left = hosts.by_first(begin)
         _together("opened")
         stack.enter_context(_working())
-        items = _items(omni, source, set(left), options)
+        items = _items(omni, source, set(left), of_all)
         with _traced(profile) as call:
             for outcomes in answers(omni, items, slots=slots, window=window, hosts=hosts) if left else ():
                 call()
@@ -228,7 +230,7 @@ def check(source: str, *, sound: str, slots: int, window: int | None) -> None:
     next(lines_of(source), None)
 
 
-def _try(omni: Omni, options: Mapping[str, Any]) -> None:
+def _try(omni: Omni, options: RequestOptions) -> None:
     """Raises for wrong options before the first line is read."""
     system = omni.synthesizer.system
     head = [{"role": "system", "content": system}] if system else []
@@ -273,7 +275,7 @@ def _checked(source: str, target: str, known: Mapping[int, Any]) -> list[int]:
     return numbers
 
 
-def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]) -> Iterator[Item]:
+def _items(omni: Omni, source: str, wanted: set[int], of_all: RequestOptions) -> Iterator[Item]:
     """The lines to be answered, as requests; a line that cannot be answered is an item with a fault."""
     for number, text in lines_of(source):
         if number not in wanted:
@@ -281,9 +283,9 @@ def _items(omni: Omni, source: str, wanted: set[int], options: Mapping[str, Any]
         name = None
         try:
             name, messages, own = parsed(text)
-            given = over(translated(own), options)
-            request = omni.request_of([messages], given)
-            item = Item((number, _checksum(text), name), request, "", given.get("speaker"), given.get("compat"))
+            options = of_all.override(own)
+            request = omni.request_of([messages], options)
+            item = Item((number, _checksum(text), name), request, "", options.speaker, options.compat)
         except Exception as error:  # whatever it is, the other lines are still answered
             kind = "" if isinstance(error, ValueError | RetryableError) else f"{type(error).__name__}: "
             item = Item((number, _checksum(text), name), None, f"{kind}{' '.join(str(error).split())}")

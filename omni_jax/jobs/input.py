@@ -6,25 +6,13 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import fsspec
 
-from omni_jax.decoding.sampling import Sampling
+from omni_jax.engine.options import json_options
 from omni_jax.errors import cut, kind_of, shown
-from omni_jax.processing.options import OF_A_PART, misspelt
 
-OWN = ("seed", "speaker", "return_audio", "compat", "tools", "template", *OF_A_PART)
-PREFIXES = ("thinker_", "talker_", "predictor_")
-# Types of options that are neither sampling options nor media options.
-KINDS: dict[str, tuple[type, str]] = {
-    "speaker": (str, "the name of one voice"),
-    "compat": (str, "a name"),
-    "tools": (list, "a list of JSON schemas"),
-    "template": (dict, "an object of the chat template's variables"),
-}
-SEEDS = 2**32
 # What decompressors raise for damaged bytes; the second are of modules that not every Python has.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
 _DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
@@ -92,25 +80,4 @@ def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:
             )
         raise ValueError(f"expected a list of messages, or an object with such a list as messages, got {got}")
     name, messages = found.pop("id", None), found.pop("messages")
-    if unknown := [option for option in found if option not in OWN and not option.startswith(PREFIXES)]:
-        meant = [f"did you mean thinker_{option}?" for option in unknown if option in Sampling.__dataclass_fields__]
-        meant = meant or [fault.partition("; ")[2] for fault in misspelt(unknown)]
-        raise ValueError(
-            f"unknown option {cut(', '.join(unknown))}; {cut(' '.join(meant))}{' ' * bool(meant)}expected messages, id, "
-            f"thinker_..., talker_..., predictor_..., {', '.join(OWN)}"
-        )
-    own = {option: value for option, value in found.items() if value is not None}
-    for option, (kind, words) in KINDS.items():
-        if not isinstance(own.get(option, kind()), kind):
-            raise ValueError(f"{option}: expected {words}, got {shown(own[option])}")
-    seed = own.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
-        raise ValueError(f"seed: expected a whole number from 0 to {SEEDS - 1}, got {shown(seed)}")
-    return name, messages, own
-
-
-def over(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A line's options over those of the job: a line with a temperature, top_k or top_p is sampled."""
-    drawn = [name for name in PREFIXES if any(f"{name}{how}" in own for how in ("temperature", "top_k", "top_p"))]
-    greedy = {f"{name}do_sample" for name in drawn}
-    return {**{name: value for name, value in options.items() if name not in greedy}, **own}
+    return name, messages, json_options(found)

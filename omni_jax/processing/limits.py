@@ -38,7 +38,7 @@ class Limits:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, getattr(MediaOptions.named({name: getattr(self, name)}), name))
 
-    def over(self, options: MediaOptions) -> MediaOptions:
+    def tighten(self, options: MediaOptions) -> MediaOptions:
         """A request's options, tightened to these limits."""
         return replace(
             options,

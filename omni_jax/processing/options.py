@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -101,9 +101,9 @@ class MediaOptions:
     @classmethod
     def named(cls, options: Mapping[str, Any]) -> Self:
         """Options from keywords, synonyms included."""
-        return cls().over(options)
+        return cls().override(options)
 
-    def over(self, options: Mapping[str, Any]) -> Self:
+    def override(self, options: Mapping[str, Any]) -> Self:
         """These options with some replaced; None keeps one, and options that contradict a replaced one are reset."""
         given = {name: _number(name, value) for name, value in options.items() if value is not None}
         # A fault shows the name by which its option was given.
@@ -135,14 +135,19 @@ NAMES = frozenset((*KINDS, *SYNONYMS))
 
 
 def per_conversation(
-    media: MediaOptions | None, options: Mapping[str, Any], count: int
+    media: MediaOptions | None,
+    options: Mapping[str, Any],
+    count: int,
+    *,
+    base: Sequence[MediaOptions] = (),
 ) -> tuple[list[MediaOptions], dict[str, Any]]:
     """How the media of each of ``count`` conversations are read, and the rest of ``options``, which are not of media.
 
     Args:
-        media: options for all, or None.
+        media: options for all, instead of ``base``; or None.
         options: keywords, some of which may be media options by name, each for all or a list of one a conversation.
         count: conversations.
+        base: what ``options`` override: one for all, or one a conversation; none for the defaults.
 
     Raises:
         ValueError: impossible values, or a list of another length.
@@ -151,6 +156,7 @@ def per_conversation(
         raise ValueError(
             f"media: expected MediaOptions, got {type(media).__name__}; or give options such as max_pixels=..."
         )
+    whole = [media or MediaOptions()] if media is not None or not base else list(base)
     rest = dict(options)
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for name in NAMES & options.keys():
@@ -164,7 +170,8 @@ def per_conversation(
             )
         for row, item in zip(rows, values, strict=True):
             row[name] = item
-    return [(media or MediaOptions()).over(row) for row in rows], rest
+    whole = whole * count if len(whole) == 1 else whole
+    return [each.override(row) for each, row in zip(whole, rows, strict=True)], rest
 
 
 def misspelt(names: Iterable[str]) -> list[str]:

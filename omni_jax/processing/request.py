@@ -51,7 +51,7 @@ def prepare(
         with about(f"conversation {number}" if len(conversations) > 1 else ""):
             media = media_of(conversation)
             limits.check(conversation, tools, tokenizer)
-            features = read(media, reader, limits.over(own), progress)
+            features = read(media, reader, limits.tighten(own), progress)
             tokens = prompt.encode(tokenizer, prompt.render(tokenizer, conversation, tools=tools, template=template))
             tokens = prompt.expand(tokens, features.runs)
             if len(tokens) >= config.context:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 from omni_jax.buckets import bucket
 from omni_jax.config import Qwen25OmniConfig
 from omni_jax.config.speech import Speaker
-from omni_jax.decoding.defaults import Defaults
+from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import SpeechState, prefill
 from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
@@ -161,15 +161,15 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
     def voices(self) -> Mapping[str, Speaker]:
         return read_speakers(self.folder, self.config) if self.config.talker else {}
 
-    def recited(self, batch: Batch, words: Sequence[int]) -> Batch:
-        return qwen2_5_omni.recited(batch, words)
+    def with_reply(self, batch: Batch, words: Sequence[int]) -> Batch:
+        return qwen2_5_omni.with_reply(batch, words)
 
     def speech(
         self,
         batch: Batch,
         voices: Sequence[Speaker],
         seeds: tuple[int, ...],
-        sampling: Defaults,
+        sampling: GenerationConfig,
         *,
         words: Sequence[int] | None = None,
         compat: str | None = None,

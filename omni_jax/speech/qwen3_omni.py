@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.config import Qwen3OmniConfig
-from omni_jax.decoding.defaults import Defaults
+from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, prefill, take_rows
 from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
@@ -124,7 +124,7 @@ class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
         batch: Batch,
         voices: Sequence[int],
         seeds: tuple[int, ...],
-        sampling: Defaults,
+        sampling: GenerationConfig,
         *,
         words: Sequence[int] | None = None,
         compat: str | None = None,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from omni_jax.config import OmniConfig, family_of
-from omni_jax.decoding.defaults import Defaults
+from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.errors import cut, shown
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.batch import Batch
@@ -82,7 +82,7 @@ class Synthesizer(ABC, Generic[Whole]):
         """Whether any of the rows can be spoken; if so, replies are spoken by default."""
         return True
 
-    def recited(self, batch: Batch, words: Sequence[int]) -> Batch:
+    def with_reply(self, batch: Batch, words: Sequence[int]) -> Batch:
         """The thinker's input for one row whose reply is given."""
         return batch
 
@@ -92,7 +92,7 @@ class Synthesizer(ABC, Generic[Whole]):
         batch: Batch,
         voices: Sequence[Any],
         seeds: tuple[int, ...],
-        sampling: Defaults,
+        sampling: GenerationConfig,
         *,
         words: Sequence[int] | None = None,
         compat: str | None = None,

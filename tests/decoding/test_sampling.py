@@ -230,20 +230,20 @@ def test_options_are_given_by_name():
 @pytest.mark.parametrize("one", [{"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}])
 def test_a_temperature_alone_means_sampling(one):
     greedy = Sampling(do_sample=False, temperature=0.2, max_new_tokens=9)
-    merged = Sampling(**one).over(greedy)
+    merged = greedy.override(Sampling(**one))
     assert merged.do_sample is True
     assert merged.max_new_tokens == 9
     assert getattr(merged, next(iter(one))) == next(iter(one.values()))
-    assert Sampling(**one, do_sample=False).over(greedy).do_sample is False
+    assert greedy.override(Sampling(**one, do_sample=False)).do_sample is False
 
 
 def test_options_that_are_not_given_keep_their_defaults():
     defaults = Sampling(do_sample=True, temperature=0.2, top_k=7, eos_token_id=4)
-    assert Sampling().over(defaults) == defaults
-    assert Sampling(max_new_tokens=3, repetition_penalty=1.2).over(defaults) == Sampling(
+    assert defaults.override(Sampling()) == defaults
+    assert defaults.override(Sampling(max_new_tokens=3, repetition_penalty=1.2)) == Sampling(
         do_sample=True, temperature=0.2, top_k=7, eos_token_id=4, max_new_tokens=3, repetition_penalty=1.2
     )
-    assert Sampling(do_sample=False).over(defaults).do_sample is False
+    assert defaults.override(Sampling(do_sample=False)).do_sample is False
 
 
 THINKING = {"max_new_tokens": 32768, "temperature": 0.6, "top_k": 20, "top_p": 0.95}

@@ -52,7 +52,7 @@ def made(omni, rows, *, most, how=GREEDY, steps=32):
     """Tokens and log-probabilities of each row, from the generator."""
     placed = encode.place(batch(*rows), omni.config.thinker)
     padded, embedded = placed.batch, encode.embed(omni.parts, placed, omni.config.thinker)
-    options = Sampling(eos_token_id=OPEN).over(Sampling(**how))
+    options = Sampling(**how).override(Sampling(eos_token_id=OPEN))
     calls = generation.generate(
         omni.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
         SamplingRows.of([options] * len(most), [0] * len(most), most),

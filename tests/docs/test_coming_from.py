@@ -25,7 +25,7 @@ def names(omni, tiny):
     quick = Omni(omni.parts, omni.config, omni.folder)
     few = Options(max_new_tokens=2)
     quick.defaults = replace(
-        omni.defaults, thinker=few.over(omni.defaults.thinker), talker=few.over(omni.defaults.talker)
+        omni.defaults, thinker=omni.defaults.thinker.override(few), talker=omni.defaults.talker.override(few)
     )
     batch, encoded = quick.prepare(U), base64.b64encode(HELLO.read_bytes()).decode()
     part = {"type": "input_audio", "input_audio": {"data": encoded, "format": "flac"}}

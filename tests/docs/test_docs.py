@@ -66,7 +66,7 @@ def test_python_blocks_run(page, media, tiny, omni, monkeypatch):
         found = load(model if Path(model).exists() else tiny, **options)
         few = Sampling(max_new_tokens=2)
         found.defaults = replace(
-            found.defaults, thinker=few.over(found.defaults.thinker), talker=few.over(found.defaults.talker)
+            found.defaults, thinker=found.defaults.thinker.override(few), talker=found.defaults.talker.override(few)
         )
         return found
 

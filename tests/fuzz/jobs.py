@@ -13,8 +13,9 @@ import numpy as np
 
 from omni_jax import jobs
 from omni_jax.cli import main
+from omni_jax.engine.options import OF_JSON
 from omni_jax.engine.reply import Reply
-from omni_jax.jobs.input import OWN, lines_of
+from omni_jax.jobs.input import lines_of
 
 from . import conversations
 from .cases import BrokenPromiseError, Case
@@ -86,7 +87,9 @@ def _started(draw: random.Random, folder: Path) -> Case:
     for _ in range(draw.choice([1, 2])):
         spot = draw.randrange(LINES)
         tree: Any = {"messages": conversations.conversation(draw)} if draw.random() < 0.3 else json.loads(_line(spot))
-        tree, done = mutate(tree, draw, names=("id", "messages", *OWN, "thinker_temperature", "x", "progress", "given"))
+        tree, done = mutate(
+            tree, draw, names=("id", "messages", *OF_JSON, "thinker_temperature", "x", "progress", "given")
+        )
         lines[spot] = written(tree, draw)
         said.append(done)
     content = b"\n".join(lines)

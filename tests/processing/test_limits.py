@@ -20,11 +20,11 @@ def said(*texts, role="user", **others):
 
 def test_no_option_widens_a_limit():
     asked = MediaOptions(allow_local=True, allow_private=True, max_bytes=10**12, timeout=1e9, max_pixels=4096)
-    assert STRICT.over(asked) == MediaOptions(allow_local=False, max_bytes=1000, timeout=5, max_pixels=4096)
-    assert STRICT.over(MediaOptions(max_bytes=7, timeout=0.5)) == MediaOptions(
+    assert STRICT.tighten(asked) == MediaOptions(allow_local=False, max_bytes=1000, timeout=5, max_pixels=4096)
+    assert STRICT.tighten(MediaOptions(max_bytes=7, timeout=0.5)) == MediaOptions(
         allow_local=False, max_bytes=7, timeout=0.5
     )
-    assert UNLIMITED.over(asked) == asked
+    assert UNLIMITED.tighten(asked) == asked
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_impossible_limits_are_refused(given):
 def test_numbers_may_be_given_as_text():
     """As from an environment variable."""
     limits = Limits(max_bytes="1000", timeout="2.5")
-    assert limits.over(MediaOptions()) == MediaOptions(max_bytes=1000, timeout=2.5)
+    assert limits.tighten(MediaOptions()) == MediaOptions(max_bytes=1000, timeout=2.5)
 
 
 def test_strings_are_checked_at_any_depth(tokenizer):

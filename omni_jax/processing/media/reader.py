@@ -123,7 +123,7 @@ def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress
     room, videos = config.context, sum(item.kind == "video" for item in media)
     for item in media:
         with about(item.where):
-            own = options.over(item.options)
+            own = options.override(item.options)
             if item.kind == "audio":
                 name, limit = source.describe(item.source, "audio"), _seconds(room, config)
                 made.mel.append(_sound(audio.load(item.source, name=name, options=own, limit=limit), name, reader))

@@ -54,7 +54,7 @@ def prepare(
     return SpeechPrompt(tokens, heard, codes, positions, lengths, tuple(said))
 
 
-def recited(batch: Batch, words: Sequence[int]) -> Batch:
+def with_reply(batch: Batch, words: Sequence[int]) -> Batch:
     """A batch of one row with its reply's tokens behind the prompt."""
     tokens = np.concatenate([batch.tokens[0][batch.mask[0]], np.asarray(words, np.int32)])
     return Batch.from_tokens(tokens, None, batch.mel, batch.images, batch.videos)

@@ -197,7 +197,7 @@ def test_unusable_media_raise_one_line(reader, films, part, options, said):
 
 def test_options_are_accepted_by_every_name():
     assert MediaOptions.named({"use_audio_in_video": True, "fps": 1}) == MediaOptions(load_audio_from_video=True, fps=1)
-    assert MediaOptions(fps=3).over({"fps": None, "max_pixels": 5}) == MediaOptions(fps=3, max_pixels=5)
+    assert MediaOptions(fps=3).override({"fps": None, "max_pixels": 5}) == MediaOptions(fps=3, max_pixels=5)
     assert set(OF_A_PART) < NAMES
     assert SYNONYMS.keys() < NAMES
 
@@ -228,11 +228,11 @@ def test_impossible_options_are_reported_at_once(options, said):
 
 
 def test_the_more_specific_of_contradicting_options_wins():
-    assert MediaOptions(fps=1).over({"nframes": 4}) == MediaOptions(nframes=4)
-    assert MediaOptions(nframes=4).over({"sample_fps": 1}) == MediaOptions(fps=1)
-    assert MediaOptions(min_pixels=900).over({"max_pixels": 400}) == MediaOptions(max_pixels=400)
-    assert MediaOptions(max_pixels=400).over({"min_pixels": 900}) == MediaOptions(min_pixels=900)
-    assert MediaOptions(max_pixels=400).over({"min_pixels": 100}) == MediaOptions(min_pixels=100, max_pixels=400)
+    assert MediaOptions(fps=1).override({"nframes": 4}) == MediaOptions(nframes=4)
+    assert MediaOptions(nframes=4).override({"sample_fps": 1}) == MediaOptions(fps=1)
+    assert MediaOptions(min_pixels=900).override({"max_pixels": 400}) == MediaOptions(max_pixels=400)
+    assert MediaOptions(max_pixels=400).override({"min_pixels": 900}) == MediaOptions(min_pixels=900)
+    assert MediaOptions(max_pixels=400).override({"min_pixels": 100}) == MediaOptions(min_pixels=100, max_pixels=400)
 
 
 def test_numpy_numbers_are_accepted():
