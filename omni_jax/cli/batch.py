@@ -8,41 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from omni_jax.cli.options import (
-    AllowPrivate,
-    AudioInVideo,
     Dtype,
-    Fps,
-    Greedy,
-    MaxFrames,
-    MaxNewTokens,
-    MaxPixels,
-    MaxSpeech,
-    MinNewTokens,
-    MinPixels,
-    RepetitionPenalty,
+    Media,
     Seed,
-    Speaker,
-    Stop,
-    TalkerGreedy,
-    TalkerTemperature,
-    TalkerTopK,
-    TalkerTopP,
-    Temperature,
-    Thinking,
-    TopK,
-    TopP,
-    media_options,
+    Speech,
+    Text,
+    given_of_speech,
     named_dtype,
     note_warnings,
-    speech_given,
+    request_options,
     speech_options,
-    writing,
+    with_options,
 )
 from omni_jax.cli.terminal import bar, note, resumable
 
 
+@with_options(Text, Media, Speech)
 def batch(
-    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -74,21 +56,6 @@ def batch(
         bool | None, typer.Option("--speech/--no-speech", help="Speak the answers (default: where the model can).")
     ] = None,
     sound: Annotated[str, typer.Option(help="Sound files: wav or flac.")] = "wav",
-    max_new_tokens: MaxNewTokens = None,
-    min_new_tokens: MinNewTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    greedy: Greedy = False,
-    stop: Stop = None,
-    thinking: Thinking = None,
-    load_audio_from_video: AudioInVideo = None,
-    fps: Fps = None,
-    max_frames: MaxFrames = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    allow_private: AllowPrivate = False,
     allow_local: Annotated[
         bool,
         typer.Option(
@@ -97,18 +64,13 @@ def batch(
         ),
     ] = True,
     seed: Seed = 0,
-    speaker: Speaker = None,
-    max_speech: MaxSpeech = None,
-    talker_temperature: TalkerTemperature = None,
-    talker_top_k: TalkerTopK = None,
-    talker_top_p: TalkerTopP = None,
-    talker_greedy: TalkerGreedy = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write the tokens' log-probabilities too.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try lines again that were reported as errors.")] = False,
     profile: Annotated[
         str | None, typer.Option(metavar="DIR", help="Write a jax.profiler trace of the first calls there.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the totals as JSON.")] = False,
+    **given: Any,
 ) -> None:
     """Answers a file of conversations. Each answer is on the disk as soon as it is made: stopped, it goes on where it was.
 
@@ -121,15 +83,12 @@ def batch(
     from omni_jax import jobs
 
     note_warnings()
-    options: dict[str, Any] = {
-        "thinker": writing(context.params), "seed": seed, "media": media_options(context.params, allow_local=allow_local),
-        "template": {} if thinking is None else {"enable_thinking": thinking},
-    }  # fmt: skip
-    given = speech_given(context.params)
-    if speech is False and given:
-        raise ValueError(f"{', '.join(given)}: nothing is spoken with --no-speech; leave one of them out")
-    if speech or given:
-        options |= speech_options(model, context.params)
+    options = request_options({**given, "seed": seed}) | {"allow_local": allow_local}
+    flags = given_of_speech(given)
+    if speech is False and flags:
+        raise ValueError(f"{', '.join(flags)}: nothing is spoken with --no-speech; leave one of them out")
+    if speech or flags:
+        options |= speech_options(model, given)
     jobs.check(source, sound=sound, slots=slots, window=window)
     first = jobs.is_first()
     with bar("loading") if first else nullcontext(_silent) as progress:

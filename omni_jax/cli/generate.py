@@ -11,39 +11,21 @@ import typer
 from typer.core import TyperCommand
 
 from omni_jax.cli.options import (
-    AllowPrivate,
-    AudioInVideo,
     Dtype,
-    Fps,
-    Greedy,
-    MaxFrames,
-    MaxNewTokens,
-    MaxPixels,
-    MaxSpeech,
-    MinNewTokens,
-    MinPixels,
+    Media,
     Model,
-    RepetitionPenalty,
     Seed,
-    Speaker,
-    Stop,
-    TalkerGreedy,
-    TalkerTemperature,
-    TalkerTopK,
-    TalkerTopP,
-    Temperature,
-    Thinking,
-    TopK,
-    TopP,
+    Speech,
+    Text,
     follow,
+    given_of_speech,
     load,
-    media_options,
     note_warnings,
+    request_options,
     show,
-    speech_given,
     speech_options,
     speech_to,
-    writing,
+    with_options,
 )
 from omni_jax.cli.terminal import bar
 from omni_jax.errors import cut, shown
@@ -61,6 +43,7 @@ class InOrder(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+@with_options(Text, Media, Speech)
 def generate(
     context: typer.Context,
     model: Model,
@@ -78,25 +61,10 @@ def generate(
         Path | None,
         typer.Option(help="JSON file with a list of messages as in Qwen's examples; text and media follow it."),
     ] = None,
-    load_audio_from_video: AudioInVideo = None,
-    fps: Fps = None,
-    max_frames: MaxFrames = None,
-    allow_private: AllowPrivate = False,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
-    thinking: Thinking = None,
     tools: Annotated[Path | None, typer.Option(help="JSON file with a list of function schemas.")] = None,
-    max_new_tokens: MaxNewTokens = None,
-    min_new_tokens: MinNewTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    greedy: Greedy = False,
-    stop: Stop = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     speak: Annotated[
@@ -107,15 +75,10 @@ def generate(
             "player, and the text to standard error. Ctrl-C keeps what was spoken so far.",
         ),
     ] = None,
-    speaker: Speaker = None,
-    max_speech: MaxSpeech = None,
-    talker_temperature: TalkerTemperature = None,
-    talker_top_k: TalkerTopK = None,
-    talker_top_p: TalkerTopP = None,
-    talker_greedy: TalkerGreedy = None,
+    **given: Any,
 ) -> None:
     """Answers a question about text, recordings, pictures and videos, in writing and, with --speak, in speech."""
-    from omni_jax.engine.request import warn_system_prompt
+    from omni_jax.decoding.text import CALL_STEPS
     from omni_jax.processing.conversation import check
 
     note_warnings()
@@ -131,25 +94,19 @@ def generate(
         raise ValueError("nothing to answer: give a text, --audio, --image or --video FILE, or --conversation FILE")
     messages += [{"role": "user", "content": parts}] if parts else []
     check(messages)
-    media = media_options(context.params)
-    options: dict[str, Any] = {"thinker": writing(context.params), "seed": seed}
+    options = request_options({**given, "seed": seed})
     if speak is not None:
-        options |= speech_options(model, context.params)
-    elif given := speech_given(context.params):
-        raise ValueError(f"{', '.join(given)}: nothing is spoken without --speak FILE; add it")
+        options |= speech_options(model, given)
+    elif flags := given_of_speech(given):
+        raise ValueError(f"{', '.join(flags)}: nothing is spoken without --speak FILE; add it")
     schemas = _json(tools, list, "a JSON list of function schemas") if tools else None
-    template = {} if thinking is None else {"enable_thinking": thinking}
     written = sys.stderr if speak == "-" else sys.stdout
     with speech_to(speak) as sound:
         omni = load(model, dtype, speech=sound is not None)
-        if sound is not None:
-            warn_system_prompt(omni.synthesizer.system, [messages])
+        steps = 4 if stream or sound is not None else CALL_STEPS
         with bar("reading", bytewise=False) as progress:
-            batch = omni.prepare(messages, media=media, tools=schemas, progress=progress, **template)
-        if stream or sound is not None:
-            reply = follow(omni.stream(batch, **options), sound=sound, text=written if stream else None)
-        else:
-            reply = omni.generate(batch, **options)
+            events = omni.stream(messages, steps=steps, tools=schemas, progress=progress, **options)
+        reply = follow(events, sound=sound, text=written if stream else None)
     if as_json:
         print(json.dumps(_plain(reply, speak)), file=written)
     elif not stream:

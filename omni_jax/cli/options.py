@@ -1,11 +1,12 @@
 """Shared by the commands that answer: the model, options, and printing and speaking a reply."""
 
+import inspect
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeVar, get_type_hints
 
 import typer
 
@@ -18,44 +19,137 @@ Model = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(help="float32 or bfloat16; by default bfloat16 on TPU and GPU, float32 on CPU.")
 ]
-# How media are read.
-AudioInVideo = Annotated[
-    bool | None,
-    typer.Option("--load-audio-from-video", "--use-audio-in-video", help="Hear the sound of videos too."),
-]
-Fps = Annotated[float | None, typer.Option(help="Frames a second to take from videos (2).")]
-MaxFrames = Annotated[int | None, typer.Option(help="Most frames to take from a video (768).")]
-AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Fetch from private addresses too.")]
-MinPixels = Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")]
-# How the answer's text is generated.
-Thinking = Annotated[bool | None, typer.Option(help="Ask a thinking model to think, or not to.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
-MinNewTokens = Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")]
-Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature.")]
-TopK = Annotated[int | None, typer.Option(help="Sample among so many tokens.")]
-TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest of this total probability.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
-# How it is spoken.
-Speaker = Annotated[
-    str | None, typer.Option(help="Whose voice; omni-jax inspect MODEL lists them (default: the family's first).")
-]
-MaxSpeech = Annotated[
-    float | None,
-    typer.Option(help="Longest speech, in seconds (5 minutes, if the checkpoint sets no other).", metavar="SECONDS"),
-]
-TalkerTemperature = Annotated[float | None, typer.Option(help="Sample the sound at this temperature.")]
-TalkerTopK = Annotated[int | None, typer.Option(help="Sample the sound among so many codes.")]
-TalkerTopP = Annotated[
-    float | None, typer.Option(help="Sample the sound among the likeliest codes of this total probability.")
-]
-TalkerGreedy = Annotated[bool | None, typer.Option("--talker-greedy", help="Always the likeliest code.")]
-OF_SPEECH = ("speaker", "max_speech", "talker_temperature", "talker_top_k", "talker_top_p", "talker_greedy")
-OF_MEDIA = ("load_audio_from_video", "fps", "max_frames", "min_pixels", "max_pixels", "allow_private")
-DRAWN = ("temperature", "top_k", "top_p")
+
+
+class Media:
+    """How media are read."""
+
+    load_audio_from_video: Annotated[
+        bool | None,
+        typer.Option("--load-audio-from-video", "--use-audio-in-video", help="Hear the sound of videos too."),
+    ] = None
+    fps: Annotated[float | None, typer.Option(help="Frames a second to take from videos (2).")] = None
+    max_frames: Annotated[int | None, typer.Option(help="Most frames to take from a video (768).")] = None
+    min_pixels: Annotated[int | None, typer.Option(help="Least area of an image or frame, in pixels.")] = None
+    max_pixels: Annotated[int | None, typer.Option(help="Largest area of an image or frame, in pixels.")] = None
+    allow_private: Annotated[bool | None, typer.Option("--allow-private", help="Fetch from private addresses too.")] = (
+        None
+    )
+
+
+class Text:
+    """How the answer's text is generated."""
+
+    thinking: Annotated[bool | None, typer.Option(help="Ask a thinking model to think, or not to.")] = None
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None
+    min_new_tokens: Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")] = None
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature.")] = None
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this total probability.")] = None
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None
+    greedy: Annotated[bool | None, typer.Option("--greedy", help="Always the likeliest token.")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None
+
+
+class Speech:
+    """How it is spoken."""
+
+    speaker: Annotated[
+        str | None, typer.Option(help="Whose voice; omni-jax inspect MODEL lists them (default: the family's first).")
+    ] = None
+    max_speech: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest speech, in seconds (5 minutes, if the checkpoint sets no other).", metavar="SECONDS"
+        ),
+    ] = None
+    talker_temperature: Annotated[float | None, typer.Option(help="Sample the sound at this temperature.")] = None
+    talker_top_k: Annotated[int | None, typer.Option(help="Sample the sound among so many codes.")] = None
+    talker_top_p: Annotated[
+        float | None, typer.Option(help="Sample the sound among the likeliest codes of this total probability.")
+    ] = None
+    talker_greedy: Annotated[bool | None, typer.Option("--talker-greedy", help="Always the likeliest code.")] = None
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def with_options(*groups: type) -> Callable[[Command], Command]:
+    """Adds the options of groups to a command, which gets them as its ``**given``."""
+
+    def add(command: Command) -> Command:
+        signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+        own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=getattr(group, name), annotation=kind)
+            for group in groups
+            for name, kind in get_type_hints(group, include_extras=True).items()
+        ]
+        command.__signature__ = signature.replace(parameters=[*own, *shared])  # pyright: ignore
+        command.__annotations__ = hints | {item.name: item.annotation for item in shared}
+        return command
+
+    return add
+
+
+def request_options(given: Mapping[str, Any]) -> Any:
+    """A command's options of media and text as keywords of ``Omni.generate``, in a dictionary."""
+    from omni_jax.engine.options import RequestOptions
+
+    found = {name: given[name] for name in get_type_hints(Media)} | {"seed": given["seed"]}
+    names = ("max_new_tokens", "min_new_tokens", "repetition_penalty")
+    found |= {f"thinker_{name}": given[name] for name in names} | _sampled(given, "", "thinker_")
+    found["thinker_stop_strings"] = tuple(given["stop"] or ()) or None
+    if given["thinking"] is not None:
+        found["template"] = {"enable_thinking": given["thinking"]}
+    try:
+        RequestOptions.from_mapping(found)  # before any weights are read
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("thinker_")) from None  # flags have no such prefix
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def given_of_speech(given: Mapping[str, Any]) -> list[str]:
+    """The speech options that a command was given, as flags."""
+    return [_flag(name) for name in get_type_hints(Speech) if given[name] is not None]
+
+
+def speech_options(model: str, given: Mapping[str, Any]) -> Any:
+    """A command's options of speech as keywords of ``Omni.generate``, in a dictionary, checked against the model's
+    configuration before any weights are read."""
+    from omni_jax import weights
+    from omni_jax.checkpoint.hub import locate
+    from omni_jax.engine.options import RequestOptions
+    from omni_jax.engine.request import why_no_talker
+    from omni_jax.speech.synthesizer import synthesizer
+
+    max_speech = given["max_speech"]
+    if max_speech is not None and not 0 < max_speech < math.inf:
+        raise ValueError(f"--max-speech: expected seconds above 0, got {max_speech}")
+    folder = locate(model, weights=False)
+    config = weights.config_of(folder)
+    if config.talker is None:
+        raise ValueError(f"{model}: it answers in text only: it {why_no_talker(folder)}")
+    speech = synthesizer(config, folder)
+    speech.choose(given["speaker"], 1)
+    found = {"speaker": given["speaker"], **_sampled(given, "talker_", "talker_")}
+    if max_speech is not None:
+        found["talker_max_new_tokens"] = speech.tokens(max_speech)
+    RequestOptions.from_mapping(found)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _sampled(given: Mapping[str, Any], prefix: str, part: str) -> dict[str, Any]:
+    """Options of drawing tokens, by flags with a prefix, as keywords of a part."""
+    drawn = {name: given[f"{prefix}{name}"] for name in ("temperature", "top_k", "top_p")}
+    if not given[f"{prefix}greedy"]:
+        return {f"{part}{name}": value for name, value in drawn.items()}
+    if unheard := [_flag(f"{prefix}{name}") for name, value in drawn.items() if value is not None]:
+        raise ValueError(
+            f"{_flag(f'{prefix}greedy')} and {', '.join(unheard)}: expected one of them; leave the other out"
+        )
+    return {f"{part}do_sample": False}
 
 
 def note_warnings() -> None:
@@ -77,61 +171,6 @@ def named_dtype(name: str | None) -> Any:
     if name not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {name}")
     return name and jnp.dtype(name)
-
-
-def media_options(given: Mapping[str, Any], **others: Any) -> Any:
-    """Media options from a command's parameters, by name; ``others`` are further ones of MediaOptions."""
-    from omni_jax.processing.options import MediaOptions
-
-    return MediaOptions.named({**{name: given[name] for name in OF_MEDIA}, **others})
-
-
-def sampling(given: Mapping[str, Any], prefix: str = "", **others: Any) -> Any:
-    """Sampling options from a command's parameters, by name; ``others`` are further ones of Sampling."""
-    from omni_jax.decoding.sampling import Sampling
-
-    drawn = {name: given[f"{prefix}{name}"] for name in DRAWN}
-    greedy = given[f"{prefix}greedy"]
-    if greedy and (unheard := [_flag(f"{prefix}{name}") for name, value in drawn.items() if value is not None]):
-        raise ValueError(
-            f"{_flag(f'{prefix}greedy')} and {', '.join(unheard)}: expected one of them; leave the other out"
-        )
-    return Sampling(**drawn, do_sample=False if greedy else None, **others)
-
-
-def writing(given: Mapping[str, Any]) -> Any:
-    """Sampling options of the text, from a command's parameters, by name."""
-    names = ("max_new_tokens", "min_new_tokens", "repetition_penalty")
-    return sampling(given, **{name: given[name] for name in names}, stop_strings=tuple(given["stop"] or ()) or None)
-
-
-def speech_given(given: Mapping[str, Any]) -> list[str]:
-    """The speech options that a command was given, as flags."""
-    return [_flag(name) for name in OF_SPEECH if given[name] is not None]
-
-
-def speech_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Speech options for Omni from a command's parameters, by name, checked against the model's configuration before
-    any weights are read."""
-    from omni_jax import weights
-    from omni_jax.checkpoint.hub import locate
-    from omni_jax.engine.request import why_no_talker
-    from omni_jax.speech.synthesizer import synthesizer
-
-    max_speech = given["max_speech"]
-    if max_speech is not None and not 0 < max_speech < math.inf:
-        raise ValueError(f"--max-speech: expected seconds above 0, got {max_speech}")
-    folder = locate(model, weights=False)
-    config = weights.config_of(folder)
-    if config.talker is None:
-        raise ValueError(f"{model}: it answers in text only: it {why_no_talker(folder)}")
-    speech = synthesizer(config, folder)
-    speech.choose(given["speaker"], 1)
-    try:
-        talker = sampling(given, "talker_", max_new_tokens=None if max_speech is None else speech.tokens(max_speech))
-    except ValueError as error:
-        raise ValueError(f"talker: {error}") from None
-    return {"speaker": given["speaker"], "talker": talker}
 
 
 def _flag(name: str) -> str:

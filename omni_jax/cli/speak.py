@@ -1,30 +1,26 @@
 """omni-jax speak: reads a text aloud."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from omni_jax.cli.options import (
     Dtype,
-    MaxSpeech,
     Model,
     Seed,
-    Speaker,
-    TalkerGreedy,
-    TalkerTemperature,
-    TalkerTopK,
-    TalkerTopP,
+    Speech,
     follow,
     load,
     note_warnings,
     speech_options,
     speech_to,
+    with_options,
 )
 
 
+@with_options(Speech)
 def speak(
-    context: typer.Context,
     model: Model,
     text: Annotated[str, typer.Argument(help="What to say; - reads it from standard input.", metavar="TEXT")],
     output: Annotated[
@@ -36,21 +32,16 @@ def speak(
             help="The .wav or .flac file to write; - sends sound to standard output as it is made, for a player.",
         ),
     ],
-    speaker: Speaker = None,
-    max_speech: MaxSpeech = None,
     seed: Seed = 0,
-    talker_temperature: TalkerTemperature = None,
-    talker_top_k: TalkerTopK = None,
-    talker_top_p: TalkerTopP = None,
-    talker_greedy: TalkerGreedy = None,
     dtype: Dtype = None,
+    **given: Any,
 ) -> None:
     """Reads a text aloud, into a sound file or to a player. Ctrl-C keeps what was spoken so far.
 
     To hear it at once: omni-jax speak MODEL TEXT -o - | ffplay -nodisp -autoexit -
     """
     note_warnings()
-    options = speech_options(model, context.params)
+    options = speech_options(model, given)
     with speech_to(output) as sound:
         words = sys.stdin.read().strip() if text == "-" else text
         if not words.strip():

@@ -19,6 +19,8 @@ import omni_jax
 from omni_jax import Omni, Reply, Sampling, jobs
 from omni_jax.cli import demo, main, terminal
 from omni_jax.config import from_hf
+from omni_jax.engine.options import RequestOptions
+from omni_jax.engine.reply import Event
 from omni_jax.processing.options import MediaOptions
 from omni_jax.testing import tiny_config, write_tiny
 from tests.support.shell_calls import call
@@ -117,12 +119,11 @@ def test_a_conversation_is_read_from_a_file(run, tiny, writer, picture, tmp_path
 def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_path, monkeypatch):
     asked = {}
 
-    def prepare(self, messages, **options):
+    def stream(self, messages, *, steps, **options):
         asked.update(options)
-        return messages
+        return iter([Event(reply=Reply(text="."))])
 
-    monkeypatch.setattr(Omni, "prepare", prepare)
-    monkeypatch.setattr(Omni, "generate", lambda self, batch, **options: Reply(text="."))
+    monkeypatch.setattr(Omni, "stream", stream)
     (tmp_path / "tools.json").write_text('[{"type": "function"}]')
     flags = (
         "--use-audio-in-video",
@@ -137,11 +138,12 @@ def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_
         4096,
     )
     assert run("generate", tiny, "Hi", *flags, "--tools", tmp_path / "tools.json", "--no-thinking")[0] == 0
-    assert asked["media"] == MediaOptions(
+    media = MediaOptions(
         load_audio_from_video=True, allow_private=True, fps=1, max_frames=8, min_pixels=1024, max_pixels=4096
     )
-    assert asked["tools"] == [{"type": "function"}]
-    assert asked["enable_thinking"] is False
+    assert RequestOptions.from_mapping(asked) == RequestOptions(
+        media=(media,), tools=[{"type": "function"}], template={"enable_thinking": False}, progress=asked["progress"]
+    )
     # A job accepts the same options, for all of its lines.
     (tmp_path / "in.jsonl").write_text("[]\n")
     job, totals = {}, jobs.Totals(3, 2, 1, 0, 0, 0.0, 0.0, 0.0, 0.0)
@@ -151,24 +153,27 @@ def test_options_of_media_and_template_reach_the_prompt(run, tiny, picture, tmp_
     code, out, err = run("batch", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--model", tiny, *flags)
     assert (code, out) == (0, "")
     assert "2 of 3 lines answered, 1 errors (--retry tries them again); " in err
-    assert job["media"] == asked["media"]
-    assert job["template"] == {"enable_thinking": False}
-    assert job["thinker"] == Sampling(min_new_tokens=2, repetition_penalty=1.5, stop_strings=("END", "."))
+    del job["slots"], job["window"], job["sound"], job["logprobs"], job["retry"], job["profile"], job["progress"]
+    assert RequestOptions.from_mapping(job) == RequestOptions(
+        media=(media,), template={"enable_thinking": False},
+        thinker=Sampling(min_new_tokens=2, repetition_penalty=1.5, stop_strings=("END", ".")),
+    )  # fmt: skip
 
 
 def test_thinking_goes_to_stderr_and_calls_are_json_lines(run, tiny, monkeypatch):
     """Thinking goes to standard error, calls are lines of JSON."""
     asked = {}
 
-    def answer(self, batch, **options):
+    def stream(self, messages, *, steps, **options):
         asked.update(options)
-        return Reply(text="Well:", thinking="Hm.", tool_calls=[{"name": "clock", "arguments": {"zone": "Köln"}}])
+        calls = [{"name": "clock", "arguments": {"zone": "Köln"}}]
+        return iter([Event(reply=Reply(text="Well:", thinking="Hm.", tool_calls=calls))])
 
-    monkeypatch.setattr(Omni, "generate", answer)
+    monkeypatch.setattr(Omni, "stream", stream)
     code, out, err = run("generate", tiny, "Hi", "--stop", "END")
     assert (code, err) == (0, "Hm.\n")
     assert out == 'Well:\n{"name": "clock", "arguments": {"zone": "Köln"}}\n'
-    assert asked["thinker"].stops == ("END",)
+    assert asked["thinker_stop_strings"] == ("END",)
 
 
 # --- convert, inspect, demo
@@ -306,7 +311,7 @@ USER_ERRORS = {
     "generate HERE/speaking Hi --speak HERE/a.wav --speaker Bob": "expected one of chelsie, ethan, aiden, got 'Bob'",
     "generate HERE/silent Hi --speak HERE/a.wav": "silent: it answers in text only: it was saved without its talker",
     "generate HERE/speaking Hi --speak HERE/a.wav --max-speech 0": "--max-speech: expected seconds above 0, got 0.0",
-    "generate HERE/speaking Hi --speak HERE/a.wav --talker-top-p 2": "talker: top_p: expected a number above 0 and at most 1",
+    "generate HERE/speaking Hi --speak HERE/a.wav --talker-top-p 2": "talker_top_p: expected a number above 0 and at most 1",
     "speak HERE/speaking Hi -o HERE/a.wav --speaker Bob": "expected one of chelsie, ethan, aiden, got 'Bob'",
     "speak HERE/silent Hi -o HERE/a.wav": "silent: it answers in text only: it was saved without its talker",
     "speak HERE/mute Hi -o HERE/a.wav": "mute: it answers in text only: it has no talker; use the Instruct release",

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from omni_jax import Omni, Reply, Sampling
+from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.reply import Event
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.speech.qwen3_omni import Qwen3Synthesizer
@@ -167,10 +168,17 @@ def test_options_of_speech_reach_the_talker(run, tiny, tmp_path, monkeypatch):
     )
     path = tmp_path / "a.wav"
     assert run("generate", tiny, "Hi", "--speak", path, *flags) == (0, "Well.\n", f"wrote {path}: 2.0 s\n")
-    assert asked["talker"] == Sampling(max_new_tokens=26, temperature=0.5, top_k=3, top_p=0.9)
-    assert asked["speaker"] == "Ethan"
-    # For a family that needs its own system prompt to speak, one line reports that it is absent.
+    options = RequestOptions.from_mapping(asked)
+    assert options.talker == Sampling(max_new_tokens=26, temperature=0.5, top_k=3, top_p=0.9)
+    assert options.speaker == "Ethan"
+
+
+def test_a_missing_system_prompt_of_speech_is_reported_in_one_line(run, tiny, tmp_path, monkeypatch):
+    """For a family that needs its own system prompt to speak."""
+    events = [Event(audio=np.zeros(48_000, np.float32)), Event(reply=Reply(text="Well."))]
+    monkeypatch.setattr("omni_jax.omni.answer", lambda *_, **options: iter([(0, event) for event in events]))
     monkeypatch.setattr(Qwen3Synthesizer, "system", SPOKEN_SYSTEM)
+    path = tmp_path / "a.wav"
     _, _, err = run("generate", tiny, "Hi", "--speak", path)
     assert [line.split(":")[0] for line in err.splitlines()] == ["note", f"wrote {path}"]
     assert err.startswith("note: speech wants the system prompt")

@@ -89,7 +89,7 @@ BROKEN = {
     "did you mean thinker_max_new_tokens? expected messages": {"messages": user("Hi"), "max_new_tokens": 3},
     "did you mean max_pixels? expected": {"messages": user("Hi"), "max_pixel": 3},
     "template: expected an object": {"messages": user("Hi"), "template": 3},
-    "speaker: expected the name of one voice": {"messages": user("Hi"), "speaker": ["Ethan"]},
+    "speaker: expected the name of one speaker": {"messages": user("Hi"), "speaker": ["Ethan"]},
     "seed: expected a whole number from 0": {"messages": user("Hi"), "seed": -1},
     "seed: expected a whole number from 0 to": {"messages": user("Hi"), "seed": 2**70},
     "thinker_temperature: expected": {"messages": user("Hi"), "thinker_temperature": -1},

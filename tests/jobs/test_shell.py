@@ -78,7 +78,7 @@ def test_no_local_refuses_local_media_of_lines(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(jobs, "check", lambda *_, **__: None)
     monkeypatch.setattr(jobs, "load", lambda *_, **__: None)
-    monkeypatch.setattr(jobs, "run", lambda *_, media, **__: asked.append(media.allow_local) or Totals(*[0] * 9))
+    monkeypatch.setattr(jobs, "run", lambda *_, allow_local, **__: asked.append(allow_local) or Totals(*[0] * 9))
     for flags in ((), ("--no-local",)):
         call(monkeypatch, capsys, "batch", "in.jsonl", "out.jsonl", "--model", "m", *flags)
     assert asked == [True, False]
