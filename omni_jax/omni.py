@@ -14,14 +14,21 @@ from omni_jax import checkpoint, weights
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.defaults import GenerationConfig, sampling_options
-from omni_jax.decoding.sampling import Sampling
 from omni_jax.decoding.text import CALL_STEPS
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request, answer
 from omni_jax.engine.keywords import RequestKeywords, SpeakKeywords
 from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.reply import Event, Reply
-from omni_jax.engine.request import loads_speech, prompts, resolve, rows_of, speak_request, warn_system_prompt
+from omni_jax.engine.request import (
+    loads_speech,
+    prompts,
+    resolve,
+    rows_of,
+    speak_request,
+    transcript_of,
+    warn_system_prompt,
+)
 from omni_jax.errors import check_progress, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import arranged
@@ -37,8 +44,7 @@ from omni_jax.processing.limits import UNLIMITED, Limits
 from omni_jax.processing.media.reader import FolderReader, Reader
 from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions, is_number, misspelt, per_conversation
-from omni_jax.processing.prompt import load_tokenizer
-from omni_jax.processing.transcript import Transcript
+from omni_jax.processing.prompt import has_tokenizer, load_tokenizer
 from omni_jax.processing.vision_packing import split_patches
 from omni_jax.room import ensure_memory, weights_dtype
 from omni_jax.speech.synthesizer import Synthesizer, synthesizer
@@ -373,17 +379,9 @@ class Omni:
                 prompts.batch, resolved.speakers, resolved.seeds, resolved.generation, words=reply_tokens,
                 compat=options.compat,
             )  # fmt: skip
-        transcript = partial(self._transcript, batch, sampling=thinker)
+        tokenizer = self.tokenizer if has_tokenizer(self.folder) else None
+        transcript = partial(transcript_of, batch, thinker.stops, tokenizer, self.config.im_start)
         return Request(prompts, thinker, resolved.seeds, transcript, speech, reply_tokens is not None)
 
     def _speak_request(self, text: str, options: Mapping[str, Any]) -> Request:
         return self.request_of(*speak_request(text, options, self.tokenizer, self.synthesizer.system))
-
-    def _transcript(self, batch: Batch, row: int, sampling: Sampling) -> Transcript:
-        """A reader of one row's reply; some templates open the thinking block already in the prompt."""
-        if not any((self.folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json")):
-            return Transcript(None, stop_strings=sampling.stops)
-        prompt = batch.tokens[row][batch.mask[row]].tolist()
-        turn = prompt[max((at for at, token in enumerate(prompt) if token == self.config.im_start), default=0) :]
-        opened, closed = (turn.count(self.tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
-        return Transcript(self.tokenizer, stop_strings=sampling.stops, thinking=opened > closed)

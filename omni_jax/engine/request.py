@@ -1,7 +1,7 @@
 """A request checked before anything is read: its prompts, and its options over those of the checkpoint."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from omni_jax.errors import cut, shown
 from omni_jax.processing.batch import PROCESSED, Batch
 from omni_jax.processing.conversation import check, speaks
 from omni_jax.processing.options import NAMES
+from omni_jax.processing.transcript import Transcript
 from omni_jax.speech.synthesizer import Synthesizer
 
 # The user's turn for a text that is only to be spoken.
@@ -140,6 +141,24 @@ def speak_request(
     # Not through the chat template, which may change the assistant's text.
     tokens = tokenizer.encode(text, add_special_tokens=False)
     return [conversation], RequestOptions.from_mapping({**options, "return_audio": True}), tokens
+
+
+def transcript_of(batch: Batch, stops: Sequence[str], tokenizer: Any, im_start: int, row: int) -> Transcript:
+    """A reader of one row's reply; some templates open the thinking block already in the prompt.
+
+    Args:
+        batch: the prompts.
+        stops: texts that end the reply.
+        tokenizer: of the checkpoint; None for replies of tokens alone.
+        im_start: the id that begins a message.
+        row: of the batch.
+    """
+    if tokenizer is None:
+        return Transcript(None, stop_strings=stops)
+    prompt = batch.tokens[row][batch.mask[row]].tolist()
+    turn = prompt[max((at for at, token in enumerate(prompt) if token == im_start), default=0) :]
+    opened, closed = (turn.count(tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
+    return Transcript(tokenizer, stop_strings=stops, thinking=opened > closed)
 
 
 def rows_of(conversations: Any) -> int:

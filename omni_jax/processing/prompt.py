@@ -144,6 +144,11 @@ def expand(tokens: Sequence[int], runs: Mapping[int, Sequence[int | Sequence[int
     return expanded
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint's folder has a tokenizer, or some of its files."""
+    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json"))
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """Loads a Qwen tokenizer with its chat template from local files alone.
 
