@@ -1,10 +1,11 @@
 """One writer at a time: a second process stops with a one-line error. The kernel frees a lock when its process ends."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from omni_jax.environment import warn
 
 try:
     import fcntl
@@ -61,9 +62,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             raise
         os.close(file)
     if not locked:
-        warnings.warn(
-            f"{folder}: its file system has no locks, so take care that nobody else writes there", stacklevel=3
-        )
+        warn(f"{folder}: its file system has no locks, so take care that nobody else writes there")
     try:
         yield
     finally:

@@ -364,7 +364,7 @@ class Omni:
             media = options.media * len(conversations) if len(options.media) == 1 else options.media
             batch = self._prepare(conversations, media, options.tools, options.template, options.progress)
             if resolved.spoken:
-                warn_system_prompt(self.synthesizer.system, conversations, stacklevel=4)
+                warn_system_prompt(self.synthesizer.system, conversations)
         if reply_tokens is not None:
             batch = self.synthesizer.with_reply(batch, reply_tokens)
         context = self.config.thinker.context

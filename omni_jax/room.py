@@ -5,7 +5,6 @@ import math
 import shutil
 import sys
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from omni_jax import weights
 from omni_jax.checkpoint.hub import cache, locate, to_download
+from omni_jax.environment import warn
 from omni_jax.models import parts as model_parts
 from omni_jax.parallel import param_paths
 from omni_jax.weights.published import float_dtype
@@ -87,7 +87,7 @@ def ensure_memory(
         raise ValueError(
             f"{said}; take a smaller model, more devices (mesh=), dtype='bfloat16', or speech=False to load no talker"
         )
-    warnings.warn(f"{said}, {size(found.free)} of it free; another model, or another process, holds it", stacklevel=3)
+    warn(f"{said}, {size(found.free)} of it free; another model, or another process, holds it")
 
 
 def forget() -> None:

@@ -7,11 +7,10 @@ Exit code 0: it fits; 3: it does not; 2: a user error, such as a wrong option.
 
 import typer
 
-from omni_jax.cli.main import UsageError
 from omni_jax.cli.plan import plan
 from omni_jax.cli.terminal import run
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(plan)
-    run(lambda: app(standalone_mode=False), "plan", usage=(UsageError,))
+    run(lambda: app(standalone_mode=False), "plan")

@@ -26,10 +26,9 @@ from typing import Any, NoReturn
 
 import jax
 import typer
-from jax._src import distributed  # jax's public API has no access to the coordinator's key-value store
 
 from omni_jax.cli.batch import batch
-from omni_jax.cli.main import UsageError, keep_programs
+from omni_jax.cli.main import keep_programs
 from omni_jax.cli.terminal import Parser, note, run
 
 NAME = "pod_inference"
@@ -123,9 +122,16 @@ class Watch:
         leave(self.code)
 
 
+def group() -> Any:
+    """The processes of the job: their number, this one's, and a client of the coordinator's key-value store."""
+    from jax._src import distributed  # no public name of jax leads to that store
+
+    return distributed.global_state
+
+
 def first_code() -> int | None:
     """The exit code of the first process that ended before the work did."""
-    client = distributed.global_state.client
+    client = group().client
     if client is not None and joined.is_set():
         with suppress(Exception):  # no process has ended; or the coordinator has, which JAX handles
             return int(client.key_value_try_get(ENDED))
@@ -137,7 +143,7 @@ def leave(code: int) -> NoReturn:
     for them, except in the process that runs the coordinator: this one stays for some seconds, so that the others can
     read the code."""
     leaving.set()
-    client, own = distributed.global_state.client, distributed.global_state.process_id
+    client, own = group().client, group().process_id
     if client is not None and joined.is_set():
         with suppress(Exception):  # the first one has set it already
             client.key_value_set(ENDED, str(code))
@@ -145,10 +151,7 @@ def leave(code: int) -> NoReturn:
         with suppress(Exception):
             client.key_value_set(f"{LEFT}/{own}", "")
             until = time.monotonic() + (HEAR + 2 * LOOK if own == 0 else 0)
-            while (
-                time.monotonic() < until
-                and len(client.key_value_dir_get(LEFT)) < distributed.global_state.num_processes
-            ):
+            while time.monotonic() < until and len(client.key_value_dir_get(LEFT)) < group().num_processes:
                 time.sleep(LOOK / 5)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -172,4 +175,4 @@ def live(action: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    live(lambda: run(main, NAME, usage=(UsageError,)))
+    live(lambda: run(main, NAME))

@@ -22,8 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# What typer raises for an unknown option or a missing argument; the class has no public name.
-UsageError = typer.BadParameter.__mro__[1]
 
 app.command(cls=InOrder)(generate)
 app.command()(speak)
@@ -36,7 +34,7 @@ app.command()(demo)
 
 def main() -> None:
     """Runs a command; a user error is one line and exit code 2 (OMNI_JAX_DEBUG=1 shows the traceback)."""
-    run(lambda: app(standalone_mode=False), "omni-jax", usage=(UsageError,))
+    run(lambda: app(standalone_mode=False), "omni-jax")
 
 
 @app.callback()

@@ -72,7 +72,7 @@ def _lines(action: str, bytewise: bool) -> Callable[[int, int, str], None]:
     return say
 
 
-def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exception], ...] = ()) -> None:
+def run(main: Callable[[], int | None], name: str) -> None:
     """Runs ``main`` and exits with its code. A user error is printed in one line, with exit code 2; an error that
     may pass, such as a failing network or a full disk, likewise with exit code 1.
 
@@ -81,22 +81,21 @@ def run(main: Callable[[], int | None], name: str, *, usage: tuple[type[Exceptio
     Args:
         main: the work; returns an exit code.
         name: of the command, for messages.
-        usage: exceptions that the option parser raises for a user error.
     """
     try:
         code = main() or 0
         if code == STOPPED:  # typer's own exit code for Ctrl-C
             raise KeyboardInterrupt
-    except (ValueError, OSError, *usage) as error:
-        if os.environ.get("OMNI_JAX_DEBUG"):
-            raise
-        said = getattr(error, "format_message", lambda: str(error))()
-        if isinstance(error, usage):  # some versions of typer repeat the whole input
-            said = cut(said, REPORT)
-        note.print(f"{name}: {' '.join(said.split())}", markup=False)
-        code = 1 if isinstance(error, OSError) and not is_user_error(error) else 2
     except (KeyboardInterrupt, StoppedError) as error:
         said = f"; {error}" if str(error) else ""
         note.print(f"{name}: stopped{said}", markup=False)
         code = STOPPED
+    except Exception as error:
+        # Typer's exceptions for a wrong option or a missing argument have no public base, but all have this method.
+        usage = getattr(error, "format_message", None)
+        if os.environ.get("OMNI_JAX_DEBUG") or not (usage or isinstance(error, ValueError | OSError)):
+            raise
+        said = cut(usage(), REPORT) if usage else str(error)  # some versions of typer repeat the whole input
+        note.print(f"{name}: {' '.join(said.split())}", markup=False)
+        code = 1 if isinstance(error, OSError) and not is_user_error(error) else 2
     sys.exit(code)

@@ -1,6 +1,5 @@
 """A request checked before anything is read: its prompts, and its options over those of the checkpoint."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from omni_jax.config import OmniConfig, read_json
 from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.engine.options import RequestOptions
 from omni_jax.engine.transformers_keywords import translated
+from omni_jax.environment import warn
 from omni_jax.errors import cut, shown
 from omni_jax.processing.batch import PROCESSED, Batch
 from omni_jax.processing.conversation import check, speaks
@@ -182,19 +182,17 @@ def why_no_talker(folder: Path) -> str:
     return "has no talker; use the Instruct release"
 
 
-def warn_system_prompt(system: str | None, conversations: Iterable[Any], *, stacklevel: int = 2) -> None:
+def warn_system_prompt(system: str | None, conversations: Iterable[Any]) -> None:
     """Warns of conversations that are to be spoken without the system prompt that speech was trained with.
 
     Args:
         system: the ``Synthesizer``'s system prompt; None where it does not matter.
         conversations: the conversations.
-        stacklevel: as for ``warnings.warn``, from the caller on.
     """
     if system and not all(map(speaks, conversations)):
-        warnings.warn(
+        warn(
             "speech wants the system prompt that it was trained with, alone in the first message "
-            f"(omni_jax.processing.conversation.SPOKEN_SYSTEM): {system}",
-            stacklevel=stacklevel + 1,
+            f"(omni_jax.processing.conversation.SPOKEN_SYSTEM): {system}"
         )
 
 

@@ -3,12 +3,12 @@
 Libtpu comes with ``jax[tpu]`` and runs on any x86 Linux machine.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from omni_jax.environment import variables
 from omni_jax.errors import shown
 
 # The shape of a slice by its number of chips. v5p's slices have three dimensions and are named by cores, two a chip.
@@ -91,16 +91,16 @@ def numbers(kind: str) -> list[int]:
 @cache
 def _devices(name: str, chips: int) -> list[Any]:
     # Do not look for a TPU, and allow other processes to load libtpu for compiling.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    compiler = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # Without a host's name and type, libtpu logs that it finds none. The values make no difference to the programs.
     host = {"TPU_ACCELERATOR_TYPE": "v6e-4", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for quiet, value in {**host, "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}.items():
-        os.environ.setdefault(quiet, value)
+    quiet = {"TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
     from jax.experimental import topologies
 
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if chips == 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds).devices)
+        with variables(compiler), variables(host | quiet, over=False):
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds).devices)
     except Exception as error:  # the plugin's loader may raise anything; then there is no compiler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

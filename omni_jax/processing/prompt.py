@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from omni_jax.errors import cut, listed, shown
 from omni_jax.processing.content_part import require_unicode
 from omni_jax.processing.conversation import Content, read
+from omni_jax.processing.transformers_classes import PreTrainedTokenizerFast, Qwen2Tokenizer, render_jinja_template
 
 # Arguments that Transformers takes beside a template's variables; some of them run or replace the template.
 RESERVED = frozenset(

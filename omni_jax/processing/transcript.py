@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from omni_jax.processing.transformers_classes import PreTrainedTokenizerFast
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
