@@ -57,18 +57,17 @@ def place(batch: Batch, config: ThinkerConfig) -> Placed:
     ids = padded.tokens
     if ids.max() >= config.vocabulary or ids.min() < 0:
         raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
-    audio_packing.split_clips(padded.mel, mel_bins=config.audio_encoder.mel_bins)
+    audio_packing.require_bins(padded.mel, config.audio_encoder.mel_bins)
     return Placed(padded, padded.audio_index(config), padded.visual_index(config))
 
 
 def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Embedded:
     """Embeddings of a batch, with features of media in place."""
     batch, heard, seen = placed
-    clips = audio_packing.split_clips(batch.mel, mel_bins=config.audio_encoder.mel_bins)
     visuals = (*batch.images, *batch.videos)
     taps = len(config.vision_encoder.taps) if visuals else 0
     embedded = _embed(parts["thinker"], batch.tokens, taps=taps)
-    for call in audio_packing.pack(clips, config.audio_encoder):
+    for call in audio_packing.pack(batch.mel, config.audio_encoder):
         features = audio_features(parts["audio_encoder"], *call.inputs)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:

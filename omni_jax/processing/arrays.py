@@ -9,6 +9,11 @@ from omni_jax.errors import shown
 MOST = 1 << 28  # elements of a range that may become an array
 
 
+class Finite(tuple):
+    """Arrays, or media with arrays, that hold neither NaN nor infinities: whoever makes it has scanned them once, or has
+    computed them from finite numbers. So nothing that takes it scans them again."""
+
+
 def to_numpy(value: Any) -> np.ndarray:
     """A NumPy array of anything array-like; a torch tensor may be on a device, in bfloat16 or require gradients."""
     if hasattr(value, "detach"):

@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 
 from omni_jax.buckets import CHUNK_SLOTS
 from omni_jax.config import MelEncoderConfig
-from omni_jax.processing.arrays import is_numeric, to_numpy
+from omni_jax.processing.arrays import Finite, is_numeric, to_numpy
+
+USUAL_BINS = 128  # mel bins of the published models
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,23 @@ def _fill(clips: Sequence[np.ndarray], windows: Sequence[tuple[int, int, int, in
     return Pack(mel=mel, extent=extent, order=order, window=window if windowed else None)
 
 
-def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int = 128) -> list[np.ndarray]:
+def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: int | None = USUAL_BINS) -> Finite:
     """Splits log-mel input into clips [Z, A]: a list of clips; a padded array [B, Z, A] with a frame mask [B, A] or
     lengths [B]; or clips packed one after another [Z, sum of lengths] with their lengths.
 
+    Clips are checked where they enter, and never again: the type of the result says that they were.
+
+    Args:
+        mel: as above, NumPy or what becomes NumPy.
+        mask: of a padded array, True at a clip's first frames.
+        lengths: of a padded or packed array, in frames.
+        mel_bins: expected Z; None for any, which is left to ``require_bins``.
+
     Raises:
-        ValueError: the layout is none of these, a mask or lengths do not fit the array, or a clip has no frames.
+        ValueError: the layout is none of these, a mask or lengths do not fit the array, a clip has no frames, or a
+            value is NaN or infinite.
     """
+    bins = mel_bins or USUAL_BINS
     if isinstance(mel, list | tuple):
         if mask is not None or lengths is not None:
             raise ValueError(
@@ -121,7 +133,7 @@ def split_clips(mel: Any, *, mask: Any = None, lengths: Any = None, mel_bins: in
             array = array[None]
         if array.ndim != 3:
             raise ValueError(
-                f"mel: expected a list of [{mel_bins}, A] or one [B, {mel_bins}, A] array, got shape {array.shape}"
+                f"mel: expected a list of [{bins}, A] or one [B, {bins}, A] array, got shape {array.shape}"
             )
         batch, _, frames = array.shape
         if mask is not None and lengths is not None:
@@ -157,17 +169,22 @@ def _unpacked(array: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return np.split(array, np.cumsum(lengths)[:-1], axis=1)
 
 
-def _checked(clips: list[np.ndarray], mel_bins: int) -> list[np.ndarray]:
+def require_bins(clips: Sequence[np.ndarray], mel_bins: int | None) -> None:
+    """Raises ValueError for a clip that has not the model's number of mel bins; None for any number."""
     for number, clip in enumerate(clips):
-        if clip.ndim != 2 or clip.shape[0] != mel_bins:
-            raise ValueError(
-                f"mel: clip {number}: expected shape [{mel_bins}, A] (mel bins, frames), got {list(clip.shape)}"
-            )
+        if clip.ndim != 2 or (mel_bins and clip.shape[0] != mel_bins):
+            shape = f"[{mel_bins or USUAL_BINS}, A]"
+            raise ValueError(f"mel: clip {number}: expected shape {shape} (mel bins, frames), got {list(clip.shape)}")
+
+
+def _checked(clips: list[np.ndarray], mel_bins: int | None) -> Finite:
+    require_bins(clips, mel_bins)
+    for number, clip in enumerate(clips):
         if not clip.shape[1]:
             raise ValueError(f"mel: clip {number}: expected at least one frame, got none")
         if not np.isfinite(clip).all():
             raise ValueError(f"mel: clip {number}: expected numbers, got NaN or infinite values")
-    return clips
+    return Finite(clips)
 
 
 def _floats(mel: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from omni_jax.buckets import bucket
 from omni_jax.config import ThinkerConfig
 from omni_jax.errors import cut
-from omni_jax.processing.arrays import is_numeric, to_numpy
+from omni_jax.processing.arrays import Finite, is_numeric, to_numpy
 from omni_jax.processing.audio_packing import split_clips
 from omni_jax.processing.media.reader import Visual
 from omni_jax.processing.positions import batch_positions, text_positions
@@ -28,6 +28,8 @@ class Batch:
         mel: log-mel clips [Z, A], in the order of their placeholders, row by row.
         images: in the order of their placeholders, row by row.
         videos: in the order of their placeholders, row by row.
+
+    Media are checked where they enter a batch, and kept as ``Finite``: copies of a batch do not look at them again.
     """
 
     tokens: Int[np.ndarray, "B T"]
@@ -36,6 +38,13 @@ class Batch:
     mel: tuple[Float[np.ndarray, "Z A"], ...] = field(default=())
     images: tuple[Visual, ...] = field(default=())
     videos: tuple[Visual, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mel, Finite):
+            object.__setattr__(self, "mel", split_clips(list(self.mel), mel_bins=None))
+        for kind, items in (("image", self.images), ("video", self.videos)):
+            if not isinstance(items, Finite):
+                object.__setattr__(self, f"{kind}s", _finite(kind, items))
 
     @property
     def lengths(self) -> Int[np.ndarray, "B"]:
@@ -47,7 +56,7 @@ class Batch:
         cls,
         tokens: Any,
         mask: Any = None,
-        mel: Sequence[np.ndarray] = (),
+        mel: Sequence[Float[np.ndarray, "Z A"]] = (),
         images: Sequence[Visual] = (),
         videos: Sequence[Visual] = (),
     ) -> "Batch":
@@ -66,7 +75,11 @@ class Batch:
         if not ids.size or not real.any(axis=1).all():
             raise ValueError(f"tokens: expected at least one real token in each of the {ids.shape[0]} rows")
         positions = None if images or videos else text_positions(real)
-        return cls(ids.astype(np.int32), real, positions, tuple(mel), tuple(images), tuple(videos))
+        # As they are, because a tuple of what is Finite would be scanned again.
+        mel = mel if isinstance(mel, tuple) else tuple(mel)
+        images = images if isinstance(images, tuple) else tuple(images)
+        videos = videos if isinstance(videos, tuple) else tuple(videos)
+        return cls(ids.astype(np.int32), real, positions, mel, images, videos)
 
     @classmethod
     def from_hf(cls, inputs: Mapping[str, Any]) -> "Batch":
@@ -82,11 +95,10 @@ class Batch:
                 f"expected a processor's output with input_ids and at most {', '.join(sorted(PROCESSED))}, got "
                 f"[{cut(', '.join(sorted(map(str, given))))}]"
             )
-        mel: list[np.ndarray] = []
+        mel = Finite()
         if "input_features" in given:
             features = to_numpy(given["input_features"])
-            bins = features.shape[1] if features.ndim == 3 else 128
-            mel = split_clips(features, mask=given.get("feature_attention_mask"), mel_bins=bins)
+            mel = split_clips(features, mask=given.get("feature_attention_mask"), mel_bins=None)
         images = _visuals(given, "pixel_values", "image_grid_thw", None)
         videos = _visuals(given, "pixel_values_videos", "video_grid_thw", "video_second_per_grid")
         return cls.from_tokens(given["input_ids"], given.get("attention_mask"), mel, images, videos)
@@ -151,11 +163,8 @@ class Batch:
         for kind, items in (("image", self.images), ("video", self.videos)):
             for number, item in enumerate(items):
                 expected, found = [int(np.prod(item.grid)), width], list(np.shape(item.patches))
-                if found != expected or not np.isfinite(item.patches).all():
-                    got = "NaN or infinite values" if found == expected else f"shape {found}"
-                    raise ValueError(
-                        f"{kind} {number}: expected patches of shape {expected}, as its grid says, got {got}"
-                    )
+                if found != expected:
+                    raise _unlike(kind, number, expected, f"shape {found}")
         group = config.vision_encoder.merge**2
         images, videos = (sum(len(item.patches) for item in kind) // group for kind in (self.images, self.videos))
         of_images = self._index(config.image_token, images, f"image: {len(self.images)} images")
@@ -179,11 +188,26 @@ PROCESSED = {
 }  # fmt: skip
 
 
-def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | None) -> list[Visual]:
+def _finite(kind: str, items: Sequence[Visual]) -> Finite:
+    """Images or videos whose patches were scanned; shapes are checked with a model (``Batch.visual_index``)."""
+    for number, item in enumerate(items):
+        patches = to_numpy(item.patches)
+        if not is_numeric(patches):
+            raise _unlike(kind, number, list(patches.shape), str(patches.dtype))
+        if not np.isfinite(patches).all():
+            raise _unlike(kind, number, list(patches.shape), "NaN or infinite values")
+    return Finite(items)
+
+
+def _unlike(kind: str, number: int, expected: list[int], got: str) -> ValueError:
+    return ValueError(f"{kind} {number}: expected patches of shape {expected}, as its grid says, got {got}")
+
+
+def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | None) -> Finite:
     """The images or the videos of a processor's output."""
     held = [name for name in (pixels, grid, seconds) if name and name in given]
     if not held:
-        return []
+        return Finite()
     missing = {pixels, grid, seconds} - {None, *held}
     if missing:
         raise ValueError(f"expected {', '.join(sorted(missing))} beside {', '.join(held)}, got none")
@@ -193,7 +217,7 @@ def _visuals(given: Mapping[str, Any], pixels: str, grid: str, seconds: str | No
         got = f"{len(array)} of {array.dtype}"
         raise ValueError(f"{seconds}: expected one number for each of the {len(grids)} videos, got {got}")
     steps = array.astype(np.float64).tolist()
-    return [Visual(*item) for item in zip(media, grids, steps, strict=True)]
+    return Finite(Visual(*item) for item in zip(media, grids, steps, strict=True))
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -209,7 +233,7 @@ def joined(batches: list[Batch]) -> Batch:
         positions[:, number, :length] = batch.positions[:, row, real]
     return replace(
         batches[0], tokens=tokens, mask=mask, positions=positions.astype(batches[0].positions.dtype),  # pyright: ignore
-        mel=sum((batch.mel for batch in batches), ()),
-        images=sum((batch.images for batch in batches), ()),
-        videos=sum((batch.videos for batch in batches), ()),
+        mel=Finite(clip for batch in batches for clip in batch.mel),
+        images=Finite(image for batch in batches for image in batch.images),
+        videos=Finite(video for batch in batches for video in batch.videos),
     )  # fmt: skip

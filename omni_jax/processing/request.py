@@ -7,6 +7,7 @@ import numpy as np
 
 from omni_jax.errors import about
 from omni_jax.processing import prompt
+from omni_jax.processing.arrays import Finite
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import media as media_of
 from omni_jax.processing.limits import UNLIMITED, Limits
@@ -77,4 +78,5 @@ def prepare(
     tokens = np.zeros((len(rows), longest), np.int32)
     mask = np.arange(longest) < np.array([len(row) for row in rows])[:, None]
     tokens[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    return Batch.from_tokens(tokens, mask, mel, images, videos).located(config)
+    # Features of finite samples and pixels are finite.
+    return Batch.from_tokens(tokens, mask, Finite(mel), Finite(images), Finite(videos)).located(config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
 import numpy as np
+from jaxtyping import Float
 
 from omni_jax.errors import about, listed, shown
 from omni_jax.processing.arrays import to_numpy
@@ -227,9 +228,14 @@ def log_mel(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
         raise ValueError(f"log_mel: expected float samples [W], got {samples.dtype} {list(samples.shape)}; use load()")
     with np.errstate(over="ignore"):
         samples = samples.astype(np.float32, copy=False)
-    _require_frame(samples, config, "log_mel")
-    if not all_finite(samples):
+    if samples.size >= config.min_samples and not all_finite(samples):
         raise ValueError("log_mel: NaN or infinite samples; expected finite numbers")
+    return log_mel_of_finite(samples, config)
+
+
+def log_mel_of_finite(samples: Float[np.ndarray, "W"], config: FeatureConfig) -> Float[np.ndarray, "Z A"]:
+    """``log_mel`` of float32 samples that are known to be finite: ``load`` and ``load_track`` have scanned theirs."""
+    _require_frame(samples, config, "log_mel")
     n_fft, hop = config.n_fft, config.hop
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
     filters = _mel_filters(config)

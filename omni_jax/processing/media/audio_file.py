@@ -60,6 +60,10 @@ class NoTrackError(Exception):
     """A file that FFmpeg can read, but which holds only pictures."""
 
 
+# The resampler's filter overshoots by a tenth, and so beyond float32's range.
+_TOO_LARGE = "samples too large to be resampled: NaN or infinite ones come out; expected finite numbers"
+
+
 def downmix(samples: np.ndarray, axis: int) -> np.ndarray:
     """Averages the channels on an axis into float32 [W]; integers become [-1, 1] by their type's range."""
     with np.errstate(over="ignore", invalid="ignore"):  # `audio` reports infinities in words
@@ -121,11 +125,16 @@ def take(blocks: Blocks, start: float | None, end: float | None, limit: float, n
         if rate != SAMPLE_RATE:
             resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
             samples = resampler.resample_chunk(samples)
+            if not all_finite(samples):
+                fault = _TOO_LARGE
+                break
         kept += np.ascontiguousarray(samples).data.cast("B")  # grows in place; joining a list would copy everything
         if seen >= stop:
             break
     if resampler and not fault:
-        kept += resampler.resample_chunk(np.empty(0, np.float32), last=True).tobytes()
+        samples = resampler.resample_chunk(np.empty(0, np.float32), last=True)
+        fault = fault if all_finite(samples) else _TOO_LARGE
+        kept += samples.tobytes()
         length = math.ceil(count * SAMPLE_RATE / rate)
         del kept[length * 4 :]  # soxr's length is rounded: at most one off
         kept += bytes(length * 4 - len(kept))

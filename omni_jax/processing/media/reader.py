@@ -150,7 +150,7 @@ def _seconds(room: int, config: ThinkerConfig) -> float:
 
 def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[np.ndarray, "Z A"]:
     """Log-mel features of a clip; raises ValueError if they are too few for a token."""
-    mel, tokens = audio.log_mel(samples, reader.sound), reader.thinker.audio_encoder.tokens
+    mel, tokens = audio.log_mel_of_finite(samples, reader.sound), reader.thinker.audio_encoder.tokens
     if not tokens(mel.shape[1]):
         least = next(frames for frames in count(1) if tokens(frames))
         ms = 1000 * reader.sound.hop // reader.sound.sample_rate
