@@ -212,7 +212,7 @@ def test_a_list_a_mask_and_lengths_give_the_same_clips(lengths, spare, data):
 def test_one_clip_and_an_array_without_padding_are_accepted():
     assert [clip.shape for clip in split_clips(np.zeros((128, 7)))] == [(128, 7)]
     assert [clip.shape for clip in split_clips(np.zeros((2, 128, 7)))] == [(128, 7)] * 2
-    assert split_clips([]) == []
+    assert split_clips([]) == ()
 
 
 ARRAY = np.zeros((2, 128, 10), np.float32)
