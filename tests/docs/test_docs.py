@@ -19,7 +19,7 @@ from PIL import Image
 from omni_jax import Omni, Sampling
 from omni_jax.cli.main import app
 from omni_jax.jobs.input import parsed
-from omni_jax.testing import tiny_qwen2_5_config, write_tiny
+from omni_jax.testing import tiny_config, tiny_qwen2_5_config, write_tiny
 from tests.docs.pages import FENCE, PAGES, ROOT, Command, blocks, commands, name, text, unlabelled
 from tests.support.shell_calls import call
 
@@ -33,11 +33,27 @@ DEMO = ("omni-jax", "demo")  # tests/cli/test_cli.py runs it
 ELSEWHERE = list(dict.fromkeys((page, command) for page, _, command in COMMANDS if command.words[0] != "omni-jax"))
 
 
+def shallow():
+    """The tiny Qwen3-Omni with fewer layers: each is compiled apart on a CPU."""
+    config = tiny_config()
+    thinker, talker = config["thinker_config"], config["talker_config"]
+    talker["accept_hidden_layer"] = 1
+    thinker["text_config"]["num_hidden_layers"] = 2
+    thinker["vision_config"] |= {"depth": 2, "deepstack_visual_indexes": [0, 1]}
+    talker["text_config"]["num_hidden_layers"] = 1
+    for config_of_codes in (talker["code_predictor_config"], config["code2wav_config"]):
+        config_of_codes["num_hidden_layers"] = 1
+    return config
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A tiny checkpoint of each family, with short replies."""
     folder = tmp_path_factory.mktemp("models")
-    made = {"Qwen3": write_tiny(folder / "3"), "Qwen2.5": write_tiny(folder / "2.5", config=tiny_qwen2_5_config())}
+    made = {
+        "Qwen3": write_tiny(folder / "3", config=shallow()),
+        "Qwen2.5": write_tiny(folder / "2.5", config=tiny_qwen2_5_config()),
+    }
     for path in made.values():
         options = path / "generation_config.json"
         options.write_text(json.dumps(json.loads(options.read_text()) | SHORT))
