@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from omni_jax import checkpoint, weights
+from omni_jax import checkpoint, small_files, weights
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.defaults import GenerationConfig, sampling_options
@@ -91,7 +91,9 @@ class Omni:
             timeout: bound of each download, in seconds.
 
         Raises:
-            ValueError: the folder is absent, of another model, incomplete, damaged or too large for the devices.
+            ValueError: the folder is absent, of another model, incomplete, damaged or too large for the devices; all
+                damaged files beside the weights in one line.
+            RetryableError: the hub, a store or the file system does not answer.
             OSError: the disk has no room for the download.
         """
         limits = Limits(
@@ -101,6 +103,7 @@ class Omni:
         folder = locate(path, weights=False)
         config = weights.config_of(folder)
         speaks, dtype = loads_speech(config, folder, speech), weights_dtype(dtype)
+        tokenizer = small_files.read(folder, config, speech=speaks)
         heads = config.thinker.decoder.kv_heads
         mesh = well_chosen(jax.local_devices(), kv_heads=heads) if mesh is None else make_mesh(mesh, kv_heads=heads)
         if mesh is not None and not mesh.local_devices:
@@ -115,7 +118,10 @@ class Omni:
         parts = reader.load(folder, config, dtype=dtype, speech=speaks, shardings=placed, progress=progress)
         if mesh is None or jax.default_backend() == "tpu":
             parts = arranged(parts, jax.default_backend())
-        return cls(parts, config, folder, limits)
+        omni = cls(parts, config, folder, limits)
+        if tokenizer is not None:
+            omni.tokenizer = tokenizer
+        return omni
 
     def save(self, folder: str | Path) -> None:
         """Writes a converted checkpoint that ``load`` reads back, onto any mesh."""

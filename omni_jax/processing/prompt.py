@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from omni_jax.errors import cut, listed, shown
+from omni_jax.errors import UserError, cut, listed, shown
 from omni_jax.processing.content_part import require_unicode
 from omni_jax.processing.conversation import Content, read
 from omni_jax.processing.transformers_classes import PreTrainedTokenizerFast, Qwen2Tokenizer, render_jinja_template
@@ -24,6 +24,10 @@ RESERVED = frozenset(
     for name, argument in inspect.signature(function).parameters.items()
     if argument.kind is not argument.VAR_KEYWORD
 ) | {"messages"}
+
+
+class NoTokenizerError(UserError):
+    """A folder in which files of the tokenizer are missing."""
 
 
 def render(
@@ -168,7 +172,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     if not missing and template is None:
         missing.append("a chat template (chat_template.jinja, chat_template.json or tokenizer_config.json's entry)")
     if missing:
-        raise ValueError(
+        raise NoTokenizerError(
             f"{folder} holds no whole tokenizer: missing {', '.join(missing)}; copy them from the checkpoint"
         )
     try:
@@ -180,6 +184,19 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         ) from error
     tokenizer.chat_template = template
     return tokenizer
+
+
+def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises ValueError for a chat template, or one of several, that is no program in Jinja."""
+    found = tokenizer.chat_template
+    for text in found.values() if isinstance(found, dict) else [found]:
+        try:
+            render_jinja_template([[{"role": "user", "content": "?"}]], chat_template=text)
+        except jinja2.TemplateSyntaxError as error:
+            said = f"the chat template is damaged in line {error.lineno} ({shown(error, 200)}); copy it anew"
+            raise ValueError(f"{tokenizer.name_or_path}: {said}") from None
+        except Exception:  # it may refuse this conversation, which nobody has sent
+            continue
 
 
 def _chat_template(folder: Path) -> str | dict[str, str] | None:
