@@ -41,7 +41,7 @@ from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio_packing import split_clips
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.limits import UNLIMITED, Limits
-from omni_jax.processing.media.reader import FolderReader, Reader
+from omni_jax.processing.media.reader import AnyReader, FolderReader
 from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions, is_number, misspelt, per_conversation
 from omni_jax.processing.prompt import has_tokenizer, load_tokenizer
@@ -133,7 +133,7 @@ class Omni:
         return load_tokenizer(self.folder)
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> AnyReader:
         """How sound becomes log-mel frames, and images and videos become patches."""
         return FolderReader(self.folder, self.config.thinker)
 

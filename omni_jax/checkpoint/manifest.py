@@ -1,6 +1,5 @@
 """The manifest of a converted checkpoint: its content, its source, and that it is complete."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from omni_jax.config import json_or_empty
 from omni_jax.errors import shown
 from omni_jax.weights import layerwise
 from omni_jax.weights.published import float_dtype
@@ -32,9 +32,9 @@ def read_manifest(folder: Path, *, name: str | None = None) -> dict[str, Any]:
         if (folder / UNFINISHED).exists():
             raise ValueError(f"{name}: its conversion was not finished; run it again, and it goes on where it stopped")
         raise ValueError(f"{name}: expected a converted checkpoint, found no {MANIFEST} in it")
-    manifest = _read(folder / MANIFEST)
+    manifest = json_or_empty(folder / MANIFEST)
     damaged = ValueError(f"{name.rstrip('/')}/{MANIFEST}: damaged; convert the checkpoint again")
-    if manifest is None:
+    if not manifest:
         raise damaged
     if manifest.get("format") != FORMAT:
         raise ValueError(
@@ -47,14 +47,14 @@ def read_manifest(folder: Path, *, name: str | None = None) -> dict[str, Any]:
 
 def matches(plan: Mapping[str, Any], path: Path) -> bool:
     """Whether the manifest or plan at ``path`` is of this plan: the same unchanged source and the same leaves."""
-    other = _read(path)
+    other = json_or_empty(path)
     keys = ("format", "dtype", "leaves", "origin")
-    return other is not None and plan["origin"] is not None and all(other.get(key) == plan[key] for key in keys)
+    return plan["origin"] is not None and all(other.get(key) == plan[key] for key in keys)
 
 
 def sizes(path: Path) -> dict[str, int]:
     """The sizes on the disk of the groups that a manifest or plan records as complete."""
-    found = (_read(path) or {}).get("bytes")
+    found = json_or_empty(path).get("bytes")
     return {name: size for name, size in found.items() if type(size) is int} if isinstance(found, dict) else {}
 
 
@@ -78,14 +78,6 @@ def described(found: Mapping[str, layerwise.Leaf], dtype: np.dtype) -> dict[str,
         if leaf.dtype != dtype:
             result[path]["dtype"] = leaf.dtype.name
     return result
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return plan if isinstance(plan, dict) else None
 
 
 def _is_store(url: Any) -> bool:

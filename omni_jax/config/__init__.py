@@ -21,7 +21,7 @@ from omni_jax.config.encoders import (
     halve,
 )
 from omni_jax.config.family import FAMILIES, Family, family_of, register
-from omni_jax.config.fields import read_json
+from omni_jax.config.fields import json_or_empty, read_json
 from omni_jax.config.foreign import refuse_foreign, refuse_quantized
 from omni_jax.config.parts import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig, ThinkerConfig
 from omni_jax.config.speech import Code2WavConfig, Qwen25TalkerConfig, TalkerConfig
@@ -54,6 +54,7 @@ __all__ = [
     "family_of",
     "from_hf",
     "halve",
+    "json_or_empty",
     "read_json",
     "register",
 ]

@@ -37,6 +37,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; an empty one where the file is absent, cannot be read or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 ABSENT = object()
 
 

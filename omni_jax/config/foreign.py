@@ -4,12 +4,12 @@ says what to do.
 Only names of files and small JSON files are read.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omni_jax.config.fields import json_or_empty
 from omni_jax.errors import cut, shown
 
 ADAPTER = "adapter_config.json"
@@ -52,7 +52,7 @@ def refuse_foreign(folder: Path) -> None:
         ValueError: what the folder is instead, and what to do, in one line.
     """
     if (folder / ADAPTER).is_file() and not _has_weights(folder):
-        about = _json(folder / ADAPTER)
+        about = json_or_empty(folder / ADAPTER)
         kind, base = about.get("peft_type"), about.get("base_model_name_or_path")
         raise ValueError(
             f"{folder}: an adapter ({shown(kind, 30)}) for {shown(base, 120)}, not a model; merge it into that model with peft "
@@ -131,11 +131,3 @@ def _inner(folder: Path) -> Path | None:
     """The only checkpoint inside a folder: a folder in it, or the snapshot in a model's folder of the hub's cache."""
     found = [path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/config.json")]
     return found[0] if len(found) == 1 else None
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, Mapping) else {}

@@ -1,10 +1,11 @@
 """Token ids that config.json may leave to the tokenizer beside it."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from omni_jax.config.fields import json_or_empty
 
 # Maps a token's text to its id; None where it is unknown.
 Words = Callable[[str], int | None]
@@ -42,10 +43,7 @@ class TokenizerFiles:
         return {**words, **self._read("added_tokens.json")}
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(_object(json.loads((self.folder / name).read_text(encoding="utf-8"))))
-        except (OSError, ValueError, RecursionError):
-            return {}
+        return json_or_empty(self.folder / name)
 
 
 def _object(value: Any) -> Mapping[str, Any]:

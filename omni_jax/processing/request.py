@@ -11,7 +11,7 @@ from omni_jax.processing.arrays import Finite
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import media as media_of
 from omni_jax.processing.limits import UNLIMITED, Limits
-from omni_jax.processing.media.reader import Reader, Visual, read
+from omni_jax.processing.media.reader import AnyReader, Visual, read
 from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions
 
@@ -20,7 +20,7 @@ def prepare(
     conversations: Sequence[Any],
     *,
     tokenizer: Any,
-    reader: Reader,
+    reader: AnyReader,
     options: Sequence[MediaOptions],
     limits: Limits = UNLIMITED,
     tools: Sequence[Mapping[str, Any]] | None = None,

@@ -63,13 +63,11 @@ class Reader:
         return cls(_sound_of(numbers, thinker), _pictures_of(numbers), thinker)
 
 
-class FolderReader(Reader):
-    """A reader of a checkpoint's folder. Each part is read on first use, so that unused media need no file."""
-
-    folder: Path
+class FolderReader:
+    """A ``Reader`` of a checkpoint's folder. Each part is read on first use, so that unused media need no file."""
 
     def __init__(self, folder: str | Path, thinker: ThinkerConfig):
-        self.__dict__.update(folder=Path(folder), thinker=thinker)  # the dataclass is frozen
+        self.folder, self.thinker = Path(folder), thinker
 
     @cached_property
     def sound(self) -> audio.FeatureConfig:
@@ -82,6 +80,9 @@ class FolderReader(Reader):
     @cached_property
     def frames(self) -> vision.PatchConfig:
         return _pictures_of(read_processor(self.folder, "video"))
+
+
+AnyReader = Reader | FolderReader
 
 
 def _sound_of(numbers: Numbers, thinker: ThinkerConfig) -> audio.FeatureConfig:
@@ -111,7 +112,9 @@ class Features:
     runs: dict[int, list[int | Sequence[int]]] = field(default_factory=dict)
 
 
-def read(media: Sequence[Media], reader: Reader, options: MediaOptions, progress: Progress | None = None) -> Features:
+def read(
+    media: Sequence[Media], reader: AnyReader, options: MediaOptions, progress: Progress | None = None
+) -> Features:
     """Reads each medium; options in its part of the message take precedence over ``options``.
 
     Raises:
@@ -148,7 +151,7 @@ def _seconds(room: int, config: ThinkerConfig) -> float:
     return room / config.audio_encoder.tokens(100)
 
 
-def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[np.ndarray, "Z A"]:
+def _sound(samples: Float[np.ndarray, "W"], name: str, reader: AnyReader) -> Float[np.ndarray, "Z A"]:
     """Log-mel features of a clip; raises ValueError if they are too few for a token."""
     mel, tokens = audio.log_mel_of_finite(samples, reader.sound), reader.thinker.audio_encoder.tokens
     if not tokens(mel.shape[1]):
@@ -161,7 +164,7 @@ def _sound(samples: Float[np.ndarray, "W"], name: str, reader: Reader) -> Float[
     return mel
 
 
-def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visual:
+def _image(given: Any, reader: AnyReader, options: MediaOptions, room: int) -> Visual:
     """As ``patches.prepare``, but a picture too large for the context is refused before it is resized."""
     name = source.describe(given, "image")
     picture = image.load(given, name=name, options=options)
@@ -177,7 +180,7 @@ def _image(given: Any, reader: Reader, options: MediaOptions, room: int) -> Visu
 def _video(
     item: Media,
     made: Features,
-    reader: Reader,
+    reader: AnyReader,
     options: MediaOptions,
     room: int,
     videos: int,
