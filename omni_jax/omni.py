@@ -271,7 +271,7 @@ class Omni:
 
     def decode_codes(
         self, codes: Any, lengths: Any = None, *, speaker: Any = None, seed: Any = None, noise: Any = None
-    ) -> Float32[np.ndarray, "B W"]:
+    ) -> Float32[np.ndarray, "*B W"]:
         """Codes to waveforms at 24 kHz, seamless at any length.
 
         Args:
@@ -291,7 +291,7 @@ class Omni:
         sound = self.synthesizer.decode(given, lengths, speaker=speaker, seed=seed, noise=noise)
         return sound[0] if given.ndim == 2 else sound
 
-    def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "T D"]]:
+    def encode_audio(self, mel: Any, *, mask: Any = None, lengths: Any = None) -> list[Float[Array, "_T D"]]:
         """Features of log-mel clips; a clip's features do not depend on the others.
 
         Args:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tests.support import shapes
 from tests.support.compiling import flags
 
 os.environ.setdefault("XLA_FLAGS", flags(devices=8))
@@ -25,6 +26,7 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+shapes.install()
 
 
 TORCH = importlib.util.find_spec("torch") is not None

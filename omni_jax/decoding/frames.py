@@ -142,7 +142,14 @@ def generate_frames(
     return jax.lax.platform_dependent(predictor, (state, made), (talker, words, rows, frames), **forms)
 
 
-def _frame(talker, predictor, state: SpeechState, word, rows: SpeechRows, candidates) -> tuple[SpeechState, Array]:
+def _frame(
+    talker: SpeechModel,
+    predictor: Any | None,
+    state: SpeechState,
+    word: Float[Array, "B D"],
+    rows: SpeechRows,
+    candidates: tuple[int, int],
+) -> tuple[SpeechState, Int[Array, "B Q"]]:
     """One frame: the talker's step and the choice of its code, then the predictor's codes."""
     live = (~state.finished).astype(jnp.int32)
     x = (state.frame + word)[:, None]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from omni_jax.errors import cut, shown
 
@@ -138,7 +138,7 @@ class SamplingRows:
     least: Int[Array, "B"]
     most: Int[Array, "B"]
     eos: Int[Array, "B X"]
-    seed: Int[Array, "B"]
+    seed: UInt32[Array, "B"]
 
     @classmethod
     def of(cls, options: Sequence[Sampling], seeds: Sequence[int], most: Sequence[int]) -> "SamplingRows":
@@ -193,7 +193,7 @@ def sample(
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _draw(scores, count, rows: SamplingRows, candidates: int):
+def _draw(scores: Float[Array, "B V"], count: Int[Array, "B"], rows: SamplingRows, candidates: int) -> Int[Array, "B"]:
     """Inverts the cumulative distribution at one uniform number a row, so the draw does not depend on array sizes."""
     top, ids = jax.lax.top_k(scores, candidates)
     top = (top - top[:, :1]) / rows.temperature[:, None]  # a temperature near 0 must not turn them into infinities

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import Sampling, SamplingRows
@@ -214,7 +214,7 @@ def _insert(
 
 
 @partial(jax.jit, donate_argnames=("state",))
-def _finish(state: DecodeState, stopped: Array) -> DecodeState:
+def _finish(state: DecodeState, stopped: Bool[Array, "B"]) -> DecodeState:
     return replace(state, finished=state.finished | stopped)
 
 

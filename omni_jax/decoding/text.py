@@ -78,7 +78,7 @@ class Made:
         return states
 
 
-def _accept(state: DecodeState, tokens: Array, rows: SamplingRows) -> DecodeState:
+def _accept(state: DecodeState, tokens: Int[Array, "B"], rows: SamplingRows) -> DecodeState:
     """Appends a chosen token to each unfinished row."""
     live = ~state.finished
     count = state.count + live

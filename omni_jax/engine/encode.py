@@ -81,8 +81,8 @@ def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Em
 
 
 def encode_audio(
-    parts: Mapping[str, Any], clips: Sequence[Float[np.ndarray, "Z A"]], config: ThinkerConfig
-) -> list[Float[Array, "T D"]]:
+    parts: Mapping[str, Any], clips: Sequence[Float[np.ndarray, "Z _A"]], config: ThinkerConfig
+) -> list[Float[Array, "_T D"]]:
     """Features of log-mel clips; a clip's features do not depend on the others."""
     if not clips:
         return []
@@ -99,7 +99,7 @@ def encode_audio(
 
 def encode_vision(
     parts: Mapping[str, Any],
-    media: Sequence[Float[np.ndarray, "P C"]],
+    media: Sequence[Float[np.ndarray, "_P C"]],
     grids: Sequence[vision_packing.Grid],
     config: ThinkerConfig,
 ) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:

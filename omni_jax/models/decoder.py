@@ -14,16 +14,20 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.config import DecoderConfig
 from omni_jax.nn.cache import KVCache
-from omni_jax.nn.causal_attention import attend_causal
+from omni_jax.nn.causal_attention import Past, attend_causal
+from omni_jax.nn.grouped_matmul import Kernels
 from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
 from omni_jax.nn.moe import Experts, Router
-from omni_jax.nn.rope import rotate, rotation
+from omni_jax.nn.rope import Turn, rotate, rotation
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import constrain, mesh_of, over
 
 # Tokens of a row that go through the layers at once (chunked prefill). So the activations, above all those of each
 # token's experts, do not grow with the prompt.
 CHUNK = 4096
+
+# A layer's rotated keys and values of new tokens.
+NewEntries = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
 
 
 class Attention(nnx.Module):
@@ -39,7 +43,9 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(init, h, eps=config.norm_eps) if config.qk_norm else None
         self.window = config.window
 
-    def __call__(self, x: Float[Array, "B T D"], turn, past) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    def __call__(
+        self, x: Float[Array, "B T D"], turn: Turn, past: Past | None
+    ) -> tuple[Float[Array, "B T D"], NewEntries]:
         """Attends to the new tokens and to the layer's cache.
 
         Args:
@@ -48,7 +54,7 @@ class Attention(nnx.Module):
             past: the layer's cached (k, v, length), or None.
 
         Returns:
-            The output, and the new rotated keys and values [B, T, K, H].
+            The output, and the new rotated keys and values.
         """
         mesh = mesh_of(self.q.kernel[...])
         q_BTNH, k_BTKH, v_BTKH = self._spread((self.q(x), self.k(x), self.v(x)), mesh)
@@ -90,11 +96,23 @@ class Block(nnx.Module):
         self.attention_scale = init.full((config.width,), (None,), 1.0) if config.layer_scale else None
         self.ffn_scale = init.full((config.width,), (None,), 1.0) if config.layer_scale else None
 
-    def __call__(self, x: Float[Array, "B T D"], turn, past, valid, kernels, layer):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Turn,
+        past: Past | None,
+        valid: Bool[Array, "B T"],
+        kernels: Kernels | None,
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], NewEntries]:
         y, new = self.attention(self.attention_norm(x), turn, past)
         x = x + (y if self.attention_scale is None else y * self.attention_scale[...])
         y = self.ffn_norm(x)
-        y = self.ffn(y, valid, kernels, layer) if isinstance(self.ffn, Router) else self.ffn(y)
+        if isinstance(self.ffn, Router):
+            assert kernels is not None
+            y = self.ffn(y, valid, kernels, layer)
+        else:
+            y = self.ffn(y)
         return x + (y if self.ffn_scale is None else y * self.ffn_scale[...]), new
 
 
@@ -191,7 +209,15 @@ class Decoder(nnx.Module):
         x, new, kept = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, keep)
         return x, cache.append(*new, lengths, mesh), kept
 
-    def _extend_in_chunks(self, x, positions, lengths, cache, deepstack, keep):
+    def _extend_in_chunks(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Num[Array, "3 B T"],
+        lengths: Int[Array, "B"],
+        cache: KVCache,
+        deepstack: Float[Array, "taps B T D"] | None,
+        keep: int | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache, Float[Array, "B T D"] | None]:
         """``extend`` on one piece of each row at a time: memory does not grow with the prompt's length."""
         batch, new = x.shape[:2]
         count = -(-new // CHUNK)

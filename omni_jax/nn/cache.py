@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int
 from omni_jax.parallel.sharding import constrain, spec, zeros
 
 AXES = ("batch", "kv_heads", None, None)
+# Keys and values of all layers, in slots of a cache or new.
+Entries = tuple[Float[Array, "L B K _ H"], ...]
 
 
 @struct.dataclass
@@ -108,7 +110,7 @@ class KVCache:
         return KVCache(k=jnp.pad(self.k, padding), v=jnp.pad(self.v, padding), length=self.length)
 
 
-def _write_at_once(old, new, at):
+def _write_at_once(old: Entries, new: Entries, at: Int[Array, "B"]) -> Entries:
     """One scatter. A dynamic update of each row under vmap would copy the whole cache on a CPU."""
     _, batch, heads, count, _ = new[0].shape
     rows, heads = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
@@ -119,7 +121,7 @@ def _write_at_once(old, new, at):
     )
 
 
-def _write_row_by_row(old, new, at):
+def _write_row_by_row(old: Entries, new: Entries, at: Int[Array, "B"]) -> Entries:
     """A loop of updates in place. For a scatter, a TPU transposes the whole cache, rows before layers, and back."""
 
     def write(row, caches):

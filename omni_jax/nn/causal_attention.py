@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from omni_jax.nn.kernels import packed_attention_cpu, splash_attention
+from omni_jax.nn.kernels.splash_attention import Past
 
 # Finite, so that a query that sees no key (padding) gives finite garbage instead of NaN.
 MASKED = -1e30
@@ -27,7 +28,7 @@ def attend_causal(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    past: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]] | None = None,
+    past: Past | None = None,
     *,
     window: int | None = None,
     mesh: AbstractMesh | None = None,
@@ -56,13 +57,20 @@ def attend_causal(
     return jax.lax.platform_dependent(q, k, v, past, **forms).reshape(batch, new, heads, width)
 
 
-def _in_blocks(q, k, v, past, *, window: int | None) -> Float[Array, "B T K G H"]:
+def _in_blocks(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    past: Past | None,
+    *,
+    window: int | None,
+) -> Float[Array, "B T K G H"]:
     """One block of queries at a time, so that no array of T x T scores is held."""
     batch, new, kv_heads, groups = q.shape[:4]
     heads, slots = kv_heads * groups, past[0].shape[2] if past else 0
     block = max(1, min(new, SCORES // max(1, batch * heads * (new + slots))))
 
-    def attend(q_block, start):
+    def attend(q_block: Float[Array, "B t K G H"], start: Int[Array, ""] | int) -> Float[Array, "B t K G H"]:
         rows = start + jnp.arange(q_block.shape[1])
         columns = jnp.arange(new)
         mask = columns <= rows[:, None]

@@ -70,11 +70,11 @@ class Past:
         self._old = None if tails is None else iter(tails)
         self._seen, self._new, self._frames = seen, new, frames
 
-    def positions(self, steps: int) -> Int[Array, "B T"]:
+    def positions(self, steps: int) -> Int[Array, "B {steps}"]:
         """The index of each step in its row; negative before the row's beginning."""
         return self._seen[:, None] * (steps // self._frames) - self.lag + jnp.arange(steps)
 
-    def join(self, x: Float[Array, "B T C"], reach: int) -> Float[Array, "B reach+T C"]:
+    def join(self, x: Float[Array, "B T C"], reach: int) -> Float[Array, "B {reach}+T C"]:
         """The ``reach`` steps before x, then x; zeros before the row's beginning."""
         batch, steps, channels = x.shape
         if self.lag:
@@ -116,7 +116,7 @@ class ConvTranspose1d(Conv1d):
     are cut off, as in the reference: the signal then is one step shorter, and in a stream one step behind.
     """
 
-    def __call__(self, x: Float[Array, "B T C"], past: Past, *, rate: int) -> Float[Array, "B T*rate C2"]:
+    def __call__(self, x: Float[Array, "B T C"], past: Past, *, rate: int) -> Float[Array, "B T*{rate} C2"]:
         batch, steps, _ = x.shape
         wide = len(self.kernel) > rate
         if wide:

@@ -26,7 +26,7 @@ def mixture(
     x: Float[Array, "T D"],
     chosen: Int[Array, "T R"],
     weights: Float[Array, "T R"],
-    gate_up: Float[Array, "L E D 2F"],
+    gate_up: Float[Array, "L E D F2"],
     down: Float[Array, "L E F D"],
     layer: Int[Array, ""],
     *,
@@ -92,8 +92,11 @@ def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
     return grouped_matmul.combine(y, order, chosen, weights, devices * count)
 
 
-def _send(rows: Float[Array, "S D"], room: int, sizes: Int[Array, "sender receiver"], axes) -> Float[Array, "room D"]:
-    """All to all: rows are sent in the order of receivers and arrive in the order of senders, padded with zeros."""
+def _send(rows: Float[Array, "S D"], room: int, sizes: Int[Array, "devices devices"], axes) -> Float[Array, "{room} D"]:
+    """All to all: rows are sent in the order of receivers and arrive in the order of senders, padded with zeros.
+
+    ``sizes`` are [sender, receiver].
+    """
     starts, places, me = jnp.cumsum(sizes, 1) - sizes, jnp.cumsum(sizes, 0) - sizes, jax.lax.axis_index(axes)
 
     def sent(rows, starts, sizes, places):

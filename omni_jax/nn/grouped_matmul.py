@@ -21,12 +21,15 @@ PIECE = 1 << 20
 # the kernels.
 STEP = 256
 
+# Gate and up (F2 = 2 F, gate first), and down: the experts of all layers.
+Kernels = tuple[Float[Array, "L E D F2"], Float[Array, "L E F D"]]
+
 
 def mixture(
     x: Float[Array, "T D"],
     chosen: Int[Array, "T R"],
     weights: Float[Array, "T R"],
-    gate_up: Float[Array, "L E D 2F"],
+    gate_up: Float[Array, "L E D F2"],
     down: Float[Array, "L E F D"],
     layer: Int[Array, ""],
 ) -> Float[Array, "T D"]:
@@ -37,24 +40,32 @@ def mixture(
     return _grouped(x, chosen, weights, *flat, layer * count, count)
 
 
-def group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "slots"], Int[Array, "E"]]:
+def group(chosen: Int[Array, "T R"], count: int) -> tuple[Int[Array, "T*R"], Int[Array, "{count}"]]:
     """Slots (t * R + r) sorted by expert, and the number of slots of each expert."""
     flat = chosen.reshape(-1)
     return jnp.argsort(flat, stable=True), jnp.bincount(flat, length=count)
 
 
-def combine(y: Float[Array, "slots D"], order: Int[Array, "slots"], chosen, weights, count: int) -> Float[Array, "T D"]:
+def combine(
+    y: Float[Array, "slots D"],
+    order: Int[Array, "slots"],
+    chosen: Int[Array, "T R"],
+    weights: Float[Array, "T R"],
+    count: int,
+) -> Float[Array, "T D"]:
     """Back from expert order to token order, weighted and summed over a token's experts, in float32."""
     return _weighted(y[jnp.argsort(order)], chosen, weights, count)
 
 
-def _weighted(y: Float[Array, "slots D"], chosen, weights, count: int) -> Float[Array, "T D"]:
+def _weighted(
+    y: Float[Array, "slots D"], chosen: Int[Array, "T R"], weights: Float[Array, "T R"], count: int
+) -> Float[Array, "T D"]:
     live = (chosen < count)[..., None]
     by_token = y.reshape(*chosen.shape, y.shape[-1])
     return jnp.sum(jnp.where(live, by_token * weights[..., None], 0), axis=1, dtype=jnp.float32)
 
 
-def _activate(gate_up: Float[Array, "T 2F"]) -> Float[Array, "T F"]:
+def _activate(gate_up: Float[Array, "... F2"]) -> Float[Array, "... F"]:
     gate, up = jnp.split(gate_up, 2, axis=-1)
     return jax.nn.silu(gate) * up
 
@@ -99,7 +110,7 @@ def tile_sizes(slots: int, count: int, tokens: int) -> tuple[int, ...]:
     return tuple(size for size in ladder if least <= size <= top)
 
 
-def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]):
+def tile_at(i: Int[Array, ""], loads: Int[Array, "E"], sizes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """The i-th tile: its expert, its first slot among the expert's slots, and the index of its size in ``sizes``."""
     tiles = -(-loads // sizes[-1])
     ends = jnp.cumsum(tiles)

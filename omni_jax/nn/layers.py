@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Axes = tuple[str | None, ...]
 
@@ -59,7 +59,7 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
-def _doubled(multiply, x, kernel):
+def _doubled(multiply, x: Float[Array, "1 ..."], kernel: Array) -> Float[Array, "1 ..."]:
     """Computes a single row as two rows.
 
     For one row, a TPU's compiler wants another layout of the kernel than for several (``models/memory_layout.py``) and
@@ -102,7 +102,7 @@ class Embedding(nnx.Module):
     def __init__(self, init: Init, rows: int, width: int, *, axes: Axes = ("vocab", "embed")):
         self.table = init.normal((rows, width), axes, fan_in=width)
 
-    def __call__(self, ids: Array) -> Float[Array, "... D"]:
+    def __call__(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
         return jnp.take(self.table[...], ids, axis=0, mode="clip")
 
 
@@ -126,5 +126,5 @@ class Mlp(nnx.Module):
         self.down = Linear(init, (ffn_width,), (outs,), axes=("ffn", "embed"), bias=True)
         self.tanh = tanh
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D2"]:
         return self.down(jax.nn.gelu(self.up(x), approximate=self.tanh))

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.nn import expert_parallel, grouped_matmul
+from omni_jax.nn.grouped_matmul import Kernels
 from omni_jax.nn.layers import GatedMlp, Init, Linear
 from omni_jax.parallel.sharding import mesh_of, over
 
@@ -24,7 +25,7 @@ class Experts(nnx.Module):
         )
         self.down = init.normal((layers, count, ffn_width, width), ("expert", "expert_ffn", "embed"), fan_in=ffn_width)
 
-    def kernels(self) -> tuple[Float[Array, "L E D 2F"], Float[Array, "L E F D"]]:
+    def kernels(self) -> Kernels:
         """The kernels of all layers, as ``mixture`` takes them."""
         return self.gate_up[...], self.down[...]
 
@@ -50,7 +51,7 @@ class Router(nnx.Module):
         return chosen, weights.astype(logits.dtype)
 
     def __call__(
-        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kernels: tuple[Array, Array], layer: Int[Array, ""]
+        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], kernels: Kernels, layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
         """The layer's feed-forward: chosen experts, and the shared expert where one exists.
 
@@ -73,7 +74,7 @@ def mixture(
     x: Float[Array, "T D"],
     chosen: Int[Array, "T R"],
     weights: Float[Array, "T R"],
-    gate_up: Float[Array, "L E D 2F"],
+    gate_up: Float[Array, "L E D F2"],
     down: Float[Array, "L E F D"],
     layer: Int[Array, ""],
 ) -> Float[Array, "T D"]:

@@ -1,6 +1,8 @@
 """Attention within segments or spans of a packed sequence. Softmax in float32."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,22 @@ from omni_jax.nn.kernels import packed_attention, packed_attention_cpu
 # Queries and keys in one block of attention inside spans.
 SPAN_ROWS, SPAN_COLUMNS = 256, 512
 
+# Arrays of a packed sequence: queries, keys or values; and a number a token.
+Heads = Float[Array, "T N H"]
+Tokens = Int[Array, "T"]
+# What the backward pass needs: q, k, v, first, last, the output, and the logarithm of each query's sum by blocks.
+Kept = tuple[Heads, Heads, Heads, Tokens, Tokens, Heads, Float[Array, "blocks N t"]]
+
 
 def attend_segments(
-    q: Float[Array, "T N H"],
-    k: Float[Array, "T N H"],
-    v: Float[Array, "T N H"],
-    segments: Int[Array, "T"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    segments: Tokens,
     *,
     reach: int,
     mesh: AbstractMesh | None = None,
-) -> Float[Array, "T N H"]:
+) -> Heads:
     """Attention inside the segments of a packed sequence: token i sees token j where their segment ids are equal.
 
     A segment is contiguous and has at most ``reach`` tokens. A negative id (padding) gives a finite output.
@@ -46,14 +54,14 @@ def attend_segments(
 
 
 def attend_spans(
-    q: Float[Array, "T N H"],
-    k: Float[Array, "T N H"],
-    v: Float[Array, "T N H"],
-    first: Int[Array, "T"],
-    last: Int[Array, "T"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    first: Tokens,
+    last: Tokens,
     *,
     mesh: AbstractMesh | None = None,
-) -> Float[Array, "T N H"]:
+) -> Heads:
     """Attention inside the spans of a packed sequence, of any lengths: token i sees tokens first[i] .. last[i] - 1.
 
     Work grows with the squares of the spans' lengths; memory is one block of scores, forward and backward. A token
@@ -76,7 +84,7 @@ def _by_platform(form, forms, *arrays):
     return differentiated_as(form, lambda *arrays: jax.lax.platform_dependent(*arrays, default=form, **forms))(*arrays)
 
 
-def _segments_in_blocks(q, k, v, segments, *, reach: int):
+def _segments_in_blocks(q: Heads, k: Heads, v: Heads, segments: Tokens, *, reach: int) -> Heads:
     """All keys of a block of ``reach`` queries are in its own block and the two beside it. So there are dense batches
     of [reach, 3 * reach] scores, never [T, T]."""
     length, heads, width = q.shape
@@ -99,14 +107,14 @@ def _segments_in_blocks(q, k, v, segments, *, reach: int):
 
 
 @jax.custom_vjp
-def _spans_in_blocks(q, k, v, first, last):
+def _spans_in_blocks(q: Heads, k: Heads, v: Heads, first: Tokens, last: Tokens) -> Heads:
     """Each block of queries visits only the blocks of keys that one of its tokens sees, with an online softmax
     (arXiv:1805.02867; FlashAttention, arXiv:2205.14135)."""
     return _forward_spans(q, k, v, first, last)[0]
 
 
-def _span_blocks(length: int, first, last, *rows):
-    """``first``, ``last`` and other arrays of a value a token, cut into blocks of queries."""
+def _span_blocks(length: int, first: Tokens, last: Tokens, *rows: Heads) -> tuple[Array, ...]:
+    """``first``, ``last`` and other arrays of a value a token, cut into blocks of queries: [blocks, t] and [blocks, N, t, H]."""
     size = min(SPAN_ROWS, length)
     padding = -length % size
     # A block's bounds are its lowest first and its highest last. Empty spans get values that do not affect them.
@@ -120,12 +128,14 @@ def _span_blocks(length: int, first, last, *rows):
     return (cut(first, length), cut(last), *(jnp.swapaxes(cut(x), 1, 2) for x in rows))
 
 
-def _span_keys(*arrays):
+def _span_keys(*arrays: Heads) -> Iterator[Float[Array, "N S H"]]:
     """Arrays [N, S, H], padded by one block because the last block may begin at any token."""
     return (jnp.pad(jnp.swapaxes(x, 0, 1), [(0, 0), (0, min(SPAN_COLUMNS, len(x))), (0, 0)]) for x in arrays)
 
 
-def _span_scores(q_NTH, k_NSH, low, high, at):
+def _span_scores(
+    q_NTH: Float[Array, "N T H"], k_NSH: Float[Array, "N S H"], low: Tokens, high: Tokens, at: Int[Array, ""]
+) -> tuple[Float[Array, "N T S"], Bool[Array, "T S"]]:
     """Scores of one block of queries with the keys from ``at`` on, and which of them count."""
     seen = at + jnp.arange(k_NSH.shape[1])
     mask = (seen >= low[:, None]) & (seen < high[:, None])
@@ -133,14 +143,14 @@ def _span_scores(q_NTH, k_NSH, low, high, at):
     return scores * jnp.float32(q_NTH.shape[-1] ** -0.5), mask
 
 
-def _over_spans(low, high, columns, step, carry):
+def _over_spans(low: Tokens, high: Tokens, columns: int, step: Callable[..., Any], carry: Any) -> Any:
     """``carry = step(at, carry)`` over the blocks of keys that a block of queries sees."""
     start = jnp.min(low)
     count = jnp.maximum(jnp.max(high) - start + columns - 1, 0) // columns
     return jax.lax.fori_loop(0, count, lambda number, carry: step(start + number * columns, carry), carry)
 
 
-def _forward_spans(q, k, v, first, last):
+def _forward_spans(q: Heads, k: Heads, v: Heads, first: Tokens, last: Tokens) -> tuple[Heads, Kept]:
     length, heads, width = q.shape
     columns = min(SPAN_COLUMNS, length)
     blocks = _span_blocks(length, first, last, q)
@@ -172,7 +182,7 @@ def _forward_spans(q, k, v, first, last):
     return out, (q, k, v, first, last, out, log_total)
 
 
-def _backward_spans(kept, gradient):
+def _backward_spans(kept: Kept, gradient: Heads) -> tuple[Heads, Heads, Heads, None, None]:
     q, k, v, first, last, out, log_total = kept
     length, heads, width = q.shape
     columns = min(SPAN_COLUMNS, length)
@@ -220,7 +230,9 @@ def _dense(
     return jax.lax.platform_dependent(q, k, v, mask, cpu=packed_attention_cpu.attend_dense, default=_queries_first)
 
 
-def _queries_first(q, k, v, mask):
+def _queries_first(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T N H"]:
     scores = jnp.where(mask[:, None, :, None], scaled_scores(q[:, :, :, None], jnp.swapaxes(k, 1, 2)), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("BKTGS,BSKH->BTKGH", weights, v)[:, :, :, 0]

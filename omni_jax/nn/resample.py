@@ -17,6 +17,9 @@ TAPS, CUTOFF, HALF_SLOPE = 12, 0.25, 0.3
 # Steps beyond a row's end that a filter of half the taps reads.
 SIDE = TAPS // 4
 
+# The values at each row's two ends.
+Ends = tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]
+
 
 @struct.dataclass
 class Span:
@@ -39,8 +42,8 @@ class Span:
         inside = (steps >= self.first[:, None, None]) & (steps < self.end[:, None, None])
         return jnp.where(inside, x, 0)
 
-    def hold(self, x: Float[Array, "B T C"], ends: tuple[Array, Array], at: int) -> Float[Array, "B T C"]:
-        """x with the values at each row's ends, [B, 1, C] each, repeated SIDE steps beyond. Step 0 is x's ``at``-th."""
+    def hold(self, x: Float[Array, "B T C"], ends: Ends, at: int) -> Float[Array, "B T C"]:
+        """x with the values at each row's ends repeated SIDE steps beyond. Step 0 is x's ``at``-th."""
         beyond = jnp.arange(SIDE)
         steps = at + jnp.concatenate([self.first[:, None] - SIDE + beyond, self.end[:, None] + beyond], axis=1)
         steps = jnp.where(steps < 0, x.shape[1], steps)  # a negative index would count from the end
@@ -48,9 +51,7 @@ class Span:
         # An update in place writes only a few steps; a jnp.where would read and write all of them again.
         return x.at[jnp.arange(len(x))[:, None], steps].set(values, mode="drop")
 
-    def ends(
-        self, before: Float[Array, "B T C"], after: Float[Array, "B T C"], at: int
-    ) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
+    def ends(self, before: Float[Array, "B T C"], after: Float[Array, "B T C"], at: int) -> Ends:
         """A row's first step in ``before``, and its last step in ``after``."""
 
         def take(x, steps):
@@ -94,6 +95,11 @@ def smooth(
     return _weighted(even, FILTER[1::2], 1, steps) + _weighted(odd, FILTER[::2], 0, steps)
 
 
-def _weighted(x, weights, start, steps) -> Float[Array, "B T C"]:
-    first, *others = (x[:, start + tap : start + tap + steps] * weight for tap, weight in enumerate(weights))
-    return sum(others, first)
+def _weighted(
+    x: Float[Array, "B _ C"], weights: Float[np.ndarray, "taps"], start: int, steps: int
+) -> Float[Array, "B {steps} C"]:
+    """A sum of ``steps`` steps of x from ``start`` on and of those after them, each with a weight."""
+    y = x[:, start : start + steps] * weights[0]
+    for tap, weight in enumerate(weights[1:], start + 1):
+        y = y + x[:, tap : tap + steps] * weight
+    return y

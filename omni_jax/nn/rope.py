@@ -2,17 +2,20 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
+
+# Cosines and sines by which the halves of a head turn.
+Turn = tuple[Float[Array, "*rows half"], Float[Array, "*rows half"]]
 
 
-def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "half"]:
+def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "{head_width}//2"]:
     """theta ** (-2k / head_width), k = 0 .. head_width / 2 - 1, float32."""
     # Rounded where the reference rounds: an error in the last digit here is 2e-3 of a radian at position 30,000.
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
 
 
-def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:
+def interleaved_axes(section: tuple[int, int, int], half: int) -> Int[np.ndarray, "{half}"]:
     """The coordinate of each frequency in Qwen3's M-RoPE: 012 012 ... then 0 (section[0] takes the rest).
 
     interleaved_axes((24, 20, 20), 64) -> [0 1 2] * 20 + [0] * 4
@@ -23,7 +26,7 @@ def interleaved_axes(section: tuple[int, int, int], half: int) -> np.ndarray:
     return axes
 
 
-def run_axes(section: tuple[int, int, int]) -> np.ndarray:
+def run_axes(section: tuple[int, int, int]) -> Int[np.ndarray, "half"]:
     """The coordinate of each frequency in Qwen2.5's M-RoPE: a contiguous run of each.
 
     run_axes((16, 24, 24)) -> [0] * 16 + [1] * 24 + [2] * 24
@@ -39,7 +42,7 @@ def rotation(
     section: tuple[int, int, int] | None,
     interleaved: bool = True,
     dtype,
-) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+) -> tuple[Float[Array, "B T {head_width}//2"], Float[Array, "B T {head_width}//2"]]:
     """Cosines and sines of positions (time, height, width; they may be fractional), computed in float32.
 
     Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the
@@ -56,7 +59,7 @@ def rotation(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T H//2"], sin: Float[Array, "B T H//2"]
 ) -> Float[Array, "B T N H"]:
     """Rotates the pairs (k, k + H/2) of each head."""
     cos, sin = cos[:, :, None], sin[:, :, None]

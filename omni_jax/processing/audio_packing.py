@@ -49,7 +49,7 @@ def rows_of(order: Int[np.ndarray, "..."], index: Int[np.ndarray, "B T"]) -> Int
     return rows[index]
 
 
-def pack(clips: Sequence[Float[np.ndarray, "Z A"]], config: MelEncoderConfig) -> Iterator[Pack]:
+def pack(clips: Sequence[Float[np.ndarray, "Z _A"]], config: MelEncoderConfig) -> Iterator[Pack]:
     """Cuts clips into attention windows and fills calls with whole windows, in order.
 
     A call has a bounded number of chunks, however long a clip is. A clip's features never depend on the other clips.

@@ -35,7 +35,7 @@ class Batch:
     tokens: Int[np.ndarray, "B T"]
     mask: Bool[np.ndarray, "B T"]
     positions: Float[np.ndarray, "3 B T"] | None
-    mel: tuple[Float[np.ndarray, "Z A"], ...] = field(default=())
+    mel: tuple[Float[np.ndarray, "Z _A"], ...] = field(default=())
     images: tuple[Visual, ...] = field(default=())
     videos: tuple[Visual, ...] = field(default=())
 

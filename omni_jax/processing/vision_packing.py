@@ -39,7 +39,7 @@ class PatchPack:
 
 
 def pack(
-    media: Sequence[Float[np.ndarray, "P C"]], grids: Sequence[Grid], merge: int, dtype: Any = np.float32
+    media: Sequence[Float[np.ndarray, "_P C"]], grids: Sequence[Grid], merge: int, dtype: Any = np.float32
 ) -> Iterator[PatchPack]:
     """Fills calls with whole frames, in order; a frame larger than a call gets a call of its own.
 

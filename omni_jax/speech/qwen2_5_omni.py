@@ -218,8 +218,8 @@ def _seeds(seed: Any, rows: int) -> list[int]:
     return [int(each) for each in np.broadcast_to(given, rows)]
 
 
-def _noise(noise: Any, *, alone: bool) -> Float32[np.ndarray, "B T Z"]:
-    """Given noise as [B, T, Z]; it may be [T, Z] if the codes are ``alone``."""
+def _noise(noise: Any, *, alone: bool) -> Float32[np.ndarray, "..."]:
+    """Given noise as [B, T, Z], to be checked; it may be [T, Z] if the codes are ``alone``."""
     try:
         given = to_numpy(noise)
     except ValueError as error:  # a list of rows of unequal length

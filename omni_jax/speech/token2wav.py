@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt32
 
 from omni_jax.buckets import bucket
 from omni_jax.config.speech import Speaker
@@ -65,7 +65,7 @@ class Rows:
     speaker: Float32[np.ndarray, "B D"]
     mel: Float32[np.ndarray, "B A Z"]
     mel_lengths: Int[np.ndarray, "B"]
-    seeds: Int[np.ndarray, "B"]
+    seeds: UInt32[np.ndarray, "B"]
     noise: Float32[np.ndarray, "B T Z"] | None = None
 
     @classmethod
@@ -85,17 +85,30 @@ class Rows:
 
 
 @partial(jax.jit, static_argnames=("frames", "bins"))
-def _noise(seeds, start, *, frames: int, bins: int):
+def _noise(
+    seeds: UInt32[Array, "B"], start: Int[Array, ""], *, frames: int, bins: int
+) -> Float32[Array, "B {frames} {bins}"]:
     return jax.vmap(lambda seed: frame_noise(jax.random.key(seed), frames, bins, start))(seeds)
 
 
 @jax.jit
-def mel_of_codes(dit, codes, lengths, speaker, mel, mel_lengths, noise, start):
+def mel_of_codes(
+    dit: DiT,
+    codes: Int[Array, "B Y"],
+    lengths: Int[Array, "B"],
+    speaker: Float[Array, "B D"],
+    mel: Float[Array, "B A Z"],
+    mel_lengths: Int[Array, "B"],
+    noise: Float[Array, "B T Z"],
+    start: Int[Array, "B"],
+) -> Float32[Array, "B T Z"]:
     return dit.sample(codes, lengths, speaker, mel, mel_lengths, noise, start)
 
 
 @jax.jit
-def samples_of_mel(bigvgan, mel, first, end):
+def samples_of_mel(
+    bigvgan: BigVGAN, mel: Float[Array, "B A Z"], first: Int[Array, "B"], end: Int[Array, "B"]
+) -> Float32[Array, "B A*{bigvgan.frame_samples}"]:
     return bigvgan.decode_window(mel, first, end)
 
 
@@ -107,7 +120,7 @@ def decode(
     speakers: Sequence[Speaker],
     *,
     seeds: Sequence[int] | None = None,
-    noise: Float32[np.ndarray, "B T Z"] | None = None,
+    noise: Float32[np.ndarray, "..."] | None = None,
 ) -> Float32[np.ndarray, "B W"]:
     """The waveforms of whole rows, W = Y * samples a code (480); a row is zero beyond its own samples.
 
@@ -118,7 +131,7 @@ def decode(
         lengths: codes of each row.
         speakers: one a row.
         seeds: of each row's noise.
-        noise: given instead of seeds, T = Y * mel frames a code.
+        noise: given instead of seeds, [B, T, Z] with T = Y * mel frames a code.
 
     Raises:
         ValueError: a row has more codes than the flow's context; seeds and noise, or neither; noise of another shape.
@@ -180,7 +193,9 @@ class FlowStream:
         """Keeps some rows, in the order of ``index``."""
         self.codes, self.live, self.rows = self.codes[index], self.live[index], self.rows.take(index)
 
-    def _settled(self, counts, ending) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
+    def _settled(
+        self, counts: Int[np.ndarray, "B"], ending: Bool[np.ndarray, "B"]
+    ) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
         """Rows and their final samples: for rows that go on, of the windows that are full; for rows that end, all."""
         block, each = _block_codes(self.dit), _code_samples(self.dit, self.bigvgan)
         back, ahead, sizes = _sizes(self.dit, self.bigvgan)
@@ -209,7 +224,9 @@ class FlowStream:
             done, left = start + size - ahead, left & ~whole
 
 
-def _whole(dit, bigvgan, codes, lengths, rows: Rows) -> Float32[np.ndarray, "B W"]:
+def _whole(
+    dit: DiT, bigvgan: BigVGAN, codes: Int[np.ndarray, "B Y"], lengths: Int[np.ndarray, "B"], rows: Rows
+) -> Float32[np.ndarray, "B W"]:
     """The sound of whole rows. Rows of similar lengths share a call, the longest first."""
     most, block, each = dit.config.context // dit.config.repeats, _block_codes(dit), _code_samples(dit, bigvgan)
     if lengths.max(initial=0) > most:
@@ -227,7 +244,9 @@ def _whole(dit, bigvgan, codes, lengths, rows: Rows) -> Float32[np.ndarray, "B W
     return sound
 
 
-def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.ndarray, "B W"]:
+def _sound(
+    dit: DiT, bigvgan: BigVGAN, codes: Int[np.ndarray, "B Y"], lengths: Int[np.ndarray, "B"], rows: Rows, first: int
+) -> Float32[np.ndarray, "B W"]:
     """The sound of pieces of rows, which begin at their code ``first``, as if nothing came before or after them."""
     config, batch, frames = dit.config, len(codes), codes.shape[1] * dit.config.repeats
     made = []
@@ -244,7 +263,9 @@ def _sound(dit, bigvgan, codes, lengths, rows: Rows, first: int) -> Float32[np.n
     return np.concatenate(made)
 
 
-def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
+def _waveform(
+    dit: DiT, bigvgan: BigVGAN, mel: Float32[np.ndarray, "B A Z"], lengths: Int[np.ndarray, "B"]
+) -> Float32[np.ndarray, "B A*{bigvgan.frame_samples}"]:
     """BigVGAN over mel frames: in one window if it fits, else in several that overlap by its receptive field."""
     frames, reach, each = mel.shape[1], bigvgan.reach, bigvgan.frame_samples
     sizes = [size * dit.config.block_frames for size in (*_sizes(dit, bigvgan)[2], LONG)]
@@ -258,7 +279,7 @@ def _waveform(dit, bigvgan, mel, lengths) -> Float32[np.ndarray, "B W"]:
     return np.concatenate(sound, axis=1)[:, : frames * each]
 
 
-def _sizes(dit, bigvgan) -> tuple[int, int, list[int]]:
+def _sizes(dit: DiT, bigvgan: BigVGAN) -> tuple[int, int, list[int]]:
     """Blocks of context, blocks of look-ahead, and blocks of each of a stream's windows; the first has no context."""
     sides = -(-bigvgan.reach // dit.config.block_frames)
     back, ahead, done = max(BACK, sides), max(AHEAD, sides), np.cumsum((0, *NEW[:-1])).tolist()
@@ -278,14 +299,14 @@ def _room(frames: int) -> int:
     return 1 << (max(1, CALL_FRAMES // frames).bit_length() - 1)
 
 
-def _block_codes(dit) -> int:
+def _block_codes(dit: DiT) -> int:
     return dit.config.block_frames // dit.config.repeats
 
 
-def _code_samples(dit, bigvgan) -> int:
+def _code_samples(dit: DiT, bigvgan: BigVGAN) -> int:
     return dit.config.repeats * bigvgan.frame_samples
 
 
-def _widened(x, size: int):
+def _widened(x: Shaped[np.ndarray, "B _ *rest"], size: int) -> Shaped[np.ndarray, "B {size} *rest"]:
     """The array padded with zeros at the end of its second axis."""
     return np.pad(x, [(0, 0), (0, size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])

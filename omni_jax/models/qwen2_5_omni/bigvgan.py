@@ -63,7 +63,7 @@ class Conv1d(conv.Conv1d):
 class ConvTranspose1d(conv.Conv1d):
     """Transposed convolution, kernel [width, ins, outs]; ``width - rate`` extra steps are cut off, half at each end."""
 
-    def __call__(self, x: Float[Array, "B T C"], span: Span, *, rate: int) -> Float[Array, "B T*rate C2"]:
+    def __call__(self, x: Float[Array, "B T C"], span: Span, *, rate: int) -> Float[Array, "B T*{rate} C2"]:
         kernel, (batch, steps, _) = self.kernel[...], x.shape
         width, cut = len(kernel), (len(kernel) - rate) // 2
         parts = -(-width // rate)
@@ -138,8 +138,10 @@ class BigVGAN(nnx.Module):
         self.config = config
         self.frame_samples, self.reach = config.frame_samples, _reach(config)
 
-    def decode(self, mel: Float[Array, "B A Z"], lengths: Int[Array, "B"]) -> Float32[Array, "B W"]:
-        """The waveforms of whole rows, W = A * frame_samples, in [-1, 1].
+    def decode(
+        self, mel: Float[Array, "B A Z"], lengths: Int[Array, "B"]
+    ) -> Float32[Array, "B A*{self.frame_samples}"]:
+        """The waveforms of whole rows, in [-1, 1].
 
         Args:
             mel: natural logarithms of amplitudes, a row's real frames first.
@@ -154,7 +156,7 @@ class BigVGAN(nnx.Module):
 
     def decode_window(
         self, mel: Float[Array, "B A Z"], first: Int[Array, "B"], end: Int[Array, "B"]
-    ) -> Float32[Array, "B W"]:
+    ) -> Float32[Array, "B A*{self.frame_samples}"]:
         """The waveforms of a window of longer rows. Decoding a row in windows takes no more memory than one window.
 
         Where a row goes on beyond a side of the window, the ``reach`` frames at that side are not exact.

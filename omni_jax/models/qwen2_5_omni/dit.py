@@ -21,7 +21,7 @@ from omni_jax.config.speech import DiTConfig
 from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
 from omni_jax.nn.causal_attention import MASKED
 from omni_jax.nn.layers import Embedding, Init, Linear, Mlp
-from omni_jax.nn.rope import frequencies
+from omni_jax.nn.rope import Turn, frequencies
 from omni_jax.nn.stack import scan, stack
 
 TIME_WIDTH, TIME_SCALE, TIME_THETA = 256, 1000, 10000
@@ -46,20 +46,20 @@ class Condition:
     given: Float[Array, "B T D"]
     absent: Float[Array, "D"]
     mask: Bool[Array, "B T"]
-    turn: tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+    turn: Turn
 
 
 @struct.dataclass
 class Modulation:
-    """The modulation of the norms at a time.
+    """The modulation of the norms at a time, or at several, which are leading axes.
 
     Attributes:
         layers: shift, scale and gate of attention and of the MLP in each layer.
         out: scale and shift of the output.
     """
 
-    layers: Float[Array, "L 6 D"]
-    out: Float[Array, "2 D"]
+    layers: Float[Array, "*times L 6 D"]
+    out: Float[Array, "*times 2 D"]
 
 
 class Block(nnx.Module):
@@ -74,7 +74,15 @@ class Block(nnx.Module):
         self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"), bias=True)
         self.mlp = Mlp(init, d, config.ffn_width, d, tanh=True)
 
-    def __call__(self, x: Float[Array, "B T D"], modulation: Float[Array, "6 D"], turn, mask, looks, size: int):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        modulation: Float[Array, "6 D"],
+        turn: Turn,
+        mask: Bool[Array, "B T"],
+        looks: Bool[Array, "2"],
+        size: int,
+    ) -> Float[Array, "B T D"]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
         y = norm(x) * (1 + scale) + shift
         q_BTNH, k_BTNH = rotate_first(self.q(y), turn), rotate_first(self.k(y), turn)
@@ -187,7 +195,9 @@ class DiT(nnx.Module):
                 "cut the speech into pieces"
             )
 
-        def entered(codes, voice, speaker):
+        def entered(
+            codes: Int[Array, "b n"], voice: Float[Array, "b V"], speaker: Float[Array, "b D"]
+        ) -> Float[Array, "b n W"]:
             """The input projection of everything but the mel frames themselves."""
             voice, speaker = (jnp.broadcast_to(x[:, None], (*codes.shape, x.shape[1])) for x in (voice, speaker))
             mel = jnp.zeros((*codes.shape, config.mel_bins))
@@ -214,7 +224,9 @@ class DiT(nnx.Module):
         x = jax.nn.silu(self.time_out(jax.nn.silu(x)))
         return Modulation(jax.vmap(lambda linear: linear(x))(self.layers.modulation), self.modulation(x))
 
-    def _velocity(self, x, modulation, condition, guidance) -> Float[Array, "B T Z"]:
+    def _velocity(
+        self, x: Float[Array, "B T Z"], modulation: Modulation, condition: Condition, guidance: float
+    ) -> Float[Array, "B T Z"]:
         config = self.config
         x = x @ self.input.kernel[: config.mel_bins]
         mask, turn = condition.mask, condition.turn
@@ -243,7 +255,7 @@ def norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
 
 
-def rotate_first(x: Float[Array, "B T N H"], turn) -> Float[Array, "B T N H"]:
+def rotate_first(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B T N H"]:
     """Rope on the first head only, pairs (2k, 2k + 1), as the published model was trained."""
     cos, sin = turn
     left, right = x[:, :, 0, 0::2], x[:, :, 0, 1::2]
@@ -275,7 +287,12 @@ def attend_blocks(
         x = split(x, 1)
         return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
 
-    def attend(q, k, v, mask):
+    def attend(
+        q: Float[Array, "B Y t N H"],
+        k: Float[Array, "B Y s N H"],
+        v: Float[Array, "B Y s N H"],
+        mask: Bool[Array, "B Y s"],
+    ) -> Float[Array, "B Y t N H"]:
         # Heads before frames: a CPU's small matrix products are twice as fast in this layout.
         q, k, v = (jnp.swapaxes(x, 2, 3) for x in (q, k, v))
         scores = jnp.einsum("BYNTH,BYNSH->BYNTS", q, k) * jnp.float32(width**-0.5)
@@ -293,7 +310,7 @@ def attend_blocks(
     return out.reshape(batch, blocks * size, heads, width)[:, :length]
 
 
-def sway_times(steps: int, sway: float | None) -> Float[np.ndarray, "steps"]:
+def sway_times(steps: int, sway: float | None) -> Float[np.ndarray, "{steps}"]:
     """Points of time from 0 to 1 with F5-TTS's sway sampling (arXiv:2410.06885), bit-equal to the reference's."""
     step, number = np.float64(np.float32(1) / np.float32(steps - 1)), np.arange(steps)
     # Counted from the nearer end, and rounded once.
@@ -304,7 +321,9 @@ def sway_times(steps: int, sway: float | None) -> Float[np.ndarray, "steps"]:
     return times + np.float32(sway) * (cosines - 1 + times)
 
 
-def frame_noise(key: jax.Array, frames: int, bins: int, start: Int[Array, ""] | int = 0) -> Float[Array, "T Z"]:
+def frame_noise(
+    key: jax.Array, frames: int, bins: int, start: Int[Array, ""] | int = 0
+) -> Float[Array, "{frames} {bins}"]:
     """The noise of the frames from ``start`` on.
 
     Each frame's noise depends only on its number, so it is the same in a piece, in a padded row and in the whole.

@@ -35,7 +35,7 @@ class Talker(nnx.Module):
         """The track of codes: embeddings of codec ids, zeros for -1."""
         return jnp.where(codes[..., None] >= 0, self.table(jnp.maximum(codes, 0)), 0)
 
-    def text(self, embedded: Float[Array, "B T E"], states: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+    def text(self, embedded: Float[Array, "*rows E"], states: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
         """The track of text: the thinker's embeddings plus its final-normed states.
 
         Both arguments are zero where they do not exist: embeddings at media, states at special tokens that the thinker

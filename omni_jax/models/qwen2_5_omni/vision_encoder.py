@@ -16,7 +16,7 @@ from omni_jax.config import Qwen25VisionEncoderConfig
 from omni_jax.models.qwen3_omni.vision_encoder import ROPE_THETA, in_rows
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
 from omni_jax.nn.packed_attention import attend_spans
-from omni_jax.nn.rope import frequencies, rotate
+from omni_jax.nn.rope import Turn, frequencies, rotate
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import mesh_of
 
@@ -42,7 +42,9 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(init, d, eps=EPS)
         self.ffn = BiasedGatedMlp(init, d, config.ffn_width)
 
-    def __call__(self, x: Float[Array, "P D"], turn, first: Int[Array, "P"], last: Int[Array, "P"]):
+    def __call__(
+        self, x: Float[Array, "P D"], turn: Turn, first: Int[Array, "P"], last: Int[Array, "P"]
+    ) -> Float[Array, "P D"]:
         q, k, v = in_rows(self._project, x, *turn)
         return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
 
@@ -65,7 +67,7 @@ class Merger(nnx.Module):
         self.norm = RMSNorm(init, config.width, eps=EPS)
         self.mlp = Mlp(init, self.joined, self.joined, config.out_width)
 
-    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "M D"]:
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "M D2"]:
         return self.mlp(self.norm(x).reshape(-1, self.joined))
 
 

@@ -37,7 +37,7 @@ class Code2WavState:
     """
 
     cache: KVCache
-    tails: tuple[Float[Array, "B reach C"], ...]
+    tails: tuple[Float[Array, "B _reach _C"], ...]
     frames: Int[Array, "B"]
 
 
@@ -58,7 +58,7 @@ class Upsample(nnx.Module):
         self.mlp = Mlp(init, width, 4 * width, width)
         self.gamma = init.full((width,), (None,), 1e-6)
 
-    def __call__(self, x: Float[Array, "B T D"], past: Past, ratio: int) -> Float[Array, "B T*ratio D"]:
+    def __call__(self, x: Float[Array, "B T D"], past: Past, ratio: int) -> Float[Array, "B T*{ratio} D"]:
         x = self.conv(x, past, rate=ratio)
         return x + self.gamma[...] * self.mlp(self.norm(self.depthwise(x, past)))
 
@@ -85,7 +85,7 @@ class Stage(nnx.Module):
         self.conv = ConvTranspose1d(init, channels, channels // 2, 2 * rate)
         self.units = stack(init, len(DILATIONS), lambda init: Residual(init, channels // 2))
 
-    def __call__(self, x: Float[Array, "B T C"], past: Past, rate: int) -> Float[Array, "B T*rate C/2"]:
+    def __call__(self, x: Float[Array, "B T C"], past: Past, rate: int) -> Float[Array, "B T*{rate} C//2"]:
         x = self.conv(self.snake(x), past, rate=rate)
         # Not a scan: a convolution's dilation is fixed when it is compiled.
         for number, dilation in enumerate(DILATIONS):
@@ -139,8 +139,8 @@ class Code2Wav(nnx.Module):
 
     def step(
         self, state: Code2WavState, codes: Int[Array, "B Q y"], lengths: Int[Array, "B"]
-    ) -> tuple[Code2WavState, Float32[Array, "B w"]]:
-        """The next samples of a stream, w = y * frame_samples.
+    ) -> tuple[Code2WavState, Float32[Array, "B y*{self.frame_samples}"]]:
+        """The next samples of a stream.
 
         After s earlier frames, a row gives the samples from number ``s * frame_samples - lag`` on. Its first step
         therefore begins with ``lag`` samples before the row's beginning, which must be dropped. ``lengths *
@@ -172,11 +172,20 @@ class Code2Wav(nnx.Module):
         mesh = mesh_of(self.embedding.table[...])
         return jax.tree.map(lambda leaf, names: constrain(leaf, names, mesh), state, axes(state))
 
-    def _step(self, state, codes, lengths) -> tuple[Code2WavState, Float32[Array, "B w"]]:
+    def _step(
+        self, state: Code2WavState, codes: Int[Array, "B Q y"], lengths: Int[Array, "B"]
+    ) -> tuple[Code2WavState, Float32[Array, "B y*{self.frame_samples}"]]:
         cache, tails, samples = self._run(state.cache, state.tails, state.frames, codes, lengths)
         return Code2WavState(cache, tails, state.frames + lengths), samples
 
-    def _run(self, cache, tails, seen, codes, lengths) -> tuple[KVCache, tuple[Array, ...], Float32[Array, "B w"]]:
+    def _run(
+        self,
+        cache: KVCache,
+        tails: tuple[Float[Array, "B _reach _C"], ...] | None,
+        seen: Int[Array, "B"],
+        codes: Int[Array, "B Q y"],
+        lengths: Int[Array, "B"],
+    ) -> tuple[KVCache, tuple[Float[Array, "B _reach _C"], ...], Float32[Array, "B y*{self.frame_samples}"]]:
         batch, books, frames = codes.shape
         if books != self.config.codebooks:
             raise ValueError(f"codes: expected [batch, {self.config.codebooks}, frames], got {list(codes.shape)}")
@@ -204,7 +213,7 @@ def slide(
     grown = cache.grow(cache.slots + k.shape[2]).append(k, v, lengths)
     dropped = jnp.maximum(grown.length - cache.slots, 0)
 
-    def last(row_LKSH, start):
+    def last(row_LKSH: Float[Array, "L K _ H"], start: Int[Array, ""]) -> Float[Array, "L K _ H"]:
         return jax.lax.dynamic_slice_in_dim(row_LKSH, start, cache.slots, axis=2)
 
     last = jax.vmap(last, in_axes=(1, 0), out_axes=1)

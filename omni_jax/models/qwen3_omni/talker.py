@@ -31,7 +31,7 @@ class Projection(nnx.Module):
         self.up = Linear(init, (config.thinker_width,), (hidden,), axes=("embed", "ffn"), bias=True)
         self.down = Linear(init, (hidden,), (config.decoder.width,), axes=("ffn", "embed"), bias=True)
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "... E"]) -> Float[Array, "... D"]:
         return self.down(jax.nn.silu(self.up(x)))
 
 
@@ -56,7 +56,7 @@ class Talker(nnx.Module):
         """True for codec ids that are sound. Of the others, only those that end speech may be sampled."""
         return np.arange(self.config.vocabulary) < self.config.vocabulary - SPECIALS
 
-    def text(self, embedded: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
+    def text(self, embedded: Float[Array, "*rows E"]) -> Float[Array, "*rows D"]:
         """The talker's input for text, from the thinker's embeddings of it."""
         return self.text_projection(embedded)
 
@@ -129,8 +129,8 @@ class CodePredictor(nnx.Module):
         state: Float[Array, "B D"],
         first: Float[Array, "B D"],
         choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, "B"]],
-    ) -> tuple[Int[Array, "B R"], Float[Array, "B D"]]:
-        """The frame's other codes (R = codebooks - 1) and the sum of their embeddings, for the talker's next input.
+    ) -> tuple[Int[Array, "B {self.config.codebooks}-1"], Float[Array, "B D"]]:
+        """The frame's other codes and the sum of their embeddings, for the talker's next input.
 
         Args:
             state: the talker's final-normed state.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from omni_jax.config import VisionEncoderConfig
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
 from omni_jax.nn.packed_attention import attend_spans
-from omni_jax.nn.rope import frequencies, rotate
+from omni_jax.nn.rope import Turn, frequencies, rotate
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import mesh_of
 
@@ -35,7 +35,9 @@ class Block(nnx.Module):
         self.ffn_norm = LayerNorm(init, d, eps=1e-6)
         self.ffn = Mlp(init, d, config.ffn_width, d, tanh=True)
 
-    def __call__(self, x: Float[Array, "P D"], turn, first: Int[Array, "P"], last: Int[Array, "P"]):
+    def __call__(
+        self, x: Float[Array, "P D"], turn: Turn, first: Int[Array, "P"], last: Int[Array, "P"]
+    ) -> Float[Array, "P D"]:
         q, k, v = in_rows(self._project, x, *turn)
         return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
 
@@ -75,7 +77,7 @@ class Merger(nnx.Module):
         self.mlp = Mlp(init, joined, joined, config.out_width)
         self.joined_norm, self.joined = joined_norm, joined
 
-    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "M D"]:
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "M D2"]:
         if self.joined_norm:
             return self.mlp(self.norm(x.reshape(-1, self.joined)))
         return self.mlp(self.norm(x).reshape(-1, self.joined))

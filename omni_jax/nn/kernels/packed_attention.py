@@ -58,7 +58,14 @@ def bounds(ids: Int[Array, "T"]) -> tuple[Int[Array, "T"], Int[Array, "T"]]:
     return first, jnp.where(ids < 0, first, last)
 
 
-def _attend(q, k, v, first, last, interpret):
+def _attend(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T N H"],
+    v: Float[Array, "T N H"],
+    first: Int[Array, "T"],
+    last: Int[Array, "T"],
+    interpret: bool,
+) -> Float[Array, "T N H"]:
     length, heads, width = q.shape
     blocks = -(-length // BLOCK)
     panels = -(-blocks * BLOCK // PANEL)

@@ -86,7 +86,14 @@ def attend_dense(
     return jax.lax.map(row, (q, k, v, mask))
 
 
-def _attend_head(q_HT, k_SH, v_HS, low, high, columns: int) -> Float[Array, "H T"]:
+def _attend_head(
+    q_HT: Float[Array, "H T"],
+    k_SH: Float[Array, "S H"],
+    v_HS: Float[Array, "H S"],
+    low: Int[Array, "T"],
+    high: Int[Array, "T"],
+    columns: int,
+) -> Float[Array, "H T"]:
     """Attention of one head's block of queries to the keys that any of them sees, in float32."""
     start = jnp.min(low)
     count = jnp.maximum(jnp.max(high) - start + columns - 1, 0) // columns

@@ -60,7 +60,13 @@ def attend(
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=of_q, check_vma=False)(q, k, v, past)
 
 
-def _attend(q, k, v, past, interpret):
+def _attend(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    past: Past | None,
+    interpret: bool,
+) -> Float[Array, "B T K G H"]:
     width = q.shape[-1]
     # The kernels take no scale, so the queries are scaled beforehand. For heads of 128, whose scale is no power of two,
     # this rounds bfloat16 queries once more than plain attention does. With standard normal queries the error is no
@@ -75,7 +81,9 @@ def _attend(q, k, v, past, interpret):
     return jnp.transpose(out, (0, 3, 1, 2, 4)).astype(v.dtype)
 
 
-def _joined(q, k, v, past, interpret):
+def _joined(
+    q: Float[Array, "B K G T H"], k: Float[Array, "B K T H"], v: Float[Array, "B K T H"], past: Past, interpret: bool
+) -> Float[Array, "B K G T H"]:
     """Attention to the new tokens and to the cache, each weighted by its share of the softmax's sum."""
     past_k, past_v, length = past
     new, slots = q.shape[3], past_k.shape[2]
