@@ -20,6 +20,8 @@ from omni_jax.parallel.sharding import AXES
 LEAST = 128
 # Room of a device in the usual case, as a multiple of its mean load.
 EVEN = 2
+# The named scope of branches that are hardly ever taken: plan/hlo.py counts the others.
+RARELY = "rarely"
 
 
 def mixture(
@@ -69,7 +71,7 @@ def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
 
     def in_parts(*tokens):
         split = [leaf.reshape(parts, -1, leaf.shape[1]) for leaf in tokens]
-        with jax.named_scope("rarely"):  # plan/hlo.py counts the other branch
+        with jax.named_scope(RARELY):
             return jax.lax.map(lambda part: exchange(*part), split).reshape(x.shape)
 
     loads = jax.lax.psum(jnp.bincount(chosen.reshape(-1) // count, length=devices), axes)

@@ -11,9 +11,9 @@ from jax.sharding import AxisType, Mesh
 
 from omni_jax.errors import shown
 from omni_jax.parallel.sharding import AXES
-from omni_jax.parallel.topology import numbers
+from omni_jax.parallel.topology import BY_CORES, numbers
 
-# A topology's name, such as v6e-8. The number counts chips; for v4 and v5p it counts cores, two a chip.
+# A topology's name, such as v6e-8. A mesh may have kinds of which topology.py knows no figures.
 TOPOLOGY = re.compile(r"(v[4-7][a-z]*|tpu7x)-(\d+)")
 
 
@@ -56,7 +56,7 @@ def axis_sizes(spec: str, *, kv_heads: int = 4) -> dict[str, int]:
         )
     if topology := TOPOLOGY.fullmatch(spec):
         kind, count = topology[1], int(topology[2])
-        chips = count // 2 if kind in ("v4", "v5p") else count
+        chips = count // 2 if kind in BY_CORES else count
         if chips < 1:
             raise ValueError(
                 f"mesh: {shown(spec)} has no chip; of {kind} the number counts {'cores' if chips < count else 'chips'}"

@@ -11,10 +11,11 @@ from typing import Any
 from omni_jax.environment import variables
 from omni_jax.errors import shown
 
-# The shape of a slice by its number of chips. v5p's slices have three dimensions and are named by cores, two a chip.
+# Kinds whose slices are named by cores, two a chip; others are named by chips.
+BY_CORES = ("v4", "v5p")
+# The shape of a slice by its number of chips. Slices of v5p have three dimensions.
 PLANES = {1: "1x1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
-NAME = re.compile(r"(v5e|v6e|v5p)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ CHIPS = {
     "v6e": Chip(int(31.25 * 2**30), 1640e9, 918e12, 448e9),
     "v5p": Chip(int(95.74 * 2**30), 2765e9, 459e12, 600e9),
 }
+NAME = re.compile(rf"({'|'.join(CHIPS)})-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def topology(name: str) -> Topology:
             f"topology: expected a name such as v5e-1, v6e-8 or v5p-8, got {shown(name)}; the kinds known are {', '.join(CHIPS)}"
         )
     kind, number = found[1], int(found[2])
-    shapes, cores = (CUBES, 2) if kind == "v5p" else (PLANES, 1)
+    shapes, cores = _shapes(kind), 2 if kind in BY_CORES else 1
     if number not in (sizes := numbers(kind)):
         known = ", ".join(f"{kind}-{size}" for size in sizes)
         raise ValueError(f"topology: {name}: no slice has this size; expected one of {known}")
@@ -85,7 +87,11 @@ def numbers(kind: str) -> list[int]:
     """The numbers in the names of a kind's slices (for v5p twice the chips); empty for an unknown kind."""
     if kind not in CHIPS:
         return []
-    return [2 * size for size in CUBES] if kind == "v5p" else list(PLANES)
+    return [2 * size if kind in BY_CORES else size for size in _shapes(kind)]
+
+
+def _shapes(kind: str) -> dict[int, str]:
+    return CUBES if kind == "v5p" else PLANES
 
 
 @cache

@@ -6,7 +6,7 @@ wherever one layer is sliced from it. Here
 - an instruction counts what it reads and writes in main memory, each operand once; arrays in a memory of their own (a
   TPU's vector memory, S(1)) count nothing, but the copies into it do;
 - a loop counts as often as it runs, by its condition; if that is unknown at compile time, as often as the caller says;
-- of branches the most expensive one counts, except those marked as rarely taken (``jax.named_scope(RARE)``);
+- of branches the most expensive one counts, except those marked as rarely taken (``jax.named_scope(RARELY)``);
 - a slice counts what it takes, also inside a fusion; an update in place what it writes;
 - a grouped product that is not HLO (Mosaic's) counts the groups and rows that the caller says, an attention kernel what
   its shapes say (``kernel_costs``); any other kernel counts its operands and results, and the operations it declares.
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from omni_jax.nn.expert_parallel import RARELY
 from omni_jax.plan.kernel_costs import attention
 
 BITS = {"pred": 8, "bf16": 16, "token": 0}
@@ -46,7 +47,6 @@ LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 # The only attribute that is written in several lines.
 METADATA = re.compile(r"kernel_metadata=\{\n(.*?)\n\}", re.DOTALL)
-RARE = "rarely"  # the named scope of branches that are hardly ever taken
 BRANCHES = re.compile(r"(?:computations=\{|_computation=|, )%([\w.\-]+)(?=[,}])")
 
 
@@ -216,7 +216,7 @@ class Program:
 
     def _branches(self, line: Instruction) -> list[str]:
         found = BRANCHES.findall(line.rest)
-        rare = [any(RARE in each.rest for each in self.computations[name].lines.values()) for name in found]
+        rare = [any(RARELY in each.rest for each in self.computations[name].lines.values()) for name in found]
         return [name for name, seldom in zip(found, rare, strict=True) if not seldom] or found
 
     def _sum(self, what: str, name: str, of: Callable[[Instruction, Computation], int]) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omni_jax.nn.kernels import packed_attention, splash_attention
+
 BLOCK = re.compile(r"block_q\W+(\d+)")
 FLOATS = ("bf16", "f32")
 
@@ -33,17 +35,17 @@ class Attention:
 def attention(name: str, rest: str, operands: Sequence[Any], seen: int) -> Attention | None:
     """The cost of a custom call, from its name, its attributes and its operands; None if it is another kernel."""
     arrays = [at for at, array in enumerate(operands) if array.kind in FLOATS]
-    if name.startswith("attend_spans"):
+    if name.startswith(packed_attention.KERNEL):
         query, *keys = arrays[:3]
         return Attention(4 * operands[query].size * seen, tuple(keys), 1)
-    if not name.startswith("splash_mqa_fwd"):
+    if not name.startswith(splash_attention.KERNEL):
         return None
     query, *keys = arrays[:3]
     new, slots = operands[query].shape[-2], operands[keys[0]].shape[-2]
     found = BLOCK.search(rest)
     blocks = new // int(found[1]) if found else 1
     # Over a cache, rows have segments, which separate its used slots from the others; all slots are multiplied.
-    share = 1 if "segmented" in name else (blocks + 1) / (2 * blocks)
+    share = 1 if splash_attention.SEGMENTED in name else (blocks + 1) / (2 * blocks)
     groups = operands[query].size * slots // (new * operands[keys[0]].size)
     return Attention(round(4 * operands[query].size * slots * share), tuple(keys), groups * blocks * share)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.plan.hlo import RARE, Collective, Grouped, Program
+from omni_jax.nn.expert_parallel import RARELY
+from omni_jax.plan.hlo import Collective, Grouped, Program
 from omni_jax.plan.kernel_costs import visited
 
 LAYERS, WIDTH = 7, 256
@@ -146,7 +147,7 @@ def test_a_branch_that_is_taken_rarely_does_not_count():
 
     # Different sizes, because the compilation cache ignores scopes.
     assert program(partial(run, scope="often"), (3, WIDTH), (WIDTH, WIDTH)).flops() == 3 * 2 * 3 * WIDTH**2
-    assert program(partial(run, scope=RARE), (5, WIDTH), (WIDTH, WIDTH)).flops() == 2 * 5 * WIDTH**2
+    assert program(partial(run, scope=RARELY), (5, WIDTH), (WIDTH, WIDTH)).flops() == 2 * 5 * WIDTH**2
 
 
 def test_a_product_as_multiply_and_sum_counts_the_same_operations():

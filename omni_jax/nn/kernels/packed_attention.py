@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.parallel.sharding import over
 
+# The kernel's name in a compiled program, by which plan/kernel_costs.py knows it.
+KERNEL = "attend_spans"
 # Queries in a block, and keys in a block.
 BLOCK = 256
 # Keys of one head that are in VMEM at once: all keys of a call, unless a picture has more.
@@ -101,7 +103,7 @@ def _attend(
         out_shape=jax.ShapeDtypeStruct((heads, width, padded), v.dtype),
         grid_spec=grid,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        name="attend_spans",
+        name=KERNEL,
         interpret=interpret,
     )(
         begin,

@@ -18,6 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.parallel.sharding import over
 
+# How JAX names the kernels in a compiled program, by which plan/kernel_costs.py knows them; and what it adds to the
+# name of one with segment ids, as here over a cache.
+KERNEL, SEGMENTED = "splash_mqa_fwd", "segmented"
 # New tokens from which on a kernel is worth its padding. Shorter calls are steps or short turns.
 LEAST = 512
 # Queries and keys of a block: the largest of these that divides their number.
