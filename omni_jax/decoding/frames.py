@@ -155,8 +155,8 @@ def _frame(
     x = (state.frame + word)[:, None]
     positions = jnp.broadcast_to(state.position[:, None], (3, *x.shape[:2]))
     logits, last, cache = talker.extend(x, positions, live, state.cache)
-    ends = jnp.any(rows.talker.eos[:, :, None] == jnp.arange(logits.shape[1]), axis=1)
-    scores = jnp.where(talker.codes | ends, logits, -jnp.inf)
+    ends = jnp.any(rows.talker.eos[:, :, None] == jnp.arange(logits.shape[1])[None, None], axis=1)
+    scores = jnp.where(talker.codes[None] | ends, logits, -jnp.inf)
     first, _ = sample(scores, state.seen, state.count, rows.talker, candidates=candidates[0])
     embedded = talker.embedding(first)
 

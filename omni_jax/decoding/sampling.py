@@ -197,7 +197,7 @@ def _draw(scores: Float[Array, "B V"], count: Int[Array, "B"], rows: SamplingRow
     """Inverts the cumulative distribution at one uniform number a row, so the draw does not depend on array sizes."""
     top, ids = jax.lax.top_k(scores, candidates)
     top = (top - top[:, :1]) / rows.temperature[:, None]  # a temperature near 0 must not turn them into infinities
-    rank = jnp.arange(candidates)
+    rank = jnp.arange(candidates)[None]
     top_k = jnp.where(rows.top_k > 0, rows.top_k, scores.shape[-1])[:, None]
     weights = jax.nn.softmax(jnp.where(rank < top_k, top, -jnp.inf), axis=-1)
     before = jnp.cumsum(weights, axis=-1) - weights

@@ -126,7 +126,7 @@ def prefill(
     """
     batch = prompt.shape[0]
     logits, cache, kept = model.prefill(embedded, positions, lengths, cache, fresh=fresh, keep=keep)
-    real = jnp.arange(prompt.shape[1]) < lengths[:, None]
+    real = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
     vocabulary = logits.shape[1]
     seen = jnp.zeros((batch, vocabulary), bool)
     seen = seen.at[jnp.arange(batch)[:, None], jnp.where(real, prompt, vocabulary)].set(True, mode="drop")
@@ -164,7 +164,7 @@ def decode_steps(
         step, state, made, logprobs, fed = carry
         live = (~state.finished).astype(jnp.int32)
         logits, last, cache = model.step(state.tokens, state.positions, live, state.cache)
-        state = replace(state, cache=cache, positions=state.positions + live)
+        state = replace(state, cache=cache, positions=state.positions + live[None])
         tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates)
         made, logprobs = made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
         return step + 1, _accept(state, tokens, rows), made, logprobs, fed.at[:, step].set(last) if follow else None

@@ -16,7 +16,7 @@ from omni_jax.config import DecoderConfig
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.causal_attention import Past, attend_causal
 from omni_jax.nn.grouped_matmul import Kernels
-from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm
+from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm, expand_to
 from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import Turn, rotate, rotation
 from omni_jax.nn.stack import scan, stack
@@ -106,14 +106,14 @@ class Block(nnx.Module):
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], NewEntries]:
         y, new = self.attention(self.attention_norm(x), turn, past)
-        x = x + (y if self.attention_scale is None else y * self.attention_scale[...])
+        x = x + (y if self.attention_scale is None else y * expand_to(self.attention_scale[...], y))
         y = self.ffn_norm(x)
         if isinstance(self.ffn, Router):
             assert kernels is not None
             y = self.ffn(y, valid, kernels, layer)
         else:
             y = self.ffn(y)
-        return x + (y if self.ffn_scale is None else y * self.ffn_scale[...]), new
+        return x + (y if self.ffn_scale is None else y * expand_to(self.ffn_scale[...], y)), new
 
 
 class Decoder(nnx.Module):
@@ -205,7 +205,7 @@ class Decoder(nnx.Module):
         """
         if x.shape[1] > CHUNK:
             return self._extend_in_chunks(x, positions, lengths, cache, deepstack, keep)
-        valid, mesh = jnp.arange(x.shape[1]) < lengths[:, None], mesh_of(self.norm.scale[...])
+        valid, mesh = jnp.arange(x.shape[1])[None] < lengths[:, None], mesh_of(self.norm.scale[...])
         x, new, kept = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, keep)
         return x, cache.append(*new, lengths, mesh), kept
 

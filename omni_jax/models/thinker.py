@@ -62,7 +62,7 @@ class Thinker(nnx.Module):
         self, embedded: Embedded, positions: Num[Array, "3 B T"], lengths: Int[Array, "B"]
     ) -> Float[Array, "B T V"]:
         """Logits of whole rows, without a cache. The first ``lengths`` tokens of a row are real."""
-        valid = jnp.arange(embedded.x.shape[1]) < lengths[:, None]
+        valid = jnp.arange(embedded.x.shape[1])[None] < lengths[:, None]
         return self.head(self.decoder(embedded.x, positions, valid, deepstack=embedded.deepstack)[0])
 
     def prefill(

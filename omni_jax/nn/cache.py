@@ -114,7 +114,7 @@ def _write_at_once(old: Entries, new: Entries, at: Int[Array, "B"]) -> Entries:
     """One scatter. A dynamic update of each row under vmap would copy the whole cache on a CPU."""
     _, batch, heads, count, _ = new[0].shape
     rows, heads = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
-    slots = at[:, None, None] + jnp.arange(count)
+    slots = at[:, None, None] + jnp.arange(count)[None, None]
     return tuple(
         cache_LBKSH.at[:, rows, heads, slots].set(new_LBKTH, mode="drop", unique_indices=True)
         for cache_LBKSH, new_LBKTH in zip(old, new, strict=True)

@@ -72,16 +72,17 @@ def _in_blocks(
 
     def attend(q_block: Float[Array, "B t K G H"], start: Int[Array, ""] | int) -> Float[Array, "B t K G H"]:
         rows = start + jnp.arange(q_block.shape[1])
-        columns = jnp.arange(new)
+        columns = jnp.arange(new)[None]
         mask = columns <= rows[:, None]
         if window is not None:
             mask &= columns > rows[:, None] - window
         scores = jnp.where(mask[:, None], scaled_scores(q_block, jnp.swapaxes(k, 1, 2)), MASKED)
         if past is not None:
             past_k, _, length = past
-            seen = jnp.arange(slots) < length[:, None, None]
+            places = jnp.arange(slots)[None, None]
+            seen = places < length[:, None, None]
             if window is not None:
-                seen &= jnp.arange(slots) > length[:, None, None] + rows[:, None] - window
+                seen &= places > length[:, None, None] + rows[None, :, None] - window
             past_scores = jnp.where(seen[:, None, :, None], scaled_scores(q_block, past_k), MASKED)
             scores = jnp.concatenate([past_scores, scores], axis=-1)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

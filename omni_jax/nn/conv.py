@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from omni_jax.nn.layers import Init
+from omni_jax.nn.layers import Init, expand_to
 
 # sin(r)^2 = r^2 * sum of c_i r^(2i), |r| <= pi / 2: the minimax polynomial, with an error of 9e-9 before rounding.
 SIN_SQUARED = (1.0, -0.33333287, 0.044442486, -0.0031716572, 0.00013902587, -3.5812666e-06)
@@ -42,7 +42,8 @@ class SnakeBeta(nnx.Module):
         self.beta = init.full((channels,), (None,), 0.0)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
-        return x + sin_squared(x * jnp.exp(self.alpha[...])) * (1 / (jnp.exp(self.beta[...]) + 1e-9))
+        alpha, beta = (expand_to(each[...], x) for each in (self.alpha, self.beta))
+        return x + sin_squared(x * jnp.exp(alpha)) * (1 / (jnp.exp(beta) + 1e-9))
 
 
 class Past:
@@ -72,7 +73,7 @@ class Past:
 
     def positions(self, steps: int) -> Int[Array, "B {steps}"]:
         """The index of each step in its row; negative before the row's beginning."""
-        return self._seen[:, None] * (steps // self._frames) - self.lag + jnp.arange(steps)
+        return self._seen[:, None] * (steps // self._frames) - self.lag + jnp.arange(steps)[None]
 
     def join(self, x: Float[Array, "B T C"], reach: int) -> Float[Array, "B {reach}+T C"]:
         """The ``reach`` steps before x, then x; zeros before the row's beginning."""
@@ -97,16 +98,16 @@ class Conv1d(nnx.Module):
         kernel = self.kernel[...]
         steps, reach = x.shape[1], (len(kernel) - 1) * dilation
         if not reach:
-            return x @ kernel[0] + self.bias[...]
+            return x @ kernel[0] + expand_to(self.bias[...], x)
         x = past.join(x, reach)
         if kernel.shape[1] == 1 and x.shape[2] > 1:
             # Each tap's product and sum fuse; a grouped convolution would use one lane of a matrix unit a channel.
-            y = sum(x[:, tap * dilation :][:, :steps] * kernel[tap, 0] for tap in range(len(kernel)))
+            y = sum(x[:, tap * dilation :][:, :steps] * kernel[tap][None] for tap in range(len(kernel)))
         else:
             y = jax.lax.conv_general_dilated(
                 x, kernel, (1,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
             )
-        return y + self.bias[...]
+        return y + expand_to(self.bias[...], x)
 
 
 class ConvTranspose1d(Conv1d):
@@ -125,4 +126,4 @@ class ConvTranspose1d(Conv1d):
         if wide:
             y = y[:, :-1, rate:] + y[:, 1:, :rate]
         past.lag = (past.lag + wide) * rate
-        return y.reshape(batch, steps * rate, -1) + self.bias[...]
+        return y.reshape(batch, steps * rate, -1) + expand_to(self.bias[...], x)

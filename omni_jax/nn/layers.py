@@ -12,6 +12,11 @@ from jaxtyping import Array, Float, Int
 Axes = tuple[str | None, ...]
 
 
+def expand_to(array: Array, like: Array) -> Array:
+    """The array with as many axes as ``like``; the new ones come first and have size 1. Ranks are never mixed."""
+    return jnp.expand_dims(array, range(like.ndim - array.ndim))
+
+
 class Init:
     """Makes the parameters of a module tree, all of one dtype, each with a fresh random key.
 
@@ -56,7 +61,7 @@ class Linear(nnx.Module):
             y = jax.lax.platform_dependent(x, self.kernel[...], tpu=partial(_doubled, multiply), default=multiply)
         else:
             y = multiply(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + expand_to(self.bias[...], y)
 
 
 def _doubled(multiply, x: Float[Array, "1 ..."], kernel: Array) -> Float[Array, "1 ..."]:
@@ -78,7 +83,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return x32.astype(x.dtype) * self.scale[...]
+        return x32.astype(x.dtype) * expand_to(self.scale[...], x)
 
 
 class LayerNorm(nnx.Module):
@@ -93,7 +98,8 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        scale, bias = (expand_to(each[...].astype(jnp.float32), x) for each in (self.scale, self.bias))
+        return (x32 * scale + bias).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

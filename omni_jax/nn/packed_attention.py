@@ -137,7 +137,7 @@ def _span_scores(
     q_NTH: Float[Array, "N T H"], k_NSH: Float[Array, "N S H"], low: Tokens, high: Tokens, at: Int[Array, ""]
 ) -> tuple[Float[Array, "N T S"], Bool[Array, "T S"]]:
     """Scores of one block of queries with the keys from ``at`` on, and which of them count."""
-    seen = at + jnp.arange(k_NSH.shape[1])
+    seen = at + jnp.arange(k_NSH.shape[1])[None]
     mask = (seen >= low[:, None]) & (seen < high[:, None])
     scores = jnp.einsum("NTH,NSH->NTS", q_NTH, k_NSH, preferred_element_type=jnp.float32)
     return scores * jnp.float32(q_NTH.shape[-1] ** -0.5), mask

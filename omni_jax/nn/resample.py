@@ -38,13 +38,13 @@ class Span:
 
     def silence(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         """x with zeros outside of the rows."""
-        steps = jnp.arange(x.shape[1])[:, None]
+        steps = jnp.arange(x.shape[1])[None, :, None]
         inside = (steps >= self.first[:, None, None]) & (steps < self.end[:, None, None])
         return jnp.where(inside, x, 0)
 
     def hold(self, x: Float[Array, "B T C"], ends: Ends, at: int) -> Float[Array, "B T C"]:
         """x with the values at each row's ends repeated SIDE steps beyond. Step 0 is x's ``at``-th."""
-        beyond = jnp.arange(SIDE)
+        beyond = jnp.arange(SIDE)[None]
         steps = at + jnp.concatenate([self.first[:, None] - SIDE + beyond, self.end[:, None] + beyond], axis=1)
         steps = jnp.where(steps < 0, x.shape[1], steps)  # a negative index would count from the end
         values = jnp.repeat(jnp.concatenate(ends, axis=1), SIDE, axis=1)

@@ -48,7 +48,7 @@ def rotation(
     Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the
     frequencies. The results are cast to ``dtype`` before use because the reference rotates in the activations' dtype.
     """
-    inverse = jnp.asarray(frequencies(head_width, theta))
+    inverse = jnp.asarray(frequencies(head_width, theta))[None, None]
     positions = positions.astype(jnp.float32)
     if section is None:
         angles = positions[0][..., None] * inverse

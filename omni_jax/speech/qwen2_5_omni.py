@@ -47,7 +47,7 @@ def _words(talker, embedding, tokens, states, numbers):
 @partial(jax.jit, donate_argnames="states")
 def _put(states, fed, at):
     """Writes a call's states behind those that each row has."""
-    rows, places = jnp.arange(states.shape[0])[:, None], at[:, None] + jnp.arange(fed.shape[1])
+    rows, places = jnp.arange(states.shape[0])[:, None], at[:, None] + jnp.arange(fed.shape[1])[None]
     return states.at[rows, places].set(fed, mode="drop")
 
 

@@ -122,7 +122,7 @@ def test_gradients_of_spans_equal_plain_attention(monkeypatch):
 
     def by_the_book(q, k, v):
         scores = jnp.einsum("tnh,snh->nts", q, k) / np.sqrt(q.shape[-1])
-        scores = jnp.where(ids[:, None] == ids, scores, -jnp.inf)
+        scores = jnp.where(ids[:, None] == ids[None], scores, -jnp.inf)
         return jnp.sum(jnp.einsum("nts,snh->tnh", jax.nn.softmax(scores), v) * weights)
 
     ours = jax.grad(lambda *a: jnp.sum(packed_attention.attend_spans(*a, first, last) * weights), argnums=(0, 1, 2))(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.config import Qwen25AudioEncoderConfig, halve
 from omni_jax.models.qwen3_omni.audio_encoder import sinusoids
-from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
+from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp, expand_to
 from omni_jax.nn.packed_attention import attend_segments
 from omni_jax.nn.stack import scan, stack
 
@@ -30,7 +30,7 @@ class Conv1d(nnx.Module):
         x = jax.lax.conv_general_dilated(
             x, self.kernel[...], (stride,), ((1, 1),), dimension_numbers=("NWC", "WIO", "NWC")
         )
-        return jax.nn.gelu(x + self.bias[...], approximate=False)
+        return jax.nn.gelu(x + expand_to(self.bias[...], x), approximate=False)
 
 
 class Block(nnx.Module):
@@ -80,14 +80,14 @@ class AudioEncoder(nnx.Module):
             otherwise). An odd last place is dropped after the others have attended to it, so a clip of one or two
             frames has no token.
         """
-        real = (jnp.arange(mel.shape[2]) < extent[:, None])[..., None]
+        real = (jnp.arange(mel.shape[2])[None] < extent[:, None])[..., None]
         # Zeros beyond the end act as the padding of a convolution over only the real frames, before both convolutions.
         x = jnp.where(real, jnp.moveaxis(mel, 1, 2), 0).astype(self.conv1.kernel.dtype)
         x = jnp.where(real, self.conv1(x, stride=1), 0)
         x = self.conv2(x, stride=2)
         chunks, places, width = x.shape
-        x = x + jnp.asarray(sinusoids(places, width), x.dtype)
-        segments = jnp.where(jnp.arange(places) < halve(extent)[:, None], 0, -1)
+        x = x + jnp.asarray(sinusoids(places, width), x.dtype)[None]
+        segments = jnp.where(jnp.arange(places)[None] < halve(extent)[:, None], 0, -1)
         x, _ = scan(lambda x, block, _: (block(x, segments), None), x, self.layers)
         pairs = x.reshape(chunks, places // 2, 2, width)
         return self.out(self.norm((pairs[:, :, 0] + pairs[:, :, 1]) / 2))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int
 from omni_jax.config.speech import BigVGANConfig
 from omni_jax.nn import conv
 from omni_jax.nn.conv import SnakeBeta
-from omni_jax.nn.layers import Init
+from omni_jax.nn.layers import Init, expand_to
 from omni_jax.nn.resample import REACH, Span, smooth
 from omni_jax.nn.stack import stack
 
@@ -40,7 +40,7 @@ class Conv1d(conv.Conv1d):
             rhs_dilation=(dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + expand_to(self.bias[...], y)
 
     def by_taps(
         self, x: Float[Array, "B T C"], span: Span, dilation: Int[Array, ""], most: int
@@ -57,7 +57,7 @@ class Conv1d(conv.Conv1d):
             return y + jax.lax.optimization_barrier(seen @ weight)
 
         y = jax.lax.fori_loop(0, len(kernel), add, jnp.zeros((batch, steps, kernel.shape[2]), x.dtype))
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + expand_to(self.bias[...], y)
 
 
 class ConvTranspose1d(conv.Conv1d):
@@ -72,7 +72,9 @@ class ConvTranspose1d(conv.Conv1d):
         # A step contributes to ``parts`` runs of ``rate`` samples: its own and the next ones.
         runs = [jnp.pad(y[:, :, part], [(0, 0), (part, parts - 1 - part), (0, 0)]) for part in range(parts)]
         y = sum(runs[1:], runs[0])
-        return y.reshape(batch, (steps + parts - 1) * rate, -1)[:, cut:][:, : steps * rate] + self.bias[...]
+        return y.reshape(batch, (steps + parts - 1) * rate, -1)[:, cut:][:, : steps * rate] + expand_to(
+            self.bias[...], x
+        )
 
 
 class Residual(nnx.Module):

@@ -83,7 +83,7 @@ class Block(nnx.Module):
         looks: Bool[Array, "2"],
         size: int,
     ) -> Float[Array, "B T D"]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation[:, None, None]
         y = norm(x) * (1 + scale) + shift
         q_BTNH, k_BTNH = rotate_first(self.q(y), turn), rotate_first(self.k(y), turn)
         x = x + gate * self.o(attend_blocks(q_BTNH, k_BTNH, self.v(y), mask, looks, size=size))
@@ -209,9 +209,11 @@ class DiT(nnx.Module):
             least = self.speaker_encoder.frames
             silence = self.speaker_encoder(jnp.zeros((1, least, config.mel_bins)), jnp.full(1, least))
             absent = entered(jnp.zeros((1, 1), jnp.int32), silence, jnp.zeros((1, config.speaker_width)))[0, 0]
-        mask = jnp.arange(frames) < lengths[:, None] * config.repeats
-        positions = jnp.broadcast_to(jnp.asarray(start), lengths.shape)[:, None] + jnp.arange(frames)
-        angles = positions[..., None].astype(jnp.float32) * frequencies(config.head_width, config.rope_theta)
+        mask = jnp.arange(frames)[None] < lengths[:, None] * config.repeats
+        positions = jnp.broadcast_to(jnp.asarray(start), lengths.shape)[:, None] + jnp.arange(frames)[None]
+        angles = (
+            positions[..., None].astype(jnp.float32) * frequencies(config.head_width, config.rope_theta)[None, None]
+        )
         return Condition(jnp.repeat(given, config.repeats, axis=1), absent, mask, (jnp.cos(angles), jnp.sin(angles)))
 
     def modulate(self, time: Float[Array, ""]) -> Modulation:
@@ -231,7 +233,7 @@ class DiT(nnx.Module):
         x = x @ self.input.kernel[: config.mel_bins]
         mask, turn = condition.mask, condition.turn
         if guidance:
-            x = jnp.concatenate([x + condition.given, x + condition.absent])
+            x = jnp.concatenate([x + condition.given, x + condition.absent[None, None]])
             mask, turn = jnp.concatenate([mask, mask]), jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), turn)
         else:
             x = x + condition.given
@@ -241,7 +243,7 @@ class DiT(nnx.Module):
             return block(x, modulation, turn, mask, looks, config.block_frames), None
 
         x, _ = scan(body, x, self.layers, modulation.layers, jnp.asarray(looks))
-        scale, shift = modulation.out
+        scale, shift = modulation.out[:, None, None]
         y = self.out(norm(x) * (1 + scale) + shift)
         if guidance:
             given, absent = jnp.split(y, 2)
@@ -301,7 +303,7 @@ def attend_blocks(
 
     def with_neighbours(q, k, v, mask):
         seen = jnp.repeat(jnp.stack([looks[0], jnp.bool(True), looks[1]]), size)
-        return attend(split(q, 0), around(k), around(v), around(mask) & seen)
+        return attend(split(q, 0), around(k), around(v), around(mask) & seen[None, None])
 
     def alone(q, k, v, mask):
         return attend(*(split(x, 0) for x in (q, k, v, mask)))

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.config.speech import SpeakerEncoderConfig
 from omni_jax.nn import conv
-from omni_jax.nn.layers import Init, Linear
+from omni_jax.nn.layers import Init, Linear, expand_to
 from omni_jax.nn.stack import stack
 
 
@@ -17,7 +17,7 @@ class Conv1d(conv.Conv1d):
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, "B"], *, dilation: int) -> Float[Array, "B T C2"]:
         kernel, steps = self.kernel[...], x.shape[1]
         reach = (len(kernel) - 1) * dilation
-        at = jnp.abs(jnp.arange(steps + reach) - reach // 2)
+        at = jnp.abs(jnp.arange(steps + reach) - reach // 2)[None]
         # Reflection does not repeat the end steps. Values more than a row's length beyond its end do not matter.
         at = jnp.minimum(at, jnp.abs(2 * (lengths[:, None] - 1) - at)).clip(max=steps - 1)
         y = jax.lax.conv_general_dilated(
@@ -28,7 +28,7 @@ class Conv1d(conv.Conv1d):
             rhs_dilation=(dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
-        return jax.nn.relu(y + self.bias[...])
+        return jax.nn.relu(y + expand_to(self.bias[...], y))
 
 
 def pointwise(init: Init, ins: int, outs: int) -> Linear:
@@ -91,7 +91,7 @@ class SpeakerEncoder(nnx.Module):
         if mel.shape[1] < self.frames:
             raise ValueError(f"reference mel: expected at least {self.frames} frames, got {mel.shape[1]}")
         dilation, *dilations, joined = self.config.dilations
-        mask = (jnp.arange(mel.shape[1]) < lengths[:, None])[..., None]
+        mask = (jnp.arange(mel.shape[1])[None] < lengths[:, None])[..., None]
         even = mask / lengths[:, None, None].astype(mel.dtype)
         x, heard = self.stem(mel, lengths, dilation=dilation), []
         for block, dilation in zip(self.blocks, dilations, strict=True):

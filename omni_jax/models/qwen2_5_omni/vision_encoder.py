@@ -109,7 +109,7 @@ class VisionEncoder(nnx.Module):
         start, area = start[order], area[order]
         x = in_rows(self._embed, patches[order])
         width = config.width // config.heads
-        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))
+        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))[None, None]
         angles = (place[order].astype(jnp.float32)[..., None] * inverse).reshape(-1, width // 2)
         turn = (jnp.cos(angles), jnp.sin(angles))
         frame, window = (first, first + size[:, 0] * size[:, 1]), (start, start + area)

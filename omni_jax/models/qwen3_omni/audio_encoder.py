@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import AudioEncoderConfig, halve
-from omni_jax.nn.layers import Init, LayerNorm, Linear, Mlp
+from omni_jax.nn.layers import Init, LayerNorm, Linear, Mlp, expand_to
 from omni_jax.nn.packed_attention import attend_segments
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import mesh_of
@@ -30,7 +30,7 @@ class Conv2d(nnx.Module):
         x = jax.lax.conv_general_dilated(
             x, self.kernel[...], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return jax.nn.gelu(x + self.bias[...], approximate=False)
+        return jax.nn.gelu(x + expand_to(self.bias[...], x), approximate=False)
 
 
 class Block(nnx.Module):
@@ -88,7 +88,7 @@ class AudioEncoder(nnx.Module):
         # One chunk at a time: its feature maps stay in the CPU's cache, which halves the time there, and memory does
         # not grow with the call.
         x = jax.lax.map(lambda chunk: self._convolve(*chunk), (mel, extent))
-        x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)
+        x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)[None]
         shape = x.shape
         x = x.reshape(-1, shape[-1])
         windows, reach = window.reshape(-1), self.config.window_tokens
@@ -100,7 +100,7 @@ class AudioEncoder(nnx.Module):
         for conv in (self.conv1, self.conv2, self.conv3):
             x = conv(x)
             extent = halve(extent)
-            x = x * (jnp.arange(x.shape[2]) < extent)[:, None].astype(x.dtype)
+            x = x * (jnp.arange(x.shape[2]) < extent)[None, None, :, None].astype(x.dtype)
         return self.stem(jnp.moveaxis(x[0], 0, 1))
 
 

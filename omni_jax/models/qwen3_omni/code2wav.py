@@ -17,7 +17,7 @@ from omni_jax.config import Code2WavConfig
 from omni_jax.models.decoder import Decoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.conv import Conv1d, ConvTranspose1d, Past, SnakeBeta
-from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp
+from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp, expand_to
 from omni_jax.nn.stack import stack
 from omni_jax.parallel.sharding import constrain, mesh_of, spec
 
@@ -60,7 +60,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], past: Past, ratio: int) -> Float[Array, "B T*{ratio} D"]:
         x = self.conv(x, past, rate=ratio)
-        return x + self.gamma[...] * self.mlp(self.norm(self.depthwise(x, past)))
+        return x + expand_to(self.gamma[...], x) * self.mlp(self.norm(self.depthwise(x, past)))
 
 
 class Residual(nnx.Module):
@@ -190,10 +190,10 @@ class Code2Wav(nnx.Module):
         if books != self.config.codebooks:
             raise ValueError(f"codes: expected [batch, {self.config.codebooks}, frames], got {list(codes.shape)}")
         past = Past(tails, seen, lengths, frames)
-        first = jnp.arange(books)[:, None] * self.config.codebook
+        first = jnp.arange(books)[None, :, None] * self.config.codebook
         x = jnp.mean(self.embedding(codes + first), axis=1)
         positions = jnp.broadcast_to(past.positions(frames), (3, batch, frames))
-        x, new, _ = self.decoder(x, positions, jnp.arange(frames) < lengths[:, None], cache)
+        x, new, _ = self.decoder(x, positions, jnp.arange(frames)[None] < lengths[:, None], cache)
         cache = slide(cache, *new, lengths)
         for upsample, ratio in zip(self.upsamples, self.config.ratios, strict=True):
             x = upsample(x, past, ratio)

@@ -118,7 +118,7 @@ class VisionEncoder(nnx.Module):
         config = self.config
         x = in_rows(self._embed, patches, place, size)
         width = config.width // config.heads
-        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))
+        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))[None, None]
         angles = (place.astype(jnp.float32)[..., None] * inverse).reshape(-1, width // 2)
         turn = (jnp.cos(angles), jnp.sin(angles))
         last = first + size[:, 0] * size[:, 1]

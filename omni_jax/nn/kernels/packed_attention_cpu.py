@@ -105,15 +105,15 @@ def _attend_head(
         keys = jax.lax.dynamic_slice_in_dim(k_SH, at, columns, axis=0)
         values = jax.lax.dynamic_slice_in_dim(v_HS, at, columns, axis=1)
         seen = (at + jnp.arange(columns))[:, None]
-        mask = (seen >= low) & (seen < high)
+        mask = (seen >= low[None]) & (seen < high[None])
         scores_ST = jnp.where(mask, jnp.matmul(keys, q_HT, preferred_element_type=jnp.float32) * scale, MASKED)
         grown = jnp.maximum(most, jnp.max(scores_ST, axis=0))
         # A query that has seen no key so far has MASKED as its maximum: its weights must not become exp(0).
-        weights_ST = jnp.where(mask, jnp.exp(scores_ST - grown), 0)
+        weights_ST = jnp.where(mask, jnp.exp(scores_ST - grown[None]), 0)
         kept = jnp.exp(most - grown)
         new = jnp.matmul(values, weights_ST.astype(v_HS.dtype), preferred_element_type=jnp.float32)
-        return out * kept + new, grown, total * kept + jnp.sum(weights_ST, axis=0)
+        return out * kept[None] + new, grown, total * kept + jnp.sum(weights_ST, axis=0)
 
     nothing = jnp.zeros(q_HT.shape[1], jnp.float32)
     out, _, total = jax.lax.fori_loop(0, count, step, (jnp.zeros(q_HT.shape, jnp.float32), nothing + MASKED, nothing))
-    return out / jnp.maximum(total, 1e-30)
+    return out / jnp.maximum(total, 1e-30)[None]

@@ -91,7 +91,7 @@ def _joined(
     past_k, past_v, length = past
     new, slots = q.shape[3], past_k.shape[2]
     ids = splash.SegmentIds(
-        jnp.ones((q.shape[0], new), jnp.int32), (jnp.arange(slots) < length[:, None]).astype(jnp.int32)
+        jnp.ones((q.shape[0], new), jnp.int32), (jnp.arange(slots)[None] < length[:, None]).astype(jnp.int32)
     )
     own, (own_sum,) = _kernel(q, k, masks.CausalMask, interpret, sums=True)(q, k, v, None)
     others, (others_sum,) = _kernel(q, past_k, masks.FullMask, interpret, sums=True)(q, past_k, past_v, ids)

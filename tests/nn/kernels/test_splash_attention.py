@@ -32,7 +32,7 @@ def test_kernels_equal_plain_attention(width, lengths):
     """For rows with an empty cache and with some filled slots; slots beyond are never read."""
     q, k, v, past = arrays(width)
     if lengths is not None:
-        beyond = jnp.arange(SLOTS)[:, None] >= jnp.asarray(lengths)[:, None, None, None]
+        beyond = jnp.arange(SLOTS)[None, None, :, None] >= jnp.asarray(lengths)[:, None, None, None]
         past = (*(jnp.where(beyond, 1e9, x) for x in past), jnp.asarray(lengths))
     past = None if lengths is None else past
     found = splash_attention.attend(q, k, v, past, interpret=True)
