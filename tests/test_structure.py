@@ -41,9 +41,10 @@ ENTRIES = {
     "": " ".join([*ARROWS, "assets", "py.typed"]),
     "config": "common decoder defaults encoders family fields foreign parts qwen2_5_omni qwen3_omni speech words",
     "parallel": "jitted mesh multihost param_paths sharding topology",
-    "nn": "cache causal_attention conv expert_parallel grouped_matmul kernels layers moe packed_attention resample rope stack",
+    "nn": "cache causal_attention conv expert_parallel grouped_matmul kernels layers moe packed_attention resample rope "
+    "softmax stack",
     "nn/kernels": "packed_attention packed_attention_cpu splash_attention",
-    "models": "decoder memory_layout parts placement qwen2_5_omni qwen3_omni thinker",
+    "models": "decoder memory_layout parts placement qwen2_5_omni qwen3_omni talker thinker vision",
     "models/qwen3_omni": "audio_encoder code2wav talker vision_encoder",
     "models/qwen2_5_omni": "audio_encoder bigvgan dit ecapa_tdnn talker vision_encoder",
     "processing": "arrays audio_packing batch content_part conversation limits media options positions processor_files prompt "

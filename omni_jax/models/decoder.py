@@ -30,6 +30,11 @@ CHUNK = 4096
 NewEntries = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
 
 
+def last_of(x: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Float[Array, "B D"]:
+    """The states at each row's last real token."""
+    return jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+
+
 class Attention(nnx.Module):
     """Grouped-query attention: projections, optional norms of queries and keys, rope."""
 

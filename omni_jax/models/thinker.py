@@ -8,7 +8,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Num
 
 from omni_jax.config import ThinkerConfig
-from omni_jax.models.decoder import Decoder
+from omni_jax.models.decoder import Decoder, last_of
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
 
@@ -79,8 +79,7 @@ class Thinker(nnx.Module):
         x, cache, kept = self.decoder.extend(
             embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack, keep=keep
         )
-        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        return self.head(last), cache, kept
+        return self.head(last_of(x, lengths)), cache, kept
 
     def step(
         self, tokens: Int[Array, "B"], positions: Num[Array, "3 B"], live: Int[Array, "B"], cache: KVCache

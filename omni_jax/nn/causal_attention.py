@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.nn.kernels import packed_attention_cpu, splash_attention
 from omni_jax.nn.kernels.splash_attention import Past
+from omni_jax.nn.softmax import MASKED
 
-# Finite, so that a query that sees no key (padding) gives finite garbage instead of NaN.
-MASKED = -1e30
 # A block of queries has about this many scores, so that no T x T array is held for long prompts.
 SCORES = 1 << 25
 

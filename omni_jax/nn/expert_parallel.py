@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from omni_jax.nn import grouped_matmul
+from omni_jax.nn.grouped_matmul import Chosen, Kernels, Weights
 from omni_jax.parallel.sharding import AXES
 
 # Tokens a device from which on they are exchanged. With fewer, most of the buffers would be room for the worst case.
@@ -26,10 +27,9 @@ RARELY = "rarely"
 
 def mixture(
     x: Float[Array, "T D"],
-    chosen: Int[Array, "T R"],
-    weights: Float[Array, "T R"],
-    gate_up: Float[Array, "L E D F2"],
-    down: Float[Array, "L E F D"],
+    chosen: Chosen,
+    weights: Weights,
+    kernels: Kernels,
     layer: Int[Array, ""],
     *,
     mesh: AbstractMesh,
@@ -45,29 +45,33 @@ def mixture(
     shared = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(tokens, tokens, tokens, held, held, PartitionSpec()),
+        in_specs=(tokens, tokens, tokens, (held, held), PartitionSpec()),
         out_specs=tokens,
         check_vma=False,
     )
-    return shared(x, chosen, weights, gate_up, down, layer)
+    return shared(x, chosen, weights, kernels, layer)
 
 
-def _added(x, chosen, weights, gate_up, down, layer, *, axes):
-    count = gate_up.shape[1]
+def _added(
+    x: Float[Array, "T D"], chosen: Chosen, weights: Weights, kernels: Kernels, layer: Int[Array, ""], *, axes
+) -> Float[Array, "T D"]:
+    count = kernels[0].shape[1]
     own = chosen - jax.lax.axis_index(axes) * count
     own = jnp.where((own >= 0) & (own < count), own, count)
-    return jax.lax.psum(grouped_matmul.mixture(x, own, weights, gate_up, down, layer), axes)
+    return jax.lax.psum(grouped_matmul.mixture(x, own, weights, kernels, layer), axes)
 
 
-def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
+def _exchanged(
+    x: Float[Array, "T D"], chosen: Chosen, weights: Weights, kernels: Kernels, layer: Int[Array, ""], *, axes
+) -> Float[Array, "T D"]:
     """Exchanges tokens with room for EVEN times a device's mean load.
 
     In the worst case one device needs room for all slots, but such buffers would be mostly empty, and written and read
     all the same. When the load is less even than EVEN allows, the tokens are exchanged in several parts.
     """
-    devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
+    devices, count = jax.lax.axis_size(axes), kernels[0].shape[1]
     parts, room = -(-devices // EVEN), min(EVEN, devices) * chosen.size
-    exchange = partial(_exchange, gate_up=gate_up, down=down, layer=layer, room=room, axes=axes)
+    exchange = partial(_exchange, kernels=kernels, layer=layer, room=room, axes=axes)
 
     def in_parts(*tokens):
         split = [leaf.reshape(parts, -1, leaf.shape[1]) for leaf in tokens]
@@ -78,8 +82,17 @@ def _exchanged(x, chosen, weights, gate_up, down, layer, *, axes):
     return jax.lax.cond(jnp.max(loads) <= room, exchange, in_parts, x, chosen, weights)
 
 
-def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
-    devices, count = jax.lax.axis_size(axes), gate_up.shape[1]
+def _exchange(
+    x: Float[Array, "T D"],
+    chosen: Chosen,
+    weights: Weights,
+    *,
+    kernels: Kernels,
+    layer: Int[Array, ""],
+    room: int,
+    axes,
+) -> Float[Array, "T D"]:
+    devices, count = jax.lax.axis_size(axes), kernels[0].shape[1]
     # Devices hold experts in order, so slots (t * R + r) sorted by expert are also sorted by receiver.
     order, loads = grouped_matmul.group(chosen, devices * count)
     loads = jax.lax.all_gather(loads, axes)  # [sender, expert]
@@ -89,7 +102,7 @@ def _exchange(x, chosen, weights, *, gate_up, down, layer, room: int, axes):
     ends = jnp.cumsum(jax.lax.dynamic_slice_in_dim(loads, jax.lax.axis_index(axes) * count, count, axis=1))
     run = jnp.searchsorted(ends, jnp.arange(room), side="right", method="compare_all")
     own = jnp.where(run < len(ends), run % count, count)[:, None]
-    made = grouped_matmul.mixture(rows, own, jnp.ones(own.shape, x.dtype), gate_up, down, layer)
+    made = grouped_matmul.mixture(rows, own, jnp.ones(own.shape, x.dtype), kernels, layer)
     y = _send(made.astype(x.dtype), chosen.size, sizes.T, axes)
     return grouped_matmul.combine(y, order, chosen, weights, devices * count)
 

@@ -23,20 +23,18 @@ STEP = 256
 
 # Gate and up (F2 = 2 F, gate first), and down: the experts of all layers.
 Kernels = tuple[Float[Array, "L E D F2"], Float[Array, "L E F D"]]
+# The experts of each token, and their weights.
+Chosen = Int[Array, "T R"]
+Weights = Float[Array, "T R"]
 
 
 def mixture(
-    x: Float[Array, "T D"],
-    chosen: Int[Array, "T R"],
-    weights: Float[Array, "T R"],
-    gate_up: Float[Array, "L E D F2"],
-    down: Float[Array, "L E F D"],
-    layer: Int[Array, ""],
+    x: Float[Array, "T D"], chosen: Chosen, weights: Weights, kernels: Kernels, layer: Int[Array, ""]
 ) -> Float[Array, "T D"]:
     """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]), in float32; an id of E means no expert."""
     # Merging layers and experts into one leading axis is a view.
-    count = gate_up.shape[1]
-    flat = (kernel.reshape(-1, *kernel.shape[2:]) for kernel in (gate_up, down))
+    count = kernels[0].shape[1]
+    flat = (kernel.reshape(-1, *kernel.shape[2:]) for kernel in kernels)
     return _grouped(x, chosen, weights, *flat, layer * count, count)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.nn import expert_parallel, grouped_matmul
-from omni_jax.nn.grouped_matmul import Kernels
+from omni_jax.nn.grouped_matmul import Chosen, Kernels, Weights
 from omni_jax.nn.layers import GatedMlp, Init, Linear
 from omni_jax.parallel.sharding import mesh_of, over
 
@@ -39,7 +39,7 @@ class Router(nnx.Module):
         self.shared_gate = Linear(init, (width,), (1,), axes=("embed", None)) if shared_ffn_width else None
         self.count, self.per_token, self.normalize = count, per_token, normalize
 
-    def choose(self, x: Float[Array, "T D"]) -> tuple[Int[Array, "T R"], Float[Array, "T R"]]:
+    def choose(self, x: Float[Array, "T D"]) -> tuple[Chosen, Weights]:
         """Each token's experts and their weights.
 
         Softmax in float32 over all experts, then the largest, then (if ``normalize``) their share of the sum.
@@ -64,23 +64,18 @@ class Router(nnx.Module):
         flat = x.reshape(-1, x.shape[-1])
         chosen, weights = self.choose(flat)
         chosen = jnp.where(valid.reshape(-1, 1), chosen, self.count)
-        y = mixture(flat, chosen, weights, *kernels, layer)
+        y = mixture(flat, chosen, weights, kernels, layer)
         if self.shared is not None and self.shared_gate is not None:
             y = y + jax.nn.sigmoid(self.shared_gate(flat)) * self.shared(flat)
         return y.reshape(x.shape)
 
 
 def mixture(
-    x: Float[Array, "T D"],
-    chosen: Int[Array, "T R"],
-    weights: Float[Array, "T R"],
-    gate_up: Float[Array, "L E D F2"],
-    down: Float[Array, "L E F D"],
-    layer: Int[Array, ""],
+    x: Float[Array, "T D"], chosen: Chosen, weights: Weights, kernels: Kernels, layer: Int[Array, ""]
 ) -> Float[Array, "T D"]:
     """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]); an id of E means no expert. Summed in float32."""
-    mesh = mesh_of(gate_up)
-    axes = over("expert", gate_up.shape[1], mesh) if mesh is not None else ()
+    mesh = mesh_of(kernels[0])
+    axes = over("expert", kernels[0].shape[1], mesh) if mesh is not None else ()
     if mesh is None or not axes:
-        return grouped_matmul.mixture(x, chosen, weights, gate_up, down, layer).astype(x.dtype)
-    return expert_parallel.mixture(x, chosen, weights, gate_up, down, layer, mesh=mesh, axes=axes).astype(x.dtype)
+        return grouped_matmul.mixture(x, chosen, weights, kernels, layer).astype(x.dtype)
+    return expert_parallel.mixture(x, chosen, weights, kernels, layer, mesh=mesh, axes=axes).astype(x.dtype)

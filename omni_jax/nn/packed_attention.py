@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
 
-from omni_jax.nn.causal_attention import MASKED, differentiated_as, scaled_scores
+from omni_jax.nn.causal_attention import differentiated_as, scaled_scores
 from omni_jax.nn.kernels import packed_attention, packed_attention_cpu
+from omni_jax.nn.softmax import MASKED, online_softmax
 
 # Queries and keys in one block of attention inside spans.
 SPAN_ROWS, SPAN_COLUMNS = 256, 512
@@ -163,12 +164,9 @@ def _forward_spans(q: Heads, k: Heads, v: Heads, first: Tokens, last: Tokens) ->
             out, most, total = carry
             keys, values = (jax.lax.dynamic_slice_in_dim(x, at, columns, axis=1) for x in (k_NSH, v_NSH))
             scores, mask = _span_scores(q_NTH, keys, low, high, at)
-            grown = jnp.maximum(most, jnp.max(jnp.where(mask, scores, MASKED), axis=-1))
-            # A query that has seen no key so far has MASKED as its maximum: its weights must not become exp(0).
-            weights = jnp.where(mask, jnp.exp(scores - grown[..., None]), 0)
-            kept = jnp.exp(most - grown)
+            weights, kept, most, total = online_softmax(scores, mask, most, total, axis=-1)
             new = jnp.einsum("NTS,NSH->NTH", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
-            return out * kept[..., None] + new, grown, total * kept + jnp.sum(weights, axis=-1)
+            return out * kept[..., None] + new, most, total
 
         nothing = jnp.zeros(q_NTH.shape[:2], jnp.float32)
         out, most, total = _over_spans(

@@ -1,5 +1,7 @@
 """Rotary position embedding (arXiv:2104.09864) and its multimodal form M-RoPE (arXiv:2409.12191), half-split layout."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
@@ -13,6 +15,22 @@ def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "{head_width
     # Rounded where the reference rounds: an error in the last digit here is 2e-3 of a radian at position 30,000.
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     return np.float32(1) / (np.float64(theta) ** exponents).astype(np.float32)
+
+
+def angles(positions: Num[Array, "*rows"], width: int, theta: float) -> Float[Array, "*rows {width}//2"]:
+    """What a head of a width turns by at positions, in float32."""
+    x32 = positions.astype(jnp.float32)[..., None]
+    return x32 * jnp.expand_dims(jnp.asarray(frequencies(width, theta)), range(positions.ndim))
+
+
+def turn(angles: Float[Array, "*rows half"], dtype: Any = jnp.float32) -> Turn:
+    """Cosines and sines of angles, cast to ``dtype``."""
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def turn_by_place(place: Int[Array, "P 2"], head_width: int, theta: float) -> Turn:
+    """Rope in two dimensions: the row turns the first half of the frequencies, the column the second."""
+    return turn(angles(place, head_width // 2, theta).reshape(-1, head_width // 2))
 
 
 def interleaved_axes(section: tuple[int, int, int], half: int) -> Int[np.ndarray, "{half}"]:
@@ -48,14 +66,11 @@ def rotation(
     Without ``section`` only the first coordinate counts; with it, ``interleaved`` says how coordinates share the
     frequencies. The results are cast to ``dtype`` before use because the reference rotates in the activations' dtype.
     """
-    inverse = jnp.asarray(frequencies(head_width, theta))[None, None]
-    positions = positions.astype(jnp.float32)
     if section is None:
-        angles = positions[0][..., None] * inverse
-    else:
-        axes = interleaved_axes(section, head_width // 2) if interleaved else run_axes(section)
-        angles = jnp.moveaxis(positions[axes], 0, -1) * inverse
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+        return turn(angles(positions[0], head_width, theta), dtype)
+    axes = interleaved_axes(section, head_width // 2) if interleaved else run_axes(section)
+    inverse = jnp.asarray(frequencies(head_width, theta))[None, None]
+    return turn(jnp.moveaxis(positions.astype(jnp.float32)[axes], 0, -1) * inverse, dtype)
 
 
 def rotate(

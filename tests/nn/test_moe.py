@@ -117,8 +117,8 @@ def test_gradients_equal_those_of_the_dense_formula():
         return jnp.sum(jnp.sin(jnp.einsum("tr,trd->td", weights, jnp.take_along_axis(y, chosen[..., None], axis=1))))
 
     def ours(x, weights, gate_up, down):
-        kernels = (kernel.reshape(LAYERS, COUNT, *kernel.shape[1:]) for kernel in (gate_up, down))
-        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, *kernels, jnp.int32(OFFSET // COUNT))))
+        kernels = tuple(kernel.reshape(LAYERS, COUNT, *kernel.shape[1:]) for kernel in (gate_up, down))
+        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, kernels, jnp.int32(OFFSET // COUNT))))
 
     for mine, theirs in zip(
         jax.jit(jax.grad(ours, argnums=(0, 1, 2, 3)))(x, weights, gate_up, down),
@@ -135,8 +135,8 @@ def test_experts_on_several_devices_drop_no_token(sizes, tokens, per_token, same
     mesh, placed = spread_kernels(sizes)
     x, chosen, weights = inputs(tokens, per_token, same=same)
     chosen = chosen.at[1::7].set(COUNT)
-    program = jax.jit(moe.mixture).lower(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT)).compile()
-    y = program(x, chosen, weights, *placed, jnp.int32(OFFSET // COUNT))
+    program = jax.jit(moe.mixture).lower(x, chosen, weights, placed, jnp.int32(OFFSET // COUNT)).compile()
+    y = program(x, chosen, weights, placed, jnp.int32(OFFSET // COUNT))
     np.testing.assert_allclose(y, plain(x, chosen, weights, *kernels()), atol=2e-4)
     assert (len(y.sharding.device_set) > 1 and not y.sharding.is_fully_replicated) == (
         tokens >= expert_parallel.LEAST * mesh.size
@@ -147,13 +147,13 @@ def test_experts_on_several_devices_drop_no_token(sizes, tokens, per_token, same
 
 def spread_kernels(sizes):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), ("data", "expert", "model"))
-    placed = [
+    placed = tuple(
         jax.device_put(
             leaf.reshape(LAYERS, COUNT, *leaf.shape[1:]),
             NamedSharding(mesh, spec(("expert", None, None), (LAYERS, COUNT, 1, 1), mesh)),
         )
         for leaf in kernels()
-    ]
+    )
     assert placed[0].addressable_shards[0].data.nbytes * np.prod(sizes) == kernels()[0].nbytes
     return mesh, placed
 
@@ -164,7 +164,7 @@ def test_gradients_with_tokens_sent_equal_those_of_one_device():
     whole = [jnp.asarray(np.asarray(leaf)) for leaf in placed]
 
     def loss(x, weights, gate_up, down):
-        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, gate_up, down, jnp.int32(1))))
+        return jnp.sum(jnp.sin(moe.mixture(x, chosen, weights, (gate_up, down), jnp.int32(1))))
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
     for sent, alone in zip(gradients(x, weights, *placed), gradients(x, weights, *whole), strict=True):

@@ -19,9 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config.speech import DiTConfig
 from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
-from omni_jax.nn.causal_attention import MASKED
+from omni_jax.nn import rope
 from omni_jax.nn.layers import Embedding, Init, Linear, Mlp
-from omni_jax.nn.rope import Turn, frequencies
+from omni_jax.nn.rope import Turn
+from omni_jax.nn.softmax import MASKED
 from omni_jax.nn.stack import scan, stack
 
 TIME_WIDTH, TIME_SCALE, TIME_THETA = 256, 1000, 10000
@@ -211,10 +212,12 @@ class DiT(nnx.Module):
             absent = entered(jnp.zeros((1, 1), jnp.int32), silence, jnp.zeros((1, config.speaker_width)))[0, 0]
         mask = jnp.arange(frames)[None] < lengths[:, None] * config.repeats
         positions = jnp.broadcast_to(jnp.asarray(start), lengths.shape)[:, None] + jnp.arange(frames)[None]
-        angles = (
-            positions[..., None].astype(jnp.float32) * frequencies(config.head_width, config.rope_theta)[None, None]
+        return Condition(
+            jnp.repeat(given, config.repeats, axis=1),
+            absent,
+            mask,
+            rope.turn(rope.angles(positions, config.head_width, config.rope_theta)),
         )
-        return Condition(jnp.repeat(given, config.repeats, axis=1), absent, mask, (jnp.cos(angles), jnp.sin(angles)))
 
     def modulate(self, time: Float[Array, ""]) -> Modulation:
         """The modulation of each layer at a time."""

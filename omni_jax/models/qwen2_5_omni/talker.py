@@ -2,16 +2,16 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import Qwen25TalkerConfig
 from omni_jax.models.decoder import Decoder
+from omni_jax.models.talker import TalkerDecoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
 
 
-class Talker(nnx.Module):
+class Talker(TalkerDecoder):
     """Dense decoder over the sum of two tracks, text and codes (arXiv:2503.20215).
 
     Both tracks have the thinker's width; their sum is projected to the decoder's. Text and sampling are decided
@@ -43,27 +43,13 @@ class Talker(nnx.Module):
         """
         return embedded + states
 
-    def extend(
-        self,
-        x: Float[Array, "B T E"],
-        positions: Num[Array, "3 B T"],
-        lengths: Int[Array, "B"],
-        cache: KVCache,
-        *,
-        fresh: bool = False,
-    ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
-        """Runs a prompt, or one position a row: float32 logits and final-normed state at each row's last real position.
+    def entered(self, x: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
+        """The decoder's input for the sum of both tracks."""
+        return self.projection(x)
 
-        Args:
-            x: sum of both tracks.
-            positions: rotary coordinates (time, height, width).
-            lengths: real positions of each row; 0 leaves a row as it is.
-            cache: the rows' earlier keys and values.
-            fresh: the cache is empty.
-        """
-        x, cache, _ = self.decoder.extend(self.projection(x), positions, lengths, cache, fresh=fresh)
-        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        return self.head(last).astype(jnp.float32), last, cache
+    def logits(self, last: Float[Array, "B D"]) -> Float[Array, "B V"]:
+        """In float32, as in the reference."""
+        return super().logits(last).astype(jnp.float32)
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         return self.decoder.empty_cache(batch, slots, self.table.table.dtype)

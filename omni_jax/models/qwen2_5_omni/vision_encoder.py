@@ -6,6 +6,7 @@ leaves its frame's span, so the frames' spans stay as they were. At the end the 
 the call.
 """
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,14 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import Qwen25VisionEncoderConfig
-from omni_jax.models.qwen3_omni.vision_encoder import ROPE_THETA, in_rows
+from omni_jax.models.vision import EPS, ROPE_THETA, Block, embed_patches, in_rows
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
-from omni_jax.nn.packed_attention import attend_spans
-from omni_jax.nn.rope import Turn, frequencies, rotate
+from omni_jax.nn.rope import turn_by_place
 from omni_jax.nn.stack import scan, stack
-from omni_jax.parallel.sharding import mesh_of
-
-EPS = 1e-6
 
 
 class BiasedGatedMlp(GatedMlp):
@@ -29,34 +26,6 @@ class BiasedGatedMlp(GatedMlp):
     def __init__(self, init: Init, width: int, ffn_width: int):
         self.gate_up = Linear(init, (width,), (2, ffn_width), axes=("embed", None, "ffn"), bias=True)
         self.down = Linear(init, (ffn_width,), (width,), axes=("ffn", "embed"), bias=True)
-
-
-class Block(nnx.Module):
-    """Pre-norm block with RMS norms and SwiGLU: queries, keys and values from one kernel, biases everywhere."""
-
-    def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
-        d, n, h = config.width, config.heads, config.width // config.heads
-        self.attention_norm = RMSNorm(init, d, eps=EPS)
-        self.qkv = Linear(init, (d,), (3, n, h), axes=("embed", None, "heads", "head"), bias=True)
-        self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"), bias=True)
-        self.ffn_norm = RMSNorm(init, d, eps=EPS)
-        self.ffn = BiasedGatedMlp(init, d, config.ffn_width)
-
-    def __call__(
-        self, x: Float[Array, "P D"], turn: Turn, first: Int[Array, "P"], last: Int[Array, "P"]
-    ) -> Float[Array, "P D"]:
-        q, k, v = in_rows(self._project, x, *turn)
-        return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
-
-    def _project(self, x, cos, sin):
-        """Rotated queries and keys, and values. The rotation is in float32 for any dtype of the activations."""
-        q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
-        q, k = (rotate(part[None].astype(jnp.float32), cos[None], sin[None])[0].astype(x.dtype) for part in (q, k))
-        return q, k, v
-
-    def _finish(self, x, attended):
-        x = x + self.o(attended)
-        return x + self.ffn(self.ffn_norm(x))
 
 
 class Merger(nnx.Module):
@@ -75,9 +44,10 @@ class VisionEncoder(nnx.Module):
     """Reference: Qwen2_5OmniVisionEncoder (arXiv:2503.20215); the windows: arXiv:2502.13923."""
 
     def __init__(self, init: Init, config: Qwen25VisionEncoderConfig):
+        mlp = partial(BiasedGatedMlp, width=config.width, ffn_width=config.ffn_width)
         patch = (config.channels, config.temporal_patch, config.patch, config.patch)
         self.patches = Linear(init, patch, (config.width,), axes=(None, None, None, None, "embed"))
-        self.layers = stack(init, config.layers, lambda init: Block(init, config))
+        self.layers = stack(init, config.layers, lambda init: Block(init, config, RMSNorm, mlp))
         self.merger = Merger(init, config)
         self.config = config
 
@@ -107,11 +77,8 @@ class VisionEncoder(nnx.Module):
         # The sort is stable, so the patches of a group and the groups of a window stay in order. Padding does not move.
         order = jnp.argsort(jnp.where(area > 0, start, jnp.arange(len(start))), stable=True)
         start, area = start[order], area[order]
-        x = in_rows(self._embed, patches[order])
-        width = config.width // config.heads
-        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))[None, None]
-        angles = (place[order].astype(jnp.float32)[..., None] * inverse).reshape(-1, width // 2)
-        turn = (jnp.cos(angles), jnp.sin(angles))
+        x = in_rows(partial(embed_patches, linear=self.patches), patches[order])
+        turn = turn_by_place(place[order], config.width // config.heads, ROPE_THETA)
         frame, window = (first, first + size[:, 0] * size[:, 1]), (start, start + area)
         whole = jnp.isin(jnp.arange(config.layers), jnp.asarray(config.whole, jnp.int32))
 
@@ -122,9 +89,6 @@ class VisionEncoder(nnx.Module):
         x, _ = scan(body, x, self.layers, whole)
         features = in_rows(self.merger, x)[jnp.argsort(order[:: config.merge**2])]
         return features, jnp.zeros((0, *features.shape), features.dtype)
-
-    def _embed(self, patches):
-        return self.patches(patches.astype(self.dtype).reshape(-1, *self.patches.kernel.shape[:-1]))
 
 
 def windows(

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import TalkerConfig
 from omni_jax.models.decoder import Decoder
+from omni_jax.models.talker import TalkerDecoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
 from omni_jax.nn.stack import apart, scan, stack
@@ -35,7 +36,7 @@ class Projection(nnx.Module):
         return self.down(jax.nn.silu(self.up(x)))
 
 
-class Talker(nnx.Module):
+class Talker(TalkerDecoder):
     """Mixture-of-experts decoder over codec ids (arXiv:2509.17765).
 
     Attributes:
@@ -79,28 +80,6 @@ class Talker(nnx.Module):
         if media is not None and heard is not None:
             x = jnp.where(heard[..., None], self.hidden_projection(media), x)
         return x + jnp.where(codes[..., None] >= 0, self.embedding(jnp.maximum(codes, 0)), 0)
-
-    def extend(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Num[Array, "3 B T"],
-        lengths: Int[Array, "B"],
-        cache: KVCache,
-        *,
-        fresh: bool = False,
-    ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], KVCache]:
-        """Runs a prompt, or one embedding a row: logits and final-normed state at each row's last real position.
-
-        Args:
-            x: embeddings.
-            positions: rotary coordinates (time, height, width).
-            lengths: real positions of each row; 0 leaves a row as it is.
-            cache: the rows' earlier keys and values.
-            fresh: the cache is empty.
-        """
-        x, cache, _ = self.decoder.extend(x, positions, lengths, cache, fresh=fresh)
-        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        return self.head(last), last, cache
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         return self.decoder.empty_cache(batch, slots, self.embedding.table.dtype)

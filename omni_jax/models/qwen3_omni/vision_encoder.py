@@ -6,6 +6,7 @@ the frame begins; positions, rope and attention need no more. A frame pair of a 
 image does.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,55 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import VisionEncoderConfig
+from omni_jax.models.vision import EPS, ROPE_THETA, Block, embed_patches, in_rows
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
-from omni_jax.nn.packed_attention import attend_spans
-from omni_jax.nn.rope import Turn, frequencies, rotate
+from omni_jax.nn.rope import turn_by_place
 from omni_jax.nn.stack import scan, stack
-from omni_jax.parallel.sharding import mesh_of
-
-ROPE_THETA = 10_000.0
-ROWS = 1024
-
-
-class Block(nnx.Module):
-    """Pre-norm block: queries, keys and values from one kernel, tanh GELU, biases everywhere."""
-
-    def __init__(self, init: Init, config: VisionEncoderConfig):
-        d, n, h = config.width, config.heads, config.width // config.heads
-        self.attention_norm = LayerNorm(init, d, eps=1e-6)
-        self.qkv = Linear(init, (d,), (3, n, h), axes=("embed", None, "heads", "head"), bias=True)
-        self.o = Linear(init, (n, h), (d,), axes=("heads", "head", "embed"), bias=True)
-        self.ffn_norm = LayerNorm(init, d, eps=1e-6)
-        self.ffn = Mlp(init, d, config.ffn_width, d, tanh=True)
-
-    def __call__(
-        self, x: Float[Array, "P D"], turn: Turn, first: Int[Array, "P"], last: Int[Array, "P"]
-    ) -> Float[Array, "P D"]:
-        q, k, v = in_rows(self._project, x, *turn)
-        return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
-
-    def _project(self, x, cos, sin):
-        """Rotated queries and keys, and values. The rotation is in float32 for any dtype of the activations."""
-        q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 1, 0)
-        q, k = (rotate(part[None].astype(jnp.float32), cos[None], sin[None])[0].astype(x.dtype) for part in (q, k))
-        return q, k, v
-
-    def _finish(self, x, attended):
-        x = x + self.o(attended)
-        return x + self.ffn(self.ffn_norm(x))
-
-
-def in_rows(function, *arrays: Array):
-    """``function`` of the rows of arrays, at most ROWS at a time, so that its widest intermediates stay small."""
-    length = arrays[0].shape[0]
-    count = -(-length // ROWS)
-    while length % count:
-        count += 1
-    if count == 1:
-        return function(*arrays)
-    blocks = [x.reshape(count, -1, *x.shape[1:]) for x in arrays]
-    made = jax.lax.map(lambda block: function(*block), blocks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 
 
 class Merger(nnx.Module):
@@ -73,7 +29,7 @@ class Merger(nnx.Module):
 
     def __init__(self, init: Init, config: VisionEncoderConfig, *, joined_norm: bool):
         joined = config.width * config.merge**2
-        self.norm = LayerNorm(init, joined if joined_norm else config.width, eps=1e-6)
+        self.norm = LayerNorm(init, joined if joined_norm else config.width, eps=EPS)
         self.mlp = Mlp(init, joined, joined, config.out_width)
         self.joined_norm, self.joined = joined_norm, joined
 
@@ -87,10 +43,11 @@ class VisionEncoder(nnx.Module):
     """Reference: Qwen3OmniMoeVisionEncoder (arXiv:2509.17765); deepstack: arXiv:2406.04334."""
 
     def __init__(self, init: Init, config: VisionEncoderConfig):
+        mlp = partial(Mlp, ins=config.width, ffn_width=config.ffn_width, outs=config.width, tanh=True)
         patch = (config.channels, config.temporal_patch, config.patch, config.patch)
         self.patches = Linear(init, patch, (config.width,), axes=(None, None, None, None, "embed"), bias=True)
         self.positions = Embedding(init, config.positions, config.width, axes=(None, "embed"))
-        self.layers = stack(init, config.layers, lambda init: Block(init, config))
+        self.layers = stack(init, config.layers, lambda init: Block(init, config, LayerNorm, mlp))
         self.merger = Merger(init, config, joined_norm=False)
         self.deepstack = stack(init, len(config.taps), lambda init: Merger(init, config, joined_norm=True))
         self.config = config
@@ -117,10 +74,7 @@ class VisionEncoder(nnx.Module):
         """
         config = self.config
         x = in_rows(self._embed, patches, place, size)
-        width = config.width // config.heads
-        inverse = jnp.asarray(frequencies(width // 2, ROPE_THETA))[None, None]
-        angles = (place.astype(jnp.float32)[..., None] * inverse).reshape(-1, width // 2)
-        turn = (jnp.cos(angles), jnp.sin(angles))
+        turn = turn_by_place(place, config.width // config.heads, ROPE_THETA)
         last = first + size[:, 0] * size[:, 1]
         taps = jnp.asarray(config.taps, jnp.int32)
 
@@ -138,7 +92,7 @@ class VisionEncoder(nnx.Module):
         return in_rows(self.merger, x), deep
 
     def _embed(self, patches, place, size):
-        x = self.patches(patches.astype(self.dtype).reshape(-1, *self.patches.kernel.shape[:-1]))
+        x = embed_patches(patches, self.patches)
         return x + self._positions(place, size).astype(x.dtype)
 
     def _positions(self, place: Int[Array, "P 2"], size: Int[Array, "P 2"]) -> Float[Array, "P D"]:

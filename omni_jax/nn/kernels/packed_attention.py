@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from omni_jax.nn.softmax import MASKED
 from omni_jax.parallel.sharding import over
 
 # The kernel's name in a compiled program, by which plan/kernel_costs.py knows it.
@@ -24,8 +25,8 @@ KERNEL = "attend_spans"
 BLOCK = 256
 # Keys of one head that are in VMEM at once: all keys of a call, unless a picture has more.
 PANEL = 4096
-# The score of a key that is not seen, and the lower bound of a query's maximum: exp of their difference is zero.
-MASKED, LEAST = -1e30, -1e29
+# The lower bound of a query's maximum: exp of the difference of MASKED and this is zero.
+LEAST = -1e29
 
 
 def attend(

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from omni_jax.nn.softmax import MASKED, online_softmax
+
 # Queries and keys of one block of scores: 256 KB in float32.
 ROWS, COLUMNS = 256, 256
 # With fewer queries, a whole pass is not cut into blocks.
 FEW = 64
-# Finite, so that the difference of two of them is not NaN.
-MASKED = -1e30
 
 
 def attend(
@@ -106,13 +106,10 @@ def _attend_head(
         values = jax.lax.dynamic_slice_in_dim(v_HS, at, columns, axis=1)
         seen = (at + jnp.arange(columns))[:, None]
         mask = (seen >= low[None]) & (seen < high[None])
-        scores_ST = jnp.where(mask, jnp.matmul(keys, q_HT, preferred_element_type=jnp.float32) * scale, MASKED)
-        grown = jnp.maximum(most, jnp.max(scores_ST, axis=0))
-        # A query that has seen no key so far has MASKED as its maximum: its weights must not become exp(0).
-        weights_ST = jnp.where(mask, jnp.exp(scores_ST - grown[None]), 0)
-        kept = jnp.exp(most - grown)
+        scores_ST = jnp.matmul(keys, q_HT, preferred_element_type=jnp.float32) * scale
+        weights_ST, kept, most, total = online_softmax(scores_ST, mask, most, total, axis=0)
         new = jnp.matmul(values, weights_ST.astype(v_HS.dtype), preferred_element_type=jnp.float32)
-        return out * kept[None] + new, grown, total * kept + jnp.sum(weights_ST, axis=0)
+        return out * kept[None] + new, most, total
 
     nothing = jnp.zeros(q_HT.shape[1], jnp.float32)
     out, _, total = jax.lax.fori_loop(0, count, step, (jnp.zeros(q_HT.shape, jnp.float32), nothing + MASKED, nothing))

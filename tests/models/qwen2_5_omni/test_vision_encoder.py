@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from omni_jax.config import Qwen25VisionEncoderConfig
+from omni_jax.models import vision
 from omni_jax.models.qwen2_5_omni.vision_encoder import VisionEncoder, windows
-from omni_jax.models.qwen3_omni import vision_encoder
 from omni_jax.nn.layers import Init
 from omni_jax.processing import vision_packing
 
@@ -116,7 +116,7 @@ def test_rows_in_blocks_equal_the_whole(encoder, monkeypatch):
     """Wide intermediates are computed for some patches at a time, in blocks that divide the call."""
     call = packed(pixels(GRIDS), GRIDS)
     whole = encoder.encode(*call)[0]
-    monkeypatch.setattr(vision_encoder, "ROWS", 100)
+    monkeypatch.setattr(vision, "ROWS", 100)
     close(encoder.encode(*call)[0], whole)
 
 

@@ -57,13 +57,13 @@ def test_padding_is_not_attended_to(omni):
 
 def test_rows_in_blocks_equal_the_whole(omni, monkeypatch):
     """Wide intermediates are computed for some patches at a time, in blocks that divide the call."""
-    from omni_jax.models.qwen3_omni import vision_encoder
+    from omni_jax.models import vision
 
     (call,) = vision_packing.pack(*vision_packing.split_patches(pixels(GRIDS), GRIDS), 2)
     arrays = (call.patches, call.place, call.size, call.first)
     encoder = omni.parts["vision_encoder"]
     whole, deep = encoder.encode(*arrays)
-    monkeypatch.setattr(vision_encoder, "ROWS", 100)
+    monkeypatch.setattr(vision, "ROWS", 100)
     cut, deep_cut = encoder.encode(*arrays)
     close(cut, whole)
     close(deep_cut, deep)
