@@ -52,6 +52,9 @@ def pytest_terminal_summary(terminalreporter):
 LONGEST = (
     "plan/test_compiled.py",
     "end_to_end/test_speaks.py",
+    "docs/test_docs.py",
+    "tpu/test_pod.py",
+    "parity/test_optimized.py",
     "parity/test_speaks.py",
     "parallel/test_sharding.py",
     "speech/test_token2wav.py",
@@ -59,7 +62,7 @@ LONGEST = (
     "parity/test_generate.py",
     "end_to_end/test_qwen2_5_omni.py",
     "end_to_end/test_full_size.py",
-    "tpu/test_pod.py",
+    "fuzz/test_fuzz.py",
     "end_to_end/test_sees.py",
     "parity/test_sees.py",
 )
@@ -83,7 +86,8 @@ def room_for_programs():
     maps = Path("/proc/self/maps")
     if len(COMPILED) > 20 and maps.exists():
         COMPILED.clear()
-        if maps.read_bytes().count(b"\n") > 30_000:
+        # This leaves 20,000 maps to a single test; what is cleared is traced and read again.
+        if maps.read_bytes().count(b"\n") > 45_000:
             jax.clear_caches()
 
 

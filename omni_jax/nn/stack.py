@@ -40,7 +40,7 @@ def scan(body: Callable[..., Any], carry: Any, stacked: Any, *xs: Any) -> tuple[
         return body(carry, layer, index, *x)
 
     if isinstance(stacked, nnx.List):
-        made = []
+        made, body = [], jax.jit(body)  # traced for the first layer, and taken for all that have its shapes
         for index, layer in enumerate(stacked):
             carry, y = body(carry, layer, jnp.int32(index), *(x[index] for x in xs))
             made.append(y)
