@@ -93,7 +93,7 @@ LETTERS: Any = SimpleNamespace(
 )
 
 
-def make(config: OmniConfig, dtype: Any, devices: Sequence[Any]) -> dict[str, nnx.Module]:
+def make(config: OmniConfig, dtype: Any, devices: Sequence[Any]) -> parts.OmniParts:
     """The parts with random weights, made on the first device, or with the experts spread over several."""
     mesh = jax.sharding.Mesh(np.asarray(devices), ("expert",)) if len(devices) > 1 else None
     builders, made = parts.builders(config), {}
@@ -108,7 +108,7 @@ def make(config: OmniConfig, dtype: Any, devices: Sequence[Any]) -> dict[str, nn
         placed = None if mesh is None else parts.replace(abstract, shardings(abstract, mesh))
         # One part at a time, so that the extra memory of drawing is not needed for all of them at once.
         made |= jax.block_until_ready(jax.jit(draw, out_shardings=placed)(key))
-    return made
+    return parts.collect(config, made)
 
 
 def build(scale: str, devices: Sequence[Any], folder: Path) -> Omni:
@@ -194,7 +194,7 @@ def whole(omni: Omni, asked: Sequence[Question], load: Load, seed: int, *, aloud
     text = {"reading_ms": [reading], **texts(events, len(asked))}
     if not aloud:
         return text
-    sound = sounds(events, len(asked), omni.parts["code2wav"])
+    sound = sounds(events, len(asked), omni.parts.code2wav)
     # As in the report: the cost of one token and one frame, divided by a frame's duration.
     rtf = (text["token_ms"][0] + sound["frame_ms"][0]) / (1e3 * FRAME_S)
     return {**text, **sound, "rtf": [rtf]}
@@ -271,7 +271,7 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     _, first = timed(voices.advance)
     (state, rows), count = voices.states, min(CALL_FRAMES, load.frames - 1)
     words = jnp.zeros((len(voices.rows), CALL_FRAMES, state.frame.shape[-1]), state.frame.dtype)
-    models = omni.parts["talker"], omni.parts["code_predictor"]
+    models = omni.parts.talker, omni.parts.code_predictor
     (_, codes), frame = timed(
         lambda: generate_frames(*models, state, words, rows, np.int32(count), candidates=voices.candidates)
     )

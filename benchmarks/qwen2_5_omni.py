@@ -174,7 +174,7 @@ def compare(folder: Path, repeat: int) -> dict:
 
 def _talkers(omni: Omni, reference, rng: np.random.Generator):
     """Our and their function for the codes of a prompt of random numbers and random words."""
-    talker, config = omni.parts["talker"], omni.parts["talker"].config
+    talker, config = omni.parts.talker, omni.parts.talker.config
     prompt = rng.normal(size=(1, HEARD, WIDTH)).astype(np.float32)
     slots = bucket(HEARD + ROOM)  # the first size of a reply's cache
     words = rng.normal(size=(1, CALL_FRAMES, WIDTH)).astype(np.float32)

@@ -72,7 +72,7 @@ def measure(config: OmniConfig, mesh: str, *, batch: int = BATCH, tokens: int = 
     """The work of a device in a prefill and in a decode step of a batch."""
     placed = make_mesh(mesh, devices=jax.devices())
     entries = Entries(config, placed, Workload(batch=batch, context=tokens, dtype=jnp.float32))
-    thinker, cache = entries.parts["thinker"], entries.cache
+    thinker, cache = entries.parts.thinker, entries.cache
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
         return entries.array(shape, dtype)

@@ -53,7 +53,7 @@ def compare(folder: Path, repeat: int) -> dict:
     omni = Omni.load(folder, dtype=jnp.float32)
     reference = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     torch.set_grad_enabled(False)
-    talker, rng = omni.parts["talker"], np.random.default_rng(0)
+    talker, rng = omni.parts.talker, np.random.default_rng(0)
     prompt = rng.normal(size=(1, PROMPT, WIDTH)).astype(np.float32)
     words = rng.normal(size=(1, CALL_FRAMES, WIDTH)).astype(np.float32)
     greedy = SamplingRows.of([Sampling(repetition_penalty=PENALTY)], [0], [SLOTS])
@@ -64,7 +64,7 @@ def compare(folder: Path, repeat: int) -> dict:
         state = prefill(talker, prompt, positions, np.array([PROMPT]), talker.empty_cache(1, SLOTS), bos=bos)
         rows = SpeechRows(greedy, greedy)
         _, codes = generate_frames(
-            talker, omni.parts["code_predictor"], state, words, rows, np.int32(frames), candidates=(0, 0)
+            talker, omni.parts.code_predictor, state, words, rows, np.int32(frames), candidates=(0, 0)
         )
         return np.asarray(codes)[:, :, :frames]
 

@@ -32,6 +32,7 @@ from omni_jax.engine.request import (
 from omni_jax.errors import check_progress, listed, shown
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import arranged
+from omni_jax.models.parts import OmniParts
 from omni_jax.models.placement import shardings
 from omni_jax.parallel.jitted import jitted
 from omni_jax.parallel.mesh import make_mesh, well_chosen
@@ -55,8 +56,9 @@ _logits = jitted(lambda thinker, *prompt: thinker.logits(*prompt))
 class Omni:
     """A Qwen omni model. Make one with ``Omni.load``."""
 
-    def __init__(self, parts: Mapping[str, Any], config: OmniConfig, folder: str | Path, limits: Limits = UNLIMITED):
-        self.parts, self.config, self.folder, self.limits = dict(parts), config, Path(folder), limits
+    def __init__(self, parts: OmniParts, config: OmniConfig, folder: str | Path, limits: Limits = UNLIMITED):
+        self.parts, self.config, self.folder, self.limits = parts, config, Path(folder), limits
+        self.synthesizer: Synthesizer[Any, Any] = synthesizer(config, self.folder, parts)  # how replies become speech
 
     @classmethod
     def load(
@@ -141,11 +143,6 @@ class Omni:
     def defaults(self) -> GenerationConfig:
         """Sampling options of the checkpoint's generation config."""
         return GenerationConfig.read(self.folder, self.config)
-
-    @cached_property
-    def synthesizer(self) -> Synthesizer[Any]:
-        """How replies become speech."""
-        return synthesizer(self.config, self.folder, self.parts)
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -325,7 +322,7 @@ class Omni:
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
         placed = encode.place(batch, self.config.thinker)
         embedded = encode.embed(self.parts, placed, self.config.thinker)
-        logits = _logits(self.parts["thinker"], embedded, placed.batch.positions, placed.batch.lengths)
+        logits = _logits(self.parts.thinker, embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
         # On the host, because indexing on the device would compile a program for each new length.
         return jax.device_put(fetch(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])

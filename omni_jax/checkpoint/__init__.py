@@ -42,6 +42,7 @@ from omni_jax.errors import RetryableError, UserError, check_path, check_progres
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import declared
+from omni_jax.models.parts import OmniParts
 from omni_jax.weights import layerwise, speakers
 
 T = TypeVar("T")
@@ -168,7 +169,7 @@ def load(
     speech: bool = True,
     shardings: weights.Shardings | None = None,
     progress: layerwise.Progress | None = None,
-) -> dict[str, nnx.Module]:
+) -> OmniParts:
     """Reads a converted folder or URL; arguments, result and memory as in ``weights.load``.
 
     The mesh need not be the one on which the parts were saved, if there was any.
@@ -205,14 +206,14 @@ def export(
     folder = _folder(source)
     config_json = read_json(folder / "config.json")
     reader, abstract = converted(folder, from_hf(config_json), dtype=dtype)
-    speech = "talker" in abstract
+    speech = abstract.talker is not None
     options |= {"files_from": folder, "progress": progress}
     return weights.save(reader, target, config_json, dtype=reader.dtype, speech=speech, **options)
 
 
 def converted(
     folder: str | Path, config: OmniConfig, *, dtype: Any = None, speech: bool = True
-) -> tuple["Converted", dict[str, nnx.Module]]:
+) -> tuple["Converted", OmniParts]:
     """Checks a converted folder against the model, without reading weights.
 
     Args:

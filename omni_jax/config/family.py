@@ -1,7 +1,7 @@
 """A family of models is one name, and a file or folder of that name in each folder where families differ.
 
     config/NAME.py                 read: config.json to a configuration
-    models/NAME/                   builders: its encoders, and the parts that only speaking needs
+    models/NAME/                   builders: its encoders, and the parts that only speaking needs; PARTS: the class of all
     weights/tables/NAME.py         rows, counted, is_spoken, FLOAT32, IGNORED: the published layout
     speech/NAME.py                 SYNTHESIZER: text and states to sound
     testing/NAME.py                TINY: what a tiny checkpoint holds beside its weights

@@ -1,8 +1,7 @@
 """Answers a request: the thinker's tokens are read as they are generated, and spoken once there are enough of them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from omni_jax.decoding.text import CALL_STEPS, Made, generate
 from omni_jax.engine import encode
 from omni_jax.engine.encode import Placed
 from omni_jax.engine.reply import Draft, Event
+from omni_jax.models.parts import OmniParts
 from omni_jax.processing.transcript import Transcript
 from omni_jax.speech.stream import Speech, SpeechStream
 
@@ -39,7 +39,7 @@ class Request:
 
 
 def answer(
-    parts: Mapping[str, Any], config: OmniConfig, request: Request, *, steps: int = CALL_STEPS, streamed: bool = False
+    parts: OmniParts, config: OmniConfig, request: Request, *, steps: int = CALL_STEPS, streamed: bool = False
 ) -> Iterator[tuple[int, Event]]:
     """Events of each row, in the order in which they occur; a row's last event has its whole reply.
 
@@ -83,9 +83,7 @@ def _spoken(voices: SpeechStream, rows: list[Draft]) -> Iterator[tuple[int, Even
             yield chunk.row, Event(audio=chunk.samples)
 
 
-def _write(
-    parts: Mapping[str, Any], config: OmniConfig, request: Request, rows: list[Draft], steps: int
-) -> Iterator[Made]:
+def _write(parts: OmniParts, config: OmniConfig, request: Request, rows: list[Draft], steps: int) -> Iterator[Made]:
     """Generates the replies; each row reads its tokens. Yields after each call."""
     context, sampling = config.thinker.context, request.sampling
     padded, embedded = request.prompts.batch, encode.embed(parts, request.prompts, config.thinker)
@@ -93,7 +91,7 @@ def _write(
     longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
     most = [min(longest, context - int(length)) for length in padded.lengths]
     made = generate(
-        parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
+        parts.thinker, embedded, padded.tokens, padded.positions, padded.lengths,
         SamplingRows.of([sampling] * len(most), [*request.seeds, *[0] * (len(most) - len(rows))], most),
         candidates=sampling.candidates(config.thinker.vocabulary), steps=steps,
         keep=request.speech.keep if request.speech else None, follow=request.speech.follow if request.speech else False,
@@ -114,7 +112,7 @@ def _write(
             return
 
 
-def _recite(parts: Mapping[str, Any], config: OmniConfig, request: Request, rows: list[Draft]) -> Iterator[Made]:
+def _recite(parts: OmniParts, config: OmniConfig, request: Request, rows: list[Draft]) -> Iterator[Made]:
     """Reads replies that are given. The thinker only prefills, and only if speech needs its states."""
     assert request.speech is not None
     nothing = np.zeros((len(rows), 0), np.int32)

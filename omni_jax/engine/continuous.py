@@ -5,7 +5,7 @@ then, the thinker's states that speech needs are kept for each row, on the host.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
@@ -26,8 +26,10 @@ from omni_jax.engine import encode
 from omni_jax.engine.answer import Request
 from omni_jax.engine.reply import Draft, Reply
 from omni_jax.errors import is_out_of_memory
+from omni_jax.models.parts import OmniParts
 from omni_jax.parallel.multihost import Hosts, digest, fetch, from_wire, to_wire
 from omni_jax.processing.batch import Batch, joined
+from omni_jax.speech.synthesizer import Synthesizer
 
 # Seconds between two checks of whether all hosts have read the next items, when none can continue without them.
 PATIENCE = 1.0
@@ -37,15 +39,13 @@ class Model(Protocol):
     """The members of a loaded model that are used here; ``Omni`` is one."""
 
     @property
-    def parts(self) -> Mapping[str, Any]: ...
+    def parts(self) -> OmniParts: ...
 
     @property
     def config(self) -> OmniConfig: ...
 
     @property
-    def synthesizer(
-        self,
-    ) -> Any: ...  # a Synthesizer, but pyright refuses Omni's cached property if this names the class
+    def synthesizer(self) -> Synthesizer[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def answers(
     """
     hosts = hosts or Hosts()
     ahead, alone = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts), hosts.alone
-    running, rows, silent = Slots(omni.parts["thinker"], slots), dict[int, _Row](), list[_Row]()
+    running, rows, silent = Slots(omni.parts.thinker, slots), dict[int, _Row](), list[_Row]()
     try:
         while not ahead.exhausted or rows or silent:
             done: list[Outcome] = []

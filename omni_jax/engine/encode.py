@@ -1,8 +1,8 @@
 """Prompts as embeddings: calls the encoders in their static shapes and puts their features in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.buckets import CALL_PATCHES
 from omni_jax.config import ThinkerConfig
+from omni_jax.models.parts import OmniParts
 from omni_jax.models.thinker import Embedded
 from omni_jax.parallel.jitted import jitted
 from omni_jax.parallel.multihost import fetch
@@ -61,18 +62,18 @@ def place(batch: Batch, config: ThinkerConfig) -> Placed:
     return Placed(padded, padded.audio_index(config), padded.visual_index(config))
 
 
-def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Embedded:
+def embed(parts: OmniParts, placed: Placed, config: ThinkerConfig) -> Embedded:
     """Embeddings of a batch, with features of media in place."""
     batch, heard, seen = placed
     visuals = (*batch.images, *batch.videos)
     taps = len(config.vision_encoder.taps) if visuals else 0
-    embedded = _embed(parts["thinker"], batch.tokens, taps=taps)
+    embedded = _embed(parts.thinker, batch.tokens, taps=taps)
     for call in audio_packing.pack(batch.mel, config.audio_encoder):
-        features = audio_features(parts["audio_encoder"], *call.inputs)
+        features = audio_features(parts.audio_encoder, *call.inputs)
         embedded = _put_sound(embedded, features, call.rows(heard))
     if not visuals:
         return embedded
-    encoder = parts["vision_encoder"]
+    encoder = parts.vision_encoder
     patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
     for call in vision_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
         features, deep = vision_features(encoder, call.patches, call.place, call.size, call.first)
@@ -81,14 +82,14 @@ def embed(parts: Mapping[str, Any], placed: Placed, config: ThinkerConfig) -> Em
 
 
 def encode_audio(
-    parts: Mapping[str, Any], clips: Sequence[Float[np.ndarray, "Z _A"]], config: ThinkerConfig
+    parts: OmniParts, clips: Sequence[Float[np.ndarray, "Z _A"]], config: ThinkerConfig
 ) -> list[Float[Array, "_T D"]]:
     """Features of log-mel clips; a clip's features do not depend on the others."""
     if not clips:
         return []
     rows, order = [], []
     for call in audio_packing.pack(clips, config.audio_encoder):
-        features = fetch(audio_features(parts["audio_encoder"], *call.inputs))
+        features = fetch(audio_features(parts.audio_encoder, *call.inputs))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])
     joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
@@ -98,13 +99,13 @@ def encode_audio(
 
 
 def encode_vision(
-    parts: Mapping[str, Any],
+    parts: OmniParts,
     media: Sequence[Float[np.ndarray, "_P C"]],
     grids: Sequence[vision_packing.Grid],
     config: ThinkerConfig,
 ) -> tuple[Float[Array, "M D"], Float[Array, "taps M D"]]:
     """Features of images and videos one after another, and their deepstack features."""
-    encoder, sight = parts["vision_encoder"], config.vision_encoder
+    encoder, sight = parts.vision_encoder, config.vision_encoder
     features = [np.empty((0, sight.out_width), encoder.dtype)]
     deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
     for call in vision_packing.pack(media, grids, sight.merge, encoder.dtype):

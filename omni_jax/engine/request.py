@@ -41,7 +41,7 @@ class ResolvedOptions:
 
 
 def resolve(
-    options: RequestOptions, defaults: GenerationConfig, synthesizer: Synthesizer[Any], rows: int
+    options: RequestOptions, defaults: GenerationConfig, synthesizer: Synthesizer[Any, Any], rows: int
 ) -> ResolvedOptions:
     """Checks the options of ``rows`` conversations against a checkpoint, and completes them with its own.
 

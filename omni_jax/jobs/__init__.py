@@ -243,7 +243,7 @@ def _how(omni: Omni, options: Mapping[str, Any], sound: str) -> dict[str, Any]:
     Slots, window, mesh, log-probabilities and limits of downloads are left out. All hosts that share a model call it.
     """
     # A small weight that any training changes distinguishes models of one shape, wherever their files are.
-    norm = fetch(omni.parts["thinker"].decoder.norm.scale[...])
+    norm = fetch(omni.parts.thinker.decoder.norm.scale[...])
     found: dict[str, Any] = {"model": digest([omni.config, omni.defaults, np.asarray(norm, np.float32)])}
     found |= {"dtype": str(norm.dtype), "speech": omni.synthesizer.loaded, "sound": sound}
     for name, value in options.items():

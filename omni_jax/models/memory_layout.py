@@ -12,7 +12,8 @@ times the bytes of reading it. On a CPU the layers of decoders are therefore arr
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +22,22 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 
 from omni_jax.models.decoder import Decoder
+from omni_jax.models.parts import OmniParts
+
+Parts = TypeVar("Parts", bound=OmniParts)
 
 # Rows of a TPU's tile, and columns.
 TILE, LANES = 8, 128
 
 
-def arranged(parts: Mapping[str, nnx.Module], platform: str) -> dict[str, nnx.Module]:
+def arranged(parts: Parts, platform: str) -> Parts:
     """The same parts in the layout that a platform reads. Programs take them in the layout that they have."""
     if platform == "cpu":
-        return {name: _with_layers(part, _apart) for name, part in parts.items()}
+        return replace(parts, **{name: _with_layers(part, _apart) for name, part in parts.items()})
     if platform != "tpu":
-        return dict(parts)
+        return parts
     return _mapped(
-        dict(parts), lambda leaf, order: leaf if order is None else jax.device_put(leaf, _format(order, leaf.sharding))
+        parts, lambda leaf, order: leaf if order is None else jax.device_put(leaf, _format(order, leaf.sharding))
     )
 
 

@@ -74,14 +74,14 @@ class Hosts:
     mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, parts: Mapping[str, Any]) -> "Hosts":
-        """The group of hosts whose devices hold the parts of a model.
+    def of(cls, parts: Any) -> "Hosts":
+        """The group of hosts whose devices hold the parts of a model, or any tree of arrays.
 
         Raises:
             ValueError: they are not neighbours, hold unequal numbers of devices, or do not divide the job's hosts.
         """
         processes, own = jax.process_count(), jax.process_index()
-        leaves = jax.tree.leaves(dict(parts))
+        leaves = jax.tree.leaves(parts)
         devices = (
             sorted(leaves[0].sharding.device_set, key=lambda device: (device.process_index, device.id))
             if leaves

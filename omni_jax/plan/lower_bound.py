@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from omni_jax.config import DecoderConfig, OmniConfig
+from omni_jax.models.parts import OmniParts, loaded
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ def held(tree: Any) -> int:
 class Figures:
     """Lower bounds of a model's decoders; ``parts`` are placed on ``chips`` chips."""
 
-    parts: Mapping[str, Any]
+    parts: OmniParts
     config: OmniConfig
     chips: int
 
     def prefill(self, rows: int, tokens: int) -> Least:
         """Rows of prompts in one pass; only the last token of each has logits."""
-        part, config = self._of("thinker")
+        part, config = self.parts.thinker, self.parts.thinker.decoder.config
         width = held_row(part.embedding.table)
         moved = self._weights(part, rows * tokens) + rows * tokens * 2 * (width // self.chips + self._entry(config))
         pairs = rows * tokens * (tokens + 1) // 2
@@ -53,7 +54,7 @@ class Figures:
 
     def decode(self, batch: int, cache: Any) -> Least:
         """One token a row."""
-        part, _ = self._of("thinker")
+        part = self.parts.thinker
         moved = self._weights(part, batch) + held((cache.k, cache.v)) + batch * held_row(part.embedding.table)
         pairs = batch * cache.slots
         return Least(moved, self._flops(part.decoder, batch, pairs) + self._product(part.head, batch))
@@ -63,23 +64,18 @@ class Figures:
 
         On-chip memory could hold a part of the predictor between its passes; it is too small to be counted on.
         """
-        talker, _ = self._of("talker")
+        talker = loaded(self.parts.talker)
         moved = self._weights(talker, batch) + held((cache.k, cache.v))
         flops = self._flops(talker.decoder, batch, batch * cache.slots) + self._product(talker.head, batch)
-        if "projection" in vars(talker):
-            moved, flops = moved + held(talker.projection), flops + self._product(talker.projection, batch)
-        if "code_predictor" in self.parts:
-            predictor = self.parts["code_predictor"]
+        if projection := getattr(talker, "projection", None):
+            moved, flops = moved + held(projection), flops + self._product(projection, batch)
+        if predictor := self.parts.code_predictor:
             passes = predictor.config.codebooks - 1
             moved += passes * held((predictor.decoder.layers, predictor.decoder.norm)) + held(predictor.heads)
             pairs = batch * (passes + 1) * (passes + 2) // 2
             flops += self._flops(predictor.decoder, batch * (passes + 1), pairs)
             flops += self._product(predictor.heads, batch)
         return Least(moved, flops)
-
-    def _of(self, name: str) -> tuple[Any, DecoderConfig]:
-        part: Any = self.parts[name]
-        return part, part.decoder.config
 
     def _weights(self, part: Any, tokens: int) -> int:
         """Bytes of the weights that every token needs, and of as many experts as the tokens can choose."""

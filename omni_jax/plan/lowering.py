@@ -24,11 +24,14 @@ from omni_jax.decoding.text import CALL_STEPS, DecodeState
 from omni_jax.engine import programs
 from omni_jax.errors import is_out_of_memory
 from omni_jax.models import parts
-from omni_jax.models.decoder import CHUNK
+from omni_jax.models.decoder import CHUNK, Decoder
 from omni_jax.models.memory_layout import formats
+from omni_jax.models.parts import Talker, loaded
 from omni_jax.models.placement import shardings
+from omni_jax.models.qwen2_5_omni import Qwen25OmniParts
+from omni_jax.models.qwen3_omni import Qwen3OmniParts
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, axes
-from omni_jax.models.thinker import Embedded
+from omni_jax.models.thinker import Embedded, Thinker
 from omni_jax.nn import expert_parallel
 from omni_jax.nn.cache import AXES as CACHE_AXES
 from omni_jax.nn.cache import KVCache
@@ -171,9 +174,11 @@ class Entries:
         self.parts = formats(made) if mesh.devices.flat[0].platform == "tpu" else made
         self.weights = held(self.parts)
         self.slots = bucket(workload.context)
-        self.cache = self._cache("thinker", workload.batch, self.slots)
+        self.cache = self._cache(self.parts.thinker, workload.batch, self.slots)
         self.speech_slots = bucket(workload.context + ROOM)
-        self.speech_cache = self._cache("talker", workload.batch, self.speech_slots) if workload.speech else None
+        self.speech_cache = (
+            self._cache(loaded(self.parts.talker), workload.batch, self.speech_slots) if workload.speech else None
+        )
         self.caches = held(self.cache) + held(self.speech_cache)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -188,8 +193,8 @@ class Entries:
 
     def prefill(self, tokens: int, rows: int = 1) -> Entry:
         """Prefill of prompts, by default one at a time, as in a batch job; ``tokens`` is their bucket."""
-        thinker, config = self.parts["thinker"], self.config.thinker
-        width, cache = config.decoder.width, self._cache("thinker", rows, tokens)
+        thinker, config = self.parts.thinker, self.config.thinker
+        width, cache = config.decoder.width, self._cache(self.parts.thinker, rows, tokens)
         taps = len(config.vision_encoder.taps)
         embedded = Embedded(
             self.array((rows, tokens, width), self.workload.dtype, ("batch", None, None)),
@@ -206,7 +211,7 @@ class Entries:
         return Entry(
             f"prefill, {rows} x {tokens:,} tokens", programs.prefill, arguments,
             partial(self._least().prefill, rows, tokens), held(thinker),
-            options={"candidates": CANDIDATES, "keep": keep}, grouped=self._grouped("thinker", rows * tokens),
+            options={"candidates": CANDIDATES, "keep": keep}, grouped=self._grouped(thinker.decoder, rows * tokens),
         )  # fmt: skip
 
     def decode(self) -> Entry:
@@ -219,7 +224,7 @@ class Entries:
             count=self.array((batch,), jnp.int32),
             finished=self.array((batch,), bool),
         )
-        thinker, options = self.parts["thinker"], {"candidates": CANDIDATES}
+        thinker, options = self.parts.thinker, {"candidates": CANDIDATES}
         talker = self.config.talker
         if self.workload.speech and talker and talker.reads_reply:
             options["follow"] = True
@@ -227,12 +232,12 @@ class Entries:
             f"decode, a token of {batch} x {self.slots:,}", programs.decode_steps,
             (thinker, state, self._options(batch), self.array((), jnp.int32)), partial(self._least().decode, batch, self.cache),
             held(thinker), held(self.cache), options, steps=CALL_STEPS, runs=CALL_STEPS,
-            grouped=self._grouped("thinker", batch),
+            grouped=self._grouped(thinker.decoder, batch),
         )  # fmt: skip
 
     def frame(self) -> Entry:
         """A frame of codes: a step of the talker and, if there is one, all steps of the code predictor."""
-        talker, predictor, batch = self.parts["talker"], self.parts.get("code_predictor"), self.workload.batch
+        talker, predictor, batch = loaded(self.parts.talker), self.parts.code_predictor, self.workload.batch
         config = self.config.talker
         assert config is not None
         assert self.speech_cache is not None
@@ -253,7 +258,7 @@ class Entries:
             (talker, predictor, state, words, rows, self.array((), jnp.int32)),
             partial(self._least().frame, batch, self.speech_cache), held((talker, predictor)), held(self.speech_cache),
             {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
-            steps=CALL_FRAMES, runs=CALL_FRAMES, grouped=self._grouped("talker", batch),
+            steps=CALL_FRAMES, runs=CALL_FRAMES, grouped=self._grouped(talker.decoder, batch),
         )  # fmt: skip
 
     def array(self, shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...] = ()) -> Any:
@@ -264,7 +269,7 @@ class Entries:
     def _growth(self) -> Entry:
         """The growth of a full cache, at most from the next smaller bucket; both are held at that moment."""
         smaller = self.slots * 2 // 3 if self.slots % 3 == 0 else self.slots * 3 // 4
-        cache = self._cache("thinker", self.workload.batch, smaller)
+        cache = self._cache(self.parts.thinker, self.workload.batch, smaller)
         made = partial(Least, held(cache) + held(self.cache), 0)
         # Its result is the cache that ``caches`` counts.
         return Entry(
@@ -280,7 +285,7 @@ class Entries:
     def _perceiving(self) -> Iterator[Entry]:
         """Calls of the encoders at their largest sizes."""
         config, sight = self.config.thinker.audio_encoder, self.config.thinker.vision_encoder
-        audio, vision = self.parts["audio_encoder"], self.parts["vision_encoder"]
+        audio, vision = self.parts.audio_encoder, self.parts.vision_encoder
         chunks = CHUNK_SLOTS[-1]
         mel = [
             self.array((chunks, config.mel_bins, config.chunk_frames), jnp.float32), self.array((chunks,), jnp.int32)
@@ -304,7 +309,8 @@ class Entries:
     def _sounding(self) -> Iterator[Entry]:
         """Calls of the vocoder: a frame codec's largest steps, or a flow's for a long row."""
         rows = 1 << (self.workload.batch - 1).bit_length()
-        if code2wav := self.parts.get("code2wav"):
+        if isinstance(self.parts, Qwen3OmniParts):
+            code2wav = loaded(self.parts.code2wav)
             frames = max(size for size in qwen3_omni.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
             made = jax.eval_shape(lambda part: part.start(rows), code2wav)
             state = jax.tree.map(lambda leaf, names: self.array(leaf.shape, leaf.dtype, names), made, axes(made))
@@ -315,7 +321,8 @@ class Entries:
                 f"code2wav, {rows} x {frames} frames", programs.samples_of_codes, arguments, kept=state, frames=frames
             )
             return
-        dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
+        assert isinstance(self.parts, Qwen25OmniParts)
+        dit, bigvgan = loaded(self.parts.dit), loaded(self.parts.bigvgan)
         rows = min(rows, 16)
         frames, bins = token2wav.CALL_FRAMES // rows, dit.config.mel_bins
         floats = partial(self.array, dtype=jnp.float32)
@@ -340,8 +347,8 @@ class Entries:
         few = partial(lower_bound.traced, partial(function, **options), arguments, self.mesh.size, runs=runs, kept=kept)
         return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs, seen=seen)
 
-    def _cache(self, part: str, batch: int, slots: int) -> KVCache:
-        made = jax.eval_shape(lambda part: part.empty_cache(batch, slots), self.parts[part])
+    def _cache(self, part: Thinker | Talker, batch: int, slots: int) -> KVCache:
+        made = jax.eval_shape(lambda part: part.empty_cache(batch, slots), part)
         keys = self.array(made.k.shape, made.k.dtype, CACHE_AXES)
         return replace(made, k=keys, v=keys, length=self.array(made.length.shape, made.length.dtype))
 
@@ -352,11 +359,10 @@ class Entries:
     def _least(self) -> lower_bound.Figures:
         return lower_bound.Figures(self.parts, self.config, self.mesh.size)
 
-    def _grouped(self, part: str, tokens: int) -> dict[tuple[int, ...], Grouped]:
+    def _grouped(self, decoder: Decoder, tokens: int) -> dict[tuple[int, ...], Grouped]:
         """Costs of a chip's own experts, if tokens are spread evenly over all experts."""
-        experts = getattr(self.parts[part].decoder, "experts", None)
-        config = self.parts[part].decoder.config.experts
-        if experts is None:
+        experts, config = getattr(decoder, "experts", None), decoder.config.experts
+        if experts is None or config is None:
             return {}
         found, tokens = {}, min(tokens, CHUNK)  # a long prompt is computed in pieces
         for kernel in (experts.gate_up, experts.down):

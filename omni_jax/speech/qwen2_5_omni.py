@@ -18,6 +18,8 @@ from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import SpeechState, prefill
 from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
+from omni_jax.models.parts import loaded
+from omni_jax.models.qwen2_5_omni import Qwen25OmniParts
 from omni_jax.parallel.multihost import fetch
 from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.batch import Batch
@@ -64,7 +66,7 @@ def _pick(states, index):
     return jnp.where(index[..., None] >= 0, taken, 0)
 
 
-class Qwen25SpeechStream(SpeechStream):
+class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
     """The speech of a talker that reads the thinker's states; ``speakers`` are those of the rows."""
 
     chunks = (CHUNK,)
@@ -77,9 +79,8 @@ class Qwen25SpeechStream(SpeechStream):
         draws = [noise_seed(seed) for seed in self.seeds]
         # When not streamed, all rows are decoded together after the last has ended.
         self.codes: list[list[np.ndarray]] = [[] for _ in range(batch)]
-        self.flow = (
-            token2wav.FlowStream(self.parts["dit"], self.parts["bigvgan"], speakers, draws) if streamed else None
-        )
+        self.dit, self.bigvgan = loaded(self.parts.dit), loaded(self.parts.bigvgan)
+        self.flow = token2wav.FlowStream(self.dit, self.bigvgan, speakers, draws) if streamed else None
 
     def follow(self, made: Made) -> None:
         if made.fed is None:
@@ -92,8 +93,8 @@ class Qwen25SpeechStream(SpeechStream):
 
     def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
         assert states is not None
-        talker, config = self.parts["talker"], self.parts["talker"].config
-        x = _prompt(talker, self.parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard, states)
+        talker, config = self.talker, self.talker.config
+        x = _prompt(talker, self.parts.thinker.embedding, prompt.tokens, prompt.codes, prompt.heard, states)
         # States at the tokens of the replies, in the rows of the thinker's batch; the prompt has those of given replies.
         given = np.array([len(words) for words in prompt.words])
         index = np.arange(bucket(int(given.max())))
@@ -112,7 +113,7 @@ class Qwen25SpeechStream(SpeechStream):
         known = np.array([self._known(row) if row >= 0 else 0 for row in self.rows])[:, None]
         rows = jnp.asarray(np.maximum(self.rows, 0))
         index = np.where(numbers < known, numbers, -1).astype(np.int32)
-        return _words(self.parts["talker"], self.parts["thinker"].embedding, tokens, self.read[rows], index)
+        return _words(self.talker, self.parts.thinker.embedding, tokens, self.read[rows], index)
 
     def _hear(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
@@ -138,7 +139,7 @@ class Qwen25SpeechStream(SpeechStream):
         codes = [np.concatenate(self.codes[row], axis=1) for row in rows]
         lengths = np.array([part.shape[1] for part in codes])
         padded = np.stack([np.pad(part[0], (0, lengths.max() - part.shape[1])) for part in codes])
-        dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
+        dit, bigvgan = self.dit, self.bigvgan
         speakers, seeds = [self.speakers[row] for row in rows], [noise_seed(self.seeds[row]) for row in rows]
         sound = token2wav.decode(dit, bigvgan, padded, lengths, speakers, seeds=seeds, noise=None)
         ends = lengths * dit.config.repeats * bigvgan.frame_samples
@@ -152,7 +153,7 @@ class Qwen25SpeechStream(SpeechStream):
             self.flow.take(index)
 
 
-class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
+class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig, Qwen25OmniParts]):
     """A synthesizer whose voices have a mark, an embedding and mel frames each, from spk_dict.pt beside the weights."""
 
     first, frame_rate, system = "chelsie", 50.0, SPOKEN_SYSTEM
@@ -180,7 +181,8 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
         prompt = qwen2_5_omni.prepare(
             batch, marks, self.config, words=words or (), compat=compat == qwen2_5_omni.COMPAT
         )
-        longest = self.parts["dit"].config.context // self.parts["dit"].config.repeats
+        flow = loaded(self.config.token2wav).dit
+        longest = flow.context // flow.repeats
         if (sampling.talker.max_new_tokens or 0) > longest:
             raise ValueError(
                 f"talker_max_new_tokens: expected at most {longest} codes, which the vocoder can hold, got "
@@ -193,7 +195,8 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig]):
     def decode(
         self, codes: np.ndarray, lengths: Any, *, speaker: Any = None, seed: Any = None, noise: Any = None
     ) -> Float32[np.ndarray, "B W"]:
-        dit, bigvgan = self.parts["dit"], self.parts["bigvgan"]
+        parts = loaded(self.parts)
+        dit, bigvgan = loaded(parts.dit), loaded(parts.bigvgan)
         ids, lengths = checked(codes, lengths, codebooks=1, codebook=dit.config.codes)
         voices = self.choose(speaker, len(ids))
         if noise is None:

@@ -15,6 +15,8 @@ from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, prefill, take_rows
 from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
+from omni_jax.models.parts import loaded
+from omni_jax.models.qwen3_omni import Qwen3OmniParts
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
 from omni_jax.parallel.multihost import fetch
 from omni_jax.parallel.sharding import zeros
@@ -54,7 +56,7 @@ def _quiet(code2wav: Any, batch: int) -> Code2WavState:
     return jax.tree.map(lambda leaf, names: zeros(leaf.shape, leaf.dtype, names, table), made, axes(made))
 
 
-class Qwen3SpeechStream(SpeechStream):
+class Qwen3SpeechStream(SpeechStream[Qwen3OmniParts]):
     """The speech of a talker with a code predictor."""
 
     chunks = CHUNKS
@@ -63,21 +65,21 @@ class Qwen3SpeechStream(SpeechStream):
         """Does nothing: this talker reads the reply's tokens without the thinker's states."""
 
     def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
-        talker = self.parts["talker"]
-        self.heard = _quiet(self.parts["code2wav"], len(lengths))
+        talker, self.code2wav = self.talker, loaded(self.parts.code2wav)
+        self.heard = _quiet(self.code2wav, len(lengths))
         x = _prompt(
-            talker, self.parts["thinker"].embedding, prompt.tokens, prompt.codes, prompt.heard,
+            talker, self.parts.thinker.embedding, prompt.tokens, prompt.codes, prompt.heard,
             states if prompt.hears else None,
         )  # fmt: skip
         return prefill(talker, x, prompt.positions, lengths, cache, bos=talker.config.codec_bos)
 
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
-        return _words(self.parts["talker"], self.parts["thinker"].embedding, tokens)
+        return _words(self.talker, self.parts.thinker.embedding, tokens)
 
     def _hear(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
     ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
-        code2wav, before = self.parts["code2wav"], self.counts
+        code2wav, before = self.code2wav, self.counts
         self.heard, sound = samples_of_codes(
             code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames
         )
@@ -99,10 +101,10 @@ class Qwen3SpeechStream(SpeechStream):
 
     def _keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
         super()._keep_rows(index)
-        self.heard = _take(self.parts["code2wav"], self.heard, index)
+        self.heard = _take(self.code2wav, self.heard, index)
 
 
-class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
+class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig, Qwen3OmniParts]):
     """A synthesizer whose voices are codec ids, from config.json."""
 
     first, frame_rate = "ethan", 12.5
@@ -134,13 +136,13 @@ class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig]):
         prompt = qwen3_omni.prepare(batch, voices, self.config)
         if words is not None:
             prompt = replace(prompt, words=(tuple(words),))
-        keep = self.parts["talker"].config.accept_layer if prompt.hears else None
+        keep = loaded(self.config.talker).accept_layer if prompt.hears else None
         return Speech(prompt, seeds, sampling.talker, sampling.predictor, Qwen3SpeechStream, keep)
 
     def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"{', '.join(given)}: this family's vocoder needs codes alone; leave it out")
-        code2wav = self.parts["code2wav"]
+        code2wav = loaded(loaded(self.parts).code2wav)
         config = code2wav.config
         return decode(code2wav, *checked(codes, lengths, codebooks=config.codebooks, codebook=config.codebook))
 

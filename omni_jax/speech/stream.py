@@ -1,9 +1,9 @@
 """Speech of several rows, generated chunk by chunk in static shapes. Each family has a file of its own for its part."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +14,10 @@ from omni_jax.config import OmniConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, generate_frames, take_rows
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import Made, grow
+from omni_jax.models.parts import OmniParts, loaded
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
+
+Parts = TypeVar("Parts", bound=OmniParts)
 
 _take = jax.jit(take_rows)
 
@@ -37,7 +40,7 @@ class Speech:
     seeds: tuple[int, ...]
     talker: Sampling
     predictor: Sampling
-    make: Callable[..., "SpeechStream"]
+    make: Callable[..., "SpeechStream[Any]"]
     keep: int | None = None
     follow: bool = False
 
@@ -51,7 +54,7 @@ class Chunk:
     samples: Float[np.ndarray, "w"]
 
 
-class SpeechStream(ABC):
+class SpeechStream(ABC, Generic[Parts]):
     """Speech of several rows: ``say`` adds tokens of replies, ``advance`` returns sound.
 
     The batch shrinks to the next power of two when half of its rows have finished: they then cost nothing more.
@@ -65,7 +68,7 @@ class SpeechStream(ABC):
 
     def __init__(
         self,
-        parts: Mapping[str, Any],
+        parts: Parts,
         config: OmniConfig,
         speech: Speech,
         states: Float[Array, "B T D"] | None,
@@ -92,7 +95,7 @@ class SpeechStream(ABC):
         )  # the row of the request in each row of the batch; -1 for none
         self.lengths, self.counts = prompt.lengths, np.zeros(batch, int)
         self.most = most = self._most(speech.talker.max_new_tokens or ROOM)
-        self.predictor = parts.get("code_predictor")
+        self.talker, self.predictor = loaded(parts.talker), parts.code_predictor
         of_predictor, candidates, self.codebooks = None, 0, 1
         if self.predictor is not None:
             self.codebooks = self.predictor.config.codebooks
@@ -105,7 +108,7 @@ class SpeechStream(ABC):
         self.size = self.chunks[0] if streamed else self.chunks[-1]
         lengths = prompt.lengths if most else np.zeros_like(prompt.lengths)
         slots = first_slots(prompt.tokens.shape[1], int(prompt.lengths.max()), most)
-        cache = parts["talker"].empty_cache(batch, slots)
+        cache = self.talker.empty_cache(batch, slots)
         self.states = self._listen(prompt, lengths, states, cache), rows
         self.live = lengths > 0
         # Rows whose sound was cut by its length; then whether the device is yet to learn of silent rows.
@@ -155,7 +158,7 @@ class SpeechStream(ABC):
             slots = more_slots(state.cache.slots, int(self.lengths[self.live].max()), self.most)
             state = replace(state, cache=grow(state.cache, slots=slots))
         state, codes = generate_frames(
-            self.parts["talker"], self.predictor, state, words, rows, np.int32(frames), candidates=self.candidates
+            self.talker, self.predictor, state, words, rows, np.int32(frames), candidates=self.candidates
         )
         self.states = state, rows
         counts, finished, chunks = self._hear(state, codes, frames)

@@ -13,14 +13,16 @@ from jaxtyping import Float32, Int
 from omni_jax.config import OmniConfig, family_of
 from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.errors import cut, shown
+from omni_jax.models.parts import OmniParts
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.batch import Batch
 from omni_jax.speech.stream import Speech
 
 Whole = TypeVar("Whole", bound=OmniConfig)
+Parts = TypeVar("Parts", bound=OmniParts)
 
 
-class Synthesizer(ABC, Generic[Whole]):
+class Synthesizer(ABC, Generic[Whole, Parts]):
     """How replies become speech.
 
     Attributes:
@@ -33,19 +35,19 @@ class Synthesizer(ABC, Generic[Whole]):
     frame_rate: float
     system: str | None = None
 
-    def __init__(self, parts: Mapping[str, Any], config: Whole, folder: Path):
-        """Makes a synthesizer; ``parts`` may be empty where only ``voices`` is used."""
+    def __init__(self, parts: Parts | None, config: Whole, folder: Path):
+        """Makes a synthesizer; ``parts`` may be None where only ``voices`` is used."""
         self.parts, self.config, self.folder = parts, config, folder
 
     @property
     def loaded(self) -> bool:
         """Whether the parts that speak are loaded."""
-        return "talker" in self.parts
+        return self.parts is not None and self.parts.talker is not None
 
     @property
     def predicts(self) -> bool:
         """Whether a code predictor generates codes too."""
-        return "code_predictor" in self.parts
+        return self.parts is not None and self.parts.code_predictor is not None
 
     @cached_property
     @abstractmethod
@@ -148,6 +150,6 @@ def checked(
     return own, frames
 
 
-def synthesizer(config: OmniConfig, folder: Path, parts: Mapping[str, Any] | None = None) -> Synthesizer:
+def synthesizer(config: OmniConfig, folder: Path, parts: OmniParts | None = None) -> Synthesizer[Any, Any]:
     """What a checkpoint speaks with; without ``parts`` it can only say with which voices."""
-    return family_of(config).module("speech").SYNTHESIZER(parts or {}, config, folder)
+    return family_of(config).module("speech").SYNTHESIZER(parts, config, folder)

@@ -15,6 +15,7 @@ from omni_jax.config import OmniConfig, family_of, foreign, from_hf, speech
 from omni_jax.errors import cut, shown
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
+from omni_jax.models.parts import OmniParts
 from omni_jax.weights import layerwise, safetensors_writer, speakers
 from omni_jax.weights.layerwise import InMemory, Progress, Published, Source
 from omni_jax.weights.safetensors_reader import Safetensors, held_names
@@ -65,7 +66,7 @@ def load(
     speech: bool = True,
     shardings: Shardings | None = None,
     progress: Progress | None = None,
-) -> dict[str, nnx.Module]:
+) -> OmniParts:
     """Reads a folder in the published layout into parts on the devices.
 
     Args:
@@ -87,7 +88,7 @@ def load(
 
 def published(
     folder: str | Path, config: OmniConfig, *, dtype: Any = None, speech: bool = True
-) -> tuple[Published, dict[str, nnx.Module]]:
+) -> tuple[Published, OmniParts]:
     """Checks a folder in the published layout against the model, by names, shapes and dtypes only.
 
     Args:

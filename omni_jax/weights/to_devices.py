@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from omni_jax.models import parts
 from omni_jax.weights import layerwise, shards
 
 Shardings = Mapping[str, Sharding]
+Parts = TypeVar("Parts", bound=Mapping[str, nnx.Module])
 
 
 def assemble(
     source: layerwise.Folder,
-    abstract: Mapping[str, nnx.Module],
+    abstract: Parts,
     *,
     shardings: Shardings | None = None,
     progress: layerwise.Progress | None = None,
-) -> dict[str, nnx.Module]:
+) -> Parts:
     """The parts with a source's weights. In a job of several processes, each reads the blocks of its own devices.
 
     A large stacked leaf is allocated on its devices at once and filled layer by layer in place (the buffer is donated),
@@ -49,7 +50,7 @@ def assemble(
             done += found[path].piece_size
             if progress is not None:
                 progress(done, total, path)
-    return dict(parts.replace(dict(abstract), {path: home.value for path, home in homes.items()}))
+    return parts.replace(abstract, {path: home.value for path, home in homes.items()})
 
 
 class _Home:

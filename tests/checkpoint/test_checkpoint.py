@@ -211,7 +211,7 @@ def test_save_of_unstacked_layers_stacks_none(converted, loaded, tmp_path):
         checkpoint.load(checkpoint.save(apart, tmp_path / "saved", files_from=converted, progress=watch), CONFIG),
         loaded,
     )
-    assert max(most) - before < max(leaf.nbytes for leaf in jax.tree.leaves(loaded["thinker"].decoder))
+    assert max(most) - before < max(leaf.nbytes for leaf in jax.tree.leaves(loaded.thinker.decoder))
 
 
 def test_saved_parts_load_equal(converted, loaded, tmp_path):

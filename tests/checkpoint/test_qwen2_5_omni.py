@@ -127,7 +127,7 @@ def test_a_model_cast_to_one_dtype_is_saved_in_its_two(published, loaded, tmp_pa
     folder = checkpoint.save(brain, tmp_path / "saved", files_from=published)
     found = parts.leaves(checkpoint.load(folder, CONFIG))
     assert found["dit.out.kernel"].dtype == np.float32
-    np.testing.assert_array_equal(found["dit.out.kernel"], brain["dit"].out.kernel[...])
+    np.testing.assert_array_equal(found["dit.out.kernel"], brain.dit.out.kernel[...])
 
 
 def test_without_speech_its_pieces_and_voices_may_be_absent(published, converted, loaded, tmp_path):

@@ -15,7 +15,7 @@ from omni_jax.testing import tiny_config, write_tiny
 
 # Its files: Qwen3-Omni's parts under names of its own, with one sentence of code each where it differs.
 FILES = {
-    "models/toy_omni/__init__.py": "from omni_jax.models.qwen3_omni import builders",
+    "models/toy_omni/__init__.py": "from omni_jax.models.qwen3_omni import PARTS, builders",
     "weights/tables/toy_omni.py": """
 from omni_jax.weights.tables.qwen3_omni import FLOAT32, IGNORED, counted, is_spoken, rows
 """,
@@ -89,7 +89,7 @@ def test_where_it_is_not_registered_it_is_refused():
 def test_every_family_has_its_files(family):
     found = FAMILIES[family]
     for folder, names in {
-        "models": ["builders"],
+        "models": ["PARTS", "builders"],
         "weights.tables": ["rows", "counted", "is_spoken", "FLOAT32", "IGNORED"],
         "speech": ["SYNTHESIZER"],
         "testing": ["TINY"],

@@ -29,7 +29,7 @@ class Running:
     """Slots and their replies: prompts are inserted as rows become free."""
 
     def __init__(self, omni, rows, *, steps=8):
-        self.omni, self.slots, self.of, self.written = omni, Slots(omni.parts["thinker"], rows, steps=steps), {}, {}
+        self.omni, self.slots, self.of, self.written = omni, Slots(omni.parts.thinker, rows, steps=steps), {}, {}
         self.ended, self.sizes = [], []
 
     def insert(self, number, batch, sampling, seed=0):
@@ -132,4 +132,4 @@ def test_further_prompts_of_known_sizes_compile_nothing(writer, compiled):
 def test_impossible_slots_and_steps_are_refused(writer):
     for rows, steps in ((0, 8), (2, 0), (2, 33)):
         with pytest.raises(ValueError, match="slots, steps: expected at least 1 row and 1 to 32"):
-            Slots(writer.parts["thinker"], rows, steps=steps)
+            Slots(writer.parts.thinker, rows, steps=steps)

@@ -54,7 +54,7 @@ def made(omni, rows, *, most, how=GREEDY, steps=32):
     padded, embedded = placed.batch, encode.embed(omni.parts, placed, omni.config.thinker)
     options = Sampling(**how).override(Sampling(eos_token_id=OPEN))
     calls = generation.generate(
-        omni.parts["thinker"], embedded, padded.tokens, padded.positions, padded.lengths,
+        omni.parts.thinker, embedded, padded.tokens, padded.positions, padded.lengths,
         SamplingRows.of([options] * len(most), [0] * len(most), most),
         candidates=options.candidates(omni.config.thinker.vocabulary), steps=steps,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def made(omni, rows, *, most, how=GREEDY, steps=32):
 
 def test_prefill_and_steps_equal_the_whole(omni):
     """Logits after each token of three rows that are split at different places."""
-    thinker, rows, cuts, steps = omni.parts["thinker"], [prompt(36), prompt(40), prompt(28)], [9, 13, 1], 27
+    thinker, rows, cuts, steps = omni.parts.thinker, [prompt(36), prompt(40), prompt(28)], [9, 13, 1], 27
     whole = np.asarray(omni.logits(batch(*rows)))
     prefill = jax.jit(lambda x, *rest: thinker.prefill(x, *rest, fresh=True))
     step = jax.jit(thinker.step)
@@ -164,7 +164,7 @@ def test_the_cache_grows_beyond_the_first_new_tokens(omni, monkeypatch):
 
 def test_the_cache_is_no_larger_than_the_limit_needs(omni, monkeypatch):
     """A call that could run past the last token does not grow the cache."""
-    slots, thinker = set(), omni.parts["thinker"]
+    slots, thinker = set(), omni.parts.thinker
     empty = type(thinker).empty_cache
     monkeypatch.setattr(
         type(thinker), "empty_cache", lambda self, rows, size: slots.add(size) or empty(self, rows, size)
@@ -292,7 +292,7 @@ def test_rows_end_at_the_end_of_the_context(omni):
 
 def test_only_the_requested_hidden_states_are_kept(omni):
     """The compiled program holds the prompt's states of one layer, not of all layers."""
-    thinker, config = omni.parts["thinker"], omni.config.thinker.decoder
+    thinker, config = omni.parts.thinker, omni.config.thinker.decoder
     tokens = np.zeros((2, 256), np.int32)
     positions, lengths = np.zeros((3, 2, 256), np.float32), np.array([256, 200], np.int32)
     rows = SamplingRows.of([Sampling(do_sample=False)] * 2, [0, 0], [1, 1])
@@ -311,7 +311,7 @@ def test_only_the_requested_hidden_states_are_kept(omni):
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_kept_states_are_those_of_the_requested_layer(omni, keep):
     """States after some layers; after the last layer the final-normed ones, which the head takes."""
-    thinker, tokens = omni.parts["thinker"], np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    thinker, tokens = omni.parts.thinker, np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     positions, lengths = np.broadcast_to(np.arange(8, dtype=np.float32), (3, 1, 8)), np.array([8])
     embedded = thinker.prompt(jnp.asarray(tokens))
     logits, _, kept = jax.jit(lambda cache: thinker.prefill(embedded, positions, lengths, cache, fresh=True, keep=keep))(
@@ -325,7 +325,7 @@ def test_kept_states_are_those_of_the_requested_layer(omni, keep):
 @pytest.mark.parametrize("deepstack", [False, True])
 def test_a_long_prompt_is_prefilled_in_pieces(omni, monkeypatch, deepstack):
     """Rows that end in any piece, or are empty, have the same logits, states and cache, with less memory."""
-    thinker, width = omni.parts["thinker"], omni.config.thinker.decoder.width
+    thinker, width = omni.parts.thinker, omni.config.thinker.decoder.width
     rng, lengths = np.random.default_rng(0), np.array([157, 64, 3, 0])
     embedded = thinker.prompt(jnp.asarray(rng.integers(0, 200, (4, 160))))
     if deepstack:

@@ -143,17 +143,17 @@ def test_weights_have_the_published_size(full_size, published):
 
 def test_large_weights_are_drawn_layer_by_layer_and_sharded(full_size, monkeypatch):
     config = from_hf(tiny_config())
-    thinker = {"thinker": parts.builders(config)["thinker"]}
+    silent = parts.builders(config, speech=False)
     monkeypatch.setattr(full_size, "LARGE", 1)
-    monkeypatch.setattr(full_size.parts, "builders", lambda config: thinker)
+    monkeypatch.setattr(full_size.parts, "builders", lambda config: silent)
     made = full_size.make(config, jnp.float32, jax.devices()[:4])
-    down = made["thinker"].decoder.experts.down[...]
+    down = made.thinker.decoder.experts.down[...]
     assert {shard.data.shape for shard in down.addressable_shards} == {(4, 8 // 4, 32, 64)}
     values = np.asarray(down)
     assert np.std(values) == pytest.approx(32**-0.5, rel=0.05)
     drawn = values.reshape(4 * 8, -1)
     assert len(np.unique(drawn[:, :8], axis=0)) == 32  # no two experts are equal
-    q = np.asarray(made["thinker"].decoder.layers.attention.q.kernel[...])
+    q = np.asarray(made.thinker.decoder.layers.attention.q.kernel[...])
     assert len({tuple(layer.reshape(-1)[:8]) for layer in q}) == 4
 
 

@@ -55,7 +55,7 @@ def test_a_spoken_reply_has_codes_and_audio(omni, whole):
 def test_given_noise_is_used(omni, whole):
     """The seed's noise, given, makes the seed's samples, for codes alone and in a batch."""
     seed, how = np.uint32(noise_seed(0)), {"speaker": "Chelsie"}
-    noise = np.asarray(frame_noise(jax.random.key(seed), 120, omni.parts["dit"].config.mel_bins))
+    noise = np.asarray(frame_noise(jax.random.key(seed), 120, omni.parts.dit.config.mel_bins))
     close(omni.decode_codes(whole.codes, noise=noise.tolist(), **how), whole.audio, 1e-6)
     close(omni.decode_codes(whole.codes[None], noise=noise[None], **how)[0], whole.audio, 1e-6)
 

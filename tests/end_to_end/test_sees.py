@@ -144,7 +144,7 @@ def test_a_second_turn_continues_from_the_cache(omni):
     The state is the cache and one number for each row, the position to continue from; after an image it differs from
     the number of tokens.
     """
-    config, thinker = omni.config.thinker, omni.parts["thinker"]
+    config, thinker = omni.config.thinker, omni.parts.thinker
     whole = omni.prepare(
         [
             *user({"image": picture(96, 96)}, "a"),

@@ -143,7 +143,7 @@ def test_features_are_inserted_at_their_placeholders(parts):
     embedded = encode.embed(parts, placed, CONFIG)
     assert embedded.deepstack is None  # so the thinker uses the program of text
     tokens, x = placed.batch.tokens, np.asarray(embedded.x)
-    expected = np.asarray(parts["thinker"].embed(jnp.asarray(tokens)))
+    expected = np.asarray(parts.thinker.embed(jnp.asarray(tokens)))
     sound = np.concatenate(hear(parts, *batch.mel))
     sight = np.asarray(see(parts, *batch.images, *batch.videos)[0])
     kinds = {CONFIG.audio_token: sound, CONFIG.image_token: sight[:6], CONFIG.video_token: sight[6:]}
@@ -159,13 +159,13 @@ def test_logits_of_a_row_do_not_depend_on_the_other_row(parts):
     batch = scene()
     placed = encode.place(batch, CONFIG)
     np.testing.assert_array_equal(placed.batch.positions, np.trunc(placed.batch.positions))
-    logits = parts["thinker"].logits(
+    logits = parts.thinker.logits(
         encode.embed(parts, placed, CONFIG), jnp.asarray(placed.batch.positions), jnp.asarray(placed.batch.lengths)
     )
     assert logits.shape == (*placed.batch.tokens.shape, CONFIG.vocabulary)
     row = Batch.from_tokens(batch.tokens[:1], batch.mask[:1], batch.mel, batch.images, batch.videos[:1])
     alone = encode.place(row, CONFIG)
-    own = parts["thinker"].logits(
+    own = parts.thinker.logits(
         encode.embed(parts, alone, CONFIG), jnp.asarray(alone.batch.positions), jnp.asarray(alone.batch.lengths)
     )
     length = int(alone.batch.lengths[0])

@@ -33,7 +33,7 @@ def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last
         )
 
     program = jax.jit(run)
-    np.testing.assert_array_equal(program(moved["code_predictor"])[0], program(made["code_predictor"])[0])
+    np.testing.assert_array_equal(program(moved.code_predictor)[0], program(made.code_predictor)[0])
 
 
 def test_a_width_that_tiles_do_not_divide_lies_next_to_the_last():
@@ -64,14 +64,14 @@ def test_on_a_cpu_decoder_layers_are_unstacked(made):
     """The layers share the stack's buffer, so large stacks are not copied; and back to a stack, as in checkpoints."""
     before = parts.leaves(made)
     moved = arranged(made, "cpu")
-    layers = moved["thinker"].decoder.layers
+    layers = moved.thinker.decoder.layers
     assert len(layers) == before["thinker.decoder.layers.attention.q.kernel"].shape[0]
     stack = before["thinker.decoder.layers.attention.q.kernel"]
     for layer, block in enumerate(layers):
         kernel = block.attention.q.kernel[...]
         np.testing.assert_array_equal(kernel, stack[layer])
         assert kernel.unsafe_buffer_pointer() == stack.unsafe_buffer_pointer() + layer * kernel.nbytes
-    assert moved["vision_encoder"] is made["vision_encoder"]
+    assert moved.vision_encoder is made.vision_encoder
     assert parts.leaves(arranged(made, "gpu")).keys() == before.keys()
     again = parts.leaves(declared(moved))
     assert again.keys() == before.keys()

@@ -15,7 +15,7 @@ from omni_jax.parallel.multihost import Hosts, fetch
 own = jax.process_index()
 omni = Omni.load(sys.argv[3], mesh="data=2,expert=2,model=2", speech=False)
 hosts = Hosts.of(omni.parts)
-weight = omni.parts["thinker"].embedding.table[...]
+weight = omni.parts.thinker.embedding.table[...]
 whole, near = fetch((weight, np.arange(3)))
 facts = {"here": weight.is_fully_addressable, "fetched": float(np.abs(whole).sum()), "near": near.tolist()}
 facts |= {"group": [hosts.number, hosts.groups, hosts.first, hosts.alone]}

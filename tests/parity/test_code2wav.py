@@ -19,7 +19,7 @@ step = jax.jit(lambda model, state, codes, lengths: model.step(state, codes, len
 
 @pytest.fixture(scope="module")
 def tiny_pair(loaded, reference):
-    return loaded["code2wav"], reference.code2wav
+    return loaded.code2wav, reference.code2wav
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def deep_pair(tmp_path_factory):
     config["code2wav_config"] |= {"num_hidden_layers": 8, "sliding_window": 72}
     folder = write_tiny(tmp_path_factory.mktemp("deep"), config=config, seed=7)
     reference = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return weights.load(folder, from_hf(folder), dtype="float32")["code2wav"], reference.code2wav
+    return weights.load(folder, from_hf(folder), dtype="float32").code2wav, reference.code2wav
 
 
 def speech(rows, frames):

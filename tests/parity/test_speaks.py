@@ -90,7 +90,7 @@ def test_logits_of_each_frame_equal_the_reference(omni, spoken):
     """Teacher-forced: the talker's prompt, then its logits frame by frame with the reference's codes."""
     row, options, expected = spoken("an answer begun")
     parts, config = omni.parts, omni.config
-    thinker, talker, predictor = (parts[name] for name in ("thinker", "talker", "code_predictor"))
+    thinker, talker, predictor = parts.thinker, parts.talker, parts.code_predictor
     placed = encode.place(batch([row]), config.thinker)
     padded, embedded = placed.batch, encode.embed(parts, placed, config.thinker)
     rows = SamplingRows.of([Sampling()], [0], [options["thinker_max_new_tokens"]])

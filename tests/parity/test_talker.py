@@ -39,12 +39,12 @@ def test_projections_equal_the_reference(omni, reference):
     for name in ("text_projection", "hidden_projection"):
         with torch.no_grad():
             expected = getattr(reference.talker, name)(torch.from_numpy(x)).numpy()
-        assert_close(getattr(omni.parts["talker"], name)(x), expected)
+        assert_close(getattr(omni.parts.talker, name)(x), expected)
 
 
 def test_prefill_and_steps_of_unequal_rows_equal_the_reference(omni, reference, width):
     """Prompts of 11 and 4 embeddings in one batch, then five steps of each: every state and all logits."""
-    talker, prompts, steps = omni.parts["talker"], [11, 4], 5
+    talker, prompts, steps = omni.parts.talker, [11, 4], 5
     rows = [states(length + steps, width, seed=row) for row, length in enumerate(prompts)]
     places = [rope(length + steps, row) for row, length in enumerate(prompts)]
     expected = [theirs(reference, x, at) for x, at in zip(rows, places, strict=True)]
@@ -79,7 +79,7 @@ def residual_of_reference(reference, state, first):
 
 def test_residual_codes_equal_the_reference(omni, reference, width):
     """Greedy codes, and the sum of their embeddings, three rows at once."""
-    predictor, batch = omni.parts["code_predictor"], 3
+    predictor, batch = omni.parts.code_predictor, 3
     state, first = states(batch, width), states(batch, width, seed=1)
 
     run = jax.jit(lambda *a: predictor.residual(*a, lambda logits, _: jnp.argmax(logits, axis=-1)))
@@ -92,7 +92,7 @@ def test_residual_codes_equal_the_reference(omni, reference, width):
 
 def test_logits_of_each_codebook_equal_the_reference(omni, reference, width):
     """Teacher forcing: the reference's own codes are chosen, and the logits compared one codebook after another."""
-    predictor = omni.parts["code_predictor"]
+    predictor = omni.parts.code_predictor
     state, first = states(1, width, seed=2), states(1, width, seed=3)
     codes, scores, _ = residual_of_reference(reference, torch.from_numpy(state[0]), torch.from_numpy(first[0]))
     found = {}

@@ -60,7 +60,7 @@ def whole(talker, x, positions):
 def test_states_and_logits_of_a_prompt_equal_the_reference(qwen2_5_of, size):
     qwen2_5 = qwen2_5_of(size)
     x, positions = tracks(qwen2_5, 14), rope(14)
-    found = whole(qwen2_5.omni.parts["talker"], x, positions)
+    found = whole(qwen2_5.omni.parts.talker, x, positions)
     for mine, expected in zip(found, theirs(qwen2_5.reference, x, positions), strict=True):
         assert_close(mine, expected)
 
@@ -69,7 +69,7 @@ def test_states_and_logits_of_a_prompt_equal_the_reference(qwen2_5_of, size):
 def test_prefill_and_steps_of_unequal_rows_equal_the_reference(qwen2_5_of, size):
     """Prompts of 11 and 4 in one batch, then five steps of each: all states and logits equal those of the whole."""
     qwen2_5, prompts, steps = qwen2_5_of(size), [11, 4], 5
-    talker = qwen2_5.omni.parts["talker"]
+    talker = qwen2_5.omni.parts.talker
     rows = [tracks(qwen2_5, length + steps, row) for row, length in enumerate(prompts)]
     places = [rope(length + steps, row) for row, length in enumerate(prompts)]
     expected = [theirs(qwen2_5.reference, x, at) for x, at in zip(rows, places, strict=True)]
@@ -104,7 +104,7 @@ def test_states_and_logits_of_a_reply_equal_the_reference(qwen2_5_of, size, case
     qwen2_5 = qwen2_5_of(size)
     said = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni, *CASES[case])]), **SHORT)[0]
     read = slice(said.prompt - 1, None)
-    states, logits = whole(qwen2_5.omni.parts["talker"], said.fed, said.positions)
+    states, logits = whole(qwen2_5.omni.parts.talker, said.fed, said.positions)
     assert_close(states[read], said.states)
     assert_close(logits[read], said.logits)
     counted = said.positions[:, : said.prompt] == np.arange(said.prompt)
@@ -115,7 +115,7 @@ def test_states_and_logits_of_a_reply_equal_the_reference(qwen2_5_of, size, case
 def test_the_sum_of_both_tracks_equals_the_reference(qwen2_5_of, size):
     """The embeddings of codes and text add up to the inputs of the reference's talker."""
     qwen2_5 = qwen2_5_of(size)
-    talker, thinker, config = qwen2_5.omni.parts["talker"], qwen2_5.omni.parts["thinker"], qwen2_5.omni.config
+    talker, thinker, config = qwen2_5.omni.parts.talker, qwen2_5.omni.parts.thinker, qwen2_5.omni.config
     said = generate(qwen2_5.reference, keywords([scene(qwen2_5.omni)]), **SHORT)[0]
     codes, fed = said.codes[:-1], said.fed[said.prompt :]
     words = said.words[np.minimum(np.arange(len(codes)), len(said.words) - 1)]
@@ -128,12 +128,12 @@ def test_the_sum_of_both_tracks_equals_the_reference(qwen2_5_of, size):
 
 
 def test_an_absent_code_is_embedded_as_zeros(qwen2_5):
-    assert not np.any(qwen2_5.omni.parts["talker"].embedding(np.array([-1, -1])))
+    assert not np.any(qwen2_5.omni.parts.talker.embedding(np.array([-1, -1])))
 
 
 def test_only_codes_of_the_vocoder_may_be_chosen(qwen2_5):
     """The reference's vocoder raises for ids beyond its table and for control ids; we never choose them."""
-    codes, voice = qwen2_5.omni.parts["talker"].codes, qwen2_5.reference.speaker_map["Ethan"]
+    codes, voice = qwen2_5.omni.parts.talker.codes, qwen2_5.reference.speaker_map["Ethan"]
     assert codes.shape == (qwen2_5.reference.config.talker_config.vocab_size,)
     known, unknown = np.flatnonzero(codes), np.flatnonzero(~codes)
     embed = qwen2_5.reference.token2wav.code2wav_dit_model.text_embed
@@ -147,7 +147,7 @@ def test_only_codes_of_the_vocoder_may_be_chosen(qwen2_5):
 def test_logits_of_a_bfloat16_model_are_float32(qwen2_5_of, size):
     """Logits are float32, because scores are compared and penalised; states are bfloat16."""
     qwen2_5 = qwen2_5_of(size)
-    talker = weights.load(qwen2_5.folder, from_hf(qwen2_5.folder), dtype="bfloat16")["talker"]
+    talker = weights.load(qwen2_5.folder, from_hf(qwen2_5.folder), dtype="bfloat16").talker
     reference = load_reference(qwen2_5.folder, torch.bfloat16)
     x, positions = tracks(qwen2_5, 14), rope(14)
     states, logits = whole(talker, x.astype(jnp.bfloat16), positions)

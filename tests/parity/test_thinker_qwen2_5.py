@@ -70,7 +70,7 @@ def ours(qwen2_5, asked):
     """Embeddings and final-normed states of a batch with rows aligned left, and the number of tokens of each."""
     parts, config = qwen2_5.omni.parts, qwen2_5.omni.config.thinker
     placed = encode.place(asked, config)
-    made, thinker = placed.batch, parts["thinker"]
+    made, thinker = placed.batch, parts.thinker
     embedded = encode.embed(parts, placed, config)
     room = thinker.empty_cache(*made.tokens.shape)
     prefill = jax.jit(thinker.prefill, static_argnames=("fresh", "keep"))
@@ -142,7 +142,7 @@ def test_prefill_and_steps_equal_the_reference(qwen2_5_of, size):
         for n, case in enumerate(["text", "image and audio"])
     ]
     said = np.random.default_rng(0).integers(0, 200, (2, steps))
-    config, thinker = qwen2_5.omni.config.thinker, qwen2_5.omni.parts["thinker"]
+    config, thinker = qwen2_5.omni.config.thinker, qwen2_5.omni.parts.thinker
     placed = encode.place(batch(rows), config)
     asked = placed.batch
     prefill = jax.jit(thinker.prefill, static_argnames="fresh")

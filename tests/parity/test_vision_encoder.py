@@ -96,7 +96,7 @@ def test_gradients_equal_the_reference(omni, reference):
         features, deep = encoder.encode(call.patches, call.place, call.size, call.first)
         return jnp.sum(features[:25] * weight) + jnp.sum(deep[:, :25] * deep_weight)
 
-    found = leaves(ours(omni.parts["vision_encoder"]))
+    found = leaves(ours(omni.parts.vision_encoder))
     tower = reference.thinker.model.visual
     out = tower(torch.from_numpy(patches), grid_thw=torch.tensor(grids))
     loss = (out.pooler_output * torch.from_numpy(weight)).sum()

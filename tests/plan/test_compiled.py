@@ -39,7 +39,7 @@ def found(slice_name, names, **workload):
                 "layer": lower_bound.held((entries.cache.k, entries.cache.v)) // config.thinker.decoder.layers,
                 "held": made.held + entries.weights - entry.weights + entries.caches - entry.caches,
                 "collectives": [(each.kind, each.bytes) for each in made.program.collectives()],
-                "expert": lower_bound.held(entries.parts["thinker"].decoder.experts) // config.thinker.decoder.layers,
+                "expert": lower_bound.held(entries.parts.thinker.decoder.experts) // config.thinker.decoder.layers,
             }
 
 config = read(sys.argv[1])

@@ -50,7 +50,7 @@ def test_weights_and_caches_are_counted_per_chip():
     config = read(CONFIGS / "qwen3_omni_instruct.json")
     devices = topology("v6e-8").devices
     entries = Entries(config, make_mesh("data=2,model=4", devices=devices), Workload(batch=64, context=8192))
-    experts = entries.parts["thinker"].decoder.experts
+    experts = entries.parts.thinker.decoder.experts
     assert 8 * lower_bound.held(experts) == 2 * lower_bound.size(experts)
     layers, kv_heads, width = 48, 4, 128
     whole = 2 * 2 * layers * 64 * 8192 * kv_heads * width
@@ -63,7 +63,7 @@ def test_the_lower_bound_of_a_decoder_is_every_weight_once_and_the_cache():
         config, make_mesh("data=1", devices=jax.devices()), Workload(batch=2, context=64, dtype=jnp.float32)
     )
     decoder, experts = config.thinker.decoder, config.thinker.decoder.experts
-    thinker = entries.parts["thinker"]
+    thinker = entries.parts.thinker
     once = 4 * (lower_bound.size(thinker.decoder.layers) + decoder.width + lower_bound.size(thinker.head))
     chosen = 4 * lower_bound.size(thinker.decoder.experts) * 2 * experts.per_token // experts.count
     cache = 2 * 4 * decoder.layers * 2 * 64 * decoder.kv_heads * decoder.head_width

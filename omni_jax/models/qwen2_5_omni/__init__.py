@@ -1,16 +1,38 @@
 """The parts that only Qwen2.5-Omni has."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flax import nnx
 
 from omni_jax.config import Qwen25OmniConfig
+from omni_jax.models.parts import OmniParts
 from omni_jax.models.qwen2_5_omni.audio_encoder import AudioEncoder
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.models.qwen2_5_omni.dit import DiT
 from omni_jax.models.qwen2_5_omni.talker import Talker
 from omni_jax.models.qwen2_5_omni.vision_encoder import VisionEncoder
 from omni_jax.nn.layers import Init
+
+
+@dataclass(frozen=True, eq=False)
+class Qwen25OmniParts(OmniParts):
+    """The parts of a Qwen2.5-Omni, whose frames have one code each.
+
+    Attributes:
+        dit: turns codes into mel frames.
+        bigvgan: turns mel frames into samples.
+    """
+
+    audio_encoder: AudioEncoder
+    vision_encoder: VisionEncoder
+    talker: Talker | None = None
+    code_predictor: None = None
+    dit: DiT | None = None
+    bigvgan: BigVGAN | None = None
+
+
+PARTS = Qwen25OmniParts
 
 
 def builders(config: Qwen25OmniConfig) -> dict[str, Callable[[Init], nnx.Module]]:

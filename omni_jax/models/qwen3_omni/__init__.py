@@ -1,15 +1,35 @@
 """The parts that only Qwen3-Omni has."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flax import nnx
 
 from omni_jax.config import Qwen3OmniConfig
+from omni_jax.models.parts import OmniParts
 from omni_jax.models.qwen3_omni.audio_encoder import AudioEncoder
 from omni_jax.models.qwen3_omni.code2wav import Code2Wav
 from omni_jax.models.qwen3_omni.talker import CodePredictor, Talker
 from omni_jax.models.qwen3_omni.vision_encoder import VisionEncoder
 from omni_jax.nn.layers import Init
+
+
+@dataclass(frozen=True, eq=False)
+class Qwen3OmniParts(OmniParts):
+    """The parts of a Qwen3-Omni.
+
+    Attributes:
+        code2wav: turns frames of codes into samples.
+    """
+
+    audio_encoder: AudioEncoder
+    vision_encoder: VisionEncoder
+    talker: Talker | None = None
+    code_predictor: CodePredictor | None = None
+    code2wav: Code2Wav | None = None
+
+
+PARTS = Qwen3OmniParts
 
 
 def builders(config: Qwen3OmniConfig) -> dict[str, Callable[[Init], nnx.Module]]:

@@ -44,7 +44,7 @@ def test_several_calls_equal_one(omni, monkeypatch, call):
 
 def test_padding_is_not_attended_to(omni):
     """The content of a call's padding changes nothing."""
-    encoder = omni.parts["vision_encoder"]
+    encoder = omni.parts.vision_encoder
     (call,) = vision_packing.pack([pixels([(1, 4, 6)])], [(1, 4, 6)], 2)
     plain, deep = encoder.encode(call.patches, call.place, call.size, call.first)
     noisy = call.patches.copy()
@@ -61,7 +61,7 @@ def test_rows_in_blocks_equal_the_whole(omni, monkeypatch):
 
     (call,) = vision_packing.pack(*vision_packing.split_patches(pixels(GRIDS), GRIDS), 2)
     arrays = (call.patches, call.place, call.size, call.first)
-    encoder = omni.parts["vision_encoder"]
+    encoder = omni.parts.vision_encoder
     whole, deep = encoder.encode(*arrays)
     monkeypatch.setattr(vision, "ROWS", 100)
     cut, deep_cut = encoder.encode(*arrays)
