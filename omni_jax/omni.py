@@ -31,7 +31,7 @@ from omni_jax.engine.request import (
 )
 from omni_jax.errors import check_progress, listed, shown
 from omni_jax.models import parts as model_parts
-from omni_jax.models.memory_layout import arranged
+from omni_jax.models.memory_layout import to_platform_layout
 from omni_jax.models.parts import OmniParts
 from omni_jax.models.placement import shardings
 from omni_jax.parallel.jitted import jitted
@@ -119,7 +119,7 @@ class Omni:
         reader = checkpoint if checkpoint.is_converted(folder) else weights
         parts = reader.load(folder, config, dtype=dtype, speech=speaks, shardings=placed, progress=progress)
         if mesh is None or jax.default_backend() == "tpu":
-            parts = arranged(parts, jax.default_backend())
+            parts = to_platform_layout(parts, jax.default_backend())
         omni = cls(parts, config, folder, limits)
         if tokenizer is not None:
             omni.tokenizer = tokenizer

@@ -41,7 +41,7 @@ from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.errors import RetryableError, UserError, check_path, check_progress, is_user_error
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
-from omni_jax.models.memory_layout import declared
+from omni_jax.models.memory_layout import to_canonical
 from omni_jax.models.parts import OmniParts
 from omni_jax.weights import layerwise, speakers
 
@@ -132,7 +132,7 @@ def save(
 
     Args:
         parts: parts of a whole model, or of one without the parts that speak (the written config.json then says so); as
-            they are declared, or as ``memory_layout.arranged`` returns them.
+            they are declared, or as ``memory_layout.to_platform_layout`` returns them.
         folder: the folder to write; created if it does not exist. It must not hold a checkpoint yet, and all processes
             must share it.
         files_from: the folder whose config.json, tokenizer, speakers and other small files belong to the parts.
@@ -146,7 +146,7 @@ def save(
     folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts
     config, dtype = weights.config_of(files_from), weights.float_dtype(source.dtype)
     found = layerwise.leaves(model_parts.abstract(config, dtype, speech=speech))
-    layerwise.agree(found, layerwise.leaves(jax.eval_shape(declared, parts)), "the parts")
+    layerwise.agree(found, layerwise.leaves(jax.eval_shape(to_canonical, parts)), "the parts")
     _write(
         source,
         found,

@@ -138,7 +138,7 @@ def generate_frames(
 
     if predictor is None:
         return run(lambda nothing: nothing, None, (state, made), (talker, words, rows, frames))
-    forms = {"tpu": partial(run, lambda stacked: stacked), "default": partial(run, lambda stacked: stacked.apart())}
+    forms = {"tpu": partial(run, lambda stacked: stacked), "default": partial(run, lambda stacked: stacked.unstack())}
     return jax.lax.platform_dependent(predictor, (state, made), (talker, words, rows, frames), **forms)
 
 

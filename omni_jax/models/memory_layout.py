@@ -30,10 +30,10 @@ Parts = TypeVar("Parts", bound=OmniParts)
 TILE, LANES = 8, 128
 
 
-def arranged(parts: Parts, platform: str) -> Parts:
+def to_platform_layout(parts: Parts, platform: str) -> Parts:
     """The same parts in the layout that a platform reads. Programs take them in the layout that they have."""
     if platform == "cpu":
-        return replace(parts, **{name: _with_layers(part, _apart) for name, part in parts.items()})
+        return replace(parts, **{name: _with_layers(part, _unstack) for name, part in parts.items()})
     if platform != "tpu":
         return parts
     return _mapped(
@@ -41,13 +41,13 @@ def arranged(parts: Parts, platform: str) -> Parts:
     )
 
 
-def declared(parts: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
+def to_canonical(parts: Mapping[str, nnx.Module]) -> dict[str, nnx.Module]:
     """The same parts with their layers stacked again, as in checkpoints."""
-    return {name: _with_layers(part, _together) for name, part in parts.items()}
+    return {name: _with_layers(part, _restack) for name, part in parts.items()}
 
 
-def formats(tree: Any) -> Any:
-    """Abstract parameters with the layouts and shardings that ``arranged`` gives on a TPU."""
+def abstract_layout(tree: Any) -> Any:
+    """Abstract parameters with the layouts and shardings that ``to_platform_layout`` gives on a TPU."""
 
     def place(leaf, order):
         where = leaf.sharding if order is None else _format(order, leaf.sharding)
@@ -66,7 +66,7 @@ def _with_layers(part, form):
     return part
 
 
-def _apart(stacked):
+def _unstack(stacked):
     """The layers as arrays of their own, without a copy: on a CPU they can be views."""
     views = jax.tree.map(np.asarray, stacked)
     count = jax.tree.leaves(views)[0].shape[0]
@@ -75,7 +75,7 @@ def _apart(stacked):
     )
 
 
-def _together(layers):
+def _restack(layers):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if isinstance(layers, nnx.List) else layers
 
 

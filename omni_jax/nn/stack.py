@@ -15,7 +15,7 @@ def stack(init: Init, layers: int, build: Callable[[Init], Any]) -> Any:
     return jax.vmap(lambda key: build(Init(key, init.dtype)))(jax.random.split(init.key(), layers))
 
 
-def apart(stacked: Any) -> nnx.List:
+def unstack(stacked: Any) -> nnx.List:
     """Unstacks the layers, for ``scan`` inside of another loop. A list of layers is returned as it is.
 
     Compilers for CPU and GPU copy a layer out of its stack before they multiply with it: three times the bytes of
@@ -29,7 +29,7 @@ def apart(stacked: Any) -> nnx.List:
 
 
 def scan(body: Callable[..., Any], carry: Any, stacked: Any, *xs: Any) -> tuple[Any, Any]:
-    """``carry, y = body(carry, layer, index, *x)`` over the layers of a stacked module, or of one taken ``apart``.
+    """``carry, y = body(carry, layer, index, *x)`` over the layers of a stacked module, or of one that ``unstack`` returned.
 
     Weights that a grouped kernel reads (experts) must not be part of ``stacked``: the compiler would copy each layer's
     slice for such a call. ``body`` captures them whole and addresses them by the layer's index (docs/adr/0002).

@@ -25,7 +25,7 @@ from omni_jax.engine import programs
 from omni_jax.errors import is_out_of_memory
 from omni_jax.models import parts
 from omni_jax.models.decoder import CHUNK, Decoder
-from omni_jax.models.memory_layout import formats
+from omni_jax.models.memory_layout import abstract_layout
 from omni_jax.models.parts import Talker, loaded
 from omni_jax.models.placement import shardings
 from omni_jax.models.qwen2_5_omni import Qwen25OmniParts
@@ -171,7 +171,7 @@ class Entries:
             for path, leaf in parts.leaves(made).items()
         }
         made = parts.replace(made, leaves)
-        self.parts = formats(made) if mesh.devices.flat[0].platform == "tpu" else made
+        self.parts = abstract_layout(made) if mesh.devices.flat[0].platform == "tpu" else made
         self.weights = held(self.parts)
         self.slots = bucket(workload.context)
         self.cache = self._cache(self.parts.thinker, workload.batch, self.slots)

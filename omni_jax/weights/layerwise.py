@@ -191,7 +191,7 @@ class InMemory:
     """Source: parts as JAX or NumPy arrays.
 
     The pieces of an array on devices of several processes are JAX arrays, because no process holds them whole. A
-    decoder's layers may be arrays of their own (``memory_layout.arranged``), which then are the pieces.
+    decoder's layers may be arrays of their own (``memory_layout.to_platform_layout``), which then are the pieces.
     """
 
     parts: Mapping[str, nnx.Module]

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from omni_jax import checkpoint, weights
 from omni_jax.config import from_hf, read_json
 from omni_jax.models import parts
-from omni_jax.models.memory_layout import arranged
+from omni_jax.models.memory_layout import to_platform_layout
 from omni_jax.testing import tiny_config, write_tiny
 from tests.support.refused_folders import refuses
 from tests.support.trees import same
@@ -201,7 +201,7 @@ def test_export_of_an_address_has_the_small_files_too(converted, tmp_path):
 
 def test_save_of_unstacked_layers_stacks_none(converted, loaded, tmp_path):
     """``Omni.load`` unstacks layers on a CPU; saving makes no second copy of a decoder."""
-    apart = arranged(loaded, "cpu")
+    apart = to_platform_layout(loaded, "cpu")
     before, most = sum(array.nbytes for array in jax.live_arrays()), []
 
     def watch(*_):

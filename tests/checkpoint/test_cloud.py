@@ -15,7 +15,7 @@ from omni_jax import Omni, checkpoint
 from omni_jax.config import from_hf
 from omni_jax.errors import RetryableError
 from omni_jax.models import parts
-from omni_jax.models.memory_layout import declared
+from omni_jax.models.memory_layout import to_canonical
 from tests.support.trees import same
 
 NAME = re.compile(r"/storage/v1/b/bucket/o(?:/(?P<key>[^?]+))?")
@@ -95,7 +95,7 @@ def test_a_remote_checkpoint_loads_onto_a_mesh(bucket, loaded):
 
 def test_omni_loads_from_an_address(bucket, loaded):
     omni = Omni.load("gs://bucket/models/tiny")
-    same(declared(omni.parts), loaded)
+    same(to_canonical(omni.parts), loaded)
     assert omni.tokenizer.encode("Hello")
 
 

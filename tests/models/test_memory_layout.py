@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.config import from_hf
 from omni_jax.models import parts
-from omni_jax.models.memory_layout import _held, _order, arranged, declared
+from omni_jax.models.memory_layout import _held, _order, to_canonical, to_platform_layout
 from omni_jax.testing import tiny_config
 
 CONFIG = from_hf(tiny_config())
@@ -19,7 +19,7 @@ def made(loaded):
 
 
 def test_kernels_of_two_output_axes_lie_with_the_contracted_one_next_to_the_last(made):
-    moved = arranged(made, "tpu")
+    moved = to_platform_layout(made, "tpu")
     before, after = parts.leaves(made), parts.leaves(moved)
     turned = {path for path, leaf in after.items() if leaf.format.layout.major_to_minor != tuple(range(leaf.ndim))}
     orders = {(path.rsplit(".", 2)[-2], after[path].format.layout.major_to_minor) for path in turned}
@@ -63,7 +63,7 @@ def test_layouts_depend_on_a_devices_share_of_a_width():
 def test_on_a_cpu_decoder_layers_are_unstacked(made):
     """The layers share the stack's buffer, so large stacks are not copied; and back to a stack, as in checkpoints."""
     before = parts.leaves(made)
-    moved = arranged(made, "cpu")
+    moved = to_platform_layout(made, "cpu")
     layers = moved.thinker.decoder.layers
     assert len(layers) == before["thinker.decoder.layers.attention.q.kernel"].shape[0]
     stack = before["thinker.decoder.layers.attention.q.kernel"]
@@ -72,8 +72,8 @@ def test_on_a_cpu_decoder_layers_are_unstacked(made):
         np.testing.assert_array_equal(kernel, stack[layer])
         assert kernel.unsafe_buffer_pointer() == stack.unsafe_buffer_pointer() + layer * kernel.nbytes
     assert moved.vision_encoder is made.vision_encoder
-    assert parts.leaves(arranged(made, "gpu")).keys() == before.keys()
-    again = parts.leaves(declared(moved))
+    assert parts.leaves(to_platform_layout(made, "gpu")).keys() == before.keys()
+    again = parts.leaves(to_canonical(moved))
     assert again.keys() == before.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(again[path], leaf)

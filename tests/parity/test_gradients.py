@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from omni_jax.models.memory_layout import declared
+from omni_jax.models.memory_layout import to_canonical
 from omni_jax.models.parts import leaves
 from omni_jax.models.qwen3_omni import Qwen3OmniParts
 from omni_jax.processing import audio_packing, vision_packing
@@ -55,7 +55,7 @@ def test_gradients_of_the_next_token_loss_equal_torch(omni, reference):
         picked = jnp.take_along_axis(logits, made.tokens[:, 1:, None], axis=-1)[..., 0]
         return -jnp.sum(picked * made.mask[:, 1:]) / made.mask[:, 1:].sum()
 
-    parts = Qwen3OmniParts(**declared(omni.parts))
+    parts = Qwen3OmniParts(**to_canonical(omni.parts))
     value, gradients = jax.jit(jax.value_and_grad(loss))(
         replace(parts, talker=None, code_predictor=None, code2wav=None)
     )

@@ -18,7 +18,7 @@ from omni_jax.models.decoder import Decoder
 from omni_jax.models.talker import TalkerDecoder
 from omni_jax.nn.cache import KVCache
 from omni_jax.nn.layers import Embedding, Init, Linear
-from omni_jax.nn.stack import apart, scan, stack
+from omni_jax.nn.stack import scan, stack, unstack
 
 # So many ids at the end of the codec vocabulary are no codes; only some of them have a meaning.
 SPECIALS = 1024
@@ -97,10 +97,10 @@ class CodePredictor(nnx.Module):
         )
         self.config = config
 
-    def apart(self) -> "CodePredictor":
-        """The same predictor with unstacked layers, for a loop over frames (see ``nn.stack.apart``)."""
+    def unstack(self) -> "CodePredictor":
+        """The same predictor with unstacked layers, for a loop over frames (see ``nn.stack.unstack``)."""
         made = jax.tree.map(lambda leaf: leaf, self)
-        made.decoder.layers = apart(self.decoder.layers)
+        made.decoder.layers = unstack(self.decoder.layers)
         return made
 
     def residual(
