@@ -36,7 +36,7 @@ from omni_jax.models.parts import OmniParts
 from omni_jax.models.placement import shardings
 from omni_jax.parallel.jitted import jitted
 from omni_jax.parallel.mesh import make_mesh, well_chosen
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 from omni_jax.processing import request
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.audio_packing import split_clips
@@ -325,7 +325,7 @@ class Omni:
         logits = _logits(self.parts.thinker, embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
         # On the host, because indexing on the device would compile a program for each new length.
-        return jax.device_put(fetch(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
+        return jax.device_put(to_host(logits)[rows, np.maximum(np.cumsum(batch.mask, axis=1) - 1, 0)])
 
     def _events(self, conversations: Any, options: RequestOptions, steps: int) -> Iterator[tuple[int, Event]]:
         if not is_number(steps, whole=True) or not 1 <= steps <= CALL_STEPS:

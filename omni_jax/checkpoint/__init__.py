@@ -36,7 +36,7 @@ import omni_jax
 from omni_jax import weights
 from omni_jax.checkpoint import manifest as manifests
 from omni_jax.checkpoint.manifest import ELSEWHERE, FORMAT, MANIFEST, UNFINISHED
-from omni_jax.checkpoint.tensors import PIECES, Converted, fetch, is_url, size_of, write_group
+from omni_jax.checkpoint.tensors import PIECES, Converted, download_small_files, is_url, size_of, write_group
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.errors import RetryableError, UserError, check_path, check_progress, is_user_error
 from omni_jax.locks import only_writer
@@ -65,7 +65,7 @@ def nearby(url: str) -> Path:
     """
     folder = Path(tempfile.mkdtemp(prefix="omni_jax."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    fetch(url, folder)
+    download_small_files(url, folder)
     manifest = manifests.read_manifest(folder, name=url)
     weights.write_json(folder / MANIFEST, {**manifest, ELSEWHERE: url})
     return folder

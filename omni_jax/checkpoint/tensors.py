@@ -35,7 +35,7 @@ def is_url(folder: str | Path) -> bool:
     return "://" in str(folder)
 
 
-def fetch(folder: str, target: Path) -> None:
+def download_small_files(folder: str, target: Path) -> None:
     """Copies the files of a folder at a URL, without its subfolders (such as the pieces).
 
     Raises:

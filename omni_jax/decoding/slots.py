@@ -17,7 +17,7 @@ from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import CALL_STEPS, DecodeState, LanguageModel, decode_steps, prefill
 from omni_jax.nn.cache import KVCache
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 from omni_jax.parallel.sharding import mesh_of
 
 
@@ -148,7 +148,7 @@ class Slots:
             self.model, state, self.options, np.int32(self.steps),
             candidates=int(self.candidates[self.taken].max(initial=0)), follow=follow,
         )  # fmt: skip
-        first, made, logprobs, fed, counts = fetch((self.first, made, logprobs, fed, state.count))
+        first, made, logprobs, fed, counts = to_host((self.first, made, logprobs, fed, state.count))
         self.state, self.first, written = state, {}, []
         for row in np.flatnonzero(self.taken).tolist():
             new = slice(0, int(counts[row] - self.counts[row]))

@@ -16,7 +16,7 @@ from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import SamplingRows, sample
 from omni_jax.nn.cache import KVCache
 from omni_jax.parallel.jitted import jitted
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 
 # Most steps of a call; a call may make fewer, in the same program.
 CALL_STEPS = 32
@@ -222,7 +222,7 @@ def generate(
     del embedded  # not needed again, and large for prompts with many images
     counts, made, logprobs, fed = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
-        made, logprobs, total, finished = fetch((made, logprobs, state.count, state.finished))
+        made, logprobs, total, finished = to_host((made, logprobs, state.count, state.finished))
         call = Made(tokens=made, logprobs=logprobs, counts=total - counts, states=kept, fed=fed)
         kept = fed = None
         stop = yield call

@@ -27,7 +27,7 @@ from omni_jax.engine.answer import Request
 from omni_jax.engine.reply import Draft, Reply
 from omni_jax.errors import is_out_of_memory
 from omni_jax.models.parts import OmniParts
-from omni_jax.parallel.multihost import Hosts, digest, fetch, from_wire, to_wire
+from omni_jax.parallel.multihost import HostGroup, digest, from_wire, to_host, to_wire
 from omni_jax.processing.batch import Batch, joined
 from omni_jax.speech.synthesizer import Synthesizer
 
@@ -94,7 +94,7 @@ class _Row:
     def take(self, written: Written) -> bool:
         """Reads the tokens of a call; returns True when the reply is complete."""
         if isinstance(self.states, jax.Array):
-            self.states = fetch(self.states)[0, : self.item.length]
+            self.states = to_host(self.states)[0, : self.item.length]
         if written.fed is not None:
             self.fed.append(written.fed)
         ended = self.draft.take(written.tokens, written.logprobs, self.most)
@@ -103,7 +103,7 @@ class _Row:
 
 
 def answers(
-    omni: Model, items: Iterable[Item], *, slots: int, window: int | None = None, hosts: Hosts | None = None
+    omni: Model, items: Iterable[Item], *, slots: int, window: int | None = None, hosts: HostGroup | None = None
 ) -> Iterator[list[Outcome]]:
     """Answers items; after each call of the device, yields those that are complete, with their replies or faults.
 
@@ -114,7 +114,7 @@ def answers(
         window: items that are read ahead and sorted by the length of their prompts; by default twice the slots.
         hosts: those that share the model; each reads the same items.
     """
-    hosts = hosts or Hosts()
+    hosts = hosts or HostGroup()
     ahead, alone = _Ahead(iter(items), slots, 2 * slots if window is None else window, hosts), hosts.alone
     running, rows, silent = Slots(omni.parts.thinker, slots), dict[int, _Row](), list[_Row]()
     try:
@@ -247,7 +247,7 @@ class _Ahead:
     Hosts that share a model get the same items at the same call, whichever of them reads faster.
     """
 
-    def __init__(self, items: Iterator[Item], first: int, window: int, hosts: Hosts):
+    def __init__(self, items: Iterator[Item], first: int, window: int, hosts: HostGroup):
         self.items, self.window, self.ready, self.upwards, self.hosts = items, window, list[Item](), True, hosts
         self.thread = ThreadPoolExecutor(1, "omni_jax_reads")
         self.coming: Future[list[tuple[Item, str]]] | None = self.thread.submit(self._read, first)

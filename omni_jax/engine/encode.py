@@ -14,7 +14,7 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.models.parts import OmniParts
 from omni_jax.models.thinker import Embedded
 from omni_jax.parallel.jitted import jitted
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 from omni_jax.processing import audio_packing, vision_packing
 from omni_jax.processing.batch import Batch
 
@@ -89,7 +89,7 @@ def encode_audio(
         return []
     rows, order = [], []
     for call in audio_packing.pack(clips, config.audio_encoder):
-        features = fetch(audio_features(parts.audio_encoder, *call.inputs))
+        features = to_host(audio_features(parts.audio_encoder, *call.inputs))
         rows.append(features[call.order >= 0])
         order.append(call.order[call.order >= 0])
     joined = np.concatenate(rows)[np.argsort(np.concatenate(order))]
@@ -109,7 +109,7 @@ def encode_vision(
     features = [np.empty((0, sight.out_width), encoder.dtype)]
     deep = [np.empty((len(sight.taps), 0, sight.out_width), encoder.dtype)]
     for call in vision_packing.pack(media, grids, sight.merge, encoder.dtype):
-        seen, seen_deep = fetch(vision_features(encoder, call.patches, call.place, call.size, call.first))
+        seen, seen_deep = to_host(vision_features(encoder, call.patches, call.place, call.size, call.first))
         real = np.flatnonzero(call.order >= 0)
         features.append(seen[real])
         deep.append(seen_deep[:, real])

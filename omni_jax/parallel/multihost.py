@@ -21,7 +21,7 @@ BLOCK = 256
 _KINDS = {"user": UserError, "retryable": RetryableError}
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """``jax.device_get``, also for arrays on devices of other hosts. All hosts must call it at the same point."""
     leaves, kind = jax.tree.flatten(tree)
     far = [number for number, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not _here(leaf)]
@@ -33,7 +33,7 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(kind.unflatten(leaves))
 
 
-def sharing(count: int) -> list[Any]:
+def devices_of_copy(count: int) -> list[Any]:
     """The devices of this host's copy of the model: its own, or those of several neighbouring hosts.
 
     Args:
@@ -58,7 +58,7 @@ def sharing(count: int) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Hosts:
+class HostGroup:
     """The group of hosts that share one copy of a model. Usually it is a single host, which need not communicate.
 
     Attributes:
@@ -74,7 +74,7 @@ class Hosts:
     mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, parts: Any) -> "Hosts":
+    def of(cls, parts: Any) -> "HostGroup":
         """The group of hosts whose devices hold the parts of a model, or any tree of arrays.
 
         Raises:
@@ -141,7 +141,7 @@ class Hosts:
         assert self.mesh is not None
         rows = np.frombuffer(own.ljust(size, b"\0"), np.uint8)[None]
         where, shape = NamedSharding(self.mesh, PartitionSpec("host")), (self.mesh.shape["host"], size)
-        return [row.tobytes() for row in fetch(jax.make_array_from_process_local_data(where, rows, shape))]
+        return [row.tobytes() for row in to_host(jax.make_array_from_process_local_data(where, rows, shape))]
 
 
 def to_wire(error: BaseException) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from omni_jax.decoding.text import Made
 from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
 from omni_jax.models.qwen2_5_omni import Qwen25OmniParts
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 from omni_jax.processing.arrays import is_numeric, to_numpy
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.conversation import SPOKEN_SYSTEM
@@ -118,7 +118,7 @@ class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
     def _hear(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
     ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
-        counts, finished, made = fetch((state.count, state.finished, codes))
+        counts, finished, made = to_host((state.count, state.finished, codes))
         new = [
             made[number, :, : after - before]
             for number, (before, after) in enumerate(zip(self.counts, counts, strict=True))

@@ -18,7 +18,7 @@ from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
 from omni_jax.models.qwen3_omni import Qwen3OmniParts
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 from omni_jax.parallel.sharding import zeros
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni
@@ -83,7 +83,7 @@ class Qwen3SpeechStream(SpeechStream[Qwen3OmniParts]):
         self.heard, sound = samples_of_codes(
             code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames
         )
-        counts, finished, made, samples = fetch((state.count, state.finished, codes, sound))
+        counts, finished, made, samples = to_host((state.count, state.finished, codes, sound))
         chunks = []
         for number in np.flatnonzero(self.live & (counts > before)):
             new = counts[number] - before[number]
@@ -162,7 +162,7 @@ def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarr
             code2wav, heard, padded[:, :, start : start + size], before, after, frames=size
         )
         sound.append(samples)
-    joined = np.concatenate([np.zeros((rows, 0), np.float32), *fetch(sound)], axis=1)
+    joined = np.concatenate([np.zeros((rows, 0), np.float32), *to_host(sound)], axis=1)
     return joined[:batch, code2wav.lag :][:, : code2wav.samples(frames)]
 
 

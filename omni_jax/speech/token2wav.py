@@ -38,7 +38,7 @@ from omni_jax.buckets import bucket
 from omni_jax.config.speech import Speaker
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.models.qwen2_5_omni.dit import DiT, frame_noise
-from omni_jax.parallel.multihost import fetch
+from omni_jax.parallel.multihost import to_host
 
 # Blocks of a window beside its new ones; more if BigVGAN's receptive field needs it: edges of windows are never heard.
 BACK, AHEAD = 4, 3
@@ -258,7 +258,7 @@ def _sound(
         else:
             noise = _widened(own.noise[:, start : start + frames], frames)
         heard = codes[index].astype(np.int32), counts, own.speaker, own.mel, own.mel_lengths
-        mel = fetch(mel_of_codes(dit, *heard, noise, np.full(len(index), start)))
+        mel = to_host(mel_of_codes(dit, *heard, noise, np.full(len(index), start)))
         made.append(_waveform(dit, bigvgan, mel, counts * config.repeats)[: len(part)])
     return np.concatenate(made)
 
@@ -275,7 +275,7 @@ def _waveform(
     for start in range(0, frames, size - 2 * side):
         window = _widened(mel[:, start : start + size], size)
         samples = samples_of_mel(bigvgan, window, np.full_like(lengths, side - start), lengths + side - start)
-        sound.append(fetch(samples)[:, side * each : (size - side) * each])
+        sound.append(to_host(samples)[:, side * each : (size - side) * each])
     return np.concatenate(sound, axis=1)[:, : frames * each]
 
 

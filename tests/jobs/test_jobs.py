@@ -20,7 +20,7 @@ from omni_jax.engine import continuous, encode
 from omni_jax.engine.continuous import Item, _Ahead, answers
 from omni_jax.errors import RetryableError
 from omni_jax.jobs.output import Ledger
-from omni_jax.parallel.multihost import Hosts
+from omni_jax.parallel.multihost import HostGroup
 from omni_jax.processing.options import MediaOptions
 from omni_jax.speech.stream import SpeechStream
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
@@ -305,7 +305,7 @@ def test_lines_are_read_ahead_and_sorted_alternately_up_and_down():
     class Long(Item):
         length = property(lambda self: self.key)
 
-    ahead = _Ahead((Long(key, None) for key in (5, 1, 3, 9, 2, 4, 8, 7, 6)), 3, 4, Hosts())
+    ahead = _Ahead((Long(key, None) for key in (5, 1, 3, 9, 2, 4, 8, 7, 6)), 3, 4, HostGroup())
     assert [ahead.take(wait=True).key for _ in range(9)] == [1, 3, 5, 9, 8, 4, 2, 6, 7]
     assert not ahead.exhausted
     assert ahead.take(wait=True) is None

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omni_jax import Omni
 from omni_jax.engine.continuous import Item, _Ahead
-from omni_jax.parallel.multihost import Hosts, fetch
+from omni_jax.parallel.multihost import HostGroup, to_host
 
 own = jax.process_index()
 omni = Omni.load(sys.argv[3], mesh="data=2,expert=2,model=2", speech=False)
-hosts = Hosts.of(omni.parts)
+hosts = HostGroup.of(omni.parts)
 weight = omni.parts.thinker.embedding.table[...]
-whole, near = fetch((weight, np.arange(3)))
+whole, near = to_host((weight, np.arange(3)))
 facts = {"here": weight.is_fully_addressable, "fetched": float(np.abs(whole).sum()), "near": near.tolist()}
 facts |= {"group": [hosts.number, hosts.groups, hosts.first, hosts.alone]}
 for length in (1, 252, 253, 5000):

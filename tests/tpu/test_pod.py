@@ -135,7 +135,7 @@ def test_a_copy_of_the_model_uses_whole_hosts(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: devices[8:12])
     monkeypatch.setattr(jax, "process_index", lambda: 2)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    assert [multihost.sharing(count) for count in (2, 4, 8, 16)] == [
+    assert [multihost.devices_of_copy(count) for count in (2, 4, 8, 16)] == [
         devices[8:12],
         devices[8:12],
         devices[8:16],
@@ -145,7 +145,7 @@ def test_a_copy_of_the_model_uses_whole_hosts(monkeypatch):
         with pytest.raises(
             ValueError, match=f"mesh: {count} devices for each copy of the model, of 4 hosts with 4 each"
         ):
-            multihost.sharing(count)
+            multihost.devices_of_copy(count)
 
 
 def test_without_other_hosts_the_script_runs_alone(tmp_path):
