@@ -14,12 +14,12 @@ from omni_jax.config.encoders import (
 )
 from omni_jax.config.speech import Code2WavConfig, Qwen25TalkerConfig, TalkerConfig, Token2WavConfig
 
-Hears = TypeVar("Hears", bound=MelEncoderConfig)
-Sees = TypeVar("Sees", bound=PatchEncoderConfig)
+AudioConfigT = TypeVar("AudioConfigT", bound=MelEncoderConfig)
+VisionConfigT = TypeVar("VisionConfigT", bound=PatchEncoderConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinkerConfig(Generic[Hears, Sees]):
+class ThinkerConfig(Generic[AudioConfigT, VisionConfigT]):
     """The thinker: the text decoder, its two encoders and the token ids that mark media in its vocabulary.
 
     Attributes:
@@ -30,8 +30,8 @@ class ThinkerConfig(Generic[Hears, Sees]):
     """
 
     decoder: DecoderConfig
-    audio_encoder: Hears
-    vision_encoder: Sees
+    audio_encoder: AudioConfigT
+    vision_encoder: VisionConfigT
     vocabulary: int
     context: int
     audio_token: int

@@ -20,7 +20,7 @@ from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm, expand_to
 from omni_jax.nn.moe import Experts, Router
 from omni_jax.nn.rope import Turn, rotate, rotation
 from omni_jax.nn.stack import scan, stack
-from omni_jax.parallel.sharding import constrain, mesh_of, over
+from omni_jax.parallel.sharding import constrain, mesh_axes, mesh_of
 
 # Tokens of a row that go through the layers at once (chunked prefill). So the activations, above all those of each
 # token's experts, do not grow with the prompt.
@@ -76,7 +76,7 @@ class Attention(nnx.Module):
         """
         if mesh is None:
             return list(arrays)
-        heads = "heads" if over("kv_heads", self.k.kernel.shape[-2], mesh) else None
+        heads = "heads" if mesh_axes("kv_heads", self.k.kernel.shape[-2], mesh) else None
         return [constrain(x, ("batch", None, heads, None), mesh) for x in arrays]
 
 

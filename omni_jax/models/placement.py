@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.parallel import param_paths
 from omni_jax.parallel.mesh import checked
-from omni_jax.parallel.sharding import candidates, over, spec
+from omni_jax.parallel.sharding import candidates, mesh_axes, spec
 
 # Parts that every device holds whole: they are small, and sharded they would send more than they compute.
 WHOLE = ("code2wav", "dit", "bigvgan")
@@ -39,6 +39,6 @@ def undivided(tree: Any, mesh: Mesh) -> list[str]:
         if path.split(".")[0] not in WHOLE
         for name, size in zip(names[path], leaf.shape[-len(names[path]) :], strict=True)
         for axis in candidates(name, mesh)
-        if axis not in over(name, size, mesh)
+        if axis not in mesh_axes(name, size, mesh)
     }
     return list(found)

@@ -46,7 +46,7 @@ class SnakeBeta(nnx.Module):
         return x + sin_squared(x * jnp.exp(alpha)) * (1 / (jnp.exp(beta) + 1e-9))
 
 
-class Past:
+class CausalState:
     """The steps before the T new steps of each convolution: taken from the last call, kept for the next.
 
     A network over time makes one of these a call and passes it to its layers, which use it in the same order each time.
@@ -94,7 +94,7 @@ class Conv1d(nnx.Module):
         self.kernel = init.normal((width, ins, outs), (None, None, None), fan_in=width * ins)
         self.bias = init.full((outs,), (None,), 0.0)
 
-    def __call__(self, x: Float[Array, "B T C"], past: Past, *, dilation: int = 1) -> Float[Array, "B T C2"]:
+    def __call__(self, x: Float[Array, "B T C"], past: CausalState, *, dilation: int = 1) -> Float[Array, "B T C2"]:
         kernel = self.kernel[...]
         steps, reach = x.shape[1], (len(kernel) - 1) * dilation
         if not reach:
@@ -117,7 +117,7 @@ class ConvTranspose1d(Conv1d):
     are cut off, as in the reference: the signal then is one step shorter, and in a stream one step behind.
     """
 
-    def __call__(self, x: Float[Array, "B T C"], past: Past, *, rate: int) -> Float[Array, "B T*{rate} C2"]:
+    def __call__(self, x: Float[Array, "B T C"], past: CausalState, *, rate: int) -> Float[Array, "B T*{rate} C2"]:
         batch, steps, _ = x.shape
         wide = len(self.kernel) > rate
         if wide:

@@ -22,7 +22,7 @@ Ends = tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]
 
 
 @struct.dataclass
-class Span:
+class RowBounds:
     """The extent of each row in an array.
 
     Attributes:
@@ -33,8 +33,8 @@ class Span:
     first: Int[Array, "B"]
     end: Int[Array, "B"]
 
-    def scaled(self, rate: int) -> "Span":
-        return Span(self.first * rate, self.end * rate)
+    def scaled(self, rate: int) -> "RowBounds":
+        return RowBounds(self.first * rate, self.end * rate)
 
     def silence(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         """x with zeros outside of the rows."""
@@ -75,7 +75,7 @@ REACH = TAPS // 2 - 1
 
 
 def smooth(
-    x: Float[Array, "B T C"], span: Span, activation: Callable[[Float[Array, "B T C"]], Float[Array, "B T C"]]
+    x: Float[Array, "B T C"], bounds: RowBounds, activation: Callable[[Float[Array, "B T C"]], Float[Array, "B T C"]]
 ) -> Float[Array, "B T C"]:
     """Upsamples by 2, applies the activation and downsamples by 2, which filters out what would be aliases.
 
@@ -83,15 +83,15 @@ def smooth(
     odd steps, so that it needs neither zero stuffing nor strides.
     """
     steps, early, late = x.shape[1], 2 * FILTER[1::2][::-1], 2 * FILTER[::2][::-1]
-    ends = span.ends(x, x, 0)
+    ends = bounds.ends(x, x, 0)
     # Fused loops would recompute a signal for each tap that reads it: forty times as long on a CPU.
     x = jax.lax.optimization_barrier(jnp.pad(x, [(0, 0), (2 * SIDE, 2 * SIDE), (0, 0)]))
-    x = span.hold(x, ends, 2 * SIDE)
+    x = bounds.hold(x, ends, 2 * SIDE)
     even = activation(_weighted(x, early, 0, steps + 2 * SIDE))
     odd = activation(_weighted(x, late, 1, steps + 2 * SIDE))
     even, odd = jax.lax.optimization_barrier((even, odd))
-    ends = span.ends(even, odd, SIDE)
-    even, odd = span.hold(even, ends, SIDE), span.hold(odd, ends, SIDE)
+    ends = bounds.ends(even, odd, SIDE)
+    even, odd = bounds.hold(even, ends, SIDE), bounds.hold(odd, ends, SIDE)
     return _weighted(even, FILTER[1::2], 1, steps) + _weighted(odd, FILTER[::2], 0, steps)
 
 

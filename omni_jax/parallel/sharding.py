@@ -38,13 +38,13 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -
     taken: list[str] = []
     entries: list[tuple[str, ...] | str | None] = []
     for name, size in zip(named, shape, strict=True):
-        own = over(name, size, mesh, without=taken)
+        own = mesh_axes(name, size, mesh, without=taken)
         taken += own
         entries.append(own if len(own) > 1 else own[0] if own else None)
     return PartitionSpec(*entries)
 
 
-def over(name: str | None, size: int, mesh: AnyMesh, *, without: Sequence[str] = ()) -> tuple[str, ...]:
+def mesh_axes(name: str | None, size: int, mesh: AnyMesh, *, without: Sequence[str] = ()) -> tuple[str, ...]:
     """The mesh axes over which a logical axis of this size is sharded: those that give the smallest shards."""
     known = [axis for axis in candidates(name, mesh) if axis not in without]
     subsets = (found for count in range(len(known) + 1) for found in combinations(known, count))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn.conv import Conv1d, ConvTranspose1d, Past, SnakeBeta, sin_squared
+from omni_jax.nn.conv import CausalState, Conv1d, ConvTranspose1d, SnakeBeta, sin_squared
 from omni_jax.nn.layers import Init
 
 BATCH, FRAMES = 3, 12
@@ -26,7 +26,7 @@ def signal(steps, channels):
 
 def beginning(frames):
     zeros = jnp.zeros(BATCH, jnp.int32)
-    return Past(None, zeros, zeros + frames, frames)
+    return CausalState(None, zeros, zeros + frames, frames)
 
 
 def in_pieces(run, x, lengths, pieces):
@@ -34,7 +34,7 @@ def in_pieces(run, x, lengths, pieces):
 
     @partial(jax.jit, static_argnums=4)
     def step(x, tails, seen, new, size):
-        past = Past(tails, seen, new, size)
+        past = CausalState(tails, seen, new, size)
         return run(x, past), past.tails
 
     rows, tails, seen = [[] for _ in range(BATCH)], None, np.zeros(BATCH, np.int32)
@@ -123,7 +123,7 @@ def test_convolution_in_pieces_equals_the_whole(pieces):
 def test_a_row_without_new_frames_keeps_its_past():
     conv = layer(Conv1d, 4, 4, 7)
     tails = [jnp.asarray(signal(6, 4))]
-    past = Past(tails, jnp.array([5, 5, 0]), jnp.array([0, 2, 0]), 2)
+    past = CausalState(tails, jnp.array([5, 5, 0]), jnp.array([0, 2, 0]), 2)
     conv(jnp.asarray(signal(2, 4)), past)
     (kept,) = past.tails
     np.testing.assert_array_equal(kept[0], tails[0][0])

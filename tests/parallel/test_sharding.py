@@ -16,7 +16,7 @@ from omni_jax.models import parts
 from omni_jax.models.placement import shardings, undivided
 from omni_jax.nn import expert_parallel
 from omni_jax.parallel.mesh import make_mesh, well_chosen
-from omni_jax.parallel.sharding import over
+from omni_jax.parallel.sharding import mesh_axes
 from omni_jax.testing import tiny_config, write_tiny
 from omni_jax.testing.qwen2_5_omni import tiny_qwen2_5_config
 
@@ -151,7 +151,7 @@ def test_undivided_axes_are_replicated():
     assert eight["thinker.decoder.experts.gate_up"].spec[1] == "model"
     # More devices than experts: the axes that leave the fewest experts to each device.
     pod = AbstractMesh((64, 1, 4), ("data", "expert", "model"))
-    assert over("expert", 128, pod) == ("data",)
-    assert over("expert", 256, pod) == ("model", "data")
+    assert mesh_axes("expert", 128, pod) == ("data",)
+    assert mesh_axes("expert", 256, pod) == ("model", "data")
     both = shardings(abstract, make_mesh("data=2,model=4"))
     assert both["thinker.decoder.experts.gate_up"].spec[1] == ("model", "data")

@@ -20,7 +20,7 @@ from omni_jax.models.qwen2_5_omni.dit import DiT, sway_times
 from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
 from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init
-from omni_jax.nn.resample import FILTER, Span, smooth
+from omni_jax.nn.resample import FILTER, RowBounds, smooth
 from tests.parity.parity_close import assert_close
 from tests.parity.parity_qwen2_5 import filled, given_noise
 
@@ -189,7 +189,7 @@ def test_filter_and_activation_equal_the_reference():
     lengths = np.array([1, 2, 5, 30])
     x = np.random.default_rng(0).standard_normal((4, 30, 6), np.float32)
     snake = SnakeBeta(Init(jax.random.key(0), jnp.float32), 6)
-    found = jax.jit(lambda x, end: smooth(x, Span(0 * end, end), snake))(x, lengths)
+    found = jax.jit(lambda x, end: smooth(x, RowBounds(0 * end, end), snake))(x, lengths)
     for row, length in enumerate(lengths):
         expected = activation(torch.from_numpy(x[row : row + 1, :length]).mT).mT
         assert_close(found[row : row + 1, :length], expected)
@@ -201,7 +201,7 @@ def test_the_transposed_convolution_equals_the_reference(kernel, rate):
     names = "bigvgan.upsamples.0", "token2wav.code2wav_bigvgan_model.ups.0.0"
     found = filled(names[0], lambda init: bigvgan.ConvTranspose1d(init, 6, 4, kernel), names[1], layer)
     x = np.random.default_rng(0).standard_normal((2, 9, 6), np.float32)
-    found = found(x, Span(np.array([0, 0]), np.array([9, 4])), rate=rate)
+    found = found(x, RowBounds(np.array([0, 0]), np.array([9, 4])), rate=rate)
     for row, length in ((0, 9), (1, 4)):
         expected = layer(torch.from_numpy(x[row : row + 1, :length]).mT).mT
         assert_close(found[row : row + 1, : length * rate], expected)

@@ -16,7 +16,7 @@ from omni_jax.config.speech import BigVGANConfig
 from omni_jax.nn import conv
 from omni_jax.nn.conv import SnakeBeta
 from omni_jax.nn.layers import Init, expand_to
-from omni_jax.nn.resample import REACH, Span, smooth
+from omni_jax.nn.resample import REACH, RowBounds, smooth
 from omni_jax.nn.stack import stack
 
 # Bounds of a mel frame's loudness in decibels, and decibels for each unit of natural logarithms of amplitudes.
@@ -31,9 +31,9 @@ class Conv1d(conv.Conv1d):
         super().__init__(init, ins, outs, width)
         self.bias = self.bias if bias else None
 
-    def __call__(self, x: Float[Array, "B T C"], span: Span, *, dilation: int = 1) -> Float[Array, "B T C2"]:
+    def __call__(self, x: Float[Array, "B T C"], bounds: RowBounds, *, dilation: int = 1) -> Float[Array, "B T C2"]:
         y = jax.lax.conv_general_dilated(
-            span.silence(x),
+            bounds.silence(x),
             self.kernel[...],
             (1,),
             "SAME",
@@ -43,12 +43,12 @@ class Conv1d(conv.Conv1d):
         return y if self.bias is None else y + expand_to(self.bias[...], y)
 
     def by_taps(
-        self, x: Float[Array, "B T C"], span: Span, dilation: Int[Array, ""], most: int
+        self, x: Float[Array, "B T C"], bounds: RowBounds, dilation: Int[Array, ""], most: int
     ) -> Float[Array, "B T C2"]:
         """The same convolution as one product a tap, for a dilation of at most ``most``, known only at run time."""
         kernel, (batch, steps, _) = self.kernel[...], x.shape
         half = len(kernel) // 2
-        x = jnp.pad(span.silence(x), [(0, 0), (half * most, half * most), (0, 0)])
+        x = jnp.pad(bounds.silence(x), [(0, 0), (half * most, half * most), (0, 0)])
 
         def add(tap, y):
             seen = jax.lax.dynamic_slice_in_dim(x, half * most + (tap - half) * dilation, steps, axis=1)
@@ -63,11 +63,11 @@ class Conv1d(conv.Conv1d):
 class ConvTranspose1d(conv.Conv1d):
     """Transposed convolution, kernel [width, ins, outs]; ``width - rate`` extra steps are cut off, half at each end."""
 
-    def __call__(self, x: Float[Array, "B T C"], span: Span, *, rate: int) -> Float[Array, "B T*{rate} C2"]:
+    def __call__(self, x: Float[Array, "B T C"], bounds: RowBounds, *, rate: int) -> Float[Array, "B T*{rate} C2"]:
         kernel, (batch, steps, _) = self.kernel[...], x.shape
         width, cut = len(kernel), (len(kernel) - rate) // 2
         parts = -(-width // rate)
-        y = jnp.einsum("BTC,WCD->BTWD", span.silence(x), kernel)
+        y = jnp.einsum("BTC,WCD->BTWD", bounds.silence(x), kernel)
         y = jnp.pad(y, [(0, 0), (0, 0), (0, parts * rate - width), (0, 0)]).reshape(batch, steps, parts, -1)
         # A step contributes to ``parts`` runs of ``rate`` samples: its own and the next ones.
         runs = [jnp.pad(y[:, :, part], [(0, 0), (part, parts - 1 - part), (0, 0)]) for part in range(parts)]
@@ -85,26 +85,30 @@ class Residual(nnx.Module):
         self.dilated = stack(init, units, lambda init: Conv1d(init, channels, channels, width))
         self.convs = stack(init, units, lambda init: Conv1d(init, channels, channels, width))
 
-    def __call__(self, x: Float[Array, "B T C"], span: Span, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
+    def __call__(
+        self, x: Float[Array, "B T C"], bounds: RowBounds, dilations: tuple[int, ...]
+    ) -> Float[Array, "B T C"]:
         forms = {"tpu": self.looped, "default": self.unrolled}
         forms = {name: partial(form, dilations=dilations) for name, form in forms.items()}
-        return jax.lax.platform_dependent(x, span, **forms)
+        return jax.lax.platform_dependent(x, bounds, **forms)
 
-    def unrolled(self, x: Float[Array, "B T C"], span: Span, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
+    def unrolled(
+        self, x: Float[Array, "B T C"], bounds: RowBounds, dilations: tuple[int, ...]
+    ) -> Float[Array, "B T C"]:
         """Without a loop: a convolution's dilation is fixed at compile time."""
         for unit, dilation in enumerate(dilations):
-            y = smooth(x, span, _entry(self.snakes, 2 * unit))
-            y = _entry(self.dilated, unit)(y, span, dilation=dilation)
-            y = smooth(y, span, _entry(self.snakes, 2 * unit + 1))
-            x = x + _entry(self.convs, unit)(y, span)
+            y = smooth(x, bounds, _entry(self.snakes, 2 * unit))
+            y = _entry(self.dilated, unit)(y, bounds, dilation=dilation)
+            y = smooth(y, bounds, _entry(self.snakes, 2 * unit + 1))
+            x = x + _entry(self.convs, unit)(y, bounds)
         return x
 
-    def looped(self, x: Float[Array, "B T C"], span: Span, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
+    def looped(self, x: Float[Array, "B T C"], bounds: RowBounds, dilations: tuple[int, ...]) -> Float[Array, "B T C"]:
         """With loops: a TPU's compiler takes seconds for a convolution, and the vocoder has a hundred of them."""
 
         def convolve(y, each):
             snake, conv, dilation = each
-            return conv.by_taps(smooth(y, span, snake), span, dilation, max(dilations)), None
+            return conv.by_taps(smooth(y, bounds, snake), bounds, dilation, max(dilations)), None
 
         def step(x, unit):
             snakes, *convs, dilation = unit
@@ -169,17 +173,17 @@ class BigVGAN(nnx.Module):
             end: where each row ends, counted likewise.
         """
         with jax.default_matmul_precision("float32"):
-            span, config = Span(first, end), self.config
-            x = self.conv_in(normalize(mel), span)
+            bounds, config = RowBounds(first, end), self.config
+            x = self.conv_in(normalize(mel), bounds)
             blocks = len(config.block_kernels)
             for stage, rate in enumerate(config.rates):
-                x = self.upsamples[stage](x, span, rate=rate)
-                span = span.scaled(rate)
+                x = self.upsamples[stage](x, bounds, rate=rate)
+                bounds = bounds.scaled(rate)
                 residuals = self.residuals[stage * blocks : (stage + 1) * blocks]
-                made = [residual(x, span, each) for residual, each in zip(residuals, config.dilations, strict=True)]
+                made = [residual(x, bounds, each) for residual, each in zip(residuals, config.dilations, strict=True)]
                 x = sum(made[1:], made[0]) / blocks
-            x = self.conv_out(smooth(x, span, self.snake), span)
-            return span.silence(jnp.clip(x, -1, 1))[..., 0]
+            x = self.conv_out(smooth(x, bounds, self.snake), bounds)
+            return bounds.silence(jnp.clip(x, -1, 1))[..., 0]
 
 
 def normalize(mel: Float[Array, "B A Z"]) -> Float[Array, "B A Z"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32, Int
 from omni_jax.config import Code2WavConfig
 from omni_jax.models.decoder import Decoder
 from omni_jax.nn.cache import KVCache
-from omni_jax.nn.conv import Conv1d, ConvTranspose1d, Past, SnakeBeta
+from omni_jax.nn.conv import CausalState, Conv1d, ConvTranspose1d, SnakeBeta
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Mlp, expand_to
 from omni_jax.nn.stack import stack
 from omni_jax.parallel.sharding import constrain, mesh_of, spec
@@ -58,7 +58,7 @@ class Upsample(nnx.Module):
         self.mlp = Mlp(init, width, 4 * width, width)
         self.gamma = init.full((width,), (None,), 1e-6)
 
-    def __call__(self, x: Float[Array, "B T D"], past: Past, ratio: int) -> Float[Array, "B T*{ratio} D"]:
+    def __call__(self, x: Float[Array, "B T D"], past: CausalState, ratio: int) -> Float[Array, "B T*{ratio} D"]:
         x = self.conv(x, past, rate=ratio)
         return x + expand_to(self.gamma[...], x) * self.mlp(self.norm(self.depthwise(x, past)))
 
@@ -72,7 +72,7 @@ class Residual(nnx.Module):
         self.snake2 = SnakeBeta(init, channels)
         self.conv2 = Conv1d(init, channels, channels, 1)
 
-    def __call__(self, x: Float[Array, "B T C"], past: Past, dilation: int) -> Float[Array, "B T C"]:
+    def __call__(self, x: Float[Array, "B T C"], past: CausalState, dilation: int) -> Float[Array, "B T C"]:
         y = self.conv1(self.snake1(x), past, dilation=dilation)
         return x + self.conv2(self.snake2(y), past)
 
@@ -85,7 +85,7 @@ class Stage(nnx.Module):
         self.conv = ConvTranspose1d(init, channels, channels // 2, 2 * rate)
         self.units = stack(init, len(DILATIONS), lambda init: Residual(init, channels // 2))
 
-    def __call__(self, x: Float[Array, "B T C"], past: Past, rate: int) -> Float[Array, "B T*{rate} C//2"]:
+    def __call__(self, x: Float[Array, "B T C"], past: CausalState, rate: int) -> Float[Array, "B T*{rate} C//2"]:
         x = self.conv(self.snake(x), past, rate=rate)
         # Not a scan: a convolution's dilation is fixed when it is compiled.
         for number, dilation in enumerate(DILATIONS):
@@ -189,7 +189,7 @@ class Code2Wav(nnx.Module):
         batch, books, frames = codes.shape
         if books != self.config.codebooks:
             raise ValueError(f"codes: expected [batch, {self.config.codebooks}, frames], got {list(codes.shape)}")
-        past = Past(tails, seen, lengths, frames)
+        past = CausalState(tails, seen, lengths, frames)
         first = jnp.arange(books)[None, :, None] * self.config.codebook
         x = jnp.mean(self.embedding(codes + first), axis=1)
         positions = jnp.broadcast_to(past.positions(frames), (3, batch, frames))

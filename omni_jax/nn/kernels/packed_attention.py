@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from omni_jax.nn.softmax import MASKED
-from omni_jax.parallel.sharding import over
+from omni_jax.parallel.sharding import mesh_axes
 
 # The kernel's name in a compiled program, by which plan/kernel_costs.py knows it.
 KERNEL = "attend_spans"
@@ -47,7 +47,7 @@ def attend(
     run = partial(_attend, interpret=interpret)
     if mesh is None:
         return run(q, k, v, first, last)
-    heads = PartitionSpec(None, over("heads", q.shape[1], mesh) or None)
+    heads = PartitionSpec(None, mesh_axes("heads", q.shape[1], mesh) or None)
     specs = (heads, heads, heads, PartitionSpec(), PartitionSpec())
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, first, last)
 

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from omni_jax.parallel.sharding import over
+from omni_jax.parallel.sharding import mesh_axes
 
 # How JAX names the kernels in a compiled program, by which plan/kernel_costs.py knows them; and what it adds to the
 # name of one with segment ids, as here over a cache.
@@ -27,7 +27,7 @@ LEAST = 512
 BLOCKS = (512, 256, 128)
 WIDTHS = (64, 128)
 
-Past = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]]
+CachedPast = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, "B"]]
 
 
 def fits(new: int, slots: int, width: int) -> bool:
@@ -39,7 +39,7 @@ def attend(
     q: Float[Array, "B T K G H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    past: Past | None = None,
+    past: CachedPast | None = None,
     *,
     mesh: AbstractMesh | None = None,
     interpret: bool = False,
@@ -55,9 +55,9 @@ def attend(
 
     if mesh is None:
         return run(q, k, v, past)
-    rows, heads = over("batch", q.shape[0], mesh), over("kv_heads", q.shape[2], mesh)
+    rows, heads = mesh_axes("batch", q.shape[0], mesh), mesh_axes("kv_heads", q.shape[2], mesh)
     # A lone row leaves the axis of rows to the query heads of each key head.
-    groups = over("group", q.shape[3], mesh, without=rows)
+    groups = mesh_axes("group", q.shape[3], mesh, without=rows)
     of_q, of_new, of_past = (PartitionSpec(rows, *axes) for axes in ((None, heads, groups), (None, heads), (heads,)))
     specs = (of_q, of_new, of_new, None if past is None else (of_past, of_past, PartitionSpec(rows)))
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=of_q, check_vma=False)(q, k, v, past)
@@ -67,7 +67,7 @@ def _attend(
     q: Float[Array, "B T K G H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    past: Past | None,
+    past: CachedPast | None,
     interpret: bool,
 ) -> Float[Array, "B T K G H"]:
     width = q.shape[-1]
@@ -85,7 +85,11 @@ def _attend(
 
 
 def _joined(
-    q: Float[Array, "B K G T H"], k: Float[Array, "B K T H"], v: Float[Array, "B K T H"], past: Past, interpret: bool
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    past: CachedPast,
+    interpret: bool,
 ) -> Float[Array, "B K G T H"]:
     """Attention to the new tokens and to the cache, each weighted by its share of the softmax's sum."""
     past_k, past_v, length = past

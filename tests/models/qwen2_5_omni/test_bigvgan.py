@@ -10,7 +10,7 @@ import pytest
 from omni_jax.config.speech import BigVGANConfig
 from omni_jax.models.qwen2_5_omni.bigvgan import BigVGAN
 from omni_jax.nn.layers import Init
-from omni_jax.nn.resample import FILTER, REACH, Span, smooth
+from omni_jax.nn.resample import FILTER, REACH, RowBounds, smooth
 
 SMALL = BigVGANConfig(
     mel_bins=6, channels=16, rates=(3, 2), kernels=(7, 4), block_kernels=(3, 5), dilations=((1, 2),) * 2
@@ -108,8 +108,8 @@ def test_a_block_as_a_loop_equals_the_unrolled_block(vocoder):
     """As on a TPU, whose compiler takes long for each convolution."""
     block = vocoder.residuals[1]
     x = np.random.default_rng(2).standard_normal((3, 40, 8), np.float32)
-    span = Span(np.array([0, 3, -5]), np.array([40, 21, 90]))
-    assert_same(*(jax.jit(form, static_argnums=2)(x, span, (1, 4)) for form in (block.looped, block.unrolled)))
+    bounds = RowBounds(np.array([0, 3, -5]), np.array([40, 21, 90]))
+    assert_same(*(jax.jit(form, static_argnums=2)(x, bounds, (1, 4)) for form in (block.looped, block.unrolled)))
 
 
 def test_empty_mel_gives_no_samples_and_wrong_shapes_are_refused(vocoder):
@@ -123,7 +123,7 @@ def test_empty_mel_gives_no_samples_and_wrong_shapes_are_refused(vocoder):
 
 def smoothed(x, activation, first=0, end=None):
     end = x.shape[1] if end is None else end
-    return np.asarray(smooth(jnp.asarray(x), Span(np.array([first]), np.array([end])), activation))
+    return np.asarray(smooth(jnp.asarray(x), RowBounds(np.array([first]), np.array([end])), activation))
 
 
 def test_the_filter_is_symmetric_and_sums_to_one():
