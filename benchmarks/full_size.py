@@ -244,7 +244,7 @@ def sounds(events: Times, clients: int, vocoder: Code2Wav) -> Figures:
 def thinker(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figures:
     """Text only; splits the time to its first token into encoding and prefill."""
     batch = read(omni, asked)
-    placed = encode.place(batch, omni.config.thinker)
+    placed = encode.pad_and_index(batch, omni.config.thinker)
     _, encoding = timed(lambda: encode.embed(omni.parts, placed, omni.config.thinker))
     found = whole(omni, asked, load, seed, aloud=False)
     prefill = found["first_text_ms"][0] - found["reading_ms"][0] - encoding
@@ -258,7 +258,7 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     assert spoken is not None
     # Any states will do instead of the thinker's at the prompt; these have their shape.
     states = encode.embed(
-        omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker
+        omni.parts, encode.pad_and_index(batch, omni.config.thinker), omni.config.thinker
     ).x.block_until_ready()
 
     def listen() -> tuple[SpeechStream, Any]:

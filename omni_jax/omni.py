@@ -320,7 +320,7 @@ class Omni:
         if isinstance(tokens, Batch) and mask is not None:
             raise ValueError("mask: a Batch has its own; give mask= with an array of tokens only")
         batch = tokens if isinstance(tokens, Batch) else Batch.from_tokens(tokens, mask)
-        placed = encode.place(batch, self.config.thinker)
+        placed = encode.pad_and_index(batch, self.config.thinker)
         embedded = encode.embed(self.parts, placed, self.config.thinker)
         logits = _logits(self.parts.thinker, embedded, placed.batch.positions, placed.batch.lengths)
         rows = np.arange(len(batch.tokens))[:, None]
@@ -375,7 +375,7 @@ class Omni:
             raise ValueError(
                 f"the prompt has {batch.lengths.max()} tokens; the context holds {context} with the answer: shorten it"
             )
-        prompts, speech, thinker = encode.place(batch, self.config.thinker), None, resolved.generation.thinker
+        prompts, speech, thinker = encode.pad_and_index(batch, self.config.thinker), None, resolved.generation.thinker
         # A prompt that cannot be spoken is answered in text alone, unless sound was asked for.
         if resolved.spoken and (resolved.required or self.synthesizer.speakable(batch)):
             speech = self.synthesizer.speech(

@@ -10,7 +10,7 @@ from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import CALL_STEPS, Made, generate
 from omni_jax.engine import encode
-from omni_jax.engine.encode import Placed
+from omni_jax.engine.encode import PaddedBatch
 from omni_jax.engine.reply import Draft, Event
 from omni_jax.models.parts import OmniParts
 from omni_jax.processing.transcript import Transcript
@@ -22,7 +22,7 @@ class Request:
     """Rows to be answered, checked and ready.
 
     Attributes:
-        prompts: placed, with padding rows.
+        prompts: padded, with padding rows.
         sampling: how the thinker's tokens are chosen.
         seeds: one a real row.
         transcript: makes the reader of a row's reply.
@@ -30,7 +30,7 @@ class Request:
         given: whether the replies are given, so that the thinker generates nothing.
     """
 
-    prompts: Placed
+    prompts: PaddedBatch
     sampling: Sampling
     seeds: tuple[int, ...]
     transcript: Callable[[int], Transcript]
@@ -87,7 +87,7 @@ def _write(parts: OmniParts, config: OmniConfig, request: Request, rows: list[Dr
     """Generates the replies; each row reads its tokens. Yields after each call."""
     context, sampling = config.thinker.context, request.sampling
     padded, embedded = request.prompts.batch, encode.embed(parts, request.prompts, config.thinker)
-    assert padded.positions is not None  # place has counted them
+    assert padded.positions is not None  # pad_and_index has counted them
     longest = sampling.max_new_tokens or DEFAULT_NEW_TOKENS
     most = [min(longest, context - int(length)) for length in padded.lengths]
     made = generate(

@@ -157,7 +157,7 @@ def _begin(omni: Model, running: Slots, number: int, item: Item, alone: bool) ->
     """Prefills an item. If the device has no memory for it and no other host is involved, returns the fault instead."""
     request, padded, config = item.request, item.batch, omni.config.thinker
     assert request is not None
-    assert padded.positions is not None  # place has counted them
+    assert padded.positions is not None  # pad_and_index has counted them
     sampling = request.sampling
     most = min(sampling.max_new_tokens or DEFAULT_NEW_TOKENS, config.context - item.length)
     try:

@@ -20,15 +20,16 @@ from omni_jax.processing.batch import Batch
 
 _embed = jax.jit(lambda thinker, tokens, taps: thinker.prompt(tokens, taps=taps), static_argnames="taps")
 audio_features = jitted(lambda encoder, *arrays: encoder.encode(*arrays))
-_put_sound = jax.jit(
-    lambda embedded, features, index: embedded.hear(features.reshape(-1, features.shape[-1]), index), donate_argnums=0
+_insert_audio = jax.jit(
+    lambda embedded, features, index: embedded.insert_audio(features.reshape(-1, features.shape[-1]), index),
+    donate_argnums=0,
 )
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put_sight(embedded, features, deep, index):
+def _insert_visual(embedded, features, deep, index):
     """Puts visual features in place. Without deepstack features, prompts share the program of those without images."""
-    return embedded.see(features, deep, index) if deep.shape[0] else embedded.hear(features, index)
+    return embedded.insert_visual(features, deep, index) if deep.shape[0] else embedded.insert_audio(features, index)
 
 
 @jitted
@@ -40,15 +41,15 @@ def vision_features(encoder, *arrays):
     return jnp.pad(features, [(0, room), (0, 0)]), jnp.pad(deep, [(0, 0), (0, room), (0, 0)])
 
 
-class Placed(NamedTuple):
+class PaddedBatch(NamedTuple):
     """A batch at its bucket's shape, and the index of each token's audio and visual feature; -1 for none."""
 
     batch: Batch
-    heard: Int[np.ndarray, "B T"]
-    seen: Int[np.ndarray, "B T"]
+    audio_index: Int[np.ndarray, "B T"]
+    visual_index: Int[np.ndarray, "B T"]
 
 
-def place(batch: Batch, config: ThinkerConfig) -> Placed:
+def pad_and_index(batch: Batch, config: ThinkerConfig) -> PaddedBatch:
     """The host's work before anything runs on the device: checks, positions, padding and indices of features.
 
     Raises:
@@ -59,25 +60,25 @@ def place(batch: Batch, config: ThinkerConfig) -> Placed:
     if ids.max() >= config.vocabulary or ids.min() < 0:
         raise ValueError(f"tokens: expected ids from 0 to {config.vocabulary - 1}, got {ids.min()} to {ids.max()}")
     audio_packing.require_bins(padded.mel, config.audio_encoder.mel_bins)
-    return Placed(padded, padded.audio_index(config), padded.visual_index(config))
+    return PaddedBatch(padded, padded.audio_index(config), padded.visual_index(config))
 
 
-def embed(parts: OmniParts, placed: Placed, config: ThinkerConfig) -> Embedded:
+def embed(parts: OmniParts, prompts: PaddedBatch, config: ThinkerConfig) -> Embedded:
     """Embeddings of a batch, with features of media in place."""
-    batch, heard, seen = placed
+    batch, audio_index, visual_index = prompts
     visuals = (*batch.images, *batch.videos)
     taps = len(config.vision_encoder.taps) if visuals else 0
     embedded = _embed(parts.thinker, batch.tokens, taps=taps)
     for call in audio_packing.pack(batch.mel, config.audio_encoder):
         features = audio_features(parts.audio_encoder, *call.inputs)
-        embedded = _put_sound(embedded, features, call.rows(heard))
+        embedded = _insert_audio(embedded, features, call.rows(audio_index))
     if not visuals:
         return embedded
     encoder = parts.vision_encoder
     patches, grids = [item.patches for item in visuals], [item.grid for item in visuals]
     for call in vision_packing.pack(patches, grids, config.vision_encoder.merge, encoder.dtype):
         features, deep = vision_features(encoder, call.patches, call.place, call.size, call.first)
-        embedded = _put_sight(embedded, features, deep, call.rows(seen))
+        embedded = _insert_visual(embedded, features, deep, call.rows(visual_index))
     return embedded
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from omni_jax.config import DecoderConfig
 from omni_jax.nn.cache import KVCache
-from omni_jax.nn.causal_attention import Past, attend_causal
+from omni_jax.nn.causal_attention import CachedPast, attend_causal
 from omni_jax.nn.grouped_matmul import Kernels
 from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm, expand_to
 from omni_jax.nn.moe import Experts, Router
@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         self.window = config.window
 
     def __call__(
-        self, x: Float[Array, "B T D"], turn: Turn, past: Past | None
+        self, x: Float[Array, "B T D"], turn: Turn, past: CachedPast | None
     ) -> tuple[Float[Array, "B T D"], NewEntries]:
         """Attends to the new tokens and to the layer's cache.
 
@@ -105,7 +105,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         turn: Turn,
-        past: Past | None,
+        past: CachedPast | None,
         valid: Bool[Array, "B T"],
         kernels: Kernels | None,
         layer: Int[Array, ""],

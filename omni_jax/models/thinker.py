@@ -26,18 +26,20 @@ class Embedded:
     x: Float[Array, "B T D"]
     deepstack: Float[Array, "taps B T D"] | None = None
 
-    def hear(self, features: Float[Array, "M D"], index: Int[Array, "B T"]) -> "Embedded":
+    def insert_audio(self, features: Float[Array, "M D"], index: Int[Array, "B T"]) -> "Embedded":
         """Puts row ``index`` of the audio features at each token; -1 leaves a token as it is."""
-        return replace(self, x=place(self.x, features, index))
+        return replace(self, x=insert_rows(self.x, features, index))
 
-    def see(
+    def insert_visual(
         self, features: Float[Array, "M D"], deepstack: Float[Array, "taps M D"], index: Int[Array, "B T"]
     ) -> "Embedded":
         """Puts row ``index`` of the images' and videos' features and deepstack features at each token; -1 leaves it."""
         below = self.deepstack
         if below is None:
             below = jnp.zeros((deepstack.shape[0], *self.x.shape), self.x.dtype)
-        return Embedded(place(self.x, features, index), jax.vmap(place, (0, 0, None))(below, deepstack, index))
+        return Embedded(
+            insert_rows(self.x, features, index), jax.vmap(insert_rows, (0, 0, None))(below, deepstack, index)
+        )
 
 
 class Thinker(nnx.Module):
@@ -92,7 +94,9 @@ class Thinker(nnx.Module):
         return self.decoder.empty_cache(batch, slots, self.embedding.table.dtype)
 
 
-def place(x: Float[Array, "B T D"], features: Float[Array, "M D"], index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def insert_rows(
+    x: Float[Array, "B T D"], features: Float[Array, "M D"], index: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
     """Puts row ``index`` of the features at each token; -1 leaves the token's own embedding."""
     taken = jnp.take(features, index, axis=0, mode="clip").astype(x.dtype)
     return jnp.where(index[..., None] >= 0, taken, x)

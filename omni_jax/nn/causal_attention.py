@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from omni_jax.nn.kernels import packed_attention_cpu, splash_attention
-from omni_jax.nn.kernels.splash_attention import Past
+from omni_jax.nn.kernels.splash_attention import CachedPast
 from omni_jax.nn.softmax import MASKED
 
 # A block of queries has about this many scores, so that no T x T array is held for long prompts.
@@ -27,7 +27,7 @@ def attend_causal(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    past: Past | None = None,
+    past: CachedPast | None = None,
     *,
     window: int | None = None,
     mesh: AbstractMesh | None = None,
@@ -60,7 +60,7 @@ def _in_blocks(
     q: Float[Array, "B T K G H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    past: Past | None,
+    past: CachedPast | None,
     *,
     window: int | None,
 ) -> Float[Array, "B T K G H"]:

@@ -75,7 +75,7 @@ def mixture(
 ) -> Float[Array, "T D"]:
     """sum_r weights[t, r] * expert[layer, chosen[t, r]](x[t]); an id of E means no expert. Summed in float32."""
     mesh = mesh_of(kernels[0])
-    axes = over("expert", kernels[0].shape[1], mesh) if mesh is not None else ()
+    axes = mesh_axes("expert", kernels[0].shape[1], mesh) if mesh is not None else ()
     if mesh is None or not axes:
         return grouped_matmul.mixture(x, chosen, weights, kernels, layer).astype(x.dtype)
     return expert_parallel.mixture(x, chosen, weights, kernels, layer, mesh=mesh, axes=axes).astype(x.dtype)

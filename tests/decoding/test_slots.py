@@ -33,7 +33,7 @@ class Running:
         self.ended, self.sizes = [], []
 
     def insert(self, number, batch, sampling, seed=0):
-        config, placed = self.omni.config.thinker, encode.place(batch, self.omni.config.thinker)
+        config, placed = self.omni.config.thinker, encode.pad_and_index(batch, self.omni.config.thinker)
         row, padded = self.slots.free[0], placed.batch
         self.of[row], self.written[number] = number, ([], [], sampling.max_new_tokens)
         self.slots.insert(

@@ -50,7 +50,7 @@ def answer(omni, rows, *, seed=0, **options):
 
 def made(omni, rows, *, most, how=GREEDY, steps=32):
     """Tokens and log-probabilities of each row, from the generator."""
-    placed = encode.place(batch(*rows), omni.config.thinker)
+    placed = encode.pad_and_index(batch(*rows), omni.config.thinker)
     padded, embedded = placed.batch, encode.embed(omni.parts, placed, omni.config.thinker)
     options = Sampling(**how).override(Sampling(eos_token_id=OPEN))
     calls = generation.generate(

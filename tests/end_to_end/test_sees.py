@@ -167,7 +167,7 @@ def test_a_second_turn_continues_from_the_cache(omni):
     cache = thinker.empty_cache(1, 128)
     rows = SamplingRows.of([Sampling(do_sample=False, eos_token_id=(-1,))], [0], [8])
     for turn, fresh in ((first, True), (second, False)):
-        placed = encode.place(turn, config)
+        placed = encode.pad_and_index(turn, config)
         padded, embedded = placed.batch, encode.embed(omni.parts, placed, config)
         state, *_ = generation.prefill(
             thinker, embedded, padded.tokens, padded.positions, padded.lengths, cache, rows, candidates=1, fresh=fresh
@@ -291,7 +291,7 @@ def test_inserting_features_is_one_program_for_pictures_of_any_size(omni):
     lengths = set()
     for height, width in ((64, 64), (320, 320), (320, 384), (512, 256), (640, 256)):  # 4, 100, 120, 128 and 160 tokens
         batch = omni.prepare(user({"image": picture(height, width)}, "a"))
-        encode.embed(omni.parts, encode.place(batch, omni.config.thinker), omni.config.thinker)
+        encode.embed(omni.parts, encode.pad_and_index(batch, omni.config.thinker), omni.config.thinker)
         lengths.add(bucket(batch.tokens.shape[1]))
     assert encode._put_sight._cache_size() == len(lengths) == 3
     assert encode.vision_features._cache_size() == 4  # 120 and 128 share a size

@@ -139,7 +139,7 @@ def scene():
 
 def test_features_are_inserted_at_their_placeholders(parts):
     batch = scene()
-    placed = encode.place(batch, CONFIG)
+    placed = encode.pad_and_index(batch, CONFIG)
     embedded = encode.embed(parts, placed, CONFIG)
     assert embedded.deepstack is None  # so the thinker uses the program of text
     tokens, x = placed.batch.tokens, np.asarray(embedded.x)
@@ -157,14 +157,14 @@ def test_features_are_inserted_at_their_placeholders(parts):
 def test_logits_of_a_row_do_not_depend_on_the_other_row(parts):
     """A silent video of another row has no effect, and positions are whole numbers."""
     batch = scene()
-    placed = encode.place(batch, CONFIG)
+    placed = encode.pad_and_index(batch, CONFIG)
     np.testing.assert_array_equal(placed.batch.positions, np.trunc(placed.batch.positions))
     logits = parts.thinker.logits(
         encode.embed(parts, placed, CONFIG), jnp.asarray(placed.batch.positions), jnp.asarray(placed.batch.lengths)
     )
     assert logits.shape == (*placed.batch.tokens.shape, CONFIG.vocabulary)
     row = Batch.from_tokens(batch.tokens[:1], batch.mask[:1], batch.mel, batch.images, batch.videos[:1])
-    alone = encode.place(row, CONFIG)
+    alone = encode.pad_and_index(row, CONFIG)
     own = parts.thinker.logits(
         encode.embed(parts, alone, CONFIG), jnp.asarray(alone.batch.positions), jnp.asarray(alone.batch.lengths)
     )

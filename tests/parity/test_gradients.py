@@ -39,7 +39,7 @@ def test_gradients_of_the_next_token_loss_equal_torch(omni, reference):
     config = omni.config.thinker
     rows = [scene(omni, ("audio", 237), ("image", 4, 6)), scene(omni, ("audio", 120), words=4, seed=1)]
     made = batch(rows, left=False).located(config)
-    heard, seen = made.audio_index(config), made.visual_index(config)
+    audio_index, visual_index = made.audio_index(config), made.visual_index(config)
     clips = list(audio_packing.pack(made.mel, config.audio_encoder))
     (sight,) = vision_packing.pack([made.images[0].patches], [made.images[0].grid], 2)
 
@@ -47,9 +47,9 @@ def test_gradients_of_the_next_token_loss_equal_torch(omni, reference):
         embedded = parts.thinker.prompt(jnp.asarray(made.tokens), taps=len(config.vision_encoder.taps))
         for item in clips:
             features = parts.audio_encoder.encode(item.mel, item.extent, item.window)
-            embedded = embedded.hear(features.reshape(-1, features.shape[-1]), item.rows(heard))
+            embedded = embedded.insert_audio(features.reshape(-1, features.shape[-1]), item.rows(audio_index))
         features = parts.vision_encoder.encode(sight.patches, sight.place, sight.size, sight.first)
-        embedded = embedded.see(*features, sight.rows(seen))
+        embedded = embedded.insert_visual(*features, sight.rows(visual_index))
         logits = parts.thinker.logits(embedded, made.positions, jnp.asarray(made.lengths))
         logits = jax.nn.log_softmax(logits[:, :-1])
         picked = jnp.take_along_axis(logits, made.tokens[:, 1:, None], axis=-1)[..., 0]

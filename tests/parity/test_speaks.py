@@ -91,7 +91,7 @@ def test_logits_of_each_frame_equal_the_reference(omni, spoken):
     row, options, expected = spoken("an answer begun")
     parts, config = omni.parts, omni.config
     thinker, talker, predictor = parts.thinker, parts.talker, parts.code_predictor
-    placed = encode.place(batch([row]), config.thinker)
+    placed = encode.pad_and_index(batch([row]), config.thinker)
     padded, embedded = placed.batch, encode.embed(parts, placed, config.thinker)
     rows = SamplingRows.of([Sampling()], [0], [options["thinker_max_new_tokens"]])
     prompts = (padded.tokens, padded.positions, padded.lengths)

@@ -69,7 +69,7 @@ def theirs(qwen2_5, scenes, *, left=True):
 def ours(qwen2_5, asked):
     """Embeddings and final-normed states of a batch with rows aligned left, and the number of tokens of each."""
     parts, config = qwen2_5.omni.parts, qwen2_5.omni.config.thinker
-    placed = encode.place(asked, config)
+    placed = encode.pad_and_index(asked, config)
     made, thinker = placed.batch, parts.thinker
     embedded = encode.embed(parts, placed, config)
     room = thinker.empty_cache(*made.tokens.shape)
@@ -143,7 +143,7 @@ def test_prefill_and_steps_equal_the_reference(qwen2_5_of, size):
     ]
     said = np.random.default_rng(0).integers(0, 200, (2, steps))
     config, thinker = qwen2_5.omni.config.thinker, qwen2_5.omni.parts.thinker
-    placed = encode.place(batch(rows), config)
+    placed = encode.pad_and_index(batch(rows), config)
     asked = placed.batch
     prefill = jax.jit(thinker.prefill, static_argnames="fresh")
     logits, cache, _ = prefill(
