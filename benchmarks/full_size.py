@@ -262,18 +262,18 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     ).x.block_until_ready()
 
     def listen() -> tuple[SpeechStream, Any]:
-        voices = spoken.make(omni.parts, omni.config, spoken, states, streamed=True)
-        return voices, voices.states
+        stream = spoken.make(omni.parts, omni.config, spoken, states, streamed=True)
+        return stream, stream.states
 
-    (voices, _), listening = timed(listen)
+    (stream, _), listening = timed(listen)
     for row in range(len(asked)):
-        voices.say(row, [0] * load.tokens, ended=True)
-    _, first = timed(voices.advance)
-    (state, rows), count = voices.states, min(CALL_FRAMES, load.frames - 1)
-    words = jnp.zeros((len(voices.rows), CALL_FRAMES, state.frame.shape[-1]), state.frame.dtype)
+        stream.add_text(row, [0] * load.tokens, ended=True)
+    _, first = timed(stream.advance)
+    (state, rows), count = stream.states, min(CALL_FRAMES, load.frames - 1)
+    words = jnp.zeros((len(stream.rows), CALL_FRAMES, state.frame.shape[-1]), state.frame.dtype)
     models = omni.parts.talker, omni.parts.code_predictor
     (_, codes), frame = timed(
-        lambda: generate_frames(*models, state, words, rows, np.int32(count), candidates=voices.candidates)
+        lambda: generate_frames(*models, state, words, rows, np.int32(count), candidates=stream.candidates)
     )
     codes = np.asarray(codes)[: len(asked), :, :count]
     _, vocoder = timed(lambda: omni.decode_codes(codes))

@@ -104,7 +104,7 @@ def compare(folder: Path, repeat: int) -> dict:
 
     speak_ours, speak_theirs = _talkers(omni, reference, rng)
     codes = rng.integers(0, CODES, (1, SPOKEN)).astype(np.int32)
-    voice = omni.synthesizer.voices["Ethan"]
+    voice = omni.synthesizer.speakers["Ethan"]
     noise = np.asarray(frame_noise(jax.random.key(0), 2 * SPOKEN, MEL))[None]
 
     def sound_ours():

@@ -147,7 +147,7 @@ class Omni:
     @property
     def speakers(self) -> tuple[str, ...]:
         """Names of the talker's speakers; empty for a text-only checkpoint."""
-        return tuple(self.synthesizer.voices)
+        return tuple(self.synthesizer.speakers)
 
     def prepare(
         self,
@@ -379,7 +379,7 @@ class Omni:
         # A prompt that cannot be spoken is answered in text alone, unless sound was asked for.
         if resolved.spoken and (resolved.required or self.synthesizer.speakable(batch)):
             speech = self.synthesizer.speech(
-                prompts.batch, resolved.speakers, resolved.seeds, resolved.generation, words=reply_tokens,
+                prompts.batch, resolved.speakers, resolved.seeds, resolved.generation, text_tokens=reply_tokens,
                 compat=options.compat,
             )  # fmt: skip
         tokenizer = self.tokenizer if has_tokenizer(self.folder) else None

@@ -132,7 +132,7 @@ def speech_options(model: str, given: Mapping[str, Any]) -> Any:
     if config.talker is None:
         raise ValueError(f"{model}: it answers in text only: it {why_no_talker(folder)}")
     speech = synthesizer(config, folder)
-    speech.choose(given["speaker"], 1)
+    speech.select_speakers(given["speaker"], 1)
     found = {"speaker": given["speaker"], **_sampled(given, "talker_", "talker_")}
     if max_speech is not None:
         found["talker_max_new_tokens"] = speech.tokens(max_speech)

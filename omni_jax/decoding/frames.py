@@ -97,7 +97,7 @@ def generate_frames(
     talker: SpeechModel,
     predictor: Any | None,
     state: SpeechState,
-    words: Float[Array, "B n D"],
+    text: Float[Array, "B n D"],
     rows: SpeechRows,
     frames: Int[Array, ""],
     *,
@@ -109,7 +109,7 @@ def generate_frames(
         talker: the talker.
         predictor: generates all codes of a frame but the first; None where a frame is one code.
         state: of all rows.
-        words: the input of each frame beside the frame before it.
+        text: the input of each frame beside the frame before it.
         rows: sampling options.
         frames: most frames a row.
         candidates: of talker and predictor, as ``sample`` takes them.
@@ -118,10 +118,10 @@ def generate_frames(
         The state, and the codes; a row's own come first, as many as its count has grown.
     """
     codebooks = predictor.config.codebooks if predictor is not None else 1
-    made = jnp.zeros((words.shape[0], codebooks, words.shape[1]), jnp.int32)
+    made = jnp.zeros((text.shape[0], codebooks, text.shape[1]), jnp.int32)
 
     def run(take, predictor, start, arguments):
-        talker, words, rows, frames = arguments
+        talker, text, rows, frames = arguments
         predictor = take(predictor)
 
         def more(carry):
@@ -130,29 +130,29 @@ def generate_frames(
 
         def make(carry):
             step, state, made = carry
-            word = jax.lax.dynamic_index_in_dim(words, step, axis=1, keepdims=False)
-            state, codes = _frame(talker, predictor, state, word, rows, candidates)
+            text_step = jax.lax.dynamic_index_in_dim(text, step, axis=1, keepdims=False)
+            state, codes = _frame(talker, predictor, state, text_step, rows, candidates)
             return step + 1, state, jax.lax.dynamic_update_index_in_dim(made, codes, step, axis=2)
 
         return jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), *start))[1:]
 
     if predictor is None:
-        return run(lambda nothing: nothing, None, (state, made), (talker, words, rows, frames))
+        return run(lambda nothing: nothing, None, (state, made), (talker, text, rows, frames))
     forms = {"tpu": partial(run, lambda stacked: stacked), "default": partial(run, lambda stacked: stacked.unstack())}
-    return jax.lax.platform_dependent(predictor, (state, made), (talker, words, rows, frames), **forms)
+    return jax.lax.platform_dependent(predictor, (state, made), (talker, text, rows, frames), **forms)
 
 
 def _frame(
     talker: SpeechModel,
     predictor: Any | None,
     state: SpeechState,
-    word: Float[Array, "B D"],
+    text_step: Float[Array, "B D"],
     rows: SpeechRows,
     candidates: tuple[int, int],
 ) -> tuple[SpeechState, Int[Array, "B Q"]]:
     """One frame: the talker's step and the choice of its code, then the predictor's codes."""
     live = (~state.finished).astype(jnp.int32)
-    x = (state.frame + word)[:, None]
+    x = (state.frame + text_step)[:, None]
     positions = jnp.broadcast_to(state.position[:, None], (3, *x.shape[:2]))
     logits, last, cache = talker.extend(x, positions, live, state.cache)
     ends = jnp.any(rows.talker.eos[:, :, None] == jnp.arange(logits.shape[1])[None, None], axis=1)

@@ -22,20 +22,20 @@ from omni_jax.parallel.sharding import mesh_of
 
 
 @dataclass(frozen=True)
-class Written:
+class RowOutput:
     """The tokens that a call generated in one row.
 
     Attributes:
         row: the number of the row.
         tokens: new ids, including the first one of a new prompt.
         logprobs: their log-probabilities.
-        fed: the final-normed states at the tokens that the call fed, [n, D]; None unless they were asked for.
+        hidden_states: the final-normed states at the tokens that the call fed, [n, D]; None unless they were asked for.
     """
 
     row: int
     tokens: list[int]
     logprobs: list[float]
-    fed: np.ndarray | None = None
+    hidden_states: np.ndarray | None = None
 
 
 class Slots:
@@ -82,7 +82,7 @@ class Slots:
         most: int,
         *,
         candidates: int,
-        keep: int | None = None,
+        hidden_layer: int | None = None,
     ) -> Float[Array, "1 T D"] | None:
         """Prefills a prompt and puts it into a row.
 
@@ -96,7 +96,7 @@ class Slots:
             seed: of the row's draws.
             most: tokens that may be generated.
             candidates: as ``Sampling.candidates`` counts them.
-            keep: number of the model's layers after which the prompt's states are kept; None for none.
+            hidden_layer: number of the model's layers after which the prompt's states are kept; None for none.
 
         Returns:
             The states that were kept.
@@ -106,11 +106,11 @@ class Slots:
                 without it.
         """
         option = SamplingRows.of([sampling], [seed], [most])
-        one, logprobs, kept = prefill(
+        one, logprobs, hidden = prefill(
             self.model, embedded, jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths),
-            self.model.empty_cache(1, prompt.shape[1]), option, candidates=candidates, keep=keep,
+            self.model.empty_cache(1, prompt.shape[1]), option, candidates=candidates, hidden_layer=hidden_layer,
         )  # fmt: skip
-        jax.block_until_ready((one, logprobs, kept))  # an error must come before the state of all rows is donated
+        jax.block_until_ready((one, logprobs, hidden))  # an error must come before the state of all rows is donated
         if not candidates:  # beside rows that draw, the likeliest token is a draw from one
             option = SamplingRows.of([replace(sampling, do_sample=True, temperature=1.0, top_k=1)], [seed], [most])
         room = first_slots(prompt.shape[1], int(lengths[0]), most)
@@ -122,18 +122,18 @@ class Slots:
         self.first[row] = one.tokens, logprobs
         self.lengths[row], self.counts[row], self.most[row], self.candidates[row] = lengths[0], 1, most, candidates
         self.room[row], self.taken[row], self.stopped[row] = room, True, False
-        return kept
+        return hidden
 
     @property
     def whole(self) -> bool:
         """Whether the state still exists: a failed call may have donated and lost it."""
         return not any(leaf.is_deleted() for leaf in jax.tree.leaves((self.state, self.options)))
 
-    def decode(self, *, follow: bool = False) -> list[Written]:
+    def decode(self, *, return_hidden_states: bool = False) -> list[RowOutput]:
         """Generates up to ``steps`` tokens in each row that is taken.
 
         Args:
-            follow: whether the states at the tokens fed are returned too.
+            return_hidden_states: whether the states at the tokens fed are returned too.
         """
         assert self.state is not None
         assert self.options is not None
@@ -144,21 +144,21 @@ class Slots:
         state = self.state
         if self.stopped.any():
             state, self.stopped = _finish(state, self.stopped), np.zeros_like(self.stopped)
-        state, made, logprobs, fed = decode_steps(
+        state, made, logprobs, hidden_states = decode_steps(
             self.model, state, self.options, np.int32(self.steps),
-            candidates=int(self.candidates[self.taken].max(initial=0)), follow=follow,
+            candidates=int(self.candidates[self.taken].max(initial=0)), return_hidden_states=return_hidden_states,
         )  # fmt: skip
-        first, made, logprobs, fed, counts = to_host((self.first, made, logprobs, fed, state.count))
+        first, made, logprobs, hidden_states, counts = to_host((self.first, made, logprobs, hidden_states, state.count))
         self.state, self.first, written = state, {}, []
         for row in np.flatnonzero(self.taken).tolist():
             new = slice(0, int(counts[row] - self.counts[row]))
             token, logprob = first.get(row, (np.zeros(0, np.int32), np.zeros(0, np.float32)))
             written.append(
-                Written(
+                RowOutput(
                     row,
                     [*token.tolist(), *made[row, new].tolist()],
                     [*logprob.tolist(), *logprobs[row, new].tolist()],
-                    None if fed is None else fed[row, new],
+                    None if hidden_states is None else hidden_states[row, new],
                 )
             )
         self.counts = np.array(counts, int)

@@ -26,7 +26,7 @@ class LanguageModel(Protocol):
     """The methods of a model that generation needs."""
 
     def prefill(
-        self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool, keep: int | None
+        self, embedded: Any, positions: Array, lengths: Array, cache: KVCache, *, fresh: bool, hidden_layer: int | None
     ) -> tuple[Array, KVCache, Array | None]: ...
     def step(self, tokens: Array, positions: Array, live: Array, cache: KVCache) -> tuple[Array, Array, KVCache]: ...
     def empty_cache(self, batch: int, slots: int) -> KVCache: ...
@@ -54,27 +54,27 @@ class DecodeState:
 
 
 @dataclass
-class Made:
+class StepOutput:
     """Tokens of one call.
 
     Attributes:
         tokens: ids, [B, n].
         logprobs: their log-probabilities, [B, n].
         counts: how many of them belong to each row.
-        states: the prompt's states, if they are kept; with the first call's tokens only.
-        fed: the final-normed states at the tokens that this call fed, as many a row as it generated: the last token of
+        prompt_states: the prompt's states, if they are kept; with the first call's tokens only.
+        hidden_states: the final-normed states at the tokens that this call fed, as many a row as it generated: the last token of
             the call before, and all but the last of its own. None for the first call, and unless asked for.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     counts: np.ndarray
-    states: Float[Array, "B T D"] | None = None
-    fed: Float[Array, "B n D"] | None = None
+    prompt_states: Float[Array, "B T D"] | None = None
+    hidden_states: Float[Array, "B n D"] | None = None
 
-    def take_states(self) -> Float[Array, "B T D"] | None:
+    def take_prompt_states(self) -> Float[Array, "B T D"] | None:
         """Returns the states and drops this reference to them, so that they live no longer than the caller needs."""
-        states, self.states = self.states, None
+        states, self.prompt_states = self.prompt_states, None
         return states
 
 
@@ -93,7 +93,7 @@ def _accept(state: DecodeState, tokens: Int[Array, "B"], rows: SamplingRows) -> 
     )
 
 
-@partial(jitted, static_argnames=("candidates", "fresh", "keep"), donate_argnames=("cache",))
+@partial(jitted, static_argnames=("candidates", "fresh", "hidden_layer"), donate_argnames=("cache",))
 def prefill(
     model: LanguageModel,
     embedded: Any,
@@ -105,7 +105,7 @@ def prefill(
     *,
     candidates: int,
     fresh: bool = True,
-    keep: int | None = None,
+    hidden_layer: int | None = None,
 ) -> tuple[DecodeState, Float[Array, "B"], Float[Array, "B T D"] | None]:
     """Prefills the prompts and chooses the first token of each row.
 
@@ -119,13 +119,13 @@ def prefill(
         rows: sampling options.
         candidates: as ``sample`` takes them.
         fresh: whether the cache is empty.
-        keep: number of the model's layers after which the prompt's states are kept; None for none.
+        hidden_layer: number of the model's layers after which the prompt's states are kept; None for none.
 
     Returns:
         The state, the log-probability of each row's first token, and the states that were kept.
     """
     batch = prompt.shape[0]
-    logits, cache, kept = model.prefill(embedded, positions, lengths, cache, fresh=fresh, keep=keep)
+    logits, cache, hidden = model.prefill(embedded, positions, lengths, cache, fresh=fresh, hidden_layer=hidden_layer)
     real = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
     vocabulary = logits.shape[1]
     seen = jnp.zeros((batch, vocabulary), bool)
@@ -136,10 +136,10 @@ def prefill(
     last = jnp.take_along_axis(positions, jnp.maximum(lengths - 1, 0)[None, :, None], axis=2)[:, :, 0]
     following = jnp.broadcast_to(jnp.max(last, axis=0) + 1, last.shape)
     state = DecodeState(cache=cache, tokens=tokens, positions=following, seen=seen, count=count, finished=lengths == 0)
-    return _accept(state, tokens, rows), logprobs, kept
+    return _accept(state, tokens, rows), logprobs, hidden
 
 
-@partial(jitted, static_argnames=("candidates", "follow"), donate_argnames=("state",))
+@partial(jitted, static_argnames=("candidates", "return_hidden_states"), donate_argnames=("state",))
 def decode_steps(
     model: LanguageModel,
     state: DecodeState,
@@ -147,12 +147,12 @@ def decode_steps(
     steps: Int[Array, ""],
     *,
     candidates: int,
-    follow: bool = False,
+    return_hidden_states: bool = False,
 ) -> tuple[DecodeState, Int[Array, "B n"], Float[Array, "B n"], Float[Array, "B n D"] | None]:
     """Generates up to ``steps`` (at most CALL_STEPS) tokens a row without the host; stops early when all have finished.
 
     Returns:
-        The state, the tokens, their log-probabilities and, with ``follow``, the model's states at the tokens fed.
+        The state, the tokens, their log-probabilities and, with ``return_hidden_states``, the model's states at the tokens fed.
     """
     batch = state.tokens.shape[0]
 
@@ -161,19 +161,25 @@ def decode_steps(
         return (step < steps) & ~jnp.all(state.finished)
 
     def make(carry):
-        step, state, made, logprobs, fed = carry
+        step, state, made, logprobs, hidden_states = carry
         live = (~state.finished).astype(jnp.int32)
         logits, last, cache = model.step(state.tokens, state.positions, live, state.cache)
         state = replace(state, cache=cache, positions=state.positions + live[None])
         tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates)
         made, logprobs = made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
-        return step + 1, _accept(state, tokens, rows), made, logprobs, fed.at[:, step].set(last) if follow else None
+        return (
+            step + 1,
+            _accept(state, tokens, rows),
+            made,
+            logprobs,
+            hidden_states.at[:, step].set(last) if return_hidden_states else None,
+        )
 
-    fed = None
-    if follow:
+    hidden_states = None
+    if return_hidden_states:
         last = jax.eval_shape(model.step, state.tokens, state.positions, state.count, state.cache)[1]
-        fed = jnp.zeros((batch, CALL_STEPS, last.shape[1]), last.dtype)
-    empty = (jnp.zeros((batch, CALL_STEPS), jnp.int32), jnp.zeros((batch, CALL_STEPS), jnp.float32), fed)
+        hidden_states = jnp.zeros((batch, CALL_STEPS, last.shape[1]), last.dtype)
+    empty = (jnp.zeros((batch, CALL_STEPS), jnp.int32), jnp.zeros((batch, CALL_STEPS), jnp.float32), hidden_states)
     return jax.lax.while_loop(more, make, (jnp.zeros((), jnp.int32), state, *empty))[1:]
 
 
@@ -193,9 +199,9 @@ def generate(
     *,
     candidates: int,
     steps: int = CALL_STEPS,
-    keep: int | None = None,
-    follow: bool = False,
-) -> Generator[Made, np.ndarray | None, None]:
+    hidden_layer: int | None = None,
+    return_hidden_states: bool = False,
+) -> Generator[StepOutput, np.ndarray | None, None]:
     """Generates replies to prompts, yielding the tokens of each call; send row flags to finish rows from outside.
 
     The cache starts with room for 512 new tokens and grows when a call might overrun it, so that a large
@@ -211,20 +217,24 @@ def generate(
         rows: sampling options.
         candidates: as ``sample`` takes them.
         steps: tokens a call.
-        keep: number of the model's layers after which the prompt's states are kept, for the first call's ``Made``.
-        follow: whether the states at the reply's tokens are returned too.
+        hidden_layer: number of the model's layers after which the prompt's states are kept, for the first call's ``StepOutput``.
+        return_hidden_states: whether the states at the reply's tokens are returned too.
     """
     most = np.asarray(rows.most)
     longest, most_new = int(np.max(lengths)), int(np.max(most, where=lengths > 0, initial=0))
     cache = model.empty_cache(prompt.shape[0], first_slots(prompt.shape[1], longest, most_new))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
-    state, logprobs, kept = prefill(model, embedded, *first, cache, rows, candidates=candidates, keep=keep)
+    state, logprobs, hidden = prefill(
+        model, embedded, *first, cache, rows, candidates=candidates, hidden_layer=hidden_layer
+    )
     del embedded  # not needed again, and large for prompts with many images
-    counts, made, logprobs, fed = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
+    counts, made, logprobs, hidden_states = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
         made, logprobs, total, finished = to_host((made, logprobs, state.count, state.finished))
-        call = Made(tokens=made, logprobs=logprobs, counts=total - counts, states=kept, fed=fed)
-        kept = fed = None
+        call = StepOutput(
+            tokens=made, logprobs=logprobs, counts=total - counts, prompt_states=hidden, hidden_states=hidden_states
+        )
+        hidden = hidden_states = None
         stop = yield call
         counts = total
         if stop is not None and np.any(stop & ~finished):
@@ -237,6 +247,6 @@ def generate(
         if needed > state.cache.slots:
             slots = more_slots(state.cache.slots, longest, most_new)
             state = replace(state, cache=grow(state.cache, slots=slots))
-        state, made, logprobs, fed = decode_steps(
-            model, state, rows, np.int32(now), candidates=candidates, follow=follow
+        state, made, logprobs, hidden_states = decode_steps(
+            model, state, rows, np.int32(now), candidates=candidates, return_hidden_states=return_hidden_states
         )

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 from omni_jax.buckets import bucket
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.defaults import DEFAULT_NEW_TOKENS, GenerationConfig
-from omni_jax.decoding.slots import Slots, Written
-from omni_jax.decoding.text import Made
+from omni_jax.decoding.slots import RowOutput, Slots
+from omni_jax.decoding.text import StepOutput
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request
 from omni_jax.engine.reply import Draft, Reply
@@ -88,17 +88,17 @@ class _Row:
     draft: Draft
     most: int
     states: Array | np.ndarray | None
-    words: list[int] = field(default_factory=list)
-    fed: list[np.ndarray] = field(default_factory=list)
+    text_tokens: list[int] = field(default_factory=list)
+    hidden_states: list[np.ndarray] = field(default_factory=list)
 
-    def take(self, written: Written) -> bool:
+    def add_tokens(self, written: RowOutput) -> bool:
         """Reads the tokens of a call; returns True when the reply is complete."""
         if isinstance(self.states, jax.Array):
             self.states = to_host(self.states)[0, : self.item.length]
-        if written.fed is not None:
-            self.fed.append(written.fed)
-        ended = self.draft.take(written.tokens, written.logprobs, self.most)
-        self.words += self.draft.new_words()
+        if written.hidden_states is not None:
+            self.hidden_states.append(written.hidden_states)
+        ended = self.draft.add_tokens(written.tokens, written.logprobs, self.most)
+        self.text_tokens += self.draft.new_text_tokens()
         return ended
 
 
@@ -123,7 +123,8 @@ def answers(
             for number in running.free:
                 # While there are rows to decode, do not wait for items that are still being read.
                 while (
-                    number not in rows and (item := ahead.take(wait=not rows, more=bool(rows) or not done)) is not None
+                    number not in rows
+                    and (item := ahead.next_item(wait=not rows, more=bool(rows) or not done)) is not None
                 ):
                     row = item.fault if item.request is None else _begin(omni, running, number, item, alone)
                     if isinstance(row, str):
@@ -133,10 +134,12 @@ def answers(
                 if number not in rows:
                     break
             if rows:
-                follow = any(row.request.speech is not None and row.request.speech.follow for row in rows.values())
-                for written in running.decode(follow=follow):
+                return_hidden_states = any(
+                    row.request.speech is not None and row.request.speech.return_hidden_states for row in rows.values()
+                )
+                for written in running.decode(return_hidden_states=return_hidden_states):
                     row = rows[written.row]
-                    if row.take(written):
+                    if row.add_tokens(written):
                         running.release(written.row)
                         del rows[written.row]
                         if row.request.speech is None:
@@ -164,7 +167,8 @@ def _begin(omni: Model, running: Slots, number: int, item: Item, alone: bool) ->
         states = running.insert(
             number, encode.embed(omni.parts, request.prompts, config), padded.tokens, padded.positions, padded.lengths,
             sampling, request.seeds[0], most,
-            candidates=sampling.candidates(config.vocabulary), keep=request.speech.keep if request.speech else None,
+            candidates=sampling.candidates(config.vocabulary),
+            hidden_layer=request.speech.hidden_layer if request.speech else None,
         )  # fmt: skip
     except JaxRuntimeError as error:
         if not (alone and running.whole and is_out_of_memory(error)):
@@ -202,29 +206,30 @@ def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
     names = [row.item.speaker for row in rows]
     batch = joined([row.item.batch for row in rows]).padded()
     speech = omni.synthesizer.speech(
-        batch, [omni.synthesizer.choose(name, 1)[0] for name in names], tuple(request.seeds[0] for request in requests),
+        batch, [omni.synthesizer.select_speakers(name, 1)[0] for name in names], tuple(request.seeds[0] for request in requests),
         GenerationConfig(requests[0].sampling, talker, predictor), compat=compat,
     )  # fmt: skip
-    states = _stacked([row.states for row in rows], batch.tokens.shape) if speech.keep is not None else None
-    voices = speech.make(omni.parts, omni.config, speech, states, streamed=False)
-    if speech.follow:
-        fed = [np.concatenate(row.fed) if row.fed else None for row in rows]
+    states = _stacked([row.states for row in rows], batch.tokens.shape) if speech.hidden_layer is not None else None
+    stream = speech.make(omni.parts, omni.config, speech, states, streamed=False)
+    if speech.return_hidden_states:
+        hidden_states = [np.concatenate(row.hidden_states) if row.hidden_states else None for row in rows]
         counts = np.array(
-            [0 if states is None else len(states) for states in fed] + [0] * (len(batch.tokens) - len(fed))
+            [0 if states is None else len(states) for states in hidden_states]
+            + [0] * (len(batch.tokens) - len(hidden_states))
         )
         if counts.any():
-            made = _stacked(fed, (len(counts), bucket(int(counts.max()))))
+            made = _stacked(hidden_states, (len(counts), bucket(int(counts.max()))))
             nothing = np.zeros((len(counts), 0))
-            voices.follow(Made(nothing, nothing, counts, fed=jax.device_put(made)))
+            stream.add_hidden_states(StepOutput(nothing, nothing, counts, hidden_states=jax.device_put(made)))
     for number, row in enumerate(rows):
-        voices.say(number, row.words, ended=True)
-    heard = []
-    while not voices.done:
-        heard += voices.advance()
-    for chunk in heard:
-        rows[chunk.row].draft.hear(chunk.codes, chunk.samples)
+        stream.add_text(number, row.text_tokens, ended=True)
+    chunks = []
+    while not stream.done:
+        chunks += stream.advance()
+    for chunk in chunks:
+        rows[chunk.row].draft.add_audio(chunk.codes, chunk.samples)
     return [
-        (row.item.key, row.draft.reply(voices.codebooks, cut=number in voices.cut)) for number, row in enumerate(rows)
+        (row.item.key, row.draft.reply(stream.codebooks, cut=number in stream.cut)) for number, row in enumerate(rows)
     ]
 
 
@@ -256,7 +261,7 @@ class _Ahead:
     def exhausted(self) -> bool:
         return not self.ready and self.coming is None
 
-    def take(self, *, wait: bool, more: bool = True) -> Item | None:
+    def next_item(self, *, wait: bool, more: bool = True) -> Item | None:
         """The next item. None if none is left, or none yet and not ``wait``, or none in this window and not ``more``."""
         if not self.ready and more and self.coming is not None and self._arrived(self.coming, wait):
             self.ready = sorted(self._agreed(self.coming), key=lambda item: item.length, reverse=self.upwards)

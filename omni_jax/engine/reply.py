@@ -70,7 +70,7 @@ class Draft:
         self.samples: list[np.ndarray] = []
         self._said = 0
 
-    def take(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
+    def add_tokens(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
         """Reads the tokens of one call; returns True when the reply is complete."""
         if self.done:
             self.piece = Piece()
@@ -93,21 +93,21 @@ class Draft:
     def _ended(self) -> bool:
         return bool(self.tokens) and self.tokens[-1] in self.sampling.eos
 
-    def give(self, tokens: list[int]) -> None:
+    def set_tokens(self, tokens: list[int]) -> None:
         """Sets the whole reply, which is given and already known to the speech."""
         self.tokens, self._said = tokens, len(tokens)
         first, rest = self.transcript.push(tokens), self.transcript.finish()
         self.piece = Piece(text=first.text + rest.text, thinking=first.thinking + rest.thinking)
         self.done, self.reason = True, "stop"
 
-    def new_words(self) -> list[int]:
+    def new_text_tokens(self) -> list[int]:
         """New tokens to be spoken, as far as they are certain: not the one that ends the reply, nor a stop string's."""
         certain = min(self.transcript.settled, len(self.tokens) - self._ended)
-        words = self.tokens[self._said : certain]
+        text_tokens = self.tokens[self._said : certain]
         self._said = max(self._said, certain)
-        return words
+        return text_tokens
 
-    def hear(self, codes: np.ndarray, samples: np.ndarray) -> None:
+    def add_audio(self, codes: np.ndarray, samples: np.ndarray) -> None:
         """Adds sound: codes [Q, y] and samples [w]."""
         self.codes.append(codes)
         self.samples.append(samples)

@@ -63,7 +63,7 @@ def resolve(
         raise ValueError(
             "predictor: a frame of this family is one code, which the talker writes; use talker_... options"
         )
-    speakers = synthesizer.choose(options.speaker, rows) if spoken or options.speaker is not None else ()
+    speakers = synthesizer.select_speakers(options.speaker, rows) if spoken or options.speaker is not None else ()
     return ResolvedOptions(generation, seeds, speakers, spoken, bool(of_speech or options.return_audio))
 
 

@@ -142,11 +142,11 @@ class Decoder(nnx.Module):
         valid: Bool[Array, "B T"],
         cache: KVCache | None = None,
         deepstack: Float[Array, "taps B T D"] | None = None,
-        keep: int | None = None,
+        hidden_layer: int | None = None,
     ) -> tuple[
         Float[Array, "B T D"], tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]], Float[Array, "B T D"] | None
     ]:
-        """Final-normed states, the keys and values of the new tokens, and the states after ``keep`` layers.
+        """Final-normed states, the keys and values of the new tokens, and the states after ``hidden_layer`` layers.
 
         Args:
             x: embeddings of T new tokens a row, real ones first.
@@ -155,7 +155,7 @@ class Decoder(nnx.Module):
             cache: the rows' earlier keys and values; None for a whole pass.
             deepstack: features that are added to the outputs of the first layers, one array each; zero at tokens that
                 are not of images or videos.
-            keep: return the states after so many layers, before deepstack features are added there; ``layers`` for the
+            hidden_layer: return the states after so many layers, before deepstack features are added there; ``layers`` for the
                 final-normed ones, None for none.
         """
         config = self.config
@@ -171,20 +171,20 @@ class Decoder(nnx.Module):
         kernels = self.experts.kernels() if self.experts is not None else None
 
         def body(carry, block, layer, *past):
-            x, kept = carry
+            x, hidden = carry
             past = (*past, cache.length) if cache is not None else None
             x, new = block(x, turn, past, valid, kernels, layer)
-            if keep is not None:
-                kept = jnp.where(layer == keep - 1, x, kept)
+            if hidden_layer is not None:
+                hidden = jnp.where(layer == hidden_layer - 1, x, hidden)
             if deepstack is not None:
                 taps = deepstack.shape[0]
                 x = x + jnp.where(layer < taps, deepstack[jnp.minimum(layer, taps - 1)], 0)
-            return (x, kept), new
+            return (x, hidden), new
 
         xs = () if cache is None else (cache.k, cache.v)
-        (x, kept), new = scan(body, (x, None if keep is None else x), self.layers, *xs)
+        (x, hidden), new = scan(body, (x, None if hidden_layer is None else x), self.layers, *xs)
         x = self.norm(x)
-        return x, new, x if keep == config.layers else kept
+        return x, new, x if hidden_layer == config.layers else hidden
 
     def extend(
         self,
@@ -195,7 +195,7 @@ class Decoder(nnx.Module):
         *,
         fresh: bool = False,
         deepstack: Float[Array, "taps B T D"] | None = None,
-        keep: int | None = None,
+        hidden_layer: int | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, Float[Array, "B T D"] | None]:
         """Runs T new tokens a row, of which the first ``lengths`` count, and appends them to the cache.
 
@@ -206,13 +206,13 @@ class Decoder(nnx.Module):
             cache: the rows' earlier keys and values.
             fresh: the cache is known to be empty, so its slots need not be read.
             deepstack: as in ``__call__``.
-            keep: as in ``__call__``.
+            hidden_layer: as in ``__call__``.
         """
         if x.shape[1] > CHUNK:
-            return self._extend_in_chunks(x, positions, lengths, cache, deepstack, keep)
+            return self._extend_in_chunks(x, positions, lengths, cache, deepstack, hidden_layer)
         valid, mesh = jnp.arange(x.shape[1])[None] < lengths[:, None], mesh_of(self.norm.scale[...])
-        x, new, kept = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, keep)
-        return x, cache.append(*new, lengths, mesh), kept
+        x, new, hidden = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, hidden_layer)
+        return x, cache.append(*new, lengths, mesh), hidden
 
     def _extend_in_chunks(
         self,
@@ -221,7 +221,7 @@ class Decoder(nnx.Module):
         lengths: Int[Array, "B"],
         cache: KVCache,
         deepstack: Float[Array, "taps B T D"] | None,
-        keep: int | None,
+        hidden_layer: int | None,
     ) -> tuple[Float[Array, "B T D"], KVCache, Float[Array, "B T D"] | None]:
         """``extend`` on one piece of each row at a time: memory does not grow with the prompt's length."""
         batch, new = x.shape[:2]
@@ -242,13 +242,13 @@ class Decoder(nnx.Module):
         def extend(cache, piece):
             number, x, positions, deepstack = piece
             own = jnp.clip(lengths - number * size, 0, size)
-            x, cache, kept = self.extend(x, positions, own, cache, deepstack=deepstack, keep=keep)
-            return cache, (x, kept)
+            x, cache, hidden = self.extend(x, positions, own, cache, deepstack=deepstack, hidden_layer=hidden_layer)
+            return cache, (x, hidden)
 
         taps = None if deepstack is None else cut(deepstack, 2)
         pieces = (jnp.arange(count), cut(x, 1), cut(positions, 2), taps)
-        cache, (x, kept) = jax.lax.scan(extend, cache, pieces)
-        return joined(x), cache, None if kept is None else joined(kept)
+        cache, (x, hidden) = jax.lax.scan(extend, cache, pieces)
+        return joined(x), cache, None if hidden is None else joined(hidden)
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for rows of up to ``slots`` tokens."""

@@ -75,13 +75,13 @@ class Thinker(nnx.Module):
         cache: KVCache,
         *,
         fresh: bool,
-        keep: int | None = None,
+        hidden_layer: int | None = None,
     ) -> tuple[Float[Array, "B V"], KVCache, Float[Array, "B T D"] | None]:
-        """Logits at each row's last real token, the cache with the tokens added, the states after ``keep`` layers."""
-        x, cache, kept = self.decoder.extend(
-            embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack, keep=keep
+        """Logits at each row's last real token, the cache with the tokens added, the states after ``hidden_layer`` layers."""
+        x, cache, hidden = self.decoder.extend(
+            embedded.x, positions, lengths, cache, fresh=fresh, deepstack=embedded.deepstack, hidden_layer=hidden_layer
         )
-        return self.head(last_of(x, lengths)), cache, kept
+        return self.head(last_of(x, lengths)), cache, hidden
 
     def step(
         self, tokens: Int[Array, "B"], positions: Num[Array, "3 B"], live: Int[Array, "B"], cache: KVCache

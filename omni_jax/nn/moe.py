@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from omni_jax.nn import expert_parallel, grouped_matmul
 from omni_jax.nn.grouped_matmul import Chosen, Kernels, Weights
 from omni_jax.nn.layers import GatedMlp, Init, Linear
-from omni_jax.parallel.sharding import mesh_of
+from omni_jax.parallel.sharding import mesh_axes, mesh_of
 
 
 class Experts(nnx.Module):

@@ -204,14 +204,15 @@ class Entries:
             thinker, embedded, self.array((rows, tokens), jnp.int32), self.array((3, rows, tokens), jnp.float32),
             self.array((rows,), jnp.int32), cache, self._options(rows),
         )  # fmt: skip
-        keep = None
+        hidden_layer = None
         if self.workload.speech:
             assert self.config.talker is not None
-            keep = self.config.talker.read_layer(config.decoder.layers)
+            hidden_layer = self.config.talker.read_layer(config.decoder.layers)
         return Entry(
             f"prefill, {rows} x {tokens:,} tokens", programs.prefill, arguments,
             partial(self._least().prefill, rows, tokens), held(thinker),
-            options={"candidates": CANDIDATES, "keep": keep}, grouped=self._grouped(thinker.decoder, rows * tokens),
+            options={"candidates": CANDIDATES, "hidden_layer": hidden_layer},
+            grouped=self._grouped(thinker.decoder, rows * tokens),
         )  # fmt: skip
 
     def decode(self) -> Entry:
@@ -227,7 +228,7 @@ class Entries:
         thinker, options = self.parts.thinker, {"candidates": CANDIDATES}
         talker = self.config.talker
         if self.workload.speech and talker and talker.reads_reply:
-            options["follow"] = True
+            options["return_hidden_states"] = True
         return Entry(
             f"decode, a token of {batch} x {self.slots:,}", programs.decode_steps,
             (thinker, state, self._options(batch), self.array((), jnp.int32)), partial(self._least().decode, batch, self.cache),
@@ -251,11 +252,11 @@ class Entries:
             count=self.array((batch,), jnp.int32),
             finished=self.array((batch,), bool),
         )
-        words = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
+        text = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
         rows = SpeechRows(options, options if predictor is not None else None)
         return Entry(
             f"speech, a frame of {batch} x {self.speech_slots:,}", programs.generate_frames,
-            (talker, predictor, state, words, rows, self.array((), jnp.int32)),
+            (talker, predictor, state, text, rows, self.array((), jnp.int32)),
             partial(self._least().frame, batch, self.speech_cache), held((talker, predictor)), held(self.speech_cache),
             {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
             steps=CALL_FRAMES, runs=CALL_FRAMES, grouped=self._grouped(talker.decoder, batch),

@@ -16,7 +16,7 @@ from omni_jax.config import Qwen25OmniConfig
 from omni_jax.config.speech import Speaker
 from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import SpeechState, prefill
-from omni_jax.decoding.text import Made
+from omni_jax.decoding.text import StepOutput
 from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
 from omni_jax.models.qwen2_5_omni import Qwen25OmniParts
@@ -27,7 +27,7 @@ from omni_jax.processing.conversation import SPOKEN_SYSTEM
 from omni_jax.processing.talker_prompt import qwen2_5_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech import token2wav
-from omni_jax.speech.stream import Chunk, Speech, SpeechStream, part_seed
+from omni_jax.speech.stream import AudioChunk, SpeechRequest, SpeechStream, part_seed
 from omni_jax.speech.synthesizer import Synthesizer, checked
 from omni_jax.weights.speakers import read_speakers
 
@@ -36,13 +36,13 @@ CHUNK = 24
 
 
 @jax.jit
-def _prompt(talker, embedding, tokens, codes, heard, states):
+def _prompt(talker, embedding, tokens, codes, state_index, states):
     """Embeddings of the prompts' slots."""
-    return talker.text(_embed(embedding, tokens), _pick(states, heard)) + talker.embedding(codes)
+    return talker.text(_embed(embedding, tokens), _pick(states, state_index)) + talker.embedding(codes)
 
 
 @jax.jit
-def _words(talker, embedding, tokens, states, numbers):
+def _embed_reply(talker, embedding, tokens, states, numbers):
     return talker.text(_embed(embedding, tokens), _pick(states, numbers))
 
 
@@ -82,21 +82,21 @@ class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
         self.dit, self.bigvgan = loaded(self.parts.dit), loaded(self.parts.bigvgan)
         self.flow = token2wav.FlowStream(self.dit, self.bigvgan, speakers, draws) if streamed else None
 
-    def follow(self, made: Made) -> None:
-        if made.fed is None:
+    def add_hidden_states(self, made: StepOutput) -> None:
+        if made.hidden_states is None:
             return
-        needed = int((self.fed + made.fed.shape[1]).max())
+        needed = int((self.fed + made.hidden_states.shape[1]).max())
         if needed > self.read.shape[1]:
             self.read = jnp.pad(self.read, [(0, 0), (0, bucket(needed) - self.read.shape[1]), (0, 0)])
-        self.read = _put(self.read, made.fed, self.fed.astype(np.int32))
+        self.read = _put(self.read, made.hidden_states, self.fed.astype(np.int32))
         self.fed = self.fed + made.counts
 
-    def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
+    def _prefill(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
         assert states is not None
         talker, config = self.talker, self.talker.config
-        x = _prompt(talker, self.parts.thinker.embedding, prompt.tokens, prompt.codes, prompt.heard, states)
+        x = _prompt(talker, self.parts.thinker.embedding, prompt.tokens, prompt.codes, prompt.state_index, states)
         # States at the tokens of the replies, in the rows of the thinker's batch; the prompt has those of given replies.
-        given = np.array([len(words) for words in prompt.words])
+        given = np.array([len(text_tokens) for text_tokens in prompt.text_tokens])
         index = np.arange(bucket(int(given.max())))
         self.fed = given
         self.read = _states(states, np.where(index < given[:, None], prompt.lengths[:, None] - 1 + index, -1))
@@ -107,17 +107,17 @@ class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
 
     def _known(self, row: int) -> int:
         # The last token of a reply that was cut by its length was never fed, so it has no state: as in the reference.
-        return min(len(self.words[row]), int(self.fed[row]))
+        return min(len(self.text_tokens[row]), int(self.fed[row]))
 
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
         known = np.array([self._known(row) if row >= 0 else 0 for row in self.rows])[:, None]
         rows = jnp.asarray(np.maximum(self.rows, 0))
         index = np.where(numbers < known, numbers, -1).astype(np.int32)
-        return _words(self.talker, self.parts.thinker.embedding, tokens, self.read[rows], index)
+        return _embed_reply(self.talker, self.parts.thinker.embedding, tokens, self.read[rows], index)
 
-    def _hear(
+    def _decode_audio(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
-    ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
+    ) -> tuple[np.ndarray, np.ndarray, list[AudioChunk]]:
         counts, finished, made = to_host((state.count, state.finished, codes))
         new = [
             made[number, :, : after - before]
@@ -125,13 +125,13 @@ class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
         ]
         live = np.flatnonzero(self.live)
         if self.flow is not None:
-            sound = self.flow.hear(made[:, 0], self.counts, counts, finished)
-            return counts, finished, [Chunk(int(self.rows[n]), new[n], sound[n]) for n in live]
+            sound = self.flow.add_codes(made[:, 0], self.counts, counts, finished)
+            return counts, finished, [AudioChunk(int(self.rows[n]), new[n], sound[n]) for n in live]
         for number in live:
             self.codes[self.rows[number]].append(new[number])
         return counts, finished, self._whole() if not (self.live & ~finished).any() else []
 
-    def _whole(self) -> list[Chunk]:
+    def _whole(self) -> list[AudioChunk]:
         """The sound of all rows at once."""
         rows = [row for row, codes in enumerate(self.codes) if sum(part.shape[1] for part in codes)]
         if not rows:
@@ -144,42 +144,43 @@ class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
         sound = token2wav.decode(dit, bigvgan, padded, lengths, speakers, seeds=seeds, noise=None)
         ends = lengths * dit.config.repeats * bigvgan.frame_samples
         return [
-            Chunk(row, part, samples[:end]) for row, part, samples, end in zip(rows, codes, sound, ends, strict=True)
+            AudioChunk(row, part, samples[:end])
+            for row, part, samples, end in zip(rows, codes, sound, ends, strict=True)
         ]
 
     def _keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
         super()._keep_rows(index)
         if self.flow is not None:
-            self.flow.take(index)
+            self.flow.keep_rows(index)
 
 
 class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig, Qwen25OmniParts]):
-    """A synthesizer whose voices have a mark, an embedding and mel frames each, from spk_dict.pt beside the weights."""
+    """A synthesizer whose speakers have a mark, an embedding and mel frames each, from spk_dict.pt beside the weights."""
 
     first, frame_rate, system = "chelsie", 50.0, SPOKEN_SYSTEM
 
     @cached_property
-    def voices(self) -> Mapping[str, Speaker]:
+    def speakers(self) -> Mapping[str, Speaker]:
         return read_speakers(self.folder, self.config) if self.config.talker else {}
 
-    def with_reply(self, batch: Batch, words: Sequence[int]) -> Batch:
-        return qwen2_5_omni.with_reply(batch, words)
+    def with_reply(self, batch: Batch, text_tokens: Sequence[int]) -> Batch:
+        return qwen2_5_omni.with_reply(batch, text_tokens)
 
     def speech(
         self,
         batch: Batch,
-        voices: Sequence[Speaker],
+        speakers: Sequence[Speaker],
         seeds: tuple[int, ...],
         sampling: GenerationConfig,
         *,
-        words: Sequence[int] | None = None,
+        text_tokens: Sequence[int] | None = None,
         compat: str | None = None,
-    ) -> Speech:
+    ) -> SpeechRequest:
         if compat is not None and not (isinstance(compat, str) and compat == qwen2_5_omni.COMPAT):
             raise ValueError(f"compat: expected None or {qwen2_5_omni.COMPAT!r}, got {shown(compat)}")
-        marks = [voice.bos_token for voice in voices] + [0] * (len(batch.tokens) - len(voices))
+        marks = [each.bos_token for each in speakers] + [0] * (len(batch.tokens) - len(speakers))
         prompt = qwen2_5_omni.prepare(
-            batch, marks, self.config, words=words or (), compat=compat == qwen2_5_omni.COMPAT
+            batch, marks, self.config, text_tokens=text_tokens or (), compat=compat == qwen2_5_omni.COMPAT
         )
         flow = loaded(self.config.token2wav).dit
         longest = flow.context // flow.repeats
@@ -189,8 +190,16 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig, Qwen25OmniParts]):
                 f"{sampling.talker.max_new_tokens}"
             )
         layers = self.config.thinker.decoder.layers
-        make = partial(Qwen25SpeechStream, speakers=tuple(voices))
-        return Speech(prompt, seeds, sampling.talker, sampling.predictor, make, keep=layers, follow=words is None)
+        make = partial(Qwen25SpeechStream, speakers=tuple(speakers))
+        return SpeechRequest(
+            prompt,
+            seeds,
+            sampling.talker,
+            sampling.predictor,
+            make,
+            hidden_layer=layers,
+            return_hidden_states=text_tokens is None,
+        )
 
     def decode(
         self, codes: np.ndarray, lengths: Any, *, speaker: Any = None, seed: Any = None, noise: Any = None
@@ -198,14 +207,14 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig, Qwen25OmniParts]):
         parts = loaded(self.parts)
         dit, bigvgan = loaded(parts.dit), loaded(parts.bigvgan)
         ids, lengths = checked(codes, lengths, codebooks=1, codebook=dit.config.codes)
-        voices = self.choose(speaker, len(ids))
+        speakers = self.select_speakers(speaker, len(ids))
         if noise is None:
             draws, start = [noise_seed(each) for each in _seeds(seed, len(ids))], None
         elif seed is not None:
             raise ValueError("decode_codes: expected either seed or noise for the flow to begin at, got both; give one")
         else:
             draws, start = None, _noise(noise, alone=codes.ndim == 2)
-        return token2wav.decode(dit, bigvgan, ids[:, 0], lengths, voices, seeds=draws, noise=start)
+        return token2wav.decode(dit, bigvgan, ids[:, 0], lengths, speakers, seeds=draws, noise=start)
 
 
 def noise_seed(seed: int) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 from omni_jax.config import Qwen3OmniConfig
 from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, prefill, take_rows
-from omni_jax.decoding.text import Made
+from omni_jax.decoding.text import StepOutput
 from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
 from omni_jax.models.qwen3_omni import Qwen3OmniParts
@@ -23,25 +23,25 @@ from omni_jax.parallel.sharding import zeros
 from omni_jax.processing.batch import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
-from omni_jax.speech.stream import Chunk, Speech, SpeechStream
+from omni_jax.speech.stream import AudioChunk, SpeechRequest, SpeechStream
 from omni_jax.speech.synthesizer import Synthesizer, checked
 
 # New frames of a call. A stream begins with one frame, for an early first sound, and grows to stay ahead of playback.
 # Each size is a program of the vocoder.
 CHUNKS = (1, 2, 4, 8, 16, CALL_FRAMES)
 
-_take = jax.jit(lambda code2wav, heard, index: code2wav.placed(take_rows(heard, index)))
-_words = jax.jit(lambda talker, embedding, tokens: talker.text(embedding(tokens)))
+_take = jax.jit(lambda code2wav, state, index: code2wav.placed(take_rows(state, index)))
+_embed_reply = jax.jit(lambda talker, embedding, tokens: talker.text(embedding(tokens)))
 _start = jax.jit(lambda code2wav, batch: code2wav.start(batch), static_argnums=1)
 
 
 @jax.jit
-def _prompt(talker, embedding, tokens, codes, heard, states):
+def _prompt(talker, embedding, tokens, codes, state_index, states):
     """Embeddings of the prompts' slots; ``states`` are the thinker's where the prompts have media, else None."""
     if states is None:
         return talker.prompt(embedding(tokens), codes)
-    media = jax.vmap(lambda row, at: row[at])(states, heard)  # what -1 selects is not used
-    return talker.prompt(embedding(tokens), codes, media, heard >= 0)
+    media = jax.vmap(lambda row, at: row[at])(states, state_index)  # what -1 selects is not used
+    return talker.prompt(embedding(tokens), codes, media, state_index >= 0)
 
 
 @partial(jax.jit, static_argnames=("frames",), donate_argnames=("state",))
@@ -50,7 +50,7 @@ def samples_of_codes(code2wav, state, codes, before, after, *, frames: int):
     return code2wav.step(state, codes[:, :, :frames], after - before)
 
 
-def _quiet(code2wav: Any, batch: int) -> Code2WavState:
+def _first_state(code2wav: Any, batch: int) -> Code2WavState:
     """The vocoder's state before the first frame, with the layout of a call's result, so that calls share a program."""
     made, table = jax.eval_shape(_start, code2wav, batch), code2wav.embedding.table[...]
     return jax.tree.map(lambda leaf, names: zeros(leaf.shape, leaf.dtype, names, table), made, axes(made))
@@ -61,27 +61,27 @@ class Qwen3SpeechStream(SpeechStream[Qwen3OmniParts]):
 
     chunks = CHUNKS
 
-    def follow(self, made: Made) -> None:
+    def add_hidden_states(self, made: StepOutput) -> None:
         """Does nothing: this talker reads the reply's tokens without the thinker's states."""
 
-    def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
+    def _prefill(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
         talker, self.code2wav = self.talker, loaded(self.parts.code2wav)
-        self.heard = _quiet(self.code2wav, len(lengths))
+        self.vocoder_state = _first_state(self.code2wav, len(lengths))
         x = _prompt(
-            talker, self.parts.thinker.embedding, prompt.tokens, prompt.codes, prompt.heard,
-            states if prompt.hears else None,
+            talker, self.parts.thinker.embedding, prompt.tokens, prompt.codes, prompt.state_index,
+            states if prompt.reads_states else None,
         )  # fmt: skip
         return prefill(talker, x, prompt.positions, lengths, cache, bos=talker.config.codec_bos)
 
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
-        return _words(self.talker, self.parts.thinker.embedding, tokens)
+        return _embed_reply(self.talker, self.parts.thinker.embedding, tokens)
 
-    def _hear(
+    def _decode_audio(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
-    ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
+    ) -> tuple[np.ndarray, np.ndarray, list[AudioChunk]]:
         code2wav, before = self.code2wav, self.counts
-        self.heard, sound = samples_of_codes(
-            code2wav, self.heard, codes, before.astype(np.int32), state.count, frames=frames
+        self.vocoder_state, sound = samples_of_codes(
+            code2wav, self.vocoder_state, codes, before.astype(np.int32), state.count, frames=frames
         )
         counts, finished, made, samples = to_host((state.count, state.finished, codes, sound))
         chunks = []
@@ -89,7 +89,7 @@ class Qwen3SpeechStream(SpeechStream[Qwen3OmniParts]):
             new = counts[number] - before[number]
             # A row's first samples lie before its beginning.
             settled = slice(0 if before[number] else code2wav.lag, new * code2wav.frame_samples)
-            chunks.append(Chunk(int(self.rows[number]), made[number, :, :new], samples[number, settled]))
+            chunks.append(AudioChunk(int(self.rows[number]), made[number, :, :new], samples[number, settled]))
         return counts, finished, chunks
 
     def _most(self, tokens: int) -> int:
@@ -101,16 +101,16 @@ class Qwen3SpeechStream(SpeechStream[Qwen3OmniParts]):
 
     def _keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
         super()._keep_rows(index)
-        self.heard = _take(self.code2wav, self.heard, index)
+        self.vocoder_state = _take(self.code2wav, self.vocoder_state, index)
 
 
 class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig, Qwen3OmniParts]):
-    """A synthesizer whose voices are codec ids, from config.json."""
+    """A synthesizer whose speakers are codec ids, from config.json."""
 
     first, frame_rate = "ethan", 12.5
 
     @cached_property
-    def voices(self) -> Mapping[str, int]:
+    def speakers(self) -> Mapping[str, int]:
         return dict(self.config.talker.speakers) if self.config.talker else {}
 
     def tokens(self, seconds: float) -> int:
@@ -124,20 +124,20 @@ class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig, Qwen3OmniParts]):
     def speech(
         self,
         batch: Batch,
-        voices: Sequence[int],
+        speakers: Sequence[int],
         seeds: tuple[int, ...],
         sampling: GenerationConfig,
         *,
-        words: Sequence[int] | None = None,
+        text_tokens: Sequence[int] | None = None,
         compat: str | None = None,
-    ) -> Speech:
+    ) -> SpeechRequest:
         if compat is not None:
             raise ValueError(f"compat: this family has nothing that {shown(compat)} would change; leave it out")
-        prompt = qwen3_omni.prepare(batch, voices, self.config)
-        if words is not None:
-            prompt = replace(prompt, words=(tuple(words),))
-        keep = loaded(self.config.talker).accept_layer if prompt.hears else None
-        return Speech(prompt, seeds, sampling.talker, sampling.predictor, Qwen3SpeechStream, keep)
+        prompt = qwen3_omni.prepare(batch, speakers, self.config)
+        if text_tokens is not None:
+            prompt = replace(prompt, text_tokens=(tuple(text_tokens),))
+        hidden_layer = loaded(self.config.talker).accept_layer if prompt.reads_states else None
+        return SpeechRequest(prompt, seeds, sampling.talker, sampling.predictor, Qwen3SpeechStream, hidden_layer)
 
     def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
         if given := [name for name, value in options.items() if value is not None]:
@@ -155,11 +155,11 @@ def decode(code2wav: Any, codes: Int[np.ndarray, "B Q Y"], lengths: Int[np.ndarr
     steps = -(-frames // size)
     padded = np.pad(codes, [(0, rows - batch), (0, 0), (0, steps * size - frames)]).astype(np.int32)
     ends = np.pad(lengths, (0, rows - batch))
-    heard, sound = _quiet(code2wav, rows), []
+    state, sound = _first_state(code2wav, rows), []
     for start in range(0, steps * size, size):
         before, after = np.minimum(ends, start).astype(np.int32), np.minimum(ends, start + size).astype(np.int32)
-        heard, samples = samples_of_codes(
-            code2wav, heard, padded[:, :, start : start + size], before, after, frames=size
+        state, samples = samples_of_codes(
+            code2wav, state, padded[:, :, start : start + size], before, after, frames=size
         )
         sound.append(samples)
     joined = np.concatenate([np.zeros((rows, 0), np.float32), *to_host(sound)], axis=1)

@@ -13,7 +13,7 @@ from omni_jax.buckets import ROOM, first_slots, more_slots
 from omni_jax.config import OmniConfig
 from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, generate_frames, take_rows
 from omni_jax.decoding.sampling import Sampling, SamplingRows
-from omni_jax.decoding.text import Made, grow
+from omni_jax.decoding.text import StepOutput, grow
 from omni_jax.models.parts import OmniParts, loaded
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
@@ -23,7 +23,7 @@ _take = jax.jit(take_rows)
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeechRequest:
     """The inputs of rows' speech: prompts (padding rows too), seeds of the real rows, and sampling options.
 
     Attributes:
@@ -32,8 +32,8 @@ class Speech:
         talker: sampling options of first codes.
         predictor: sampling options of the other codes.
         make: makes the stream, from the parts, the configuration, this object, the thinker's states and ``streamed``.
-        keep: number of the thinker's layers after which its states at the prompt are needed; None for none.
-        follow: whether its states at the reply's tokens are needed too.
+        hidden_layer: number of the thinker's layers after which its states at the prompt are needed; None for none.
+        return_hidden_states: whether its states at the reply's tokens are needed too.
     """
 
     prompt: SpeechPrompt
@@ -41,12 +41,12 @@ class Speech:
     talker: Sampling
     predictor: Sampling
     make: Callable[..., "SpeechStream[Any]"]
-    keep: int | None = None
-    follow: bool = False
+    hidden_layer: int | None = None
+    return_hidden_states: bool = False
 
 
 @dataclass(frozen=True)
-class Chunk:
+class AudioChunk:
     """New sound of a row: codes [Q, y] and the samples [w] that are final."""
 
     row: int
@@ -55,7 +55,7 @@ class Chunk:
 
 
 class SpeechStream(ABC, Generic[Parts]):
-    """Speech of several rows: ``say`` adds tokens of replies, ``advance`` returns sound.
+    """Speech of several rows: ``add_text`` adds tokens of replies, ``advance`` returns sound.
 
     The batch shrinks to the next power of two when half of its rows have finished: they then cost nothing more.
 
@@ -70,7 +70,7 @@ class SpeechStream(ABC, Generic[Parts]):
         self,
         parts: Parts,
         config: OmniConfig,
-        speech: Speech,
+        speech: SpeechRequest,
         states: Float[Array, "B T D"] | None,
         *,
         streamed: bool,
@@ -81,7 +81,7 @@ class SpeechStream(ABC, Generic[Parts]):
             parts: of the model.
             config: of the model.
             speech: prompts, seeds and options.
-            states: the thinker's at the prompt's tokens, as ``speech.keep`` asks; None where none are needed.
+            states: the thinker's at the prompt's tokens, as ``speech.hidden_layer`` asks; None where none are needed.
             streamed: whether sound comes as early as possible; else in calls as long as memory allows.
         """
         talker, prompt = config.talker, speech.prompt
@@ -89,7 +89,7 @@ class SpeechStream(ABC, Generic[Parts]):
         self.parts, self.config, self.streamed = parts, config, streamed
         batch = len(prompt.lengths)
         self.seeds = [*speech.seeds, *[0] * (batch - len(speech.seeds))]
-        self.words, self.ended = [list(words) for words in prompt.words], [False] * batch
+        self.text_tokens, self.ended = [list(text_tokens) for text_tokens in prompt.text_tokens], [False] * batch
         self.rows = np.where(
             prompt.lengths > 0, np.arange(batch), -1
         )  # the row of the request in each row of the batch; -1 for none
@@ -109,15 +109,15 @@ class SpeechStream(ABC, Generic[Parts]):
         lengths = prompt.lengths if most else np.zeros_like(prompt.lengths)
         slots = first_slots(prompt.tokens.shape[1], int(prompt.lengths.max()), most)
         cache = self.talker.empty_cache(batch, slots)
-        self.states = self._listen(prompt, lengths, states, cache), rows
+        self.states = self._prefill(prompt, lengths, states, cache), rows
         self.live = lengths > 0
         # Rows whose sound was cut by its length; then whether the device is yet to learn of silent rows.
         self.cut: set[int] = set() if most else set(range(len(speech.seeds)))
         self.unheard = False
 
-    def say(self, row: int, words: Sequence[int], *, ended: bool) -> None:
+    def add_text(self, row: int, text_tokens: Sequence[int], *, ended: bool) -> None:
         """Adds tokens of a row's reply; ``ended`` if they are the last."""
-        self.words[row] += words
+        self.text_tokens[row] += text_tokens
         self.ended[row] = ended
         if ended and not self._known(row):  # an empty reply is silent
             self.live &= self.rows != row
@@ -125,8 +125,8 @@ class SpeechStream(ABC, Generic[Parts]):
             self.unheard = True
 
     @abstractmethod
-    def follow(self, made: Made) -> None:
-        """Takes the thinker's states at tokens of the replies, before ``say`` adds the tokens of the same call."""
+    def add_hidden_states(self, made: StepOutput) -> None:
+        """Takes the thinker's states at tokens of the replies, before ``add_text`` adds the tokens of the same call."""
 
     @property
     def done(self) -> bool:
@@ -143,13 +143,13 @@ class SpeechStream(ABC, Generic[Parts]):
         """New frames of the next chunk."""
         return max(size for size in self.chunks if size <= min(self.size, self._room(len(self.rows))))
 
-    def advance(self) -> list[Chunk]:
+    def advance(self) -> list[AudioChunk]:
         """Generates the next chunk of each row that has one."""
         self._shrink()
         frames = self.frames
         numbers = np.asarray(self.counts)[:, None] + np.arange(CALL_FRAMES)
-        tokens = [[self._word(row, n) for n in own] for row, own in zip(self.rows, numbers, strict=True)]
-        words = self._read(np.asarray(tokens, np.int32), numbers.astype(np.int32))
+        tokens = [[self._text_token(row, n) for n in own] for row, own in zip(self.rows, numbers, strict=True)]
+        text = self._read(np.asarray(tokens, np.int32), numbers.astype(np.int32))
         state, rows = self.states
         if self.unheard:
             state, self.unheard = replace(state, finished=jax.device_put(~self.live)), False
@@ -158,17 +158,17 @@ class SpeechStream(ABC, Generic[Parts]):
             slots = more_slots(state.cache.slots, int(self.lengths[self.live].max()), self.most)
             state = replace(state, cache=grow(state.cache, slots=slots))
         state, codes = generate_frames(
-            self.talker, self.predictor, state, words, rows, np.int32(frames), candidates=self.candidates
+            self.talker, self.predictor, state, text, rows, np.int32(frames), candidates=self.candidates
         )
         self.states = state, rows
-        counts, finished, chunks = self._hear(state, codes, frames)
+        counts, finished, chunks = self._decode_audio(state, codes, frames)
         self.cut |= set(self.rows[self.live & finished & (counts >= self.most)].tolist())
         self.counts, self.live = counts, self.live & ~finished
         self.size = self.chunks[min(self.chunks.index(self.size) + 1, len(self.chunks) - 1)]
         return chunks
 
     @abstractmethod
-    def _listen(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
+    def _prefill(self, prompt: SpeechPrompt, lengths: np.ndarray, states: Array | None, cache: Any) -> SpeechState:
         """Prefills the talker and returns its state."""
 
     @abstractmethod
@@ -176,9 +176,9 @@ class SpeechStream(ABC, Generic[Parts]):
         """The talker's input for tokens of the replies; ``numbers`` are the tokens' places in their row's reply."""
 
     @abstractmethod
-    def _hear(
+    def _decode_audio(
         self, state: SpeechState, codes: Int[Array, "B Q n"], frames: int
-    ) -> tuple[np.ndarray, np.ndarray, list[Chunk]]:
+    ) -> tuple[np.ndarray, np.ndarray, list[AudioChunk]]:
         """Frames generated in all and whether a row is finished, for each row of the batch; and the new sound."""
 
     def _most(self, tokens: int) -> int:
@@ -191,13 +191,13 @@ class SpeechStream(ABC, Generic[Parts]):
 
     def _known(self, row: int) -> int:
         """The number of a reply's tokens that the talker can read."""
-        return len(self.words[row])
+        return len(self.text_tokens[row])
 
-    def _word(self, row: int, number: int) -> int:
+    def _text_token(self, row: int, number: int) -> int:
         """The token that a frame is fed: the reply's tokens, then the mark of their end, then padding."""
         known = self._known(row) if row >= 0 else 0
         if number < known:
-            return self.words[row][number]
+            return self.text_tokens[row][number]
         return self.config.tts_eos if number == known else self.config.tts_pad
 
     def _shrink(self) -> None:

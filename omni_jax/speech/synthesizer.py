@@ -1,4 +1,4 @@
-"""Synthesizers: a checkpoint's voices, talker prompts, talker and vocoder. Each family has a file of its own."""
+"""Synthesizers: a checkpoint's speakers, talker prompts, talker and vocoder. Each family has a file of its own."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from omni_jax.errors import cut, shown
 from omni_jax.models.parts import OmniParts
 from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.batch import Batch
-from omni_jax.speech.stream import Speech
+from omni_jax.speech.stream import SpeechRequest
 
 Whole = TypeVar("Whole", bound=OmniConfig)
 Parts = TypeVar("Parts", bound=OmniParts)
@@ -26,7 +26,7 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
     """How replies become speech.
 
     Attributes:
-        first: the default voice, in lower case, if the checkpoint has one of that name.
+        first: the default speaker, in lower case, if the checkpoint has one of that name.
         frame_rate: frames of codes a second.
         system: the system message that good speech needs; None where it does not matter.
     """
@@ -36,7 +36,7 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
     system: str | None = None
 
     def __init__(self, parts: Parts | None, config: Whole, folder: Path):
-        """Makes a synthesizer; ``parts`` may be None where only ``voices`` is used."""
+        """Makes a synthesizer; ``parts`` may be None where only ``speakers`` is used."""
         self.parts, self.config, self.folder = parts, config, folder
 
     @property
@@ -51,16 +51,16 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
 
     @cached_property
     @abstractmethod
-    def voices(self) -> Mapping[str, Any]:
-        """The data of each voice, by its name; empty for a checkpoint that has none."""
+    def speakers(self) -> Mapping[str, Any]:
+        """The data of each speaker, by its name; empty for a checkpoint that has none."""
 
-    def choose(self, speaker: str | Sequence[str] | None, count: int) -> tuple[Any, ...]:
-        """The voice of each row.
+    def select_speakers(self, speaker: str | Sequence[str] | None, count: int) -> tuple[Any, ...]:
+        """The speaker of each row.
 
         Raises:
-            ValueError: an unknown voice, or names that are not one a row.
+            ValueError: an unknown speaker, or names that are not one a row.
         """
-        known = {name.lower(): voice for name, voice in self.voices.items()}
+        known = {name.lower(): each for name, each in self.speakers.items()}
         if speaker is None:
             return (known.get(self.first, next(iter(known.values()), None)),) * count
         names: list[Any] = (
@@ -72,7 +72,7 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
             )
         for name in names:
             if not isinstance(name, str) or name.lower() not in known:
-                choices = f"one of {', '.join(self.voices)}" if known else "none, for this checkpoint has no voices"
+                choices = f"one of {', '.join(self.speakers)}" if known else "none, for this checkpoint has no speakers"
                 raise ValueError(f"speaker: expected {cut(choices, 200)}, got {shown(name)}")
         return tuple(known[name.lower()] for name in names)
 
@@ -84,7 +84,7 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
         """Whether any of the rows can be spoken; if so, replies are spoken by default."""
         return True
 
-    def with_reply(self, batch: Batch, words: Sequence[int]) -> Batch:
+    def with_reply(self, batch: Batch, text_tokens: Sequence[int]) -> Batch:
         """The thinker's input for one row whose reply is given."""
         return batch
 
@@ -92,21 +92,21 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
     def speech(
         self,
         batch: Batch,
-        voices: Sequence[Any],
+        speakers: Sequence[Any],
         seeds: tuple[int, ...],
         sampling: GenerationConfig,
         *,
-        words: Sequence[int] | None = None,
+        text_tokens: Sequence[int] | None = None,
         compat: str | None = None,
-    ) -> Speech:
+    ) -> SpeechRequest:
         """The inputs of rows' speech.
 
         Args:
             batch: placed, padding rows too.
-            voices: one a real row.
+            speakers: one a real row.
             seeds: one a real row.
             sampling: options of talker and predictor.
-            words: tokens of the only row's reply, if that is given.
+            text_tokens: tokens of the only row's reply, if that is given.
             compat: see ``Omni.generate_batch``.
 
         Raises:
@@ -151,5 +151,5 @@ def checked(
 
 
 def synthesizer(config: OmniConfig, folder: Path, parts: OmniParts | None = None) -> Synthesizer[Any, Any]:
-    """What a checkpoint speaks with; without ``parts`` it can only say with which voices."""
+    """What a checkpoint speaks with; without ``parts`` it can only say which speakers it has."""
     return family_of(config).module("speech").SYNTHESIZER(parts, config, folder)

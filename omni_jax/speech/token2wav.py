@@ -80,7 +80,7 @@ class Rows:
             noise=noise,
         )
 
-    def take(self, index: Int[np.ndarray, "b"]) -> "Rows":
+    def select(self, index: Int[np.ndarray, "b"]) -> "Rows":
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
@@ -164,7 +164,7 @@ class FlowStream:
         # Blocks whose sound was returned for rows that go on, and the number of windows for them.
         self.done, self.windows = 0, 0
 
-    def hear(
+    def add_codes(
         self,
         codes: Int[np.ndarray, "B n"],
         before: Int[np.ndarray, "B"],
@@ -189,9 +189,9 @@ class FlowStream:
             sound[row].append(samples)
         return [np.concatenate(parts) for parts in sound]
 
-    def take(self, index: Int[np.ndarray, "b"]) -> None:
+    def keep_rows(self, index: Int[np.ndarray, "b"]) -> None:
         """Keeps some rows, in the order of ``index``."""
-        self.codes, self.live, self.rows = self.codes[index], self.live[index], self.rows.take(index)
+        self.codes, self.live, self.rows = self.codes[index], self.live[index], self.rows.select(index)
 
     def _settled(
         self, counts: Int[np.ndarray, "B"], ending: Bool[np.ndarray, "B"]
@@ -215,7 +215,7 @@ class FlowStream:
             first, settled, end = (at * block for at in (start, start + size - ahead, start + size))
             made = _sound(
                 self.dit, self.bigvgan, _widened(self.codes[rows, first:end], end - first),
-                np.clip(counts[rows] - first, 0, end - first), self.rows.take(rows), first,
+                np.clip(counts[rows] - first, 0, end - first), self.rows.select(rows), first,
             )  # fmt: skip
             whole = left & (counts <= end)
             for row, samples in zip(rows.tolist(), made, strict=True):
@@ -239,7 +239,7 @@ def _whole(
     while order.size:
         size = min(most, block * _slots(-(-int(lengths[order[0]]) // block)))
         index, order = np.split(order, [min(len(order), _room(size * dit.config.repeats))])
-        made = _sound(dit, bigvgan, _widened(codes[index, :size], size), lengths[index], rows.take(index), 0)
+        made = _sound(dit, bigvgan, _widened(codes[index, :size], size), lengths[index], rows.select(index), 0)
         sound[index, : size * each] = made[:, : sound.shape[1]]
     return sound
 
@@ -252,7 +252,7 @@ def _sound(
     made = []
     for part in np.split(np.arange(batch), range(_room(frames), batch, _room(frames))):
         index = np.pad(part, (0, (1 << (len(part) - 1).bit_length()) - len(part)), mode="edge")
-        own, counts, start = rows.take(index), lengths[index].astype(np.int32), np.int32(first * config.repeats)
+        own, counts, start = rows.select(index), lengths[index].astype(np.int32), np.int32(first * config.repeats)
         if own.noise is None:
             noise = _noise(own.seeds, start, frames=frames, bins=config.mel_bins)
         else:

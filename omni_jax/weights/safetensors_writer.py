@@ -175,7 +175,7 @@ def _tensors(
 ) -> Iterator[np.ndarray]:
     for group, path, piece in layerwise.drain(found, source, progress):
         for _, index in bindings[path].tensors(group.layer):
-            yield bindings[path].take(piece, index)
+            yield bindings[path].extract(piece, index)
 
 
 def _write_shard(path: Path, shard: Mapping[str, tuple[Shape, np.dtype]], stream: Iterator[np.ndarray]) -> None:

@@ -141,7 +141,7 @@ class Binding:
         """
         return piece.reshape(shards.shape_of(spans) if spans else self.atoms).transpose(self.order)
 
-    def take(self, piece: np.ndarray, index: Shape) -> np.ndarray:
+    def extract(self, piece: np.ndarray, index: Shape) -> np.ndarray:
         """Their tensor out of a piece of ours."""
         return np.ascontiguousarray(self.view(piece)[index]).reshape(self.shape)
 

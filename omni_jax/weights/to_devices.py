@@ -41,19 +41,19 @@ def assemble(
     """
     check_progress(progress)
     found, shardings = layerwise.leaves(abstract), shardings or {}
-    homes = {path: _Home(leaf, shardings.get(path)) for path, leaf in found.items()}
-    wanted = {path: home.wanted for path, home in homes.items()}
+    builders = {path: _LeafBuilder(leaf, shardings.get(path)) for path, leaf in found.items()}
+    wanted = {path: builder.wanted for path, builder in builders.items()}
     total, done = sum(leaf.size for leaf in found.values()), 0
     for group in layerwise.groups(found):
         for path, arrays in source.blocks(group, wanted):
-            homes[path].take(group.layer, arrays)
+            builders[path].add_blocks(group.layer, arrays)
             done += found[path].piece_size
             if progress is not None:
                 progress(done, total, path)
-    return parts.replace(abstract, {path: home.value for path, home in homes.items()})
+    return parts.replace(abstract, {path: builder.value for path, builder in builders.items()})
 
 
-class _Home:
+class _LeafBuilder:
     """Builds a leaf from its pieces.
 
     Attributes:
@@ -70,7 +70,7 @@ class _Home:
         self._stacks: list[np.ndarray] = []
         self.value: Any = None
 
-    def take(self, layer: int | None, arrays: list[np.ndarray]) -> None:
+    def add_blocks(self, layer: int | None, arrays: list[np.ndarray]) -> None:
         """Adds the wanted blocks of one layer, or of the whole leaf. Layers must come in order."""
         leaf = self._leaf
         if layer is None:

@@ -106,12 +106,12 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Stack(list[Any]):
-    def take(self) -> Any:
+    def pop_value(self) -> Any:
         if not self or self[-1] is _MARK:
             raise ValueError("its data.pkl takes values that are not there")
         return self.pop()
 
-    def take_to_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[Any]:
         values = []
         while self and self[-1] is not _MARK:
             values.append(self.pop())
@@ -122,7 +122,7 @@ class _Stack(list[Any]):
 
     def fill(self, items: list[Any]) -> None:
         """Puts alternating keys and values into the dictionary on top."""
-        made = self.take()
+        made = self.pop_value()
         if type(made) is not dict or len(items) % 2 or not all(type(key) is str for key in items[::2]):
             raise ValueError("its data.pkl fills what is no dictionary by strings")
         made.update(zip(items[::2], items[1::2], strict=True))
@@ -149,11 +149,11 @@ def _run(program: bytes, storages: Mapping[str, bytes]) -> Any:
         elif name == "EMPTY_DICT":
             stack.append({})
         elif name in _TUPLES:
-            stack.append(tuple([stack.take() for _ in range(_TUPLES[name])][::-1]))
+            stack.append(tuple([stack.pop_value() for _ in range(_TUPLES[name])][::-1]))
         elif name == "TUPLE":
-            stack.append(tuple(stack.take_to_mark()))
+            stack.append(tuple(stack.pop_to_mark()))
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack.take()
+            memo[argument] = stack.pop_value()
             stack.append(memo[argument])
         elif name in ("BINGET", "LONG_BINGET"):
             if argument not in memo:
@@ -164,17 +164,17 @@ def _run(program: bytes, storages: Mapping[str, bytes]) -> Any:
                 raise ValueError(f"its data.pkl names {argument.replace(' ', '.')[:80]}, which may run code")
             stack.append(_Name(argument))
         elif name == "BINPERSID":
-            stack.append(_storage(stack.take(), storages))
+            stack.append(_storage(stack.pop_value(), storages))
         elif name == "REDUCE":
-            arguments = stack.take()
-            stack.append(_called(stack.take(), arguments))
+            arguments = stack.pop_value()
+            stack.append(_called(stack.pop_value(), arguments))
         elif name == "SETITEM":
-            value = stack.take()
-            stack.fill([stack.take(), value])
+            value = stack.pop_value()
+            stack.fill([stack.pop_value(), value])
         elif name == "SETITEMS":
-            stack.fill(stack.take_to_mark())
+            stack.fill(stack.pop_to_mark())
         elif name == "STOP":
-            made = stack.take()
+            made = stack.pop_value()
             if stack:
                 raise ValueError("its data.pkl leaves values behind")
             return made

@@ -299,27 +299,28 @@ def test_only_the_requested_hidden_states_are_kept(omni):
     embedded, cache = thinker.prompt(jnp.asarray(tokens)), thinker.empty_cache(2, 256)
     memory = [
         generation.prefill.lower(
-            thinker, embedded, tokens, positions, lengths, cache, rows, candidates=0, keep=keep
+            thinker, embedded, tokens, positions, lengths, cache, rows, candidates=0, hidden_layer=hidden_layer
         ).compile().memory_analysis()
-        for keep in (None, 2)
+        for hidden_layer in (None, 2)
     ]  # fmt: skip
     states = tokens.size * config.width * 4
     assert memory[1].output_size_in_bytes - memory[0].output_size_in_bytes == pytest.approx(states, rel=0.01)
     assert memory[1].temp_size_in_bytes - memory[0].temp_size_in_bytes <= 2 * states
 
 
-@pytest.mark.parametrize("keep", [1, 2, 4])
-def test_kept_states_are_those_of_the_requested_layer(omni, keep):
+@pytest.mark.parametrize("hidden_layer", [1, 2, 4])
+def test_kept_states_are_those_of_the_requested_layer(omni, hidden_layer):
     """States after some layers; after the last layer the final-normed ones, which the head takes."""
     thinker, tokens = omni.parts.thinker, np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     positions, lengths = np.broadcast_to(np.arange(8, dtype=np.float32), (3, 1, 8)), np.array([8])
     embedded = thinker.prompt(jnp.asarray(tokens))
-    logits, _, kept = jax.jit(lambda cache: thinker.prefill(embedded, positions, lengths, cache, fresh=True, keep=keep))(
-        thinker.empty_cache(1, 16)
-    )  # fmt: skip
-    assert kept.shape == (1, 8, omni.config.thinker.decoder.width)
-    same = np.allclose(thinker.head(kept[:, -1]), logits, atol=1e-5)
-    assert same == (keep == 4)
+    prefill = jax.jit(thinker.prefill, static_argnames=("fresh", "hidden_layer"))
+    logits, _, hidden = prefill(
+        embedded, positions, lengths, thinker.empty_cache(1, 16), fresh=True, hidden_layer=hidden_layer
+    )
+    assert hidden.shape == (1, 8, omni.config.thinker.decoder.width)
+    same = np.allclose(thinker.head(hidden[:, -1]), logits, atol=1e-5)
+    assert same == (hidden_layer == 4)
 
 
 @pytest.mark.parametrize("deepstack", [False, True])
@@ -333,7 +334,7 @@ def test_a_long_prompt_is_prefilled_in_pieces(omni, monkeypatch, deepstack):
     positions, cache = np.broadcast_to(np.arange(160, dtype=np.float32), (3, 4, 160)), thinker.empty_cache(4, 192)
 
     def program():
-        return jax.jit(lambda *given: thinker.prefill(*given, fresh=True, keep=2))
+        return jax.jit(lambda *given: thinker.prefill(*given, fresh=True, hidden_layer=2))
 
     def memory(tokens=480):
         """Temporaries of ten pieces; with fewer tokens the pieces' copies would hold as much as attention saves."""
@@ -348,7 +349,7 @@ def test_a_long_prompt_is_prefilled_in_pieces(omni, monkeypatch, deepstack):
             shapes = (replace(shapes[0], deepstack=more), *shapes[1:])
         return program().lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    (logits, filled, kept), most = program()(embedded, positions, lengths, cache), memory()
+    (logits, filled, hidden), most = program()(embedded, positions, lengths, cache), memory()
     monkeypatch.setattr(decoder, "CHUNK", 48)
     (in_pieces, filled_so, kept_so), less = program()(embedded, positions, lengths, cache), memory()
     np.testing.assert_array_equal(filled_so.length, lengths)
@@ -356,7 +357,7 @@ def test_a_long_prompt_is_prefilled_in_pieces(omni, monkeypatch, deepstack):
         own = (slice(None), row, slice(None), slice(length))
         for found, expected in ((filled_so.k[own], filled.k[own]), (filled_so.v[own], filled.v[own])):
             np.testing.assert_allclose(found, expected, atol=1e-5)
-        np.testing.assert_allclose(kept_so[row, :length], kept[row, :length], atol=1e-5)
+        np.testing.assert_allclose(kept_so[row, :length], hidden[row, :length], atol=1e-5)
     np.testing.assert_allclose(in_pieces[:3], logits[:3], atol=1e-5)
     assert less < most
     with pytest.raises(ValueError, match="cache: expected at least 160 slots for 160 tokens, got 128"):

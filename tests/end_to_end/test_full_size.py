@@ -169,7 +169,7 @@ def test_questions_have_the_expected_prompt_lengths_at_full_size(full_size, publ
     assert (request.sampling.max_new_tokens, request.speech.talker.max_new_tokens) == (50, 151)
     assert (request.speech.talker.do_sample, request.speech.talker.temperature) == (True, 0.9)
     prompt = request.speech.prompt
-    assert prompt.hears
+    assert prompt.reads_states
     # Both end in the assistant's header; the talker's prompt then has four tokens of the voice and the first word.
     assert prompt.lengths.tolist() == [len(batch.tokens[0]) + 4 + 1] * 2
 

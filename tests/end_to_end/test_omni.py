@@ -10,7 +10,7 @@ import pytest
 from omni_jax import Omni, Reply, Sampling
 from omni_jax.config import from_hf
 from omni_jax.decoding import text as generation
-from omni_jax.decoding.text import Made
+from omni_jax.decoding.text import StepOutput
 from omni_jax.models.parts import is_spoken, leaves
 from omni_jax.processing.batch import Batch
 from omni_jax.testing import write_tiny
@@ -45,7 +45,7 @@ def says(monkeypatch, omni):
                 for number, row in enumerate(rows):
                     new = row[at : at + steps]
                     tokens[number, : len(new)], counts[number] = new, len(new)
-                yield Made(tokens=tokens, logprobs=np.zeros(tokens.shape), counts=counts)
+                yield StepOutput(tokens=tokens, logprobs=np.zeros(tokens.shape), counts=counts)
 
         monkeypatch.setattr("omni_jax.engine.answer.generate", generate)
 

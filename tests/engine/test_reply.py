@@ -22,8 +22,8 @@ def spoken(draft, tokens, *, steps=1, most=99):
     calls = []
     for at in range(0, len(tokens), steps):
         new = tokens[at : at + steps]
-        draft.take(new, [0.0] * len(new), most)
-        calls.append(draft.new_words())
+        draft.add_tokens(new, [0.0] * len(new), most)
+        calls.append(draft.new_text_tokens())
     return calls, [word for call in calls for word in call]
 
 

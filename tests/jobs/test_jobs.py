@@ -306,9 +306,9 @@ def test_lines_are_read_ahead_and_sorted_alternately_up_and_down():
         length = property(lambda self: self.key)
 
     ahead = _Ahead((Long(key, None) for key in (5, 1, 3, 9, 2, 4, 8, 7, 6)), 3, 4, HostGroup())
-    assert [ahead.take(wait=True).key for _ in range(9)] == [1, 3, 5, 9, 8, 4, 2, 6, 7]
+    assert [ahead.next_item(wait=True).key for _ in range(9)] == [1, 3, 5, 9, 8, 4, 2, 6, 7]
     assert not ahead.exhausted
-    assert ahead.take(wait=True) is None
+    assert ahead.next_item(wait=True) is None
     assert ahead.exhausted
     ahead.close()
 

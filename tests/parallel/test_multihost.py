@@ -43,8 +43,8 @@ def broken():
 
 facts["faults"] = [fault_of(lambda: hosts.by_first(lambda: wrong(kind("no")))) for kind in (ValueError, OSError, KeyError)]
 items = (Item(number, None, "a fault") for number in range(1 + own))
-facts["unlike"] = fault_of(lambda: _Ahead(items, 4, 4, hosts).take(wait=True))
-facts["stopped"] = fault_of(lambda: _Ahead(broken(), 4, 4, hosts).take(wait=True))
+facts["unlike"] = fault_of(lambda: _Ahead(items, 4, 4, hosts).next_item(wait=True))
+facts["stopped"] = fault_of(lambda: _Ahead(broken(), 4, 4, hosts).next_item(wait=True))
 events = list(omni.stream([{"role": "user", "content": "Hi"}], thinker_max_new_tokens=6, thinker_do_sample=False))
 facts["text"], facts["tokens"] = "".join(event.text for event in events), events[-1].reply.tokens
 there = Mesh(np.array([device for device in jax.devices() if device.process_index != own]), ("model",))

@@ -95,14 +95,16 @@ def test_logits_of_each_frame_equal_the_reference(omni, spoken):
     padded, embedded = placed.batch, encode.embed(parts, placed, config.thinker)
     rows = SamplingRows.of([Sampling()], [0], [options["thinker_max_new_tokens"]])
     prompts = (padded.tokens, padded.positions, padded.lengths)
-    states = next(generate(thinker, embedded, *prompts, rows, candidates=0, keep=config.talker.accept_layer)).states
+    states = next(
+        generate(thinker, embedded, *prompts, rows, candidates=0, hidden_layer=config.talker.accept_layer)
+    ).prompt_states
     made = qwen3_omni.prepare(padded, [dict(config.talker.speakers)["ethan"]], config)
-    length, heard = made.lengths[0], made.heard
+    length, heard = made.lengths[0], made.state_index
     prompt = talker.prompt(thinker.embedding(made.tokens), made.codes, states[:, heard[0]], heard >= 0)[0, :length]
     assert_close(prompt, expected.prompt[:-1])
 
     frames = expected.codes.shape[1]
-    words = [*made.words[0], *expected.tokens[:-1], config.tts_eos, *[config.tts_pad] * frames][: frames + 1]
+    words = [*made.text_tokens[0], *expected.tokens[:-1], config.tts_eos, *[config.tts_pad] * frames][: frames + 1]
     fed = talker.text(thinker.embedding(np.array(words)))
     fed += talker.embedding(np.array([config.talker.codec_bos, *expected.codes[0]]))
     for number, codes in enumerate(expected.codes[1:]):

@@ -73,8 +73,8 @@ def ours(qwen2_5, asked):
     made, thinker = placed.batch, parts.thinker
     embedded = encode.embed(parts, placed, config)
     room = thinker.empty_cache(*made.tokens.shape)
-    prefill = jax.jit(thinker.prefill, static_argnames=("fresh", "keep"))
-    _, _, states = prefill(embedded, made.positions, made.lengths, room, fresh=True, keep=config.decoder.layers)
+    prefill = jax.jit(thinker.prefill, static_argnames=("fresh", "hidden_layer"))
+    _, _, states = prefill(embedded, made.positions, made.lengths, room, fresh=True, hidden_layer=config.decoder.layers)
     return np.asarray(embedded.x), np.asarray(states), made.lengths
 
 

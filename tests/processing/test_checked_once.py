@@ -39,7 +39,7 @@ def used(omni, batch):
     """What a request does with a batch up to its embeddings, and what jobs do with several."""
     copy = joined([batch.located(omni.config.thinker).justified().padded()])
     for each in (batch, replace(batch, tokens=batch.tokens.copy()), copy):
-        encode.embed(omni.parts, encode.place(each, omni.config.thinker), omni.config.thinker)
+        encode.embed(omni.parts, encode.pad_and_index(each, omni.config.thinker), omni.config.thinker)
 
 
 def test_a_conversations_sound_is_scanned_once_as_samples(omni, scans):

@@ -230,7 +230,7 @@ def pieces(parts, codes, sizes, seed=3, voice=SPEAKERS[0]):
     for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
         given = np.zeros((1, 40), np.int32)  # a row's own codes come first in a call
         given[0, : end - start] = codes[start:end]
-        found += stream.hear(given, np.array([start]), np.array([end]), np.array([end == len(codes)]))
+        found += stream.add_codes(given, np.array([start]), np.array([end]), np.array([end == len(codes)]))
     return found
 
 
@@ -308,14 +308,14 @@ def streamed(parts, codes, lengths, *, size=24):
         if count < len(rows):
             index = np.argsort(ended, kind="stable")[:count]
             rows, counts, ended = rows[index], counts[index], ended[index]
-            stream.take(index)
+            stream.keep_rows(index)
         after = np.where(ended, counts, np.minimum(lengths[rows], counts + size))
         given = np.zeros((len(rows), size), np.int32)
         for number, row in enumerate(rows):
             new = codes[row, counts[number] : after[number]]
             given[number, : len(new)] = new
         over = after >= lengths[rows]
-        for row, samples in zip(rows, stream.hear(jnp.asarray(given), counts, after, over), strict=True):
+        for row, samples in zip(rows, stream.add_codes(jnp.asarray(given), counts, after, over), strict=True):
             if samples.size:
                 found[row].append(samples)
                 calls[row].append(call)

@@ -128,7 +128,7 @@ def test_pieces_equal_einops(tiny):
                 piece = made[layer] if leaf.stacked else made
                 for name, index in binding.tensors(layer if leaf.stacked else None):
                     binding.put(piece, index, tensors[name])
-                    np.testing.assert_array_equal(binding.take(piece, index), tensors[name])
+                    np.testing.assert_array_equal(binding.extract(piece, index), tensors[name])
             np.testing.assert_array_equal(made, wanted, err_msg=path)
             seen += 1
     assert seen == len(found)

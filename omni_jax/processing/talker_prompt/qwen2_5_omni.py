@@ -15,7 +15,7 @@ COMPAT = "transformers-5.23"
 
 
 def prepare(
-    batch: Batch, voices: Sequence[int], config: OmniConfig, *, words: Sequence[int] = (), compat: bool = False
+    batch: Batch, marks: Sequence[int], config: OmniConfig, *, text_tokens: Sequence[int] = (), compat: bool = False
 ) -> SpeechPrompt:
     """The talker's prompts: each token of the thinker's with its hidden state, then the voice's mark.
 
@@ -24,18 +24,18 @@ def prepare(
 
     Args:
         batch: rows with their real tokens first and their positions, and padding rows without any.
-        voices: the mark of each row's voice, an id in the thinker's vocabulary.
+        marks: the mark of each row's speaker, an id in the thinker's vocabulary.
         config: of the whole model.
-        words: tokens of the reply, which stand at the end of the only row.
+        text_tokens: tokens of the reply, which stand at the end of the only row.
         compat: no codec marks, and the positions of plain text whatever the prompt holds. Transformers 5.23 speaks like
             this where no row is padded, because it loses the attention mask and, with it, what depends on one.
     """
     talker = config.talker
     assert isinstance(talker, Qwen25TalkerConfig)
     assert batch.positions is not None
-    own = batch.lengths - len(words) * (batch.lengths > 0)
+    own = batch.lengths - len(text_tokens) * (batch.lengths > 0)
     rows, width = len(own), bucket(int(own.max()) + 1)
-    tokens, heard, codes = (np.full((rows, width), -1, np.int32) for _ in range(3))
+    tokens, state_index, codes = (np.full((rows, width), -1, np.int32) for _ in range(3))
     positions = np.zeros((3, rows, width), np.float32)
     media = (config.thinker.audio_token, config.thinker.image_token, config.thinker.video_token)
     for row, length in enumerate(own):
@@ -43,18 +43,18 @@ def prepare(
             continue
         text = batch.tokens[row, :length]
         tokens[row, :length] = np.where(np.isin(text, media), -1, text)
-        tokens[row, length] = voices[row]
-        heard[row, :length] = np.arange(length)
+        tokens[row, length] = marks[row]
+        state_index[row, :length] = np.arange(length)
         codes[row, length] = -1 if compat else talker.codec_pad
         where = batch.positions[:, row, :length]
         positions[:, row, :length] = np.arange(length) if compat else where
         positions[:, row, length] = length if compat else next_position(where)
     lengths = np.where(own > 0, own + 1, 0).astype(np.int32)
-    said = [tuple(words) if row == 0 else () for row in range(rows)]
-    return SpeechPrompt(tokens, heard, codes, positions, lengths, tuple(said))
+    said = [tuple(text_tokens) if row == 0 else () for row in range(rows)]
+    return SpeechPrompt(tokens, state_index, codes, positions, lengths, tuple(said))
 
 
-def with_reply(batch: Batch, words: Sequence[int]) -> Batch:
+def with_reply(batch: Batch, text_tokens: Sequence[int]) -> Batch:
     """A batch of one row with its reply's tokens behind the prompt."""
-    tokens = np.concatenate([batch.tokens[0][batch.mask[0]], np.asarray(words, np.int32)])
+    tokens = np.concatenate([batch.tokens[0][batch.mask[0]], np.asarray(text_tokens, np.int32)])
     return Batch.from_tokens(tokens, None, batch.mel, batch.images, batch.videos)

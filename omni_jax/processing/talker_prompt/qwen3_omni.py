@@ -23,25 +23,25 @@ class SpeechPrompt:
 
     Attributes:
         tokens: ids of the thinker's vocabulary, the text of a slot; -1 for none.
-        heard: position in the thinker's prompt of the hidden state that the slot reads as well as its text, or (where
+        state_index: position in the thinker's prompt of the hidden state that the slot reads as well as its text, or (where
             the talker reads states of media alone) instead of it; -1 for none.
         codes: codec ids; -1 for none.
         positions: rotary coordinates; those of the first step follow them.
         lengths: slots of each row, 0 for a row that is not spoken.
-        words: tokens of the reply that are known already, one tuple a row.
+        text_tokens: tokens of the reply that are known already, one tuple a row.
     """
 
     tokens: Int[np.ndarray, "B U"]
-    heard: Int[np.ndarray, "B U"]
+    state_index: Int[np.ndarray, "B U"]
     codes: Int[np.ndarray, "B U"]
     positions: Float[np.ndarray, "3 B U"]
     lengths: Int[np.ndarray, "B"]
-    words: tuple[tuple[int, ...], ...]
+    text_tokens: tuple[tuple[int, ...], ...]
 
     @property
-    def hears(self) -> bool:
+    def reads_states(self) -> bool:
         """Whether the thinker's hidden states are needed."""
-        return bool((self.heard >= 0).any())
+        return bool((self.state_index >= 0).any())
 
 
 def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> SpeechPrompt:
@@ -61,12 +61,12 @@ def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> S
     talker = config.talker
     assert talker is not None  # callers check first that there is a talker
     specials = (talker.codec_nothink, talker.codec_think_bos, talker.codec_think_eos)
-    rows, places, words, spoken = [], [], [], _user_turns(batch, config)
+    rows, places, text_tokens, spoken = [], [], [], _user_turns(batch, config)
     for number, (tokens, length) in enumerate(zip(batch.tokens, batch.lengths, strict=True)):
         if not length:
             rows.append(np.zeros((3, 0), np.int32))
             places.append(np.zeros(0, np.int32))
-            words.append(())
+            text_tokens.append(())
             continue
         own = tokens[:length]
         start = open_turn(own, config)
@@ -87,11 +87,11 @@ def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> S
         tail = [*own[start : start + HEADER], *[config.tts_pad] * 4, config.tts_bos]
         codes = [-1] * HEADER + [*specials, speakers[number], talker.codec_pad]
         text = np.concatenate([own[users], tail])
-        heard = np.concatenate([np.where(media, users, -1), np.full(len(tail), -1)])
-        rows.append(np.stack([text, heard, np.concatenate([np.full(len(users), -1), codes])]).astype(np.int32))
+        state_index = np.concatenate([np.where(media, users, -1), np.full(len(tail), -1)])
+        rows.append(np.stack([text, state_index, np.concatenate([np.full(len(users), -1), codes])]).astype(np.int32))
         # For the positions, everything behind the user's turns counts as text.
         places.append(np.concatenate([own[users], np.full(len(tail), config.tts_pad)]))
-        words.append(tuple(own[start + HEADER :].tolist()))
+        text_tokens.append(tuple(own[start + HEADER :].tolist()))
     lengths = np.array([row.shape[1] for row in rows], np.int32)
     width = bucket(int(lengths.max()))
     stacked = np.stack([np.pad(row, [(0, 0), (0, width - row.shape[1])]) for row in rows], axis=1)
@@ -102,8 +102,10 @@ def prepare(batch: Batch, speakers: Sequence[int], config: Qwen3OmniConfig) -> S
     grids = _of_user(batch, [item.grid for item in batch.videos], config.thinker.video_token, spoken, config)
     videos = [(batch.videos[n].grid, batch.videos[n].seconds) for n in grids]
     positions = batch_positions(ids, mask, [batch.images[n].grid for n in images], videos, config.thinker)
-    tokens, heard, codes = stacked
-    return SpeechPrompt(tokens, np.where(mask, heard, -1), np.where(mask, codes, -1), positions, lengths, tuple(words))
+    tokens, state_index, codes = stacked
+    return SpeechPrompt(
+        tokens, np.where(mask, state_index, -1), np.where(mask, codes, -1), positions, lengths, tuple(text_tokens)
+    )
 
 
 def open_turn(tokens: Int[np.ndarray, "T"], config: Qwen3OmniConfig) -> int | None:

@@ -152,7 +152,7 @@ def test_rows_are_sharded_over_devices(vocoder, whole):
         whole[rows],
         LENGTHS[rows],
     )
-    state = qwen3_omni._quiet(placed, 4)
+    state = qwen3_omni._first_state(placed, 4)
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(state)} == {1}
     numbers = np.zeros(4, np.int32)
     call = qwen3_omni.samples_of_codes.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()

@@ -49,7 +49,7 @@ def prepare(*rows, images=(), videos=(), voices=None):
 
 def own(prompt, row=0):
     """A row's slots, without padding."""
-    return (array[row, : prompt.lengths[row]].tolist() for array in (prompt.tokens, prompt.heard, prompt.codes))
+    return (array[row, : prompt.lengths[row]].tolist() for array in (prompt.tokens, prompt.state_index, prompt.codes))
 
 
 def test_a_text_prompt_ends_with_eight_slots_before_the_first_word():
@@ -60,8 +60,8 @@ def test_a_text_prompt_ends_with_eight_slots_before_the_first_word():
     assert tokens == [*asked, *HEAD, *MARKS]
     assert heard == [-1] * len(tokens)
     assert codes == [*[-1] * len(asked), *CODES]
-    assert not prompt.hears
-    assert prompt.words[0] == ()
+    assert not prompt.reads_states
+    assert prompt.text_tokens[0] == ()
     np.testing.assert_array_equal(prompt.positions[:, 0, : len(tokens)], np.tile(np.arange(len(tokens)), (3, 1)))
 
 
@@ -71,7 +71,7 @@ def test_only_user_turns_and_the_last_assistant_turn_are_read():
     tokens, _, codes = own(prompt)
     assert tokens == [*first, *second, *HEAD, *MARKS]
     assert codes[-8:] == CODES
-    assert prompt.words[0] == (4, 5)
+    assert prompt.text_tokens[0] == (4, 5)
 
 
 def test_a_prompt_without_a_user_is_read():
@@ -84,7 +84,7 @@ def test_sound_refers_to_its_slots_in_the_thinkers_prompt():
     asked = [*turn(CONFIG.system, 9, 9), *user(1, THINKER.audio_start, *[THINKER.audio_token] * 3, THINKER.audio_end)]
     prompt = prepare([*asked, *HEAD])
     tokens, heard, _ = own(prompt)
-    assert prompt.hears
+    assert prompt.reads_states
     assert [asked[at] for at in heard if at >= 0] == [THINKER.audio_token] * 3
     at = tokens.index(THINKER.audio_token)
     assert heard[at : at + 3] == [asked.index(THINKER.audio_token) + n for n in range(3)]
@@ -147,8 +147,8 @@ def test_media_in_the_assistants_open_turn_are_refused(token):
 def test_padding_rows_have_empty_prompts():
     prompt = prepare(*[[*user(1), *HEAD]] * 3, voices=[VOICE] * 3 + [-1])
     assert prompt.lengths.tolist() == [len(user(1)) + 8] * 3 + [0]
-    assert prompt.words == ((),) * 4
-    assert (prompt.heard[3] == -1).all()
+    assert prompt.text_tokens == ((),) * 4
+    assert (prompt.state_index[3] == -1).all()
     assert (prompt.codes[3] == -1).all()
 
 
