@@ -42,7 +42,6 @@ from omni_jax.errors import RetryableError, UserError, check_path, check_progres
 from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
 from omni_jax.models.memory_layout import to_canonical
-from omni_jax.models.parts import OmniParts
 from omni_jax.weights import layerwise, speakers
 
 T = TypeVar("T")
@@ -169,7 +168,7 @@ def load(
     speech: bool = True,
     shardings: weights.Shardings | None = None,
     progress: layerwise.Progress | None = None,
-) -> OmniParts:
+) -> model_parts.OmniParts:
     """Reads a converted folder or URL; arguments, result and memory as in ``weights.load``.
 
     The mesh need not be the one on which the parts were saved, if there was any.
@@ -213,7 +212,7 @@ def export(
 
 def converted(
     folder: str | Path, config: OmniConfig, *, dtype: Any = None, speech: bool = True
-) -> tuple["Converted", OmniParts]:
+) -> tuple["Converted", model_parts.OmniParts]:
     """Checks a converted folder against the model, without reading weights.
 
     Args:

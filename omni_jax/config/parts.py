@@ -23,8 +23,10 @@ class ThinkerConfig(Generic[AudioConfigT, VisionConfigT]):
     """The thinker: the text decoder, its two encoders and the token ids that mark media in its vocabulary.
 
     Attributes:
-        positions_per_second: steps of the time coordinate (the first rotary coordinate) for a second of video; equal to
-            the audio tokens a second.
+        positions_per_second: steps of the time coordinate (the first rotary coordinate) for a second of video, as
+            config.json says; it is not compared with the audio encoder. In released models it is the number of audio
+            tokens of a whole second: 13 in Qwen3-Omni, whose encoder makes 13 tokens of each chunk of 100 mel frames
+            (12.5 strides of 80 ms), and 25 in Qwen2.5-Omni, a token each 40 ms.
         chunk_seconds: a video and its sound alternate in chunks of so many seconds (Qwen2.5-Omni, whose coordinates are
             whole numbers); None where they are merged token by token.
     """

@@ -38,6 +38,13 @@ class SpeakerEncoderConfig:
     attention_width: int
     out_width: int
 
+    @property
+    def min_frames(self) -> int:
+        """The fewest mel frames that the convolutions can reflect: at an end, the end itself is not repeated."""
+        return 1 + max(
+            (width - 1) * dilation // 2 for width, dilation in zip(self.kernels, self.dilations, strict=True)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:

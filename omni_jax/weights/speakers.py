@@ -118,9 +118,7 @@ def _faults(speakers: Mapping[str, Speaker], config: Qwen25OmniConfig) -> list[s
     if config.token2wav is None:
         return ["config.json has no audio output"]
     faults, vocabulary, dit = [], config.thinker.vocabulary, config.token2wav.dit
-    ears = dit.speaker_encoder
-    # Convolutions reflect frames at the ends without repeating the end itself.
-    fewest = 1 + max((width - 1) * dilation // 2 for width, dilation in zip(ears.kernels, ears.dilations, strict=True))
+    fewest = dit.speaker_encoder.min_frames
     for name, speaker in speakers.items():
         (_, frames, bins), width, token = speaker.ref_mel.shape, speaker.cond.shape[1], speaker.bos_token
         if token >= vocabulary:

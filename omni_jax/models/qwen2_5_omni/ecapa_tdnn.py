@@ -78,8 +78,7 @@ class SpeakerEncoder(nnx.Module):
         self.attention_out = pointwise(init, config.attention_width, last)
         self.out = pointwise(init, 2 * last, config.out_width)
         self.config = config
-        sizes = zip(config.kernels, config.dilations, strict=True)
-        self.frames = 1 + max((width - 1) * dilation // 2 for width, dilation in sizes)
+        self.frames = config.min_frames
 
     def __call__(self, mel: Float[Array, "B A Z"], lengths: Int[Array, "B"]) -> Float[Array, "B D"]:
         """Embeds each row's speaker.
