@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from omni_jax.config import OmniConfig, from_hf
 from omni_jax.models.thinker import Embedded
 from omni_jax.parallel.mesh import make_mesh
-from omni_jax.plan.hlo import Program
+from omni_jax.plan.hlo import HloProgram
 from omni_jax.plan.lower_bound import size
-from omni_jax.plan.lowering import Entries
+from omni_jax.plan.lowering import Programs
 from omni_jax.plan.workload import Workload
 from omni_jax.testing import tiny_config
 
@@ -71,7 +71,7 @@ def sized(axes: str, devices: int) -> str:
 def measure(config: OmniConfig, mesh: str, *, batch: int = BATCH, tokens: int = TOKENS) -> dict[str, Work]:
     """The work of a device in a prefill and in a decode step of a batch."""
     placed = make_mesh(mesh, devices=jax.devices())
-    entries = Entries(config, placed, Workload(batch=batch, context=tokens, dtype=jnp.float32))
+    entries = Programs(config, placed, Workload(batch=batch, context=tokens, dtype=jnp.float32))
     thinker, cache = entries.parts.thinker, entries.cache
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
@@ -87,7 +87,7 @@ def measure(config: OmniConfig, mesh: str, *, batch: int = BATCH, tokens: int = 
     }
     found = {}
     for name, (program, rows) in lowered.items():
-        read = Program(program.compile().as_text(), runs=chosen(thinker, rows))
+        read = HloProgram(program.compile().as_text(), runs=chosen(thinker, rows))
         pairs = rows * (tokens + 1) / 2 if name == "prefill" else rows * cache.slots
         found[name] = Work(read.flops(), read.bytes(), ideal(thinker, rows, batch, pairs, placed.shape))
     return found

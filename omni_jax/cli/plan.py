@@ -84,7 +84,7 @@ def show(found, *, part: bool = False) -> None:
                     "-",
                 )
                 continue
-            few, talk = each.entry.least, summed(each)
+            few, talk = each.entry.cost, summed(each)
             table.add_row(
                 each.entry.name, f"{each.seconds:.0f} s", _size(each.bytes), _ratio(each.bytes, few.bytes),
                 f"{each.flops / 1e9:,.1f} G", _ratio(each.flops, few.flops), _size(each.temporaries),

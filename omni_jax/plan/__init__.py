@@ -24,7 +24,7 @@ from omni_jax.errors import check_path
 from omni_jax.models.placement import undivided
 from omni_jax.parallel.mesh import axis_sizes, make_mesh
 from omni_jax.parallel.topology import Topology, topology
-from omni_jax.plan.lowering import Compiled, Entries, compile_entries
+from omni_jax.plan.lowering import CompiledProgram, Programs, compile_programs
 from omni_jax.plan.workload import Workload
 
 Progress = Callable[[int, int, str], None]
@@ -54,7 +54,7 @@ class Plan:
     cache: int
     temporaries: int
     undivided: tuple[str, ...]
-    compiled: tuple[Compiled, ...]
+    compiled: tuple[CompiledProgram, ...]
 
     @property
     def held(self) -> int:
@@ -65,7 +65,7 @@ class Plan:
     def fits(self) -> bool:
         return self.held <= self.topology.chip.limit
 
-    def seconds(self, program: Compiled) -> float | None:
+    def seconds(self, program: CompiledProgram) -> float | None:
         """An estimate of the least time of a step: its bytes at the chip's bandwidth or its operations at its rate in
         bfloat16, whichever takes longer, plus its collectives at the bandwidth of the links."""
         if program.bytes is None or program.flops is None or program.program is None:
@@ -97,9 +97,9 @@ class Plan:
                     "name": each.entry.name,
                     "compile_s": round(each.seconds, 3),
                     "bytes": each.bytes,
-                    "least_bytes": each.entry.least.bytes,
+                    "least_bytes": each.entry.cost.bytes,
                     "flops": each.flops,
-                    "least_flops": each.entry.least.flops,
+                    "least_flops": each.entry.cost.flops,
                     "temporaries": each.temporaries,
                     "collectives": collectives(each),
                 }
@@ -108,7 +108,7 @@ class Plan:
         }
 
 
-def collectives(compiled: Compiled) -> list[dict[str, Any]]:
+def collectives(compiled: CompiledProgram) -> list[dict[str, Any]]:
     """The collectives of a step: kind, result on one chip, its bytes, and how often."""
     if compiled.program is None:
         return []
@@ -158,10 +158,10 @@ def plan(
     if count != where.chips:
         raise ValueError(f"mesh: {mesh!r} has {count} devices, and {slice_name} has {where.chips} chips; use them all")
     made = make_mesh(shape, devices=where.devices, kv_heads=kv_heads)
-    entries = Entries(config, made, workload)
-    found: list[Compiled] = []
+    entries = Programs(config, made, workload)
+    found: list[CompiledProgram] = []
     if entries.weights + entries.caches <= where.chip.limit:
-        found += compile_entries(entries, only=only, progress=progress)
+        found += compile_programs(entries, only=only, progress=progress)
     temporaries = max((added(each, entries) for each in found), default=0)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(entries.parts))
     return Plan(
@@ -170,7 +170,7 @@ def plan(
     )  # fmt: skip
 
 
-def added(compiled: Compiled, entries: Entries) -> int:
+def added(compiled: CompiledProgram, entries: Programs) -> int:
     """Bytes that a program holds on a chip beside all weights and caches."""
     return compiled.held - compiled.entry.weights - compiled.entry.caches
 
@@ -191,7 +191,7 @@ def write(plan: Plan, path: str | Path) -> None:
     Path(path).write_text(json.dumps(plan.json(), indent=1) + "\n", encoding="utf-8")
 
 
-def summed(compiled: Compiled) -> dict[str, int]:
+def summed(compiled: CompiledProgram) -> dict[str, int]:
     """Bytes of a step's collectives, by kind."""
     total: Counter[str] = Counter()
     for each in collectives(compiled):

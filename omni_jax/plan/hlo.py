@@ -141,7 +141,7 @@ class Computation:
         return self.made(line.operands[0]) if line.opcode == "bitcast" else line
 
 
-class Program:
+class HloProgram:
     """A compiled program.
 
     Args:

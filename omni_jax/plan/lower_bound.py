@@ -18,72 +18,76 @@ from omni_jax.models.parts import OmniParts, loaded
 
 
 @dataclass(frozen=True)
-class Least:
+class Cost:
     """Bytes moved and operations done by one chip."""
 
     bytes: int
     flops: int
 
 
-def held_bytes(leaf: Any) -> int:
+def shard_bytes(leaf: Any) -> int:
     """Bytes of an abstract array on one chip."""
     shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def held(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Bytes of abstract arrays on one chip."""
-    return sum(held_bytes(leaf) for leaf in jax.tree.leaves(tree))
+    return sum(shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 @dataclass(frozen=True)
-class Figures:
+class DecoderLowerBound:
     """Lower bounds of a model's decoders; ``parts`` are placed on ``chips`` chips."""
 
     parts: OmniParts
     config: OmniConfig
     chips: int
 
-    def prefill(self, rows: int, tokens: int) -> Least:
+    def prefill(self, rows: int, tokens: int) -> Cost:
         """Rows of prompts in one pass; only the last token of each has logits."""
         part, config = self.parts.thinker, self.parts.thinker.decoder.config
-        width = held_row(part.embedding.table)
+        width = row_bytes(part.embedding.table)
         moved = self._weights(part, rows * tokens) + rows * tokens * 2 * (width // self.chips + self._entry(config))
         pairs = rows * tokens * (tokens + 1) // 2
-        return Least(moved, self._flops(part.decoder, rows * tokens, pairs) + self._product(part.head, rows))
+        return Cost(moved, self._flops(part.decoder, rows * tokens, pairs) + self._product(part.head, rows))
 
-    def decode(self, batch: int, cache: Any) -> Least:
+    def decode(self, batch: int, cache: Any) -> Cost:
         """One token a row."""
         part = self.parts.thinker
-        moved = self._weights(part, batch) + held((cache.k, cache.v)) + batch * held_row(part.embedding.table)
+        moved = (
+            self._weights(part, batch) + bytes_per_device((cache.k, cache.v)) + batch * row_bytes(part.embedding.table)
+        )
         pairs = batch * cache.slots
-        return Least(moved, self._flops(part.decoder, batch, pairs) + self._product(part.head, batch))
+        return Cost(moved, self._flops(part.decoder, batch, pairs) + self._product(part.head, batch))
 
-    def frame(self, batch: int, cache: Any) -> Least:
+    def frame(self, batch: int, cache: Any) -> Cost:
         """A step of the talker; then a predictor pass for each code but the first, the first pass over two embeddings.
 
         On-chip memory could hold a part of the predictor between its passes; it is too small to be counted on.
         """
         talker = loaded(self.parts.talker)
-        moved = self._weights(talker, batch) + held((cache.k, cache.v))
+        moved = self._weights(talker, batch) + bytes_per_device((cache.k, cache.v))
         flops = self._flops(talker.decoder, batch, batch * cache.slots) + self._product(talker.head, batch)
         if projection := getattr(talker, "projection", None):
-            moved, flops = moved + held(projection), flops + self._product(projection, batch)
+            moved, flops = moved + bytes_per_device(projection), flops + self._product(projection, batch)
         if predictor := self.parts.code_predictor:
             passes = predictor.config.codebooks - 1
-            moved += passes * held((predictor.decoder.layers, predictor.decoder.norm)) + held(predictor.heads)
+            moved += passes * bytes_per_device((predictor.decoder.layers, predictor.decoder.norm)) + bytes_per_device(
+                predictor.heads
+            )
             pairs = batch * (passes + 1) * (passes + 2) // 2
             flops += self._flops(predictor.decoder, batch * (passes + 1), pairs)
             flops += self._product(predictor.heads, batch)
-        return Least(moved, flops)
+        return Cost(moved, flops)
 
     def _weights(self, part: Any, tokens: int) -> int:
         """Bytes of the weights that every token needs, and of as many experts as the tokens can choose."""
         config, decoder = part.decoder.config, part.decoder
-        found = held((decoder.layers, decoder.norm, part.head))
+        found = bytes_per_device((decoder.layers, decoder.norm, part.head))
         if config.experts:
             found += (
-                held(decoder.experts)
+                bytes_per_device(decoder.experts)
                 * min(tokens * config.experts.per_token, config.experts.count)
                 // config.experts.count
             )
@@ -110,12 +114,12 @@ def size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def held_row(param: Any) -> int:
+def row_bytes(param: Any) -> int:
     """Bytes of one row of a table."""
     return param.shape[-1] * param.dtype.itemsize
 
 
-def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int = 1, kept: Any = None) -> Least:
+def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int = 1, kept: Any = None) -> Cost:
     """The lower bound of a function, from its trace.
 
     Args:
@@ -129,7 +133,9 @@ def traced(function: Any, arguments: tuple[Any, ...], chips: int, *, runs: int =
     jaxpr = jax.make_jaxpr(function)(*arguments)
     made = sum(out.size * out.dtype.itemsize for out in jaxpr.out_avals)
     made -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    return Least(held(arguments) + held(kept) + made // chips, operations(jaxpr.jaxpr, runs) // chips)
+    return Cost(
+        bytes_per_device(arguments) + bytes_per_device(kept) + made // chips, operations(jaxpr.jaxpr, runs) // chips
+    )
 
 
 def operations(jaxpr: Any, runs: int = 1) -> int:

@@ -38,9 +38,9 @@ from omni_jax.nn.cache import KVCache
 from omni_jax.nn.kernels.packed_attention import BLOCK
 from omni_jax.parallel.sharding import spec
 from omni_jax.plan import lower_bound
-from omni_jax.plan.hlo import Grouped, Program
+from omni_jax.plan.hlo import Grouped, HloProgram
 from omni_jax.plan.kernel_costs import visited
-from omni_jax.plan.lower_bound import Least, held
+from omni_jax.plan.lower_bound import Cost, bytes_per_device
 from omni_jax.plan.workload import Workload
 from omni_jax.speech import qwen3_omni, token2wav
 
@@ -53,7 +53,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
-class Entry:
+class ProgramSpec:
     """A program before it is compiled.
 
     Attributes:
@@ -72,7 +72,7 @@ class Entry:
     name: str
     function: Any
     arguments: tuple[Any, ...]
-    bound: Callable[[], Least]
+    bound: Callable[[], Cost]
     weights: int
     caches: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Entry:
     grouped: Mapping[tuple[int, ...], Grouped] = field(default_factory=dict)
 
     @cached_property
-    def least(self) -> Least:
+    def cost(self) -> Cost:
         """The lower bound of a step, per chip."""
         return self.bound()
 
@@ -91,7 +91,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledProgram:
     """A program's measures; if it is too large for its devices, only the memory that it would hold.
 
     Attributes:
@@ -100,11 +100,11 @@ class Compiled:
         temporaries: bytes of ``held`` that are neither arguments nor results.
     """
 
-    entry: Entry
+    entry: ProgramSpec
     seconds: float
     held: int
     temporaries: int
-    program: Program | None
+    program: HloProgram | None
 
     @property
     def bytes(self) -> int | None:
@@ -115,7 +115,7 @@ class Compiled:
         return self.program and self.program.flops() // self.entry.steps
 
 
-def compiled(entry: Entry) -> Compiled:
+def compiled(entry: ProgramSpec) -> CompiledProgram:
     """Compiles an entry point for the devices of its weights."""
     lowered, began = entry.lower(), time.perf_counter()
     try:
@@ -126,16 +126,16 @@ def compiled(entry: Entry) -> Compiled:
         if not is_out_of_memory(error) or not found:
             raise
         held = int(float(found[1]) * UNITS[found[2]])
-        arguments = sum(lower_bound.held_bytes(leaf) for leaf in jax.tree.leaves(entry.arguments))
-        return Compiled(entry, time.perf_counter() - began, held, max(0, held - arguments), None)
+        arguments = sum(lower_bound.shard_bytes(leaf) for leaf in jax.tree.leaves(entry.arguments))
+        return CompiledProgram(entry, time.perf_counter() - began, held, max(0, held - arguments), None)
     seconds, memory = time.perf_counter() - began, program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Compiled(
+    return CompiledProgram(
         entry=entry,
         seconds=seconds,
         held=memory.argument_size_in_bytes + results + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        program=Program(program.as_text(), entry.grouped, runs=entry.runs, seen=entry.seen),
+        program=HloProgram(program.as_text(), entry.grouped, runs=entry.runs, seen=entry.seen),
     )
 
 
@@ -152,7 +152,7 @@ def _anew() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-class Entries:
+class Programs:
     """The entry points of a model on a mesh, for a workload.
 
     Attributes:
@@ -172,16 +172,16 @@ class Entries:
         }
         made = parts.replace(made, leaves)
         self.parts = abstract_layout(made) if mesh.devices.flat[0].platform == "tpu" else made
-        self.weights = held(self.parts)
+        self.weights = bytes_per_device(self.parts)
         self.slots = bucket(workload.context)
         self.cache = self._cache(self.parts.thinker, workload.batch, self.slots)
         self.speech_slots = bucket(workload.context + ROOM)
         self.speech_cache = (
             self._cache(loaded(self.parts.talker), workload.batch, self.speech_slots) if workload.speech else None
         )
-        self.caches = held(self.cache) + held(self.speech_cache)
+        self.caches = bytes_per_device(self.cache) + bytes_per_device(self.speech_cache)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[ProgramSpec]:
         yield from self._perceiving()
         yield self.prefill(self.slots)
         if self.slots > bucket(1):
@@ -191,7 +191,7 @@ class Entries:
             yield self.frame()
             yield from self._sounding()
 
-    def prefill(self, tokens: int, rows: int = 1) -> Entry:
+    def prefill(self, tokens: int, rows: int = 1) -> ProgramSpec:
         """Prefill of prompts, by default one at a time, as in a batch job; ``tokens`` is their bucket."""
         thinker, config = self.parts.thinker, self.config.thinker
         width, cache = config.decoder.width, self._cache(self.parts.thinker, rows, tokens)
@@ -208,14 +208,14 @@ class Entries:
         if self.workload.speech:
             assert self.config.talker is not None
             hidden_layer = self.config.talker.read_layer(config.decoder.layers)
-        return Entry(
+        return ProgramSpec(
             f"prefill, {rows} x {tokens:,} tokens", programs.prefill, arguments,
-            partial(self._least().prefill, rows, tokens), held(thinker),
+            partial(self._bounds().prefill, rows, tokens), bytes_per_device(thinker),
             options={"candidates": CANDIDATES, "hidden_layer": hidden_layer},
             grouped=self._grouped(thinker.decoder, rows * tokens),
         )  # fmt: skip
 
-    def decode(self) -> Entry:
+    def decode(self) -> ProgramSpec:
         batch, config = self.workload.batch, self.config.thinker
         state = DecodeState(
             cache=self.cache,
@@ -229,14 +229,14 @@ class Entries:
         talker = self.config.talker
         if self.workload.speech and talker and talker.reads_reply:
             options["return_hidden_states"] = True
-        return Entry(
+        return ProgramSpec(
             f"decode, a token of {batch} x {self.slots:,}", programs.decode_steps,
-            (thinker, state, self._options(batch), self.array((), jnp.int32)), partial(self._least().decode, batch, self.cache),
-            held(thinker), held(self.cache), options, steps=CALL_STEPS, runs=CALL_STEPS,
+            (thinker, state, self._options(batch), self.array((), jnp.int32)), partial(self._bounds().decode, batch, self.cache),
+            bytes_per_device(thinker), bytes_per_device(self.cache), options, steps=CALL_STEPS, runs=CALL_STEPS,
             grouped=self._grouped(thinker.decoder, batch),
         )  # fmt: skip
 
-    def frame(self) -> Entry:
+    def frame(self) -> ProgramSpec:
         """A frame of codes: a step of the talker and, if there is one, all steps of the code predictor."""
         talker, predictor, batch = loaded(self.parts.talker), self.parts.code_predictor, self.workload.batch
         config = self.config.talker
@@ -254,10 +254,11 @@ class Entries:
         )
         text = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
         rows = SpeechRows(options, options if predictor is not None else None)
-        return Entry(
+        return ProgramSpec(
             f"speech, a frame of {batch} x {self.speech_slots:,}", programs.generate_frames,
             (talker, predictor, state, text, rows, self.array((), jnp.int32)),
-            partial(self._least().frame, batch, self.speech_cache), held((talker, predictor)), held(self.speech_cache),
+            partial(self._bounds().frame, batch, self.speech_cache),
+            bytes_per_device((talker, predictor)), bytes_per_device(self.speech_cache),
             {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
             steps=CALL_FRAMES, runs=CALL_FRAMES, grouped=self._grouped(talker.decoder, batch),
         )  # fmt: skip
@@ -267,23 +268,23 @@ class Entries:
         where = spec(names, shape, self.mesh) if names else PartitionSpec()
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, where))
 
-    def _growth(self) -> Entry:
+    def _growth(self) -> ProgramSpec:
         """The growth of a full cache, at most from the next smaller bucket; both are held at that moment."""
         smaller = self.slots * 2 // 3 if self.slots % 3 == 0 else self.slots * 3 // 4
         cache = self._cache(self.parts.thinker, self.workload.batch, smaller)
-        made = partial(Least, held(cache) + held(self.cache), 0)
+        made = partial(Cost, bytes_per_device(cache) + bytes_per_device(self.cache), 0)
         # Its result is the cache that ``caches`` counts.
-        return Entry(
+        return ProgramSpec(
             f"grow the cache to {self.slots:,}",
             programs.grow,
             (cache,),
             made,
             0,
-            held(self.cache),
+            bytes_per_device(self.cache),
             {"slots": self.slots},
         )
 
-    def _perceiving(self) -> Iterator[Entry]:
+    def _perceiving(self) -> Iterator[ProgramSpec]:
         """Calls of the encoders at their largest sizes."""
         config, sight = self.config.thinker.audio_encoder, self.config.thinker.vision_encoder
         audio, vision = self.parts.audio_encoder, self.parts.vision_encoder
@@ -307,7 +308,7 @@ class Entries:
             seen=visited(CALL_PATCHES, FRAME_PATCHES, BLOCK),
         )
 
-    def _sounding(self) -> Iterator[Entry]:
+    def _sounding(self) -> Iterator[ProgramSpec]:
         """Calls of the vocoder: a frame codec's largest steps, or a flow's for a long row."""
         rows = 1 << (self.workload.batch - 1).bit_length()
         if isinstance(self.parts, Qwen3OmniParts):
@@ -343,10 +344,12 @@ class Entries:
     def _whole(
         self, name: str, function: Any, arguments: tuple[Any, ...], *, runs: int = 1, seen: int = 0, kept: Any = None,
         **options: Any,
-    ) -> Entry:  # fmt: skip
+    ) -> ProgramSpec:  # fmt: skip
         """A program that reads its part once: its lower bound comes from its trace."""
         few = partial(lower_bound.traced, partial(function, **options), arguments, self.mesh.size, runs=runs, kept=kept)
-        return Entry(name, function, arguments, few, held(arguments[0]), options=options, runs=runs, seen=seen)
+        return ProgramSpec(
+            name, function, arguments, few, bytes_per_device(arguments[0]), options=options, runs=runs, seen=seen
+        )
 
     def _cache(self, part: Thinker | Talker, batch: int, slots: int) -> KVCache:
         made = jax.eval_shape(lambda part: part.empty_cache(batch, slots), part)
@@ -357,8 +360,8 @@ class Entries:
         made = jax.eval_shape(lambda: SamplingRows.of([Sampling()] * batch, [0] * batch, [1] * batch))
         return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), made)
 
-    def _least(self) -> lower_bound.Figures:
-        return lower_bound.Figures(self.parts, self.config, self.mesh.size)
+    def _bounds(self) -> lower_bound.DecoderLowerBound:
+        return lower_bound.DecoderLowerBound(self.parts, self.config, self.mesh.size)
 
     def _grouped(self, decoder: Decoder, tokens: int) -> dict[tuple[int, ...], Grouped]:
         """Costs of a chip's own experts, if tokens are spread evenly over all experts."""
@@ -375,12 +378,12 @@ class Entries:
         return found
 
 
-def compile_entries(
-    entries: Entries,
+def compile_programs(
+    entries: Programs,
     *,
     only: Callable[[str], bool] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Iterator[Compiled]:
+) -> Iterator[CompiledProgram]:
     """Compiles all, or ``only`` some by name; ``progress`` is called with the number done, that of all, and a name."""
     known = list(entries)
     made = [entry for entry in known if only is None or only(entry.name)]

@@ -16,30 +16,30 @@ import json, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 from omni_jax.plan import lower_bound
-from omni_jax.plan.lowering import Entries, compiled
+from omni_jax.plan.lowering import Programs, compiled
 from omni_jax.plan.workload import Workload
 from omni_jax.plan import read
 from omni_jax.parallel.mesh import make_mesh
 from omni_jax.parallel.topology import topology
 
 def found(slice_name, names, **workload):
-    entries = Entries(config, make_mesh(slice_name, devices=topology(slice_name).devices), Workload(**workload))
+    entries = Programs(config, make_mesh(slice_name, devices=topology(slice_name).devices), Workload(**workload))
     for entry in entries:
         if any(name in entry.name for name in names):
             made = compiled(entry)
             assert made.program is not None, entry.name
             yield {
                 "name": entry.name, "temporaries": made.temporaries, "bytes": made.bytes, "flops": made.flops,
-                "least_bytes": entry.least.bytes, "least_flops": entry.least.flops, "host": made.program.host_transfers,
+                "least_bytes": entry.cost.bytes, "least_flops": entry.cost.flops, "host": made.program.host_transfers,
                 "kernels": [
                     line.name.split(".")[0] for part in made.program.computations.values() for line in part.lines.values()
                     if line.attribute("custom_call_target") == "tpu_custom_call"
                 ],
                 "arrays": list(made.program.arrays()), "limit": topology(slice_name).chip.limit,
-                "layer": lower_bound.held((entries.cache.k, entries.cache.v)) // config.thinker.decoder.layers,
+                "layer": lower_bound.bytes_per_device((entries.cache.k, entries.cache.v)) // config.thinker.decoder.layers,
                 "held": made.held + entries.weights - entry.weights + entries.caches - entry.caches,
                 "collectives": [(each.kind, each.bytes) for each in made.program.collectives()],
-                "expert": lower_bound.held(entries.parts.thinker.decoder.experts) // config.thinker.decoder.layers,
+                "expert": lower_bound.bytes_per_device(entries.parts.thinker.decoder.experts) // config.thinker.decoder.layers,
             }
 
 config = read(sys.argv[1])

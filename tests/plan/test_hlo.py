@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.nn.expert_parallel import RARELY
-from omni_jax.plan.hlo import Collective, Grouped, Program
+from omni_jax.plan.hlo import Collective, Grouped, HloProgram
 from omni_jax.plan.kernel_costs import visited
 
 LAYERS, WIDTH = 7, 256
@@ -18,7 +18,7 @@ MATRIX, VECTOR = 4 * WIDTH**2, 4 * WIDTH
 
 def program(function, *shapes, **options):
     text = jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile().as_text()
-    return Program(text, **options)
+    return HloProgram(text, **options)
 
 
 def test_a_product_reads_and_writes_each_array_once():
@@ -86,12 +86,12 @@ ENTRY %main (a: bf16[4,8], w: bf16[40,8,16], s: s32[40], i: s32[]) -> bf16[4,16]
 def test_a_captured_stack_counts_only_the_experts_that_are_read():
     """``a`` is in on-chip memory and counts nothing; ``take`` reads one matrix of the stack, the kernel three."""
     expert, sizes, result, index = 2 * 8 * 16, 4 * 40, 2 * 4 * 16, 4
-    found = Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=3)})
+    found = HloProgram(TPU, {(40, 8, 16): Grouped(groups=3, rows=3)})
     assert found.parts()["one"] == expert + index
     assert found.parts()["y"] == 3 * expert + sizes + result
-    assert Program(TPU).parts()["y"] == 40 * expert + sizes + result
+    assert HloProgram(TPU).parts()["y"] == 40 * expert + sizes + result
     assert found.flops() == 2 * 3 * 8 * 16
-    assert Program(TPU, {(40, 8, 16): Grouped(groups=3, rows=9, room=2)}).flops() == 2 * (4 // 2) * 8 * 16
+    assert HloProgram(TPU, {(40, 8, 16): Grouped(groups=3, rows=9, room=2)}).flops() == 2 * (4 // 2) * 8 * 16
 
 
 ATTENTION = """HloModule kernel
@@ -115,7 +115,7 @@ ENTRY %main (q: bf16[8,1024,128], k: bf16[1024,128], i: s32[1024,128], c: bf16[4
 
 def test_bytes_and_operations_of_attention_kernels():
     """Eight heads share their keys: two blocks of queries of each read one and two blocks of new keys, or all of a cache."""
-    found = Program(ATTENTION, seen=100)
+    found = HloProgram(ATTENTION, seen=100)
     q, k, past, head = 2 * 8 * 1024 * 128, 2 * 1024 * 128, 2 * 4096 * 128, 4 * 1024 * 128
     assert found.parts()["splash_mqa_fwd_residuals.1"] == q + 8 * 3 * k // 2 * 2 + q
     assert found.parts()["splash_mqa_fwd_segmented_residuals.2"] == q + 8 * 2 * past * 2
@@ -186,6 +186,6 @@ def test_collectives_in_a_loop_count_every_iteration():
     shapes = ((3, WIDTH), whole), ((WIDTH, WIDTH), split)
     arguments = (jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape, place in shapes)
     text = jax.jit(run).lower(*arguments).compile().as_text()
-    found = Program(text)
+    found = HloProgram(text)
     assert found.collectives() == [Collective("all-reduce", "f32[3,256]", 3 * VECTOR, LAYERS)]
     assert found.flops() == LAYERS * 2 * 3 * WIDTH**2 // 4

@@ -14,7 +14,7 @@ from omni_jax.config import from_hf
 from omni_jax.parallel.mesh import make_mesh
 from omni_jax.parallel.topology import CHIPS, topology
 from omni_jax.plan import Plan, lower_bound, plan, read
-from omni_jax.plan.lowering import Entries
+from omni_jax.plan.lowering import Programs
 from omni_jax.plan.workload import Workload
 from omni_jax.testing import tiny_config, tiny_qwen2_5_config
 
@@ -49,17 +49,17 @@ def test_weights_and_caches_are_counted_per_chip():
     """Weights and caches alone, from shapes: an eighth of the experts a chip, and heads over four of eight chips."""
     config = read(CONFIGS / "qwen3_omni_instruct.json")
     devices = topology("v6e-8").devices
-    entries = Entries(config, make_mesh("data=2,model=4", devices=devices), Workload(batch=64, context=8192))
+    entries = Programs(config, make_mesh("data=2,model=4", devices=devices), Workload(batch=64, context=8192))
     experts = entries.parts.thinker.decoder.experts
-    assert 8 * lower_bound.held(experts) == 2 * lower_bound.size(experts)
+    assert 8 * lower_bound.bytes_per_device(experts) == 2 * lower_bound.size(experts)
     layers, kv_heads, width = 48, 4, 128
     whole = 2 * 2 * layers * 64 * 8192 * kv_heads * width
-    assert lower_bound.held((entries.cache.k, entries.cache.v)) == whole // 8
+    assert lower_bound.bytes_per_device((entries.cache.k, entries.cache.v)) == whole // 8
 
 
 def test_the_lower_bound_of_a_decoder_is_every_weight_once_and_the_cache():
     config = from_hf(tiny_config())
-    entries = Entries(
+    entries = Programs(
         config, make_mesh("data=1", devices=jax.devices()), Workload(batch=2, context=64, dtype=jnp.float32)
     )
     decoder, experts = config.thinker.decoder, config.thinker.decoder.experts
@@ -67,7 +67,7 @@ def test_the_lower_bound_of_a_decoder_is_every_weight_once_and_the_cache():
     once = 4 * (lower_bound.size(thinker.decoder.layers) + decoder.width + lower_bound.size(thinker.head))
     chosen = 4 * lower_bound.size(thinker.decoder.experts) * 2 * experts.per_token // experts.count
     cache = 2 * 4 * decoder.layers * 2 * 64 * decoder.kv_heads * decoder.head_width
-    found = entries.decode().least
+    found = entries.decode().cost
     assert found.bytes == once + chosen + cache + 2 * 4 * decoder.width
     active = (
         lower_bound.size(thinker.decoder.layers)
@@ -81,7 +81,7 @@ def test_programs_of_both_families_lower():
     """Each program lowers; compiling them all would take too long."""
     for config, sounding in ((tiny_config(), ["code2wav"]), (tiny_qwen2_5_config(), ["DiT", "BigVGAN"])):
         mesh = make_mesh("data=1", devices=topology("v6e-1").devices)
-        entries = Entries(from_hf(config), mesh, Workload(batch=2, context=250, speech=True))
+        entries = Programs(from_hf(config), mesh, Workload(batch=2, context=250, speech=True))
         made = list(entries)
         # A prompt has its bucket, the cache grows from the one below, and speech has room after the text.
         for part in ("prefill, 1 x 256 tokens", "grow the cache to 256", "a token of 2 x 256", "a frame of 2 x 768"):
@@ -91,13 +91,13 @@ def test_programs_of_both_families_lower():
         assert names == ["audio encoder", "vision encoder", "prefill", "grow", "decode", "speech", *sounding]
         for entry in made:
             assert entry.lower().in_tree
-            assert entry.least.bytes > 0
+            assert entry.cost.bytes > 0
 
 
 def test_programs_for_gpus_lower():
     """Attention and experts in their forms for CUDA, on a mesh of all axes; nothing here compiles or runs them."""
     mesh = make_mesh("data=2,expert=2,model=2", devices=jax.devices())
-    entries = Entries(from_hf(tiny_config()), mesh, Workload(batch=2, context=4096, speech=True))
+    entries = Programs(from_hf(tiny_config()), mesh, Workload(batch=2, context=4096, speech=True))
     for entry in (entries.prefill(4096), entries.decode(), entries.frame()):
         text = entry.function.trace(*entry.arguments, **entry.options).lower(lowering_platforms=("cuda",)).as_text()
         assert "tpu_custom_call" not in text

@@ -13,7 +13,7 @@ from omni_jax.config import Code2WavConfig, DecoderConfig
 from omni_jax.models.qwen3_omni.code2wav import Code2Wav
 from omni_jax.nn.layers import Init
 from omni_jax.parallel.mesh import make_mesh
-from omni_jax.plan.hlo import Program
+from omni_jax.plan.hlo import HloProgram
 from omni_jax.speech import qwen3_omni
 from omni_jax.speech.qwen3_omni import decode
 
@@ -156,7 +156,7 @@ def test_rows_are_sharded_over_devices(vocoder, whole):
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(state)} == {1}
     numbers = np.zeros(4, np.int32)
     call = qwen3_omni.samples_of_codes.lower(placed, state, speech(4, 25), numbers, numbers + 25, frames=25).compile()
-    assert not Program(call.as_text()).collectives()
+    assert not HloProgram(call.as_text()).collectives()
     kept = qwen3_omni._take(placed, state, np.array([0, 2]))
     assert {leaf.sharding.shard_shape(leaf.shape)[leaf.ndim == 5] for leaf in jax.tree.leaves(kept)} == {1}
 

@@ -119,7 +119,7 @@ def test_media_are_counted_over_several_rows():
     for row, one in enumerate(alone):
         length = int(one.lengths[0])
         assert prompt.lengths[row] == length
-        for name in ("tokens", "heard", "codes"):
+        for name in ("tokens", "state_index", "codes"):
             np.testing.assert_array_equal(getattr(prompt, name)[row, :length], getattr(one, name)[0, :length])
         np.testing.assert_array_equal(prompt.positions[:, row, :length], one.positions[:, 0, :length])
     assert (prompt.codes == VOICE + 1).sum(axis=1).tolist() == [0, 1]
