@@ -127,7 +127,11 @@ def _flatten_with_keys(parts: OmniParts) -> tuple[list[tuple[Any, Any]], tuple[s
 
 
 def _unflatten(cls: type[OmniParts], names: tuple[str, ...], made: Any) -> OmniParts:
-    return cls(**dict(zip(names, made, strict=True)))
+    """The parts from their flattened form. JAX passes any objects, so ``__init__`` and its types are not asked."""
+    parts, loaded = object.__new__(cls), dict(zip(names, made, strict=True))
+    for field in fields(cls):
+        object.__setattr__(parts, field.name, loaded.get(field.name))
+    return parts
 
 
 def is_spoken(part: str) -> bool:
