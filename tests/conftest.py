@@ -26,6 +26,7 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 shapes.install()
 
 
