@@ -56,7 +56,7 @@ class Batch:
         cls,
         tokens: Any,
         mask: Any = None,
-        mel: Sequence[Float[np.ndarray, "Z A"]] = (),
+        mel: Sequence[Float[np.ndarray, "Z _A"]] = (),
         images: Sequence[Visual] = (),
         videos: Sequence[Visual] = (),
     ) -> "Batch":

@@ -170,7 +170,7 @@ class FlowStream:
         before: Int[np.ndarray, "B"],
         after: Int[np.ndarray, "B"],
         ended: Bool[np.ndarray, "B"],
-    ) -> list[Float32[np.ndarray, "w"]]:
+    ) -> list[Float32[np.ndarray, "_w"]]:
         """Adds codes and returns the samples of each row that became final; for a row that ended, all that are left.
 
         Args:
@@ -195,7 +195,7 @@ class FlowStream:
 
     def _settled(
         self, counts: Int[np.ndarray, "B"], ending: Bool[np.ndarray, "B"]
-    ) -> Iterator[tuple[int, Float32[np.ndarray, "w"]]]:
+    ) -> Iterator[tuple[int, Float32[np.ndarray, "_w"]]]:
         """Rows and their final samples: for rows that go on, of the windows that are full; for rows that end, all."""
         block, each = _block_codes(self.dit), _code_samples(self.dit, self.bigvgan)
         back, ahead, sizes = _sizes(self.dit, self.bigvgan)

@@ -80,8 +80,10 @@ def test_a_users_media_are_scanned_once_and_again_when_replaced(omni, scans):
     burnt = Visual(np.full_like(batch.images[0].patches, np.inf), batch.images[0].grid)
     with pytest.raises(ValueError, match=r"image 0: expected patches of shape .*, got NaN or infinite values"):
         replace(batch, images=(burnt,))
+    text = Visual(np.ones((1, 1), np.float32), (1, 1, 1))
+    object.__setattr__(text, "patches", np.array([["a"]]))  # tests check a constructor's shapes, users' programs do not
     with pytest.raises(ValueError, match=r"video 0: expected patches of shape .*, got <U1"):
-        replace(batch, videos=(Visual(np.array([["a"]]), (1, 1, 1)),))
+        replace(batch, videos=(text,))
 
 
 def test_the_parts_alone_scan_once(omni, scans):
