@@ -286,14 +286,14 @@ def test_bfloat16_logits_equal_float32_to_rounding(tiny, omni):
 
 def test_inserting_features_is_one_program_for_pictures_of_any_size(omni):
     """The encoder has programs for sizes of pictures, the thinker for sizes of prompts; there are none for pairs."""
-    encode._put_sight.clear_cache()
+    encode._insert_visual.clear_cache()
     encode.vision_features.clear_cache()
     lengths = set()
     for height, width in ((64, 64), (320, 320), (320, 384), (512, 256), (640, 256)):  # 4, 100, 120, 128 and 160 tokens
         batch = omni.prepare(user({"image": picture(height, width)}, "a"))
         encode.embed(omni.parts, encode.pad_and_index(batch, omni.config.thinker), omni.config.thinker)
         lengths.add(bucket(batch.tokens.shape[1]))
-    assert encode._put_sight._cache_size() == len(lengths) == 3
+    assert encode._insert_visual._cache_size() == len(lengths) == 3
     assert encode.vision_features._cache_size() == 4  # 120 and 128 share a size
 
 

@@ -168,8 +168,8 @@ def test_the_thinkers_cache_is_freed_while_the_rest_is_spoken(omni, given):
 def test_stop_strings_are_not_spoken(omni, monkeypatch):
     """Neither the string nor a possible beginning of it is spoken; the rest is spoken as if it were the whole text."""
     said = []
-    real = stream.SpeechStream.say
-    monkeypatch.setattr(stream.SpeechStream, "say", lambda self, row, words, ended: said.extend(words) or real(
+    real = stream.SpeechStream.add_text
+    monkeypatch.setattr(stream.SpeechStream, "add_text", lambda self, row, words, ended: said.extend(words) or real(
         self, row, words, ended=ended))  # fmt: skip
     whole = omni.generate(user(), return_audio=False, **WRITTEN)
     middle = omni.tokenizer.decode(whole.tokens[4:6])
