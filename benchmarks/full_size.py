@@ -28,7 +28,7 @@ from programs import compilation, timed
 
 from omni_jax import Omni
 from omni_jax.config import OmniConfig, from_hf
-from omni_jax.decoding.frames import CALL_FRAMES, generate_frames
+from omni_jax.decoding.frames import FRAMES_PER_CALL, generate_frames
 from omni_jax.engine import encode
 from omni_jax.engine.answer import Request, answer
 from omni_jax.engine.options import RequestOptions
@@ -269,8 +269,8 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
     for row in range(len(asked)):
         stream.add_text(row, [0] * load.tokens, ended=True)
     _, first = timed(stream.advance)
-    (state, rows), count = stream.states, min(CALL_FRAMES, load.frames - 1)
-    words = jnp.zeros((len(stream.rows), CALL_FRAMES, state.frame.shape[-1]), state.frame.dtype)
+    (state, rows), count = stream.states, min(FRAMES_PER_CALL, load.frames - 1)
+    words = jnp.zeros((len(stream.rows), FRAMES_PER_CALL, state.frame.shape[-1]), state.frame.dtype)
     models = omni.parts.talker, omni.parts.code_predictor
     (_, codes), frame = timed(
         lambda: generate_frames(*models, state, words, rows, np.int32(count), candidates=stream.candidates)

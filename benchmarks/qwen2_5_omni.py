@@ -17,9 +17,9 @@ from clock import spent
 from transformers import Qwen2_5OmniForConditionalGeneration
 
 from omni_jax import Omni
-from omni_jax.buckets import ROOM, bucket
+from omni_jax.buckets import INITIAL_NEW_SLOTS, bucket
 from omni_jax.config.speech import Speaker
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, generate_frames, prefill
+from omni_jax.decoding.frames import FRAMES_PER_CALL, SpeechRows, generate_frames, prefill
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.models.qwen2_5_omni.dit import frame_noise
 from omni_jax.processing.batch import Batch
@@ -127,13 +127,13 @@ def compare(folder: Path, repeat: int) -> dict:
         "prefill and decode": (lambda: write_ours(NEW + 1), lambda: write_theirs(NEW + 1)),
         "audio": (lambda: np.asarray(omni.encode_audio([mel])[0]), hear_theirs),
         "a code": (lambda: speak_ours(1), lambda: speak_theirs(1)),
-        "codes": (lambda: speak_ours(CALL_FRAMES), lambda: speak_theirs(CALL_FRAMES)),
+        "codes": (lambda: speak_ours(FRAMES_PER_CALL), lambda: speak_theirs(FRAMES_PER_CALL)),
         "sound": (sound_ours, sound_theirs),
     }
     made = {name: (ours(), theirs()) for name, (ours, theirs) in tasks.items()}
     equal = [bool(np.array_equal(*made[name])) for name in ("prefill and decode", "codes")]
     errors = [float(np.abs(np.subtract(*made[name])).max()) for name in ("audio", "sound")]
-    print(f"Qwen2.5-Omni: tokens equal: {equal[0]}; codes of {CALL_FRAMES} steps equal: {equal[1]}", end="; ")
+    print(f"Qwen2.5-Omni: tokens equal: {equal[0]}; codes of {FRAMES_PER_CALL} steps equal: {equal[1]}", end="; ")
     print(f"largest difference of the audio features: {errors[0]:.1e}, of the samples: {errors[1]:.1e}")
     threads = sorted({1, torch.get_num_threads()})
     times: dict[tuple[str, int], list[float]] = {}
@@ -151,7 +151,7 @@ def compare(folder: Path, repeat: int) -> dict:
         (f"Qwen2.5: prefill of {PROMPT} tokens", "prefill", None, 1),
         ("Qwen2.5: decoding a token", "prefill and decode", "prefill", NEW),
         (f"Qwen2.5: encoding {SECONDS} s of audio", "audio", None, 1),
-        ("Qwen2.5: a code of speech", "codes", "a code", CALL_FRAMES - 1),
+        ("Qwen2.5: a code of speech", "codes", "a code", FRAMES_PER_CALL - 1),
         (f"Qwen2.5: sound of {SPOKEN} codes", "sound", None, 1),
     ):
 
@@ -176,8 +176,8 @@ def _talkers(omni: Omni, reference, rng: np.random.Generator):
     """Our and their function for the codes of a prompt of random numbers and random words."""
     talker, config = omni.parts.talker, omni.parts.talker.config
     prompt = rng.normal(size=(1, HEARD, WIDTH)).astype(np.float32)
-    slots = bucket(HEARD + ROOM)  # the first size of a reply's cache
-    words = rng.normal(size=(1, CALL_FRAMES, WIDTH)).astype(np.float32)
+    slots = bucket(HEARD + INITIAL_NEW_SLOTS)  # the first size of a reply's cache
+    words = rng.normal(size=(1, FRAMES_PER_CALL, WIDTH)).astype(np.float32)
     positions = np.broadcast_to(np.arange(HEARD), (3, 1, HEARD)).astype(np.float32)
     rows = SpeechRows(SamplingRows.of([Sampling(repetition_penalty=PENALTY)], [0], [slots]), None)
     said = (config.codec_mask, config.codec_pad, config.codec_bos)

@@ -16,7 +16,7 @@ from clock import PINNED, spent_both
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from omni_jax import Omni
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, generate_frames, prefill
+from omni_jax.decoding.frames import FRAMES_PER_CALL, SpeechRows, generate_frames, prefill
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.testing import tiny_config
 
@@ -55,7 +55,7 @@ def compare(folder: Path, repeat: int) -> dict:
     torch.set_grad_enabled(False)
     talker, rng = omni.parts.talker, np.random.default_rng(0)
     prompt = rng.normal(size=(1, PROMPT, WIDTH)).astype(np.float32)
-    words = rng.normal(size=(1, CALL_FRAMES, WIDTH)).astype(np.float32)
+    words = rng.normal(size=(1, FRAMES_PER_CALL, WIDTH)).astype(np.float32)
     greedy = SamplingRows.of([Sampling(repetition_penalty=PENALTY)], [0], [SLOTS])
     positions = np.broadcast_to(np.arange(PROMPT), (3, 1, PROMPT)).astype(np.float32)
     bos = CODEBOOK + IDS["bos"]
@@ -90,12 +90,12 @@ def compare(folder: Path, repeat: int) -> dict:
 
     tasks = {
         "few": (lambda: ours(1), lambda: theirs(1)),
-        "many": (lambda: ours(CALL_FRAMES), lambda: theirs(CALL_FRAMES)),
+        "many": (lambda: ours(FRAMES_PER_CALL), lambda: theirs(FRAMES_PER_CALL)),
     }
     tasks["sound"] = (lambda: omni.decode_codes(codes), sound_theirs)
     equal = bool(np.array_equal(tasks["many"][0](), tasks["many"][1]()))
     error = float(np.abs(tasks["sound"][0]() - tasks["sound"][1]()).max())
-    print(f"codes of {CALL_FRAMES} frames equal: {equal}; largest difference of the samples: {error:.1e}")
+    print(f"codes of {FRAMES_PER_CALL} frames equal: {equal}; largest difference of the samples: {error:.1e}")
     threads = sorted({1, torch.get_num_threads()})
     times: dict[tuple[str, int], list[np.ndarray]] = {}
     measured = []
@@ -110,7 +110,7 @@ def compare(folder: Path, repeat: int) -> dict:
     found = {}
     for side in (0, *threads):
         pairs = zip(times["many", side], times["few", side], strict=True)
-        found["a frame of speech", side] = _median([(many - few) / (CALL_FRAMES - 1) for many, few in pairs])
+        found["a frame of speech", side] = _median([(many - few) / (FRAMES_PER_CALL - 1) for many, few in pairs])
         found[f"sound of {SOUND} frames", side] = _median(times["sound", side])
     rows = {}
     for name in dict.fromkeys(name for name, _ in found):

@@ -16,12 +16,12 @@ def bucket(size: int, least: int = 16) -> int:
 
 
 # New tokens that a new cache has room for.
-ROOM = 512
+INITIAL_NEW_SLOTS = 512
 
 
 def first_slots(padded: int, length: int, most: int) -> int:
-    """Cache slots for a prompt of ``length`` tokens, padded, and up to ``most`` new ones; at first for ROOM of them."""
-    return max(padded, bucket(length + min(most, ROOM)))
+    """Cache slots for a padded prompt of ``length`` tokens and up to ``most`` new ones, at first INITIAL_NEW_SLOTS."""
+    return max(padded, bucket(length + min(most, INITIAL_NEW_SLOTS)))
 
 
 def more_slots(slots: int, length: int, most: int) -> int:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from omni_jax import Omni, checkpoint, weights
+from omni_jax import Omni, checkpoint, small_files, weights
 from omni_jax.testing import tiny_qwen2_5_config, write_tiny
 
 
@@ -87,14 +87,14 @@ def test_a_converted_folder_is_checked_too(tiny, tmp_path):
 def test_damaged_speakers_are_reported_where_speech_is_loaded(tmp_path):
     folder = write_tiny(tmp_path, config=tiny_qwen2_5_config())
     (folder / "spk_dict.pt").write_bytes(b"no voices")
-    with pytest.raises(ValueError, match=r"spk_dict.pt: expected voices"):
+    with pytest.raises(ValueError, match=r"spk_dict.pt: expected speakers"):
         Omni.load(folder)
     with pytest.raises(AssertionError, match="weights are read"):
         Omni.load(folder, speech=False)
 
 
 def test_absent_files_are_no_fault_and_the_tokenizer_is_read_once(folder, tiny, monkeypatch):
-    read, calls = Omni.load.__func__.__globals__["small_files"].load_tokenizer, []
+    read, calls = small_files.load_tokenizer, []
     monkeypatch.setattr("omni_jax.small_files.load_tokenizer", lambda place: calls.append(place) or read(place))
     monkeypatch.setattr("omni_jax.omni.load_tokenizer", lambda place: calls.append(place) or read(place))
     assert Omni.load(folder, speech=False).tokenizer.encode("Hi")

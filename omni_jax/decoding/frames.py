@@ -14,7 +14,7 @@ from omni_jax.decoding.sampling import SamplingRows, sample
 from omni_jax.nn.cache import KVCache
 
 # Most frames of a call, two seconds; a call may make fewer, in the same program.
-CALL_FRAMES = 25
+FRAMES_PER_CALL = 25
 
 
 class SpeechModel(Protocol):

@@ -32,7 +32,7 @@ from omni_jax.processing.batch import Batch, joined
 from omni_jax.speech.synthesizer import Synthesizer
 
 # Seconds between two checks of whether all hosts have read the next items, when none can continue without them.
-PATIENCE = 1.0
+POLL_SECONDS = 1.0
 
 
 class Model(Protocol):
@@ -283,7 +283,7 @@ class _Ahead:
         """Whether all hosts have read the next items; with ``wait``, asks until they have."""
         while True:
             if wait:
-                wait_for([coming], None if self.hosts.alone else PATIENCE)
+                wait_for([coming], None if self.hosts.alone else POLL_SECONDS)
             if all(said == b"1" for said in self.hosts.gather(b"1" if coming.done() else b"0")):
                 return True
             if not wait:

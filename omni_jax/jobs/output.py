@@ -5,7 +5,7 @@ cut by a kill is removed by the next run. Where files cannot be appended to, lin
 flush, so that a kill costs the lines of some seconds. A sound file is complete, under its final name, before the line
 that names it.
 
-The text of lines stays on the disk. In memory there is an ``Entry`` of each, so that a job may have millions.
+The text of lines stays on the disk. In memory there is an ``LineRecord`` of each, so that a job may have millions.
 
     answers.jsonl                         one process on a local disk writes here; finally all lines, in order
     answers.jsonl.parts/00001-of-00004    lines of one process of several, or of one that cannot append
@@ -37,11 +37,11 @@ MOST_SECONDS = 1e9  # of speech in a reply; more means a damaged line
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LineRecord:
     """What is known of an answered line, in a few hundred bytes, however long the line is.
 
     Attributes:
-        of: a checksum of the input line.
+        checksum: of the input line.
         fault: whether the line is an error instead of an answer.
         tokens: tokens of the reply.
         seconds: seconds of its speech.
@@ -50,7 +50,7 @@ class Entry:
         size: the line's bytes, line break included.
     """
 
-    of: str
+    checksum: str
     fault: bool
     tokens: int
     seconds: float
@@ -59,16 +59,16 @@ class Entry:
     size: int = 0
 
     @classmethod
-    def about(cls, of: str, content: Mapping[str, Any], *place: Any) -> "Entry":
-        """The entry of a line with this content."""
+    def about(cls, checksum: str, content: Mapping[str, Any], *place: Any) -> "LineRecord":
+        """The record of a line with this content."""
         tokens, seconds = content.get("tokens", []), content.get("speech", {}).get("seconds", 0.0)
         sound = type(seconds) in (int, float) and 0 <= seconds < MOST_SECONDS
-        if not (isinstance(of, str) and isinstance(tokens, list) and sound):
+        if not (isinstance(checksum, str) and isinstance(tokens, list) and sound):
             raise ValueError("expected a checksum, a list of tokens and seconds of speech")
-        return cls(of, "error" in content, len(tokens), float(seconds), *place)
+        return cls(checksum, "error" in content, len(tokens), float(seconds), *place)
 
 
-class Ledger:
+class JobOutput:
     """The output of one process of a job."""
 
     def __init__(self, target: str, *, process: int = 0, processes: int = 1):
@@ -108,7 +108,7 @@ class Ledger:
             self._close()
             raise
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "JobOutput":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -125,7 +125,7 @@ class Ledger:
         if self.journal is not None:
             self.journal.close()
 
-    def agree(self, how: Mapping[str, Any], *, write: bool) -> None:
+    def check_settings(self, how: Mapping[str, Any], *, write: bool) -> None:
         """Ensures that all lines are answered with the same settings: writes these beside the lines, or compares them.
 
         A job whose lines have no settings beside them (from earlier releases) continues with any.
@@ -179,7 +179,7 @@ class Ledger:
         """
         for number, of, content in lines:
             self.waiting.append(START + f"{number}, ".encode() + _encoded({**content, "of": of})[1:] + b"\n")
-            self.entries[number] = Entry.about(of, content)
+            self.entries[number] = LineRecord.about(of, content)
         late = time.monotonic() - self.flushed > FLUSH_SECONDS or sum(map(len, self.waiting)) > FLUSH_BYTES
         if self.journal is not None or late:
             self.flush()
@@ -223,7 +223,7 @@ class Ledger:
         if self.files.exists(self.parts):
             self.files.rm(self.parts, recursive=True)
 
-    def _read(self, copy: Any = None) -> dict[int, Entry]:
+    def _read(self, copy: Any = None) -> dict[int, LineRecord]:
         """Entries of all complete lines, of this run and earlier ones. An answer takes precedence over a fault, a later
         line over an earlier one.
 
@@ -235,7 +235,7 @@ class Ledger:
         if not self.local:
             own = [int(Path(part).stem.rsplit("-", 1)[-1]) for part in parts if Path(part).name.startswith(self.name)]
             self.serial = max(own, default=-1) + 1
-        entries: dict[int, Entry] = {}
+        entries: dict[int, LineRecord] = {}
         at = 0
         for path in [*([self.path] if self.files.exists(self.path) else []), *parts]:
             at = 0 if copy is None else at
@@ -317,21 +317,21 @@ def _shown(how: Mapping[str, Any], name: str) -> str:
     return cut(json.dumps(how[name])) if name in how else "not given"
 
 
-def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, Entry]:
+def _entry(text: bytes, name: str, path: str, start: int) -> tuple[int, LineRecord]:
     """The number of a line, and its entry."""
     try:
         content = json.loads(text)
         number = content["line"]
         if type(number) is not int:
             raise ValueError
-        return number, Entry.about(content["of"], content, path, start, len(text))
+        return number, LineRecord.about(content["of"], content, path, start, len(text))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{name}: expected the answers of a job, got a line {text[:60]!r}; give another name for the output"
         ) from None
 
 
-def _texts(entries: Sequence[Entry]) -> Iterator[bytes]:
+def _texts(entries: Sequence[LineRecord]) -> Iterator[bytes]:
     """The bytes of lines, from the files that hold them."""
     with ExitStack() as stack:
         files = {path: stack.enter_context(open(path, "rb")) for path in {entry.path for entry in entries}}
@@ -340,7 +340,7 @@ def _texts(entries: Sequence[Entry]) -> Iterator[bytes]:
             yield files[entry.path].read(entry.size)
 
 
-def _is_all(path: str, entries: Sequence[Entry]) -> bool:
+def _is_all(path: str, entries: Sequence[LineRecord]) -> bool:
     """Whether a file consists of these lines, in this order."""
     at = 0
     for entry in entries:

@@ -24,7 +24,7 @@ from omni_jax.parallel.sharding import constrain, mesh_axes, mesh_of
 
 # Tokens of a row that go through the layers at once (chunked prefill). So the activations, above all those of each
 # token's experts, do not grow with the prompt.
-CHUNK = 4096
+PREFILL_CHUNK = 4096
 
 # A layer's rotated keys and values of new tokens.
 NewEntries = tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
@@ -208,7 +208,7 @@ class Decoder(nnx.Module):
             deepstack: as in ``__call__``.
             hidden_layer: as in ``__call__``.
         """
-        if x.shape[1] > CHUNK:
+        if x.shape[1] > PREFILL_CHUNK:
             return self._extend_in_chunks(x, positions, lengths, cache, deepstack, hidden_layer)
         valid, mesh = jnp.arange(x.shape[1])[None] < lengths[:, None], mesh_of(self.norm.scale[...])
         x, new, hidden = self(x, positions, valid, None if fresh else cache.on(mesh), deepstack, hidden_layer)
@@ -225,7 +225,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache, Float[Array, "B T D"] | None]:
         """``extend`` on one piece of each row at a time: memory does not grow with the prompt's length."""
         batch, new = x.shape[:2]
-        count = -(-new // CHUNK)
+        count = -(-new // PREFILL_CHUNK)
         size = -(-new // count)
         if cache.slots < count * size:
             raise ValueError(f"cache: expected at least {count * size} slots for {new} tokens, got {cache.slots}")

@@ -18,7 +18,7 @@ from omni_jax.nn.grouped_matmul import Chosen, Kernels, Weights
 from omni_jax.parallel.sharding import AXES
 
 # Tokens a device from which on they are exchanged. With fewer, most of the buffers would be room for the worst case.
-LEAST = 128
+MIN_EXCHANGED_TOKENS = 128
 # Room of a device in the usual case, as a multiple of its mean load.
 EVEN = 2
 # The named scope of branches that are hardly ever taken: plan/hlo.py counts the others.
@@ -37,7 +37,7 @@ def mixture(
 ) -> Float[Array, "T D"]:
     """As ``moe.mixture``, for experts that are sharded over ``axes`` of a mesh."""
     devices, held = math.prod(mesh.shape[axis] for axis in axes), PartitionSpec(None, axes)
-    spread = len(x) >= LEAST * devices and not len(x) % (devices * -(-devices // EVEN))
+    spread = len(x) >= MIN_EXCHANGED_TOKENS * devices and not len(x) % (devices * -(-devices // EVEN))
     # Rows of a batch are sharded over the first axis already. In this order of axes they need not move.
     tokens = PartitionSpec(tuple(axis for axis in AXES if axis in axes)) if spread else PartitionSpec()
     run = partial(_exchanged if spread else _added, axes=axes)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omni_jax.errors import RetryableError, UserError, is_user_error
 
 # Bytes that hosts exchange in a first collective; larger messages need a second one.
-BLOCK = 256
+HEAD_BYTES = 256
 _KINDS = {"user": UserError, "retryable": RetryableError}
 
 
@@ -113,10 +113,10 @@ class HostGroup:
         """The bytes that each host of the group passes, in their order. All hosts must call it at the same point."""
         if self.mesh is None:
             return [own]
-        heads = self._exchange(len(own).to_bytes(4, "big") + own[: BLOCK - 4], BLOCK)
+        heads = self._exchange(len(own).to_bytes(4, "big") + own[: HEAD_BYTES - 4], HEAD_BYTES)
         lengths = [int.from_bytes(head[:4], "big") for head in heads]
-        rest = max(lengths) - (BLOCK - 4)
-        tails = self._exchange(own[BLOCK - 4 :], 1 << (rest - 1).bit_length()) if rest > 0 else [b""] * len(heads)
+        rest = max(lengths) - (HEAD_BYTES - 4)
+        tails = self._exchange(own[HEAD_BYTES - 4 :], 1 << (rest - 1).bit_length()) if rest > 0 else [b""] * len(heads)
         return [(head[4:] + tail)[:length] for head, tail, length in zip(heads, tails, lengths, strict=True)]
 
     def by_first(self, action: Callable[[], Any]) -> Any:

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax import weights
-from omni_jax.buckets import ROOM, bucket
+from omni_jax.buckets import INITIAL_NEW_SLOTS, bucket
 from omni_jax.checkpoint.hub import locate
 from omni_jax.config import OmniConfig, from_hf, read_json
 from omni_jax.errors import check_path
@@ -76,9 +76,12 @@ class Plan:
 
     @property
     def buckets(self) -> dict[str, list[int]]:
-        """The sizes of this workload's programs: tokens of a prompt, and slots of a cache with room for ROOM more."""
+        """The sizes of this workload's programs: tokens of a prompt, and slots of a cache with its first new ones."""
         sizes = sorted({bucket(tokens) for tokens in range(1, self.workload.context + 1)})
-        return {"prefill": sizes, "decode": [size for size in sizes if size >= min(bucket(1 + ROOM), sizes[-1])]}
+        return {
+            "prefill": sizes,
+            "decode": [size for size in sizes if size >= min(bucket(1 + INITIAL_NEW_SLOTS), sizes[-1])],
+        }
 
     def json(self) -> dict[str, Any]:
         """The plan for JSON; bytes and operations are of one step, and None if a program is too large to compile."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from omni_jax.nn.kernels import packed_attention, splash_attention
 
-BLOCK = re.compile(r"block_q\W+(\d+)")
+QUERY_BLOCK = re.compile(r"block_q\W+(\d+)")
 FLOATS = ("bf16", "f32")
 
 
@@ -42,7 +42,7 @@ def attention(name: str, rest: str, operands: Sequence[Any], seen: int) -> Atten
         return None
     query, *keys = arrays[:3]
     new, slots = operands[query].shape[-2], operands[keys[0]].shape[-2]
-    found = BLOCK.search(rest)
+    found = QUERY_BLOCK.search(rest)
     blocks = new // int(found[1]) if found else 1
     # Over a cache, rows have segments, which separate its used slots from the others; all slots are multiplied.
     share = 1 if splash_attention.SEGMENTED in name else (blocks + 1) / (2 * blocks)

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, ROOM, bucket
+from omni_jax.buckets import CALL_PATCHES, CHUNK_SLOTS, INITIAL_NEW_SLOTS, bucket
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState
+from omni_jax.decoding.frames import FRAMES_PER_CALL, SpeechRows, SpeechState
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import CALL_STEPS, DecodeState
 from omni_jax.engine import programs
 from omni_jax.errors import is_out_of_memory
 from omni_jax.models import parts
-from omni_jax.models.decoder import CHUNK, Decoder
+from omni_jax.models.decoder import PREFILL_CHUNK, Decoder
 from omni_jax.models.memory_layout import abstract_layout
 from omni_jax.models.parts import Talker, loaded
 from omni_jax.models.placement import shardings
@@ -175,7 +175,7 @@ class Programs:
         self.weights = bytes_per_device(self.parts)
         self.slots = bucket(workload.context)
         self.cache = self._cache(self.parts.thinker, workload.batch, self.slots)
-        self.speech_slots = bucket(workload.context + ROOM)
+        self.speech_slots = bucket(workload.context + INITIAL_NEW_SLOTS)
         self.speech_cache = (
             self._cache(loaded(self.parts.talker), workload.batch, self.speech_slots) if workload.speech else None
         )
@@ -252,7 +252,7 @@ class Programs:
             count=self.array((batch,), jnp.int32),
             finished=self.array((batch,), bool),
         )
-        text = self.array((batch, CALL_FRAMES, width), self.workload.dtype)
+        text = self.array((batch, FRAMES_PER_CALL, width), self.workload.dtype)
         rows = SpeechRows(options, options if predictor is not None else None)
         return ProgramSpec(
             f"speech, a frame of {batch} x {self.speech_slots:,}", programs.generate_frames,
@@ -260,7 +260,7 @@ class Programs:
             partial(self._bounds().frame, batch, self.speech_cache),
             bytes_per_device((talker, predictor)), bytes_per_device(self.speech_cache),
             {"candidates": (CANDIDATES, CANDIDATES if predictor is not None else 0)},
-            steps=CALL_FRAMES, runs=CALL_FRAMES, grouped=self._grouped(talker.decoder, batch),
+            steps=FRAMES_PER_CALL, runs=FRAMES_PER_CALL, grouped=self._grouped(talker.decoder, batch),
         )  # fmt: skip
 
     def array(self, shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...] = ()) -> Any:
@@ -316,7 +316,7 @@ class Programs:
             frames = max(size for size in qwen3_omni.CHUNKS if size <= max(1, BATCH_FRAMES // rows))
             made = jax.eval_shape(lambda part: part.start(rows), code2wav)
             state = jax.tree.map(lambda leaf, names: self.array(leaf.shape, leaf.dtype, names), made, axes(made))
-            codes = self.array((rows, code2wav.config.codebooks, CALL_FRAMES), jnp.int32)
+            codes = self.array((rows, code2wav.config.codebooks, FRAMES_PER_CALL), jnp.int32)
             ends = (self.array((rows,), jnp.int32),) * 2
             arguments = (code2wav, state, codes, *ends)
             yield self._whole(
@@ -326,7 +326,7 @@ class Programs:
         assert isinstance(self.parts, Qwen25OmniParts)
         dit, bigvgan = loaded(self.parts.dit), loaded(self.parts.bigvgan)
         rows = min(rows, 16)
-        frames, bins = token2wav.CALL_FRAMES // rows, dit.config.mel_bins
+        frames, bins = token2wav.MEL_FRAMES_PER_CALL // rows, dit.config.mel_bins
         floats = partial(self.array, dtype=jnp.float32)
         counts = self.array((rows,), jnp.int32)
         arguments = (
@@ -368,12 +368,14 @@ class Programs:
         experts, config = getattr(decoder, "experts", None), decoder.config.experts
         if experts is None or config is None:
             return {}
-        found, tokens = {}, min(tokens, CHUNK)  # a long prompt is computed in pieces
+        found, tokens = {}, min(tokens, PREFILL_CHUNK)  # a long prompt is computed in pieces
         for kernel in (experts.gate_up, experts.down):
             layers, count, *matrix = kernel.sharding.shard_shape(kernel.shape)
             slots, devices = tokens * config.per_token, config.count // count
             groups = -(-min(slots, config.count) // devices)
-            room = expert_parallel.EVEN if devices > 1 and tokens >= expert_parallel.LEAST * devices else 1
+            room = (
+                expert_parallel.EVEN if devices > 1 and tokens >= expert_parallel.MIN_EXCHANGED_TOKENS * devices else 1
+            )
             found[layers * count, *matrix] = Grouped(groups, max(1, slots // devices), room)
         return found
 

@@ -15,7 +15,7 @@ class Workload:
     Attributes:
         batch: replies at once.
         context: tokens of the longest conversation, including the most that its reply may have.
-        speech: whether replies are spoken, with up to ``context`` frames and ROOM (41 s) more.
+        speech: whether replies are spoken, with up to ``context`` frames and INITIAL_NEW_SLOTS (41 s) more.
         dtype: of weights and arithmetic.
     """
 

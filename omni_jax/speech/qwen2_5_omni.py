@@ -32,7 +32,7 @@ from omni_jax.speech.synthesizer import Synthesizer, checked
 from omni_jax.weights.speakers import read_speakers
 
 # Codes a call: two blocks of the flow, 480 ms.
-CHUNK = 24
+CODES_PER_CALL = 24
 
 
 @jax.jit
@@ -69,7 +69,7 @@ def _pick(states, index):
 class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
     """The speech of a talker that reads the thinker's states; ``speakers`` are those of the rows."""
 
-    chunks = (CHUNK,)
+    chunks = (CODES_PER_CALL,)
 
     def __init__(self, *given, speakers: Sequence[Speaker], streamed: bool):
         self.speakers = list(speakers)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from omni_jax.config import Qwen3OmniConfig
 from omni_jax.decoding.defaults import GenerationConfig
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechState, prefill, take_rows
+from omni_jax.decoding.frames import FRAMES_PER_CALL, SpeechState, prefill, take_rows
 from omni_jax.decoding.text import StepOutput
 from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
@@ -28,7 +28,7 @@ from omni_jax.speech.synthesizer import Synthesizer, checked
 
 # New frames of a call. A stream begins with one frame, for an early first sound, and grows to stay ahead of playback.
 # Each size is a program of the vocoder.
-CHUNKS = (1, 2, 4, 8, 16, CALL_FRAMES)
+CHUNKS = (1, 2, 4, 8, 16, FRAMES_PER_CALL)
 
 _take = jax.jit(lambda code2wav, state, index: code2wav.placed(take_rows(state, index)))
 _embed_reply = jax.jit(lambda talker, embedding, tokens: talker.text(embedding(tokens)))

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from omni_jax.buckets import ROOM, first_slots, more_slots
+from omni_jax.buckets import INITIAL_NEW_SLOTS, first_slots, more_slots
 from omni_jax.config import OmniConfig
-from omni_jax.decoding.frames import CALL_FRAMES, SpeechRows, SpeechState, generate_frames, take_rows
+from omni_jax.decoding.frames import FRAMES_PER_CALL, SpeechRows, SpeechState, generate_frames, take_rows
 from omni_jax.decoding.sampling import Sampling, SamplingRows
 from omni_jax.decoding.text import StepOutput, grow
 from omni_jax.models.parts import OmniParts, loaded
@@ -94,7 +94,7 @@ class SpeechStream(ABC, Generic[Parts]):
             prompt.lengths > 0, np.arange(batch), -1
         )  # the row of the request in each row of the batch; -1 for none
         self.lengths, self.counts = prompt.lengths, np.zeros(batch, int)
-        self.most = most = self._most(speech.talker.max_new_tokens or ROOM)
+        self.most = most = self._most(speech.talker.max_new_tokens or INITIAL_NEW_SLOTS)
         self.talker, self.predictor = loaded(parts.talker), parts.code_predictor
         of_predictor, candidates, self.codebooks = None, 0, 1
         if self.predictor is not None:
@@ -147,7 +147,7 @@ class SpeechStream(ABC, Generic[Parts]):
         """Generates the next chunk of each row that has one."""
         self._shrink()
         frames = self.frames
-        numbers = np.asarray(self.counts)[:, None] + np.arange(CALL_FRAMES)
+        numbers = np.asarray(self.counts)[:, None] + np.arange(FRAMES_PER_CALL)
         tokens = [[self._text_token(row, n) for n in own] for row, own in zip(self.rows, numbers, strict=True)]
         text = self._read(np.asarray(tokens, np.int32), numbers.astype(np.int32))
         state, rows = self.states

@@ -47,7 +47,7 @@ NEW = (1, 2, 4, 8)
 # Blocks of BigVGAN's windows in rows longer than a stream's.
 LONG = 27
 # Mel frames of a call, over all rows: 41 s of speech. Bounds its memory for any batch; a longer row gets its own call.
-CALL_FRAMES = 4096
+MEL_FRAMES_PER_CALL = 4096
 
 
 @struct.dataclass
@@ -296,7 +296,7 @@ def _slots(blocks: int) -> int:
 
 def _room(frames: int) -> int:
     """The number of rows of so many frames that share a call, a power of two."""
-    return 1 << (max(1, CALL_FRAMES // frames).bit_length() - 1)
+    return 1 << (max(1, MEL_FRAMES_PER_CALL // frames).bit_length() - 1)
 
 
 def _block_codes(dit: DiT) -> int:

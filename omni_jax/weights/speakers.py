@@ -31,17 +31,19 @@ def read_speakers(path: str | Path, config: Qwen25OmniConfig | None = None) -> d
     try:
         speakers = _speakers(read_torch(path))
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected the voices of a Qwen2.5-Omni, found no such file; copy it there") from None
+        raise ValueError(
+            f"{path}: expected the speakers of a Qwen2.5-Omni, found no such file; copy it there"
+        ) from None
     except OSError as error:
         raise kind_of(error)(f"{path}: cannot be read ({shown(error)})") from None
     except ValueError as error:
         raise ValueError(
-            f"{path}: expected voices, saved by torch.save, and nothing else; refused, for {shown(error, 200)}"
+            f"{path}: expected speakers, saved by torch.save, and nothing else; refused, for {shown(error, 200)}"
         ) from None
     faults = _faults(speakers, config) if config else []
     if faults:
         raise ValueError(
-            f"{path}: expected voices of this model: {'; '.join(faults)}; copy it from the same checkpoint"
+            f"{path}: expected speakers of this model: {'; '.join(faults)}; copy it from the same checkpoint"
         )
     return speakers
 
@@ -80,16 +82,16 @@ def write_speakers(path: str | Path, speakers: Mapping[str, Speaker]) -> Path:
 
 def _speakers(found: Any) -> dict[str, Speaker]:
     if type(found) is not dict or not found:
-        raise ValueError(f"it holds {shown(found)}: expected a dictionary of voices by their names")
-    voices = {name: _checked(f"voice {shown(name)}", voice) for name, voice in found.items()}
+        raise ValueError(f"it holds {shown(found)}: expected a dictionary of speakers by their names")
+    voices = {name: _checked(f"speaker {shown(name)}", voice) for name, voice in found.items()}
     # Tensors may share a storage, so a small file might need much memory.
     if 4 * sum(voice[part].size for voice in voices.values() for part in ("cond", "ref_mel")) > MAX_BYTES:
-        raise ValueError(f"its voices take more than {MAX_BYTES:,} bytes together")
+        raise ValueError(f"its speakers take more than {MAX_BYTES:,} bytes together")
     speakers = {}
     for name, voice in voices.items():
         cond, mel = (voice[part].astype(np.float32) for part in ("cond", "ref_mel"))
         if not (np.isfinite(cond).all() and np.isfinite(mel).all()):
-            raise ValueError(f"voice {shown(name)} has numbers that are not finite")
+            raise ValueError(f"speaker {shown(name)} has numbers that are not finite")
         speakers[name] = Speaker(bos_token=int(voice["bos_token"]), cond=cond, ref_mel=mel)
     return speakers
 
@@ -122,15 +124,15 @@ def _faults(speakers: Mapping[str, Speaker], config: Qwen25OmniConfig) -> list[s
     for name, speaker in speakers.items():
         (_, frames, bins), width, token = speaker.ref_mel.shape, speaker.cond.shape[1], speaker.bos_token
         if token >= vocabulary:
-            faults.append(f"voice {shown(name)}: bos_token {token} is outside the vocabulary of {vocabulary}")
+            faults.append(f"speaker {shown(name)}: bos_token {token} is outside the vocabulary of {vocabulary}")
         if width != dit.speaker_width:
             faults.append(
-                f"voice {shown(name)}: cond has {width} numbers, expected {dit.speaker_width} as in config.json"
+                f"speaker {shown(name)}: cond has {width} numbers, expected {dit.speaker_width} as in config.json"
             )
         if bins != dit.mel_bins:
             faults.append(
-                f"voice {shown(name)}: ref_mel has {bins} mel bins, expected {dit.mel_bins} as in config.json"
+                f"speaker {shown(name)}: ref_mel has {bins} mel bins, expected {dit.mel_bins} as in config.json"
             )
         if frames < fewest:
-            faults.append(f"voice {shown(name)}: ref_mel has {frames} frames, expected {fewest} or more")
+            faults.append(f"speaker {shown(name)}: ref_mel has {frames} frames, expected {fewest} or more")
     return faults

@@ -171,7 +171,7 @@ def test_voices_are_checked_before_anything_is_written(copy, tmp_path, monkeypat
 def test_exporting_without_voices_is_refused(converted, tmp_path):
     folder = Path(shutil.copytree(converted, tmp_path / "copy"))
     (folder / FILE).unlink()
-    with pytest.raises(ValueError, match=re.escape(f"{folder / FILE}: expected the voices of a Qwen2.5-Omni")):
+    with pytest.raises(ValueError, match=re.escape(f"{folder / FILE}: expected the speakers of a Qwen2.5-Omni")):
         checkpoint.export(folder, tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
@@ -202,7 +202,7 @@ def test_describe_lists_parts_dtypes_and_speakers(published, converted, tmp_path
             assert found["bytes"][kind] == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
     (folder := tmp_path / "small").mkdir()
     shutil.copy(published / "config.json", folder)
-    with pytest.raises(ValueError, match=re.escape(f"{folder / FILE}: expected the voices of a Qwen2.5-Omni")):
+    with pytest.raises(ValueError, match=re.escape(f"{folder / FILE}: expected the speakers of a Qwen2.5-Omni")):
         describe(folder)
     shutil.copy(published / FILE, folder)
     assert {part["stored"] for part in describe(folder)["parts"]} == {"not here"}

@@ -101,7 +101,7 @@ def test_the_cache_grows_and_shrinks_with_its_rows(writer):
 
 
 def test_the_cache_grows_for_a_reply_beyond_its_room(writer, monkeypatch):
-    monkeypatch.setattr("omni_jax.buckets.ROOM", 8)
+    monkeypatch.setattr("omni_jax.buckets.INITIAL_NEW_SLOTS", 8)
     running = Running(writer, 2)
     (found,) = running.answer([(prompt(12), GREEDY)])
     assert running.sizes[0] < running.sizes[-1]

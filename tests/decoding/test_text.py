@@ -152,7 +152,7 @@ def test_the_cache_grows_beyond_the_first_new_tokens(omni, monkeypatch):
     monkeypatch.setattr(generation, "grow", lambda cache, slots: sizes.append(slots) or grow(cache, slots=slots))
     grown, _ = made(omni, rows, most=most, how=SAMPLED)  # greedy decoding would repeat one token
     assert sizes == [1536]
-    monkeypatch.setattr(buckets, "ROOM", 1200)
+    monkeypatch.setattr(buckets, "INITIAL_NEW_SLOTS", 1200)
     large, _ = made(omni, rows, most=most, how=SAMPLED)
     assert sizes == [1536]
     assert [len(tokens) for tokens, _ in grown] == most
@@ -350,7 +350,7 @@ def test_a_long_prompt_is_prefilled_in_pieces(omni, monkeypatch, deepstack):
         return program().lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     (logits, filled, hidden), most = program()(embedded, positions, lengths, cache), memory()
-    monkeypatch.setattr(decoder, "CHUNK", 48)
+    monkeypatch.setattr(decoder, "PREFILL_CHUNK", 48)
     (in_pieces, filled_so, kept_so), less = program()(embedded, positions, lengths, cache), memory()
     np.testing.assert_array_equal(filled_so.length, lengths)
     for row, length in enumerate(lengths):

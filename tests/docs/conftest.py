@@ -5,7 +5,7 @@ import pytest
 from omni_jax.buckets import bucket
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_bucket():
     """Pads prompts and caches to 1,024 tokens: compilation is most of these tests' time, and work on a tiny model little."""
     before = bucket.__defaults__

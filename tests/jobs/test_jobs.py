@@ -19,7 +19,7 @@ from omni_jax.decoding.sampling import Sampling
 from omni_jax.engine import continuous, encode
 from omni_jax.engine.continuous import Item, _Ahead, answers
 from omni_jax.errors import RetryableError
-from omni_jax.jobs.output import Ledger
+from omni_jax.jobs.output import JobOutput
 from omni_jax.parallel.multihost import HostGroup
 from omni_jax.processing.options import MediaOptions
 from omni_jax.speech.stream import SpeechStream
@@ -278,19 +278,19 @@ def test_user_errors_are_reported_before_the_first_line(writer, source, tmp_path
 
 def test_a_job_runs_on_an_object_store(writer, source, monkeypatch):
     """Once it has begun, lost rights are no user error; and lines are flushed as time passes."""
-    write, written = Ledger.write, []
+    write, written = JobOutput.write, []
     name = f"memory://{os.urandom(6).hex()}"
     files = fsspec.filesystem("memory")
     files.put_file(source, f"{name}/in.jsonl")
     run = partial(jobs.run, writer, f"{name}/in.jsonl", f"{name}/out.jsonl", slots=2, **GREEDY)
 
-    def expired(ledger, lines):
+    def expired(output, lines):
         raise PermissionError("the token has expired")
 
-    monkeypatch.setattr(Ledger, "write", expired)
+    monkeypatch.setattr(JobOutput, "write", expired)
     with pytest.raises(RetryableError, match="the token has expired"):
         run()
-    monkeypatch.setattr(Ledger, "write", lambda ledger, lines: write(ledger, written.append(lines) or lines))
+    monkeypatch.setattr(JobOutput, "write", lambda output, lines: write(output, written.append(lines) or lines))
     run()
     assert [] in written
     found = [json.loads(line) for line in files.cat_file(f"{name}/out.jsonl").splitlines()]

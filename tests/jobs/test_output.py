@@ -17,7 +17,7 @@ import pytest
 from omni_jax.errors import RetryableError, UserError
 from omni_jax.jobs import output as module
 from omni_jax.jobs.input import lines_of
-from omni_jax.jobs.output import Ledger
+from omni_jax.jobs.output import JobOutput
 
 
 def answer(number, **content):
@@ -38,16 +38,16 @@ def bucket():
 
 def test_lines_are_on_disk_when_write_returns(tmp_path):
     path = tmp_path / "out.jsonl"
-    with Ledger(str(path)) as ledger:
-        ledger.write([answer(3), answer(1, text="schön", id="x")])
+    with JobOutput(str(path)) as output:
+        output.write([answer(3), answer(1, text="schön", id="x")])
         assert numbers(path) == [3, 1]
         assert json.loads(path.read_text(encoding="utf-8").splitlines()[1]) == {
             "line": 1, "text": "schön", "id": "x", "of": "sum1",
         }  # fmt: skip
-    with Ledger(str(path)) as ledger:
-        assert {number: entry.of for number, entry in ledger.entries.items()} == {3: "sum3", 1: "sum1"}
-        ledger.write([answer(2)])
-        ledger.merge([1, 2, 3])
+    with JobOutput(str(path)) as output:
+        assert {number: entry.checksum for number, entry in output.entries.items()} == {3: "sum3", 1: "sum1"}
+        output.write([answer(2)])
+        output.merge([1, 2, 3])
     assert numbers(path) == [1, 2, 3]
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out.jsonl"]
 
@@ -56,14 +56,14 @@ def test_lines_are_on_disk_when_write_returns(tmp_path):
 def test_an_unfinished_line_is_cut_off(tmp_path, left):
     """Wherever a line ends early, the lines before it are kept and the next one is written on a new line."""
     path = tmp_path / "out.jsonl"
-    with Ledger(str(path)) as ledger:
-        ledger.write([answer(1), answer(2)])
+    with JobOutput(str(path)) as output:
+        output.write([answer(1), answer(2)])
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"line": 3, "text": "never finished'[:left])
-    with Ledger(str(path)) as ledger:
-        assert sorted(ledger.entries) == [1, 2]
+    with JobOutput(str(path)) as output:
+        assert sorted(output.entries) == [1, 2]
         assert path.read_bytes() == whole
-        ledger.write([answer(3)])
+        output.write([answer(3)])
     assert numbers(path) == [1, 2, 3]
 
 
@@ -81,31 +81,31 @@ def test_a_foreign_file_is_refused_and_left_unchanged(tmp_path, content):
     path = tmp_path / "out.jsonl"
     path.write_text(content)
     with pytest.raises(ValueError, match="another name"):
-        Ledger(str(path))
+        JobOutput(str(path))
     assert path.read_text() == content
     path.write_text("")
-    Ledger(str(path)).__exit__(None)  # the failed job does not hold the lock any more
+    JobOutput(str(path)).__exit__(None)  # the failed job does not hold the lock any more
 
 
 def test_a_second_job_on_the_same_output_is_refused(tmp_path):
-    with Ledger(str(tmp_path / "out.jsonl")), pytest.raises(ValueError, match="another job is writing it"):
-        Ledger(str(tmp_path / "out.jsonl"))
-    Ledger(str(tmp_path / "out.jsonl"))
+    with JobOutput(str(tmp_path / "out.jsonl")), pytest.raises(ValueError, match="another job is writing it"):
+        JobOutput(str(tmp_path / "out.jsonl"))
+    JobOutput(str(tmp_path / "out.jsonl"))
 
 
 def test_impossible_targets_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
-        Ledger(str(tmp_path / "nowhere" / "out.jsonl"))
+        JobOutput(str(tmp_path / "nowhere" / "out.jsonl"))
     with pytest.raises(ValueError, match="got a folder"):
-        Ledger(str(tmp_path))
+        JobOutput(str(tmp_path))
     with pytest.raises(ValueError, match="nosuch"):
-        Ledger("nosuch://bucket/out.jsonl")
+        JobOutput("nosuch://bucket/out.jsonl")
 
 
 def test_a_full_disk_leaves_no_unfinished_line(tmp_path, monkeypatch):
     path, write = tmp_path / "out.jsonl", os.write
-    with Ledger(str(path)) as ledger:
-        ledger.write([answer(1)])
+    with JobOutput(str(path)) as output:
+        output.write([answer(1)])
         whole = path.read_bytes()
 
         def fill(file, content):
@@ -115,15 +115,15 @@ def test_a_full_disk_leaves_no_unfinished_line(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "write", fill)
         with pytest.raises(OSError, match="No space"):
-            ledger.write([answer(2)])
+            output.write([answer(2)])
     assert path.read_bytes() == whole
 
 
 def test_a_sound_file_gets_its_name_when_complete(tmp_path):
-    with Ledger(str(tmp_path / "out.jsonl")) as ledger:
-        assert ledger.put("00000001.wav", b"RIFF") == "out.sound/00000001.wav"
+    with JobOutput(str(tmp_path / "out.jsonl")) as output:
+        assert output.put("00000001.wav", b"RIFF") == "out.sound/00000001.wav"
         (tmp_path / "out.sound" / "00000002.wav.part").write_bytes(b"torn by a kill")
-        ledger.put("00000002.wav", b"RIFF")
+        output.put("00000002.wav", b"RIFF")
     assert {item.name: item.read_bytes() for item in (tmp_path / "out.sound").iterdir()} == {
         "00000001.wav": b"RIFF", "00000002.wav": b"RIFF",
     }  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_sound_file_gets_its_name_when_complete(tmp_path):
 
 def test_several_processes_write_parts_and_the_first_joins_them(tmp_path):
     path = tmp_path / "out.jsonl"
-    with Ledger(str(path), process=0, processes=2) as first, Ledger(str(path), process=1, processes=2) as second:
+    with JobOutput(str(path), process=0, processes=2) as first, JobOutput(str(path), process=1, processes=2) as second:
         first.write([answer(2)])
         second.write([answer(3), answer(1)])
         assert not path.exists()
@@ -146,14 +146,14 @@ def test_several_processes_write_parts_and_the_first_joins_them(tmp_path):
 
 def test_a_job_resumes_with_another_number_of_processes(tmp_path):
     path = tmp_path / "out.jsonl"
-    with Ledger(str(path), process=1, processes=2) as ledger:
-        ledger.write([answer(1)])
+    with JobOutput(str(path), process=1, processes=2) as output:
+        output.write([answer(1)])
     part = tmp_path / "out.jsonl.parts" / "00001-of-00002.jsonl"
     part.write_bytes(part.read_bytes() + b'{"line": 3, "te')
-    with Ledger(str(path)) as ledger:
-        assert list(ledger.entries) == [1]
-        ledger.write([answer(2), answer(3)])
-        ledger.merge([1, 2, 3])
+    with JobOutput(str(path)) as output:
+        assert list(output.entries) == [1]
+        output.write([answer(2), answer(3)])
+        output.merge([1, 2, 3])
     assert numbers(path) == [1, 2, 3]
 
 
@@ -161,39 +161,39 @@ def test_an_object_store_has_an_object_for_each_flush(bucket, monkeypatch):
     target = f"{bucket}/out.jsonl"
     files = fsspec.filesystem("memory")
     parts = f"{bucket}/out.jsonl.parts"
-    ledger = Ledger(target)
-    ledger.write([answer(3)])
+    output = JobOutput(target)
+    output.write([answer(3)])
     assert not files.exists(parts)
-    assert ledger.put("00000003.wav", b"RIFF") == "out.sound/00000003.wav"
+    assert output.put("00000003.wav", b"RIFF") == "out.sound/00000003.wav"
     monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
-    ledger.write([])  # as time passes
+    output.write([])  # as time passes
     monkeypatch.undo()
     assert len(files.ls(parts)) == 1
-    ledger.write([answer(4)])  # lost, because the process was killed
-    with suppress(KeyboardInterrupt), Ledger(target) as ledger:
-        assert list(ledger.entries) == [3]
-        ledger.write([answer(1)])
+    output.write([answer(4)])  # lost, because the process was killed
+    with suppress(KeyboardInterrupt), JobOutput(target) as output:
+        assert list(output.entries) == [3]
+        output.write([answer(1)])
         raise KeyboardInterrupt
-    with Ledger(target) as ledger:
-        assert sorted(ledger.entries) == [1, 3]
+    with JobOutput(target) as output:
+        assert sorted(output.entries) == [1, 3]
         monkeypatch.setattr(module, "FLUSH_BYTES", 10)
-        ledger.write([answer(2)])
+        output.write([answer(2)])
         assert len(files.ls(parts)) == 3
-        ledger.merge([1, 2, 3])
+        output.merge([1, 2, 3])
     assert [json.loads(line)["line"] for line in files.cat_file(target).splitlines()] == [1, 2, 3]
     assert not files.exists(parts)
     assert files.cat_file(f"{bucket}/out.sound/00000003.wav") == b"RIFF"
-    assert sorted(Ledger(target).entries) == [1, 2, 3]
+    assert sorted(JobOutput(target).entries) == [1, 2, 3]
 
 
 def test_an_answer_replaces_an_error(tmp_path):
     path = tmp_path / "out.jsonl"
-    with Ledger(str(path)) as ledger:
-        ledger.write([answer(1, error="no such file"), answer(2, error="broken")])
-        ledger.write([answer(1), answer(2, error="still broken")])
-    with Ledger(str(path)) as ledger:
-        ledger.merge([1, 2])
-        assert {number: entry.fault for number, entry in ledger.entries.items()} == {1: False, 2: True}
+    with JobOutput(str(path)) as output:
+        output.write([answer(1, error="no such file"), answer(2, error="broken")])
+        output.write([answer(1), answer(2, error="still broken")])
+    with JobOutput(str(path)) as output:
+        output.merge([1, 2])
+        assert {number: entry.fault for number, entry in output.entries.items()} == {1: False, 2: True}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [(line["line"], line.get("error")) for line in lines] == [(1, None), (2, "still broken")]
 
@@ -201,11 +201,11 @@ def test_an_answer_replaces_an_error(tmp_path):
 def test_long_answers_are_not_kept_in_memory(tmp_path):
     """Memory has fields of a fixed size for each answer, whether it was written now or read."""
     path, tokens = tmp_path / "out.jsonl", list(range(5000))
-    with Ledger(str(path)) as ledger:
-        ledger.write([answer(2, tokens=tokens, speech={"seconds": 1.5}), answer(1, error="no")])
-        written = dict(ledger.entries)
-        ledger.merge([1, 2])
-        read = ledger.entries
+    with JobOutput(str(path)) as output:
+        output.write([answer(2, tokens=tokens, speech={"seconds": 1.5}), answer(1, error="no")])
+        written = dict(output.entries)
+        output.merge([1, 2])
+        read = output.entries
     whole = path.read_bytes().splitlines(keepends=True)
     assert json.loads(whole[1])["tokens"] == tokens
     for found in (written, read):
@@ -221,8 +221,8 @@ def test_long_answers_are_not_kept_in_memory(tmp_path):
 
 def test_lone_surrogates_are_escaped(tmp_path):
     path = tmp_path / "out.jsonl"
-    with Ledger(str(path)) as ledger:
-        ledger.write([answer(1, text="schön"), answer(2, id="\ud800", text="schön")])
+    with JobOutput(str(path)) as output:
+        output.write([answer(1, text="schön"), answer(2, id="\ud800", text="schön")])
     first, second = path.read_bytes().splitlines()
     assert "schön".encode() in first
     assert json.loads(second) == {"line": 2, "id": "\ud800", "text": "schön", "of": "sum2"}

@@ -139,9 +139,9 @@ def test_experts_on_several_devices_drop_no_token(sizes, tokens, per_token, same
     y = program(x, chosen, weights, placed, jnp.int32(OFFSET // COUNT))
     np.testing.assert_allclose(y, plain(x, chosen, weights, *kernels()), atol=2e-4)
     assert (len(y.sharding.device_set) > 1 and not y.sharding.is_fully_replicated) == (
-        tokens >= expert_parallel.LEAST * mesh.size
+        tokens >= expert_parallel.MIN_EXCHANGED_TOKENS * mesh.size
     )
-    if tokens < expert_parallel.LEAST:
+    if tokens < expert_parallel.MIN_EXCHANGED_TOKENS:
         assert "all-gather" not in program.as_text()
 
 

@@ -73,7 +73,9 @@ def test_eight_devices_give_the_answers_of_one(families, alone, name, mesh, monk
     folder, _ = families[name]
     sent, exchanged = [], expert_parallel._exchanged
     if mesh == "expert=8":
-        monkeypatch.setattr(expert_parallel, "LEAST", 1)  # tokens of prompts are sent, as in long prompts
+        monkeypatch.setattr(
+            expert_parallel, "MIN_EXCHANGED_TOKENS", 1
+        )  # tokens of prompts are sent, as in long prompts
         monkeypatch.setattr(
             expert_parallel, "_exchanged", lambda *x, **more: sent.append(len(x[0])) or exchanged(*x, **more)
         )

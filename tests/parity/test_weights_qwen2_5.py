@@ -79,7 +79,7 @@ def test_what_transformers_saves_loads_here(theirs, ours, folder, tmp_path):
     assert from_hf(source) == from_hf(folder)
     same(weights.load(source, from_hf(source), dtype="float32"), ours)
     # Their folder has no voices: a conversion reports it, and continues when they are there.
-    with pytest.raises(ValueError, match=f"{FILE}: expected the voices of a Qwen2.5-Omni, found no such file"):
+    with pytest.raises(ValueError, match=f"{FILE}: expected the speakers of a Qwen2.5-Omni, found no such file"):
         checkpoint.convert(source, tmp_path / "converted")
     (source / FILE).write_bytes((folder / FILE).read_bytes())
     converted = checkpoint.convert(source, tmp_path / "converted")

@@ -133,7 +133,7 @@ def test_a_large_batch_is_decoded_in_several_calls(parts, rows, monkeypatch):
     monkeypatch.setattr(token2wav, "_sound", lambda *given: sizes.append(given[2].shape) or sound(*given))
     for frames, expected in ((100, [(1, 108), (1, 42), (2, 6)]), (500, [(2, 108), (2, 6)])):
         sizes.clear()
-        monkeypatch.setattr(token2wav, "CALL_FRAMES", frames)
+        monkeypatch.setattr(token2wav, "MEL_FRAMES_PER_CALL", frames)
         found = decode(*parts, speech(5, 100), LENGTHS, SPEAKERS, seeds=SEEDS)
         for row in range(5):
             assert_same(found[row], rows[row])
@@ -146,7 +146,7 @@ def test_a_call_of_many_rows_is_split(parts):
     codes, lengths = speech(5, 18), np.array([18, 6, 17, 1, 3])
     together = token2wav._sound(*parts, codes, lengths, rows, 12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token2wav, "CALL_FRAMES", 2 * 36)
+        patch.setattr(token2wav, "MEL_FRAMES_PER_CALL", 2 * 36)
         apart = token2wav._sound(*parts, codes, lengths, rows, 12)
     assert together.shape == (5, 18 * EACH)
     assert_same(apart, together)
@@ -315,7 +315,7 @@ def streamed(parts, codes, lengths, *, size=24):
             new = codes[row, counts[number] : after[number]]
             given[number, : len(new)] = new
         over = after >= lengths[rows]
-        for row, samples in zip(rows, stream.add_codes(jnp.asarray(given), counts, after, over), strict=True):
+        for row, samples in zip(rows, stream.add_codes(given, counts, after, over), strict=True):
             if samples.size:
                 found[row].append(samples)
                 calls[row].append(call)

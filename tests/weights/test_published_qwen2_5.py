@@ -344,7 +344,7 @@ def test_the_same_command_runs_again_after_no_space_for_voices(qwen2_5, loaded, 
     ("content", "words"),
     [
         (None, "found no such file; copy it there"),
-        (b"cposix\nsystem\n(S'true'\ntR.", "expected voices, saved by torch.save, and nothing else; refused"),
+        (b"cposix\nsystem\n(S'true'\ntR.", "expected speakers, saved by torch.save, and nothing else; refused"),
         ("others", "cond has 7 numbers, expected 24 as in config.json"),
     ],
 )

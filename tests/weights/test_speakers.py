@@ -103,10 +103,10 @@ def test_arrays_of_another_memory_order_are_written_by_value(path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bos_token": 512}, "voice 'Ethan': bos_token 512 is outside the vocabulary of 512"),
-        ({"cond": np.zeros((1, 23))}, "voice 'Ethan': cond has 23 numbers, expected 24 as in config.json"),
-        ({"ref_mel": np.zeros((1, 9, 80))}, "voice 'Ethan': ref_mel has 80 mel bins, expected 16 as in config.json"),
-        ({"ref_mel": np.zeros((1, 4, 16))}, "voice 'Ethan': ref_mel has 4 frames, expected 5 or more"),
+        ({"bos_token": 512}, "speaker 'Ethan': bos_token 512 is outside the vocabulary of 512"),
+        ({"cond": np.zeros((1, 23))}, "speaker 'Ethan': cond has 23 numbers, expected 24 as in config.json"),
+        ({"ref_mel": np.zeros((1, 9, 80))}, "speaker 'Ethan': ref_mel has 80 mel bins, expected 16 as in config.json"),
+        ({"ref_mel": np.zeros((1, 4, 16))}, "speaker 'Ethan': ref_mel has 4 frames, expected 5 or more"),
     ],
 )
 def test_voices_of_another_model_are_refused(path, change, words):
@@ -114,7 +114,7 @@ def test_voices_of_another_model_are_refused(path, change, words):
     assert list(read_speakers(write_speakers(path, speakers), config)) == list(speakers)
     write_speakers(path, speakers | {"Ethan": replace(speakers["Ethan"], **change)})
     assert list(read_speakers(path)) == list(speakers)
-    with pytest.raises(ValueError, match=r"spk_dict\.pt: expected voices of this model") as caught:
+    with pytest.raises(ValueError, match=r"spk_dict\.pt: expected speakers of this model") as caught:
         read_speakers(path, config)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -196,9 +196,9 @@ IDS = {**DATA, "0": np.arange(2, dtype="<i4").tobytes()}
         (b"}", DATA, "expected a dictionary of voices"),
         (b"K\x01", DATA, "expected a dictionary of voices"),
         (COND, DATA, "it holds float32 [1, 2]: expected a dictionary of voices"),
-        (mapping(Ethan=b"N"), DATA, "voice 'Ethan' is None: expected a dictionary of bos_token, cond and ref_mel"),
-        (mapping(Ethan=b"}"), DATA, "voice 'Ethan' has nothing: expected bos_token"),
-        (mapping(Ethan=mapping(bos_token=integer(7), cond=COND)), DATA, "voice 'Ethan' has 'bos_token', 'cond': exp"),
+        (mapping(Ethan=b"N"), DATA, "speaker 'Ethan' is None: expected a dictionary of bos_token, cond and ref_mel"),
+        (mapping(Ethan=b"}"), DATA, "speaker 'Ethan' has nothing: expected bos_token"),
+        (mapping(Ethan=mapping(bos_token=integer(7), cond=COND)), DATA, "speaker 'Ethan' has 'bos_token', 'cond': exp"),
         (mapping(Ethan=mapping(bos_token=text("7"), cond=COND, ref_mel=MEL)), DATA, "bos_token is '7': expected an id"),
         (
             mapping(Ethan=mapping(bos_token=integer(-7), cond=COND, ref_mel=MEL)),
@@ -210,8 +210,8 @@ IDS = {**DATA, "0": np.arange(2, dtype="<i4").tobytes()}
         (cond(MEL), DATA, "cond is float32 [1, 5, 2]: expected floats [1, width]"),
         (cond(tensor((2, 1), (1, 1), count=2)), DATA, "cond is float32 [2, 1]: expected floats [1, width]"),
         (cond(tensor((1, 2), (2, 1), count=2, kind="IntStorage")), IDS, "cond is int32 [1, 2]: expected floats"),
-        (cond(COND), NAN, "voice 'Ethan' has numbers that are not finite"),
-        (cond(COND), INF, "voice 'Ethan' has numbers that are not finite"),
+        (cond(COND), NAN, "speaker 'Ethan' has numbers that are not finite"),
+        (cond(COND), INF, "speaker 'Ethan' has numbers that are not finite"),
     ],
 )
 def test_values_that_are_no_voice_are_refused(path, body, data, words):
@@ -219,12 +219,12 @@ def test_values_that_are_no_voice_are_refused(path, body, data, words):
 
 
 def test_a_recursive_dictionary_is_refused(path):
-    refused(save(path, b"}q\x00(" + text("a") + b"h\x00u"), "voice 'a' has 'a': expected bos_token")
+    refused(save(path, b"}q\x00(" + text("a") + b"h\x00u"), "speaker 'a' has 'a': expected bos_token")
 
 
 def test_long_names_are_shortened_in_errors(path):
     long = "a" * 100_000
-    refused(save(path, b"}(" + text(long) + b"Nu"), "voice 'aaa")
+    refused(save(path, b"}(" + text(long) + b"Nu"), "speaker 'aaa")
     refused(save(path, cond(tensor((1, 2), (2, 1), count=2, key=long))), "a storage that is not there ('aaa")
 
 
@@ -246,7 +246,7 @@ def test_exponentially_nested_tuples_are_not_expanded(path, where):
 def peak_of(path):
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="expected voices"):
+        with pytest.raises(ValueError, match="expected speakers"):
             read_speakers(path)
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -263,7 +263,7 @@ def test_one_storage_in_a_thousand_tensors_takes_no_memory(path):
         ref_mel=tensor((1, 2, size // 2), (size, size // 2, 1), count=size, key="1"),
     )
     body = b"}(" + text("v") + voice + b"q\x01" + b"".join(text(f"v{i}") + b"h\x01" for i in range(1000)) + b"u"
-    refused(save(path, body, data), "its voices take more than 67,108,864 bytes together")
+    refused(save(path, body, data), "its speakers take more than 67,108,864 bytes together")
     assert peak_of(path) < 32 << 20
 
 

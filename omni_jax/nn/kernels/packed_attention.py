@@ -26,7 +26,7 @@ BLOCK = 256
 # Keys of one head that are in VMEM at once: all keys of a call, unless a picture has more.
 PANEL = 4096
 # The lower bound of a query's maximum: exp of the difference of MASKED and this is zero.
-LEAST = -1e29
+LOWEST_SCORE = -1e29
 
 
 def attend(
@@ -131,7 +131,7 @@ def _kernel(begin, end, ends, q, k, v, out, sums, most, total, *, each: int, sca
     @pl.when(part == 0)
     def _():
         sums[...] = jnp.zeros_like(sums)
-        most[...] = jnp.full_like(most, LEAST)
+        most[...] = jnp.full_like(most, LOWEST_SCORE)
         total[...] = jnp.zeros_like(total)
 
     def step(number, _):

@@ -22,7 +22,7 @@ from omni_jax.parallel.sharding import mesh_axes
 # name of one with segment ids, as here over a cache.
 KERNEL, SEGMENTED = "splash_mqa_fwd", "segmented"
 # New tokens from which on a kernel is worth its padding. Shorter calls are steps or short turns.
-LEAST = 512
+MIN_SPLASH_TOKENS = 512
 # Queries and keys of a block: the largest of these that divides their number.
 BLOCKS = (512, 256, 128)
 WIDTHS = (64, 128)
@@ -32,7 +32,7 @@ CachedPast = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Int[Array, 
 
 def fits(new: int, slots: int, width: int) -> bool:
     """Whether there are kernels for so many new tokens over so many cache slots, with heads of this width."""
-    return new >= LEAST and not new % BLOCKS[-1] and not slots % BLOCKS[-1] and width in WIDTHS
+    return new >= MIN_SPLASH_TOKENS and not new % BLOCKS[-1] and not slots % BLOCKS[-1] and width in WIDTHS
 
 
 def attend(
