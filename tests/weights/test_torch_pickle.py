@@ -193,9 +193,9 @@ IDS = {**DATA, "0": np.arange(2, dtype="<i4").tobytes()}
 @pytest.mark.parametrize(
     ("body", "data", "words"),
     [
-        (b"}", DATA, "expected a dictionary of voices"),
-        (b"K\x01", DATA, "expected a dictionary of voices"),
-        (COND, DATA, "it holds float32 [1, 2]: expected a dictionary of voices"),
+        (b"}", DATA, "expected a dictionary of speakers"),
+        (b"K\x01", DATA, "expected a dictionary of speakers"),
+        (COND, DATA, "it holds float32 [1, 2]: expected a dictionary of speakers"),
         (mapping(Ethan=b"N"), DATA, "speaker 'Ethan' is None: expected a dictionary of bos_token, cond and ref_mel"),
         (mapping(Ethan=b"}"), DATA, "speaker 'Ethan' has nothing: expected bos_token"),
         (mapping(Ethan=mapping(bos_token=integer(7), cond=COND)), DATA, "speaker 'Ethan' has 'bos_token', 'cond': exp"),
