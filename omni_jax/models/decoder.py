@@ -18,7 +18,7 @@ from omni_jax.nn.causal_attention import CachedPast, attend_causal
 from omni_jax.nn.grouped_matmul import Kernels
 from omni_jax.nn.layers import GatedMlp, Init, Linear, RMSNorm, expand_to
 from omni_jax.nn.moe import Experts, Router
-from omni_jax.nn.rope import Turn, rotate, rotation
+from omni_jax.nn.rope import CosSin, rotate, rotation
 from omni_jax.nn.stack import scan, stack
 from omni_jax.parallel.sharding import constrain, mesh_axes, mesh_of
 
@@ -49,13 +49,13 @@ class Attention(nnx.Module):
         self.window = config.window
 
     def __call__(
-        self, x: Float[Array, "B T D"], turn: Turn, past: CachedPast | None
+        self, x: Float[Array, "B T D"], cos_sin: CosSin, past: CachedPast | None
     ) -> tuple[Float[Array, "B T D"], NewEntries]:
         """Attends to the new tokens and to the layer's cache.
 
         Args:
             x: states of the new tokens.
-            turn: rope's (cos, sin).
+            cos_sin: rope's (cos, sin).
             past: the layer's cached (k, v, length), or None.
 
         Returns:
@@ -65,7 +65,7 @@ class Attention(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = self._spread((self.q(x), self.k(x), self.v(x)), mesh)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
+        q_BTNH, k_BTKH = rotate(q_BTNH, *cos_sin), rotate(k_BTKH, *cos_sin)
         out = attend_causal(q_BTNH, k_BTKH, v_BTKH, past, window=self.window, mesh=mesh)
         return self.o(self._spread((out,), mesh)[0]), (k_BTKH, v_BTKH)
 
@@ -104,13 +104,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        turn: Turn,
+        cos_sin: CosSin,
         past: CachedPast | None,
         valid: Bool[Array, "B T"],
         kernels: Kernels | None,
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], NewEntries]:
-        y, new = self.attention(self.attention_norm(x), turn, past)
+        y, new = self.attention(self.attention_norm(x), cos_sin, past)
         x = x + (y if self.attention_scale is None else y * expand_to(self.attention_scale[...], y))
         y = self.ffn_norm(x)
         if isinstance(self.ffn, Router):
@@ -160,7 +160,7 @@ class Decoder(nnx.Module):
         """
         config = self.config
         x = constrain(x, ("batch", None, None), mesh_of(self.norm.scale[...]))
-        turn = rotation(
+        cos_sin = rotation(
             positions,
             head_width=config.head_width,
             theta=config.rope_theta,
@@ -173,7 +173,7 @@ class Decoder(nnx.Module):
         def body(carry, block, layer, *past):
             x, hidden = carry
             past = (*past, cache.length) if cache is not None else None
-            x, new = block(x, turn, past, valid, kernels, layer)
+            x, new = block(x, cos_sin, past, valid, kernels, layer)
             if hidden_layer is not None:
                 hidden = jnp.where(layer == hidden_layer - 1, x, hidden)
             if deepstack is not None:
@@ -260,5 +260,5 @@ class Decoder(nnx.Module):
             kv_heads=config.kv_heads,
             head_width=config.head_width,
             dtype=dtype,
-            beside=self.norm.scale[...],
+            like=self.norm.scale[...],
         )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from omni_jax.config import Qwen25VisionEncoderConfig, VisionEncoderConfig
 from omni_jax.nn.layers import Init, LayerNorm, Linear, RMSNorm
 from omni_jax.nn.packed_attention import Heads, attend_spans
-from omni_jax.nn.rope import Turn, rotate
+from omni_jax.nn.rope import CosSin, rotate
 from omni_jax.parallel.sharding import mesh_of
 
 EPS = 1e-6
@@ -37,9 +37,9 @@ class Block(nnx.Module):
         self.ffn = ffn(init)
 
     def __call__(
-        self, x: Float[Array, "P D"], turn: Turn, first: Int[Array, "P"], last: Int[Array, "P"]
+        self, x: Float[Array, "P D"], cos_sin: CosSin, first: Int[Array, "P"], last: Int[Array, "P"]
     ) -> Float[Array, "P D"]:
-        q, k, v = in_rows(self._project, x, *turn)
+        q, k, v = in_rows(self._project, x, *cos_sin)
         return in_rows(self._finish, x, attend_spans(q, k, v, first, last, mesh=mesh_of(self.qkv.kernel[...])))
 
     def _project(

@@ -39,7 +39,7 @@ class KVCache:
         kv_heads: int,
         head_width: int,
         dtype,
-        beside: jax.Array | None = None,
+        like: jax.Array | None = None,
     ) -> "KVCache":
         """A cache without entries.
 
@@ -50,11 +50,11 @@ class KVCache:
             kv_heads: number of key heads.
             head_width: width of a head.
             dtype: dtype of keys and values.
-            beside: a weight on whose mesh the cache is placed; None for the first device.
+            like: a weight on whose mesh the cache is placed; None for the first device.
         """
         shape = (layers, batch, kv_heads, slots, head_width)
         return cls(
-            k=zeros(shape, dtype, AXES, beside), v=zeros(shape, dtype, AXES, beside), length=jnp.zeros(batch, jnp.int32)
+            k=zeros(shape, dtype, AXES, like), v=zeros(shape, dtype, AXES, like), length=jnp.zeros(batch, jnp.int32)
         )
 
     def on(self, mesh: AbstractMesh | None) -> "KVCache":

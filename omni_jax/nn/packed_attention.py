@@ -29,29 +29,29 @@ def attend_segments(
     v: Heads,
     segments: Tokens,
     *,
-    reach: int,
+    max_segment: int,
     mesh: AbstractMesh | None = None,
 ) -> Heads:
     """Attention inside the segments of a packed sequence: token i sees token j where their segment ids are equal.
 
-    A segment is contiguous and has at most ``reach`` tokens. A negative id (padding) gives a finite output.
+    A segment is contiguous and has at most ``max_segment`` tokens. A negative id (padding) gives a finite output.
 
     Args:
         q: queries.
         k: keys.
         v: values.
         segments: segment id of each token.
-        reach: upper bound on the tokens of a segment.
+        max_segment: upper bound on the tokens of a segment.
         mesh: the mesh that the arrays lie on; None for one device.
     """
-    if len(q) <= reach:
+    if len(q) <= max_segment:
         mask = segments[:, None] == segments[None, :]
         return _dense(q[None], k[None], v[None], mask[None])[0]
 
     def kernel(q, k, v, segments):
         return packed_attention.attend(q, k, v, *packed_attention.bounds(segments), mesh=mesh)
 
-    return _by_platform(partial(_segments_in_blocks, reach=reach), {"tpu": kernel}, q, k, v, segments)
+    return _by_platform(partial(_segments_in_blocks, max_segment=max_segment), {"tpu": kernel}, q, k, v, segments)
 
 
 def attend_spans(
@@ -85,16 +85,16 @@ def _by_platform(form, forms, *arrays):
     return differentiated_as(form, lambda *arrays: jax.lax.platform_dependent(*arrays, default=form, **forms))(*arrays)
 
 
-def _segments_in_blocks(q: Heads, k: Heads, v: Heads, segments: Tokens, *, reach: int) -> Heads:
+def _segments_in_blocks(q: Heads, k: Heads, v: Heads, segments: Tokens, *, max_segment: int) -> Heads:
     """All keys of a block of ``reach`` queries are in its own block and the two beside it. So there are dense batches
     of [reach, 3 * reach] scores, never [T, T]."""
     length, heads, width = q.shape
-    blocks = -(-length // reach)
-    padding = blocks * reach - length
+    blocks = -(-length // max_segment)
+    padding = blocks * max_segment - length
 
     def split(x, fill):
         return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill).reshape(
-            blocks, reach, *x.shape[1:]
+            blocks, max_segment, *x.shape[1:]
         )
 
     def neighbours(x, fill):
@@ -104,7 +104,7 @@ def _segments_in_blocks(q: Heads, k: Heads, v: Heads, segments: Tokens, *, reach
     q, k, v, ids = split(q, 0), split(k, 0), split(v, 0), split(segments, -1)
     mask = ids[:, :, None] == neighbours(ids, -2)[:, None, :]
     out = _dense(q, neighbours(k, 0), neighbours(v, 0), mask)
-    return out.reshape(blocks * reach, heads, width)[:length]
+    return out.reshape(blocks * max_segment, heads, width)[:length]
 
 
 @jax.custom_vjp

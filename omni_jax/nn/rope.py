@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 # Cosines and sines by which the halves of a head turn.
-Turn = tuple[Float[Array, "*rows half"], Float[Array, "*rows half"]]
+CosSin = tuple[Float[Array, "*rows half"], Float[Array, "*rows half"]]
 
 
 def frequencies(head_width: int, theta: float) -> Float[np.ndarray, "{head_width}//2"]:
@@ -23,14 +23,14 @@ def angles(positions: Num[Array, "*rows"], width: int, theta: float) -> Float[Ar
     return x32 * jnp.expand_dims(jnp.asarray(frequencies(width, theta)), range(positions.ndim))
 
 
-def turn(angles: Float[Array, "*rows half"], dtype: Any = jnp.float32) -> Turn:
+def cos_sin(angles: Float[Array, "*rows half"], dtype: Any = jnp.float32) -> CosSin:
     """Cosines and sines of angles, cast to ``dtype``."""
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
-def turn_by_place(place: Int[Array, "P 2"], head_width: int, theta: float) -> Turn:
+def cos_sin_by_place(place: Int[Array, "P 2"], head_width: int, theta: float) -> CosSin:
     """Rope in two dimensions: the row turns the first half of the frequencies, the column the second."""
-    return turn(angles(place, head_width // 2, theta).reshape(-1, head_width // 2))
+    return cos_sin(angles(place, head_width // 2, theta).reshape(-1, head_width // 2))
 
 
 def interleaved_axes(section: tuple[int, int, int], half: int) -> Int[np.ndarray, "{half}"]:
@@ -67,10 +67,10 @@ def rotation(
     frequencies. The results are cast to ``dtype`` before use because the reference rotates in the activations' dtype.
     """
     if section is None:
-        return turn(angles(positions[0], head_width, theta), dtype)
+        return cos_sin(angles(positions[0], head_width, theta), dtype)
     axes = interleaved_axes(section, head_width // 2) if interleaved else run_axes(section)
     inverse = jnp.asarray(frequencies(head_width, theta))[None, None]
-    return turn(jnp.moveaxis(positions.astype(jnp.float32)[axes], 0, -1) * inverse, dtype)
+    return cos_sin(jnp.moveaxis(positions.astype(jnp.float32)[axes], 0, -1) * inverse, dtype)
 
 
 def rotate(

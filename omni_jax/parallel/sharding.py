@@ -69,13 +69,13 @@ def constrain(x: jax.Array, names: tuple[str | None, ...], mesh: AnyMesh | None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape, mesh)))
 
 
-def zeros(shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], beside: jax.Array | None) -> jax.Array:
-    """Zeros that are created sharded on the mesh of the weight ``beside``, so that no device ever holds them whole."""
-    if beside is None:
+def zeros(shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], like: jax.Array | None) -> jax.Array:
+    """Zeros that are created sharded on the mesh of the weight ``like``, so that no device ever holds them whole."""
+    if like is None:
         return jnp.zeros(shape, dtype)
-    if isinstance(beside, Tracer):
-        return constrain(jnp.zeros(shape, dtype), names, mesh_of(beside))
-    mesh = beside.sharding.mesh if isinstance(beside.sharding, NamedSharding) else None
+    if isinstance(like, Tracer):
+        return constrain(jnp.zeros(shape, dtype), names, mesh_of(like))
+    mesh = like.sharding.mesh if isinstance(like.sharding, NamedSharding) else None
     if not isinstance(mesh, Mesh) or mesh.size == 1:
         return jnp.zeros(shape, dtype)
     return jnp.zeros(shape, dtype, device=NamedSharding(mesh, spec(names, shape, mesh)))

@@ -72,14 +72,14 @@ def test_segments_attend_only_to_themselves(lengths, seed):
     q, k, v = (x[0] for x in qkv(1, total, kv_heads=4, seed=seed))
     ids = np.repeat(np.arange(len(lengths)), lengths)
     mask = (ids[:, None] == ids[None])[None]
-    out = packed_attention.attend_segments(q, k, v, jnp.asarray(ids), reach=8)
+    out = packed_attention.attend_segments(q, k, v, jnp.asarray(ids), max_segment=8)
     np.testing.assert_allclose(out, plain(q[None], k[None], v[None], mask)[0], atol=2e-6)
 
 
 def test_segments_have_no_array_quadratic_in_the_length():
     """The compiled program for 832 tokens in windows of 104 has no array of 832 x 832 or more scores."""
     shapes = [jax.ShapeDtypeStruct((832, 2, 8), jnp.float32)] * 3 + [jax.ShapeDtypeStruct((832,), jnp.int32)]
-    text = jax.jit(lambda *a: packed_attention.attend_segments(*a, reach=104)).lower(*shapes).compile().as_text()
+    text = jax.jit(lambda *a: packed_attention.attend_segments(*a, max_segment=104)).lower(*shapes).compile().as_text()
     assert "104,312]" in text
     assert "832,832]" not in text
 

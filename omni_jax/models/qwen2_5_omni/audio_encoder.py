@@ -48,7 +48,7 @@ class Block(nnx.Module):
         self.ffn = Mlp(init, config.width, config.ffn_width, config.width)
 
     def __call__(self, x: Float[Array, "N P D"], real: Int[Array, "N P"]) -> Float[Array, "N P D"]:
-        attend = jax.vmap(partial(attend_segments, reach=x.shape[1]))
+        attend = jax.vmap(partial(attend_segments, max_segment=x.shape[1]))
         y = self.attention_norm(x)
         x = x + self.o(attend(self.q(y), self.k(y), self.v(y), real))
         return x + self.ffn(self.ffn_norm(x))

@@ -21,7 +21,7 @@ from omni_jax.config.speech import DiTConfig
 from omni_jax.models.qwen2_5_omni.ecapa_tdnn import SpeakerEncoder
 from omni_jax.nn import rope
 from omni_jax.nn.layers import Embedding, Init, Linear, Mlp
-from omni_jax.nn.rope import Turn
+from omni_jax.nn.rope import CosSin
 from omni_jax.nn.softmax import MASKED
 from omni_jax.nn.stack import scan, stack
 
@@ -41,13 +41,13 @@ class Condition:
         given: projected codes, reference voice and speaker embedding of each frame.
         absent: the empty condition for classifier-free guidance (silence, no speaker), the same for all frames.
         mask: which frames are real.
-        turn: rope's cosines and sines.
+        cos_sin: rope's cosines and sines.
     """
 
     given: Float[Array, "B T D"]
     absent: Float[Array, "D"]
     mask: Bool[Array, "B T"]
-    turn: Turn
+    cos_sin: CosSin
 
 
 @struct.dataclass
@@ -79,14 +79,14 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         modulation: Float[Array, "6 D"],
-        turn: Turn,
+        cos_sin: CosSin,
         mask: Bool[Array, "B T"],
         looks: Bool[Array, "2"],
         size: int,
     ) -> Float[Array, "B T D"]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation[:, None, None]
         y = norm(x) * (1 + scale) + shift
-        q_BTNH, k_BTNH = rotate_first(self.q(y), turn), rotate_first(self.k(y), turn)
+        q_BTNH, k_BTNH = rotate_first(self.q(y), cos_sin), rotate_first(self.k(y), cos_sin)
         x = x + gate * self.o(attend_blocks(q_BTNH, k_BTNH, self.v(y), mask, looks, size=size))
         return x + mlp_gate * self.mlp(norm(x) * (1 + mlp_scale) + mlp_shift)
 
@@ -216,7 +216,7 @@ class DiT(nnx.Module):
             jnp.repeat(given, config.repeats, axis=1),
             absent,
             mask,
-            rope.turn(rope.angles(positions, config.head_width, config.rope_theta)),
+            rope.cos_sin(rope.angles(positions, config.head_width, config.rope_theta)),
         )
 
     def modulate(self, time: Float[Array, ""]) -> Modulation:
@@ -234,16 +234,19 @@ class DiT(nnx.Module):
     ) -> Float[Array, "B T Z"]:
         config = self.config
         x = x @ self.input.kernel[: config.mel_bins]
-        mask, turn = condition.mask, condition.turn
+        mask, cos_sin = condition.mask, condition.cos_sin
         if guidance:
             x = jnp.concatenate([x + condition.given, x + condition.absent[None, None]])
-            mask, turn = jnp.concatenate([mask, mask]), jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), turn)
+            mask, cos_sin = (
+                jnp.concatenate([mask, mask]),
+                jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), cos_sin),
+            )
         else:
             x = x + condition.given
         looks = np.array([[layer in config.look_back, layer in config.look_ahead] for layer in range(config.layers)])
 
         def body(x, block, layer, modulation, looks):
-            return block(x, modulation, turn, mask, looks, config.block_frames), None
+            return block(x, modulation, cos_sin, mask, looks, config.block_frames), None
 
         x, _ = scan(body, x, self.layers, modulation.layers, jnp.asarray(looks))
         scale, shift = modulation.out[:, None, None]
@@ -260,9 +263,9 @@ def norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
 
 
-def rotate_first(x: Float[Array, "B T N H"], turn: Turn) -> Float[Array, "B T N H"]:
+def rotate_first(x: Float[Array, "B T N H"], cos_sin: CosSin) -> Float[Array, "B T N H"]:
     """Rope on the first head only, pairs (2k, 2k + 1), as the published model was trained."""
-    cos, sin = turn
+    cos, sin = cos_sin
     left, right = x[:, :, 0, 0::2], x[:, :, 0, 1::2]
     turned = jnp.stack([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return x.at[:, :, 0].set(turned.reshape(*x.shape[:2], -1))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from omni_jax.config import Qwen25VisionEncoderConfig
 from omni_jax.models.vision import EPS, ROPE_THETA, Block, embed_patches, in_rows
 from omni_jax.nn.layers import GatedMlp, Init, Linear, Mlp, RMSNorm
-from omni_jax.nn.rope import turn_by_place
+from omni_jax.nn.rope import cos_sin_by_place
 from omni_jax.nn.stack import scan, stack
 
 
@@ -78,13 +78,13 @@ class VisionEncoder(nnx.Module):
         order = jnp.argsort(jnp.where(area > 0, start, jnp.arange(len(start))), stable=True)
         start, area = start[order], area[order]
         x = in_rows(partial(embed_patches, linear=self.patches), patches[order])
-        turn = turn_by_place(place[order], config.width // config.heads, ROPE_THETA)
+        cos_sin = cos_sin_by_place(place[order], config.width // config.heads, ROPE_THETA)
         frame, window = (first, first + size[:, 0] * size[:, 1]), (start, start + area)
         whole = jnp.isin(jnp.arange(config.layers), jnp.asarray(config.whole, jnp.int32))
 
         def body(x, block, _, whole):
             spans = (jnp.where(whole, *ends) for ends in zip(frame, window, strict=True))
-            return block(x, turn, *spans), None
+            return block(x, cos_sin, *spans), None
 
         x, _ = scan(body, x, self.layers, whole)
         features = in_rows(self.merger, x)[jnp.argsort(order[:: config.merge**2])]

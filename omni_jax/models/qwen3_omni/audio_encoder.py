@@ -47,10 +47,10 @@ class Block(nnx.Module):
         self.ffn_norm = LayerNorm(init, config.width, eps=1e-5)
         self.ffn = Mlp(init, config.width, config.ffn_width, config.width)
 
-    def __call__(self, x: Float[Array, "T D"], windows: Int[Array, "T"], reach: int) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "T D"], windows: Int[Array, "T"], max_segment: int) -> Float[Array, "T D"]:
         y = self.attention_norm(x)
         mesh = mesh_of(self.q.kernel[...])
-        x = x + self.o(attend_segments(self.q(y), self.k(y), self.v(y), windows, reach=reach, mesh=mesh))
+        x = x + self.o(attend_segments(self.q(y), self.k(y), self.v(y), windows, max_segment=max_segment, mesh=mesh))
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -91,8 +91,8 @@ class AudioEncoder(nnx.Module):
         x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)[None]
         shape = x.shape
         x = x.reshape(-1, shape[-1])
-        windows, reach = window.reshape(-1), self.config.window_tokens
-        x, _ = scan(lambda x, block, _: (block(x, windows, reach), None), x, self.layers)
+        windows, max_segment = window.reshape(-1), self.config.window_tokens
+        x, _ = scan(lambda x, block, _: (block(x, windows, max_segment), None), x, self.layers)
         return self.projection(self.norm(x)).reshape(*shape[:2], -1)
 
     def _convolve(self, mel: Float[Array, "Z A"], extent: Int[Array, ""]) -> Float[Array, "tokens D"]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from omni_jax.config import VisionEncoderConfig
 from omni_jax.models.vision import EPS, ROPE_THETA, Block, embed_patches, in_rows
 from omni_jax.nn.layers import Embedding, Init, LayerNorm, Linear, Mlp
-from omni_jax.nn.rope import turn_by_place
+from omni_jax.nn.rope import cos_sin_by_place
 from omni_jax.nn.stack import scan, stack
 
 
@@ -74,13 +74,13 @@ class VisionEncoder(nnx.Module):
         """
         config = self.config
         x = in_rows(self._embed, patches, place, size)
-        turn = turn_by_place(place, config.width // config.heads, ROPE_THETA)
+        cos_sin = cos_sin_by_place(place, config.width // config.heads, ROPE_THETA)
         last = first + size[:, 0] * size[:, 1]
         taps = jnp.asarray(config.taps, jnp.int32)
 
         def body(carry, block, layer):
             x, tapped = carry
-            x = block(x, turn, first, last)
+            x = block(x, cos_sin, first, last)
             # Every layer writes to the slot of the next tap, so in the end the slot holds the tap's own output. This
             # needs neither a branch nor all layers' states. Layers after the last tap write to one more slot, which is
             # not read.

@@ -56,7 +56,7 @@ def test_segments_given_by_bounds_equal_segment_ids():
     ids = np.repeat([0, 1, -1, 4, 5, -1], [104, 30, 9, 104, 90, 27])
     q, k, v = arrays(len(ids), 2, 64)
     found = kernel.attend(q, k, v, *kernel.bounds(jnp.asarray(ids)), interpret=True)
-    expected = jax.jit(partial(packed_attention.attend_segments, reach=104))(q, k, v, jnp.asarray(ids))
+    expected = jax.jit(partial(packed_attention.attend_segments, max_segment=104))(q, k, v, jnp.asarray(ids))
     np.testing.assert_allclose(found[ids >= 0], expected[ids >= 0], atol=2e-6)
     np.testing.assert_array_equal(found[ids < 0], 0)
 
@@ -78,10 +78,10 @@ def test_each_device_attends_for_its_own_heads(heads):
 def test_only_tpu_programs_call_the_kernel(form):
     """Gradients are those of the blocks on every platform; windows as long as the call need no kernel."""
 
-    def attend(q, k, v, first, last, reach=104):
+    def attend(q, k, v, first, last, max_segment=104):
         if form == "spans":
             return packed_attention.attend_spans(q, k, v, first, last)
-        return packed_attention.attend_segments(q, k, v, first, reach=reach)
+        return packed_attention.attend_segments(q, k, v, first, max_segment=max_segment)
 
     def lowered(function, platform):
         given = (*arrays(300, 2, 64), *ends([104, 196], 0))
@@ -91,4 +91,4 @@ def test_only_tpu_programs_call_the_kernel(form):
     assert "custom_call" not in lowered(attend, "cpu")
     assert "tpu_custom_call" not in lowered(jax.grad(lambda *given: jnp.sum(attend(*given))), "tpu")
     if form == "segments":
-        assert "tpu_custom_call" not in lowered(partial(attend, reach=300), "tpu")
+        assert "tpu_custom_call" not in lowered(partial(attend, max_segment=300), "tpu")
