@@ -2,7 +2,10 @@
 
 import importlib.util
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import griffe
@@ -70,6 +73,16 @@ def test_the_reference_covers_the_public_names():
     assert len(expected) > 9
     for name in expected:
         assert any(found == name or found.startswith(f"{name}.") for found in shown), name
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """As the stage docs of .ci/run does: a link to nowhere or a name that the package does not have is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "index.html").exists()
 
 
 def test_docstrings_are_understood(caplog):
