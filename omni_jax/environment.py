@@ -1,4 +1,4 @@
-"""What a library reads of the process, set for a while; and warnings with the place of the user's own call."""
+"""Environment variables that are set for one call, and warnings that point at the user's own line."""
 
 import contextlib
 import inspect
@@ -12,15 +12,15 @@ _OURS = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 
 @contextlib.contextmanager
-def variables(values: dict[str, str], *, over: bool = True) -> Iterator[None]:
+def variables(values: dict[str, str], *, replace: bool = True) -> Iterator[None]:
     """Sets environment variables, and restores them at the end.
 
     Args:
         values: by name.
-        over: False keeps those that are set already.
+        replace: False keeps those that are set already.
     """
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if over or before[name] is None})
+    os.environ.update({name: value for name, value in values.items() if replace or before[name] is None})
     try:
         yield
     finally:
@@ -32,7 +32,7 @@ def variables(values: dict[str, str], *, over: bool = True) -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Warns with the place of the call that entered this package, however many of our own calls lie between."""
+    """Warns; the warning points at the line that called this package, however deep in it the warning is raised."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_code.co_filename.startswith(_OURS):
         frame, level = frame.f_back, level + 1

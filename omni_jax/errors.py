@@ -1,4 +1,4 @@
-"""User errors, which another try would repeat, and retryable errors; values as messages show them, in one short line."""
+"""The two kinds of errors, and how messages show values: in one short line."""
 
 import errno
 import os
@@ -46,16 +46,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def kind_of(error: BaseException) -> type[UserError] | type[RetryableError]:
-    """The kind that a library's error is raised as, with a message of ours.
+    """Whether a library's error is raised again as a UserError or as a RetryableError.
 
-    Packages for stores and networks raise many types: what is neither a user error nor a missing package may pass.
+    Packages for stores and networks raise many types: what is neither a user error nor a missing package is retryable.
     """
     return UserError if is_user_error(error) or isinstance(error, ImportError) else RetryableError
 
 
 @contextmanager
 def about(name: str) -> Iterator[None]:
-    """Puts the name of what is wrong, if it has one, before the messages of errors raised inside; their kind stays."""
+    """Begins the messages of errors raised inside with ``name``, unless it is empty; their kind stays."""
     try:
         yield
     except (ValueError, RetryableError) as error:

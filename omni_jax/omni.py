@@ -364,8 +364,7 @@ class Omni:
                 )
             batch = conversations
         else:
-            media = options.media * len(conversations) if len(options.media) == 1 else options.media
-            batch = self._prepare(conversations, media, options.tools, options.template, options.progress)
+            batch = self._prepare(conversations, resolved.media, options.tools, options.template, options.progress)
             if resolved.spoken:
                 warn_system_prompt(self.synthesizer.system, conversations)
         if reply_tokens is not None:

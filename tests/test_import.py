@@ -80,7 +80,7 @@ def test_variables_are_restored(monkeypatch):
     with pytest.raises(KeyError):
         fail()
     assert dict(os.environ) == before
-    with environment.variables({"OMNI_JAX_A": "1", "OMNI_JAX_B": "2"}, over=False):
+    with environment.variables({"OMNI_JAX_A": "1", "OMNI_JAX_B": "2"}, replace=False):
         assert (os.environ["OMNI_JAX_A"], os.environ["OMNI_JAX_B"]) == ("a", "2")
     assert dict(os.environ) == before
 

@@ -1,4 +1,4 @@
-"""A load reports every damaged file beside the weights, in one line; absent files are none of its business."""
+"""A load reports every damaged file beside the weights, in one line; absent files are no fault."""
 
 import json
 import re

@@ -103,9 +103,9 @@ def generate(
     written = sys.stderr if speak == "-" else sys.stdout
     with speech_to(speak) as sound:
         omni = load(model, dtype, speech=sound is not None)
-        steps = 4 if stream or sound is not None else CALL_STEPS
+        pace = {} if stream or sound is not None else {"steps": CALL_STEPS}  # nobody waits for the first words
         with bar("reading", bytewise=False) as progress:
-            events = omni.stream(messages, steps=steps, tools=schemas, progress=progress, **options)
+            events = omni.stream(messages, tools=schemas, progress=progress, **pace, **options)
         reply = follow(events, sound=sound, text=written if stream else None)
     if as_json:
         print(json.dumps(_plain(reply, speak)), file=written)

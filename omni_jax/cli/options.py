@@ -141,13 +141,13 @@ def speech_options(model: str, given: Mapping[str, Any]) -> Any:
 
 
 def _sampled(given: Mapping[str, Any], prefix: str, part: str) -> dict[str, Any]:
-    """Options of drawing tokens, by flags with a prefix, as keywords of a part."""
+    """A part's keywords of sampling, from the flags with a prefix."""
     drawn = {name: given[f"{prefix}{name}"] for name in ("temperature", "top_k", "top_p")}
     if not given[f"{prefix}greedy"]:
         return {f"{part}{name}": value for name, value in drawn.items()}
-    if unheard := [_flag(f"{prefix}{name}") for name, value in drawn.items() if value is not None]:
+    if ignored := [_flag(f"{prefix}{name}") for name, value in drawn.items() if value is not None]:
         raise ValueError(
-            f"{_flag(f'{prefix}greedy')} and {', '.join(unheard)}: expected one of them; leave the other out"
+            f"{_flag(f'{prefix}greedy')} and {', '.join(ignored)}: expected one of them; leave the other out"
         )
     return {f"{part}do_sample": False}
 

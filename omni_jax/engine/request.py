@@ -13,7 +13,7 @@ from omni_jax.environment import warn
 from omni_jax.errors import cut, shown
 from omni_jax.processing.batch import PROCESSED, Batch
 from omni_jax.processing.conversation import check, speaks
-from omni_jax.processing.options import NAMES
+from omni_jax.processing.options import NAMES, MediaOptions
 from omni_jax.processing.transcript import Transcript
 from omni_jax.speech.synthesizer import Synthesizer
 
@@ -28,6 +28,7 @@ class ResolvedOptions:
     Attributes:
         generation: sampling options of each part, complete.
         seeds: one a conversation.
+        media: how the media of each conversation are read.
         speakers: one a conversation; empty if nothing is spoken.
         spoken: whether replies are spoken.
         required: whether speech was asked for explicitly, so that a prompt that cannot be spoken is an error.
@@ -35,6 +36,7 @@ class ResolvedOptions:
 
     generation: GenerationConfig
     seeds: tuple[int, ...]
+    media: tuple[MediaOptions, ...]
     speakers: tuple[Any, ...]
     spoken: bool
     required: bool
@@ -64,7 +66,8 @@ def resolve(
             "predictor: a frame of this family is one code, which the talker writes; use talker_... options"
         )
     speakers = synthesizer.select_speakers(options.speaker, rows) if spoken or options.speaker is not None else ()
-    return ResolvedOptions(generation, seeds, speakers, spoken, bool(of_speech or options.return_audio))
+    media = options.media * rows if len(options.media) == 1 else options.media
+    return ResolvedOptions(generation, seeds, media, speakers, spoken, bool(of_speech or options.return_audio))
 
 
 def prompts(

@@ -16,8 +16,11 @@ from omni_jax.errors import cut, kind_of, shown
 # What decompressors raise for damaged bytes; the second are of modules that not every Python has.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.error)
 _DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
-# What zipfile raises for a compression method that it does not know, and fsspec for an archive without files.
-_ODD_ZIP = (NotImplementedError, IndexError)
+# What is raised for a zip file that is whole, but has nothing that can be read.
+_UNREADABLE_ZIP = (
+    NotImplementedError,  # by zipfile, for a compression method that it does not have
+    IndexError,  # by fsspec, for an archive without files
+)
 
 
 def lines_of(source: str) -> Any:
@@ -53,7 +56,7 @@ def _is_damage(error: Exception, source: str) -> bool:
         return said == "Invalid data stream" or (zipped and error.errno == errno.EINVAL)
     if type(error) is RuntimeError:  # if it is a zip, it has a password
         return zipped or said.startswith("LZ4F_")
-    return zipped and isinstance(error, _ODD_ZIP)
+    return zipped and isinstance(error, _UNREADABLE_ZIP)
 
 
 def parsed(text: bytes) -> tuple[Any, list[Any], dict[str, Any]]:

@@ -43,7 +43,7 @@ class VisionEncoder(Protocol):
 
 
 class Talker(Protocol):
-    """The members of a talker that every family's has; its other ones are used in the family's files only."""
+    """The members that the talker of every family has; others are used in that family's files only."""
 
     @property
     def decoder(self) -> Decoder: ...
@@ -140,7 +140,7 @@ def is_spoken(part: str) -> bool:
 
 
 def loaded(part: Part | None) -> Part:
-    """A part that only speaking needs, where the caller has checked that it is loaded."""
+    """A part that may be absent, where the caller has checked that it is loaded."""
     assert part is not None
     return part
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
-# The score of a key that is not seen. Finite, so that a query that sees no key gives finite garbage instead of NaN.
+# The score of a key that is not seen. Finite, so that a query that sees no key gives a finite number instead of NaN.
 MASKED = -1e30
 
 
@@ -15,7 +15,7 @@ def online_softmax(
     *,
     axis: int,
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."], Float32[Array, "..."], Float32[Array, "..."]]:
-    """A block of keys beside those before it.
+    """Adds a block of keys to a softmax over the keys before it.
 
     Args:
         scores: of the block.

@@ -105,7 +105,7 @@ def _devices(name: str, chips: int) -> list[Any]:
 
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if chips == 1 else {}
     try:
-        with variables(compiler), variables(host | quiet, over=False):
+        with variables(compiler), variables(host | quiet, replace=False):
             return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds).devices)
     except Exception as error:  # the plugin's loader may raise anything; then there is no compiler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,8 +10,10 @@ MOST = 1 << 28  # elements of a range that may become an array
 
 
 class Finite(tuple):
-    """Arrays, or media with arrays, that hold neither NaN nor infinities: whoever makes it has scanned them once, or has
-    computed them from finite numbers. So nothing that takes it scans them again."""
+    """Arrays, or media with arrays, that hold neither NaN nor infinities.
+
+    What makes a ``Finite`` has scanned its arrays, or computed them from finite numbers; they are not scanned again.
+    """
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Rows of tokens with their media as arrays: the input of models and speech."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,9 @@ class Batch:
     tokens: Int[np.ndarray, "B T"]
     mask: Bool[np.ndarray, "B T"]
     positions: Float[np.ndarray, "3 B T"] | None
-    mel: tuple[Float[np.ndarray, "Z _A"], ...] = field(default=())
-    images: tuple[Visual, ...] = field(default=())
-    videos: tuple[Visual, ...] = field(default=())
+    mel: Sequence[Float[np.ndarray, "Z _A"]] = ()
+    images: Sequence[Visual] = ()
+    videos: Sequence[Visual] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.mel, Finite):
@@ -75,10 +75,6 @@ class Batch:
         if not ids.size or not real.any(axis=1).all():
             raise ValueError(f"tokens: expected at least one real token in each of the {ids.shape[0]} rows")
         positions = None if images or videos else text_positions(real)
-        # As they are, because a tuple of what is Finite would be scanned again.
-        mel = mel if isinstance(mel, tuple) else tuple(mel)
-        images = images if isinstance(images, tuple) else tuple(images)
-        videos = videos if isinstance(videos, tuple) else tuple(videos)
         return cls(ids.astype(np.int32), real, positions, mel, images, videos)
 
     @classmethod

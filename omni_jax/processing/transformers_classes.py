@@ -5,7 +5,7 @@ Without torch, Transformers prints at its import that only tokenizers work: here
 
 from omni_jax.environment import variables
 
-with variables({"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}, over=False):
+with variables({"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}, replace=False):
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -90,9 +90,8 @@ class SpeechStream(ABC, Generic[Parts]):
         batch = len(prompt.lengths)
         self.seeds = [*speech.seeds, *[0] * (batch - len(speech.seeds))]
         self.text_tokens, self.ended = [list(text_tokens) for text_tokens in prompt.text_tokens], [False] * batch
-        self.rows = np.where(
-            prompt.lengths > 0, np.arange(batch), -1
-        )  # the row of the request in each row of the batch; -1 for none
+        # The row of the request in each row of the batch; -1 for none.
+        self.rows = np.where(prompt.lengths > 0, np.arange(batch), -1)
         self.lengths, self.counts = prompt.lengths, np.zeros(batch, int)
         self.most = most = self._most(speech.talker.max_new_tokens or INITIAL_NEW_SLOTS)
         self.talker, self.predictor = loaded(parts.talker), parts.code_predictor
@@ -111,9 +110,9 @@ class SpeechStream(ABC, Generic[Parts]):
         cache = self.talker.empty_cache(batch, slots)
         self.states = self._prefill(prompt, lengths, states, cache), rows
         self.live = lengths > 0
-        # Rows whose sound was cut by its length; then whether the device is yet to learn of silent rows.
+        # Rows whose sound was cut by its length; and whether rows ended here that the device still computes.
         self.cut: set[int] = set() if most else set(range(len(speech.seeds)))
-        self.unheard = False
+        self.stale = False
 
     def add_text(self, row: int, text_tokens: Sequence[int], *, ended: bool) -> None:
         """Adds tokens of a row's reply; ``ended`` if they are the last."""
@@ -122,7 +121,7 @@ class SpeechStream(ABC, Generic[Parts]):
         if ended and not self._known(row):  # an empty reply is silent
             self.live &= self.rows != row
             self.cut.discard(row)
-            self.unheard = True
+            self.stale = True
 
     @abstractmethod
     def add_hidden_states(self, made: StepOutput) -> None:
@@ -151,8 +150,8 @@ class SpeechStream(ABC, Generic[Parts]):
         tokens = [[self._text_token(row, n) for n in own] for row, own in zip(self.rows, numbers, strict=True)]
         text = self._read(np.asarray(tokens, np.int32), numbers.astype(np.int32))
         state, rows = self.states
-        if self.unheard:
-            state, self.unheard = replace(state, finished=jax.device_put(~self.live)), False
+        if self.stale:
+            state, self.stale = replace(state, finished=jax.device_put(~self.live)), False
         needed = self.lengths + np.minimum(self.counts + frames, self.most)
         if needed[self.live].max() > state.cache.slots:
             slots = more_slots(state.cache.slots, int(self.lengths[self.live].max()), self.most)
