@@ -28,6 +28,7 @@ from omni_jax.engine.request import (
     speak_request,
     transcript_of,
     warn_system_prompt,
+    without_blocks,
 )
 from omni_jax.errors import check_progress, listed, shown
 from omni_jax.models import parts as model_parts
@@ -210,8 +211,9 @@ class Omni:
             predictor: the same for speech's other codes; without options it samples when the talker does.
             return_audio: whether replies are spoken; None speaks where the talker is loaded and the prompts have turns.
             speaker: one of ``omni.speakers``, or one a row, in any letter case; by default Ethan (Qwen2.5-Omni: Chelsie).
-            compat: "transformers-5.23" speaks as that release does where no row is padded, at plain positions and
-                without the codec's marks (Qwen2.5-Omni; docs/parity.md); None speaks as the model was meant to.
+            compat: "transformers-5.23" speaks as that release does where no row is padded: thinking and tool calls too,
+                and in Qwen2.5-Omni at plain positions and without the codec's marks (docs/parity.md); None speaks the
+                visible answer alone, as the model was meant to.
             media: how images, videos and sound are read (processing/options.py); or single options such as
                 ``max_pixels=...``, ``fps=...`` or ``use_audio_in_video=True``, for all or a list of one a conversation.
             tools: JSON schemas of functions the model may call.
@@ -381,8 +383,12 @@ class Omni:
                 prompts.batch, resolved.speakers, resolved.seeds, resolved.generation, text_tokens=reply_tokens,
                 compat=options.compat,
             )  # fmt: skip
-        tokenizer = self.tokenizer if has_tokenizer(self.folder) else None
-        transcript = partial(transcript_of, batch, thinker.stops, tokenizer, self.config.im_start)
+        tokenizer, all_spoken = self.tokenizer if has_tokenizer(self.folder) else None, options.compat is not None
+        if speech is not None and reply_tokens is None and not all_spoken:
+            speech = without_blocks(speech, tokenizer)
+        transcript = partial(
+            transcript_of, batch, thinker.stops, tokenizer, self.config.im_start, all_spoken=all_spoken
+        )
         return Request(prompts, thinker, resolved.seeds, transcript, speech, reply_tokens is not None)
 
     def _speak_request(self, text: str, options: Mapping[str, Any]) -> Request:

@@ -48,7 +48,7 @@ ENTRIES = {
     "models/qwen3_omni": "audio_encoder code2wav talker vision_encoder",
     "models/qwen2_5_omni": "audio_encoder bigvgan dit ecapa_tdnn talker vision_encoder",
     "processing": "arrays audio_packing batch content_part conversation limits media options positions processor_files prompt "
-    "request talker_prompt tmrope_clock transcript transformers_classes vision_packing",
+    "request spoken talker_prompt tmrope_clock transcript transformers_classes vision_packing",
     "processing/media": "audio audio_file container image local_file patches reader source video video_track",
     "processing/talker_prompt": "qwen2_5_omni qwen3_omni",
     "decoding": "defaults frames sampling slots text",

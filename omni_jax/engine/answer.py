@@ -64,7 +64,7 @@ def answer(
         if stream is not None:
             stream.add_hidden_states(made)
             for number in sorted(writing):
-                stream.add_text(number, rows[number].new_text_tokens(), ended=rows[number].done)
+                stream.add_text(number, *rows[number].new_text_tokens(), ended=rows[number].done)
         writing = {number for number in writing if not rows[number].done}
         # When all text is generated, the thinker's cache is freed before the rest is spoken.
         while streamed and writing and stream is not None and stream.ready:

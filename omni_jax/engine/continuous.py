@@ -89,6 +89,7 @@ class _Row:
     most: int
     states: Array | np.ndarray | None
     text_tokens: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     hidden_states: list[np.ndarray] = field(default_factory=list)
 
     def add_tokens(self, written: RowOutput) -> bool:
@@ -98,7 +99,9 @@ class _Row:
         if written.hidden_states is not None:
             self.hidden_states.append(written.hidden_states)
         ended = self.draft.add_tokens(written.tokens, written.logprobs, self.most)
-        self.text_tokens += self.draft.new_text_tokens()
+        text_tokens, places = self.draft.new_text_tokens()
+        self.text_tokens += text_tokens
+        self.places += places
         return ended
 
 
@@ -209,6 +212,9 @@ def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
         batch, [omni.synthesizer.select_speakers(name, 1)[0] for name in names], tuple(request.seeds[0] for request in requests),
         GenerationConfig(requests[0].sampling, talker, predictor), compat=compat,
     )  # fmt: skip
+    begun = [request.speech.prompt.text_tokens[0] for request in requests if request.speech is not None]
+    begun += [()] * (len(batch.tokens) - len(begun))
+    speech = replace(speech, prompt=replace(speech.prompt, text_tokens=tuple(begun)))  # without thinking and calls
     states = _stacked([row.states for row in rows], batch.tokens.shape) if speech.hidden_layer is not None else None
     stream = speech.make(omni.parts, omni.config, speech, states, streamed=False)
     if speech.return_hidden_states:
@@ -222,7 +228,7 @@ def _spoken(omni: Model, rows: list[_Row]) -> list[Outcome]:
             nothing = np.zeros((len(counts), 0))
             stream.add_hidden_states(StepOutput(nothing, nothing, counts, hidden_states=jax.device_put(made)))
     for number, row in enumerate(rows):
-        stream.add_text(number, row.text_tokens, ended=True)
+        stream.add_text(number, row.text_tokens, row.places, ended=True)
     chunks = []
     while not stream.done:
         chunks += stream.advance()

@@ -68,7 +68,7 @@ class Draft:
         self.done, self.reason, self.piece = False, "length", Piece()
         self.codes: list[np.ndarray] = []
         self.samples: list[np.ndarray] = []
-        self._said = 0
+        self._said = 0  # how many of the transcript's spoken tokens were returned
 
     def add_tokens(self, tokens: list[int], logprobs: list[float], most: int) -> bool:
         """Reads the tokens of one call; returns True when the reply is complete."""
@@ -95,17 +95,22 @@ class Draft:
 
     def set_tokens(self, tokens: list[int]) -> None:
         """Sets the whole reply, which is given and already known to the speech."""
-        self.tokens, self._said = tokens, len(tokens)
+        self.tokens = tokens
         first, rest = self.transcript.push(tokens), self.transcript.finish()
+        self._said = len(self.transcript.spoken)
         self.piece = Piece(text=first.text + rest.text, thinking=first.thinking + rest.thinking)
         self.done, self.reason = True, "stop"
 
-    def new_text_tokens(self) -> list[int]:
-        """New tokens to be spoken, as far as they are certain: not the one that ends the reply, nor a stop string's."""
-        certain = min(self.transcript.settled, len(self.tokens) - self._ended)
-        text_tokens = self.tokens[self._said : certain]
-        self._said = max(self._said, certain)
-        return text_tokens
+    def new_text_tokens(self) -> tuple[list[int], list[int]]:
+        """New tokens to be spoken, and their places among the reply's tokens, by which to find the states at them.
+
+        They are those of the transcript's ``spoken`` that are certain, without the token that ended the reply.
+        """
+        places = list(self.transcript.spoken[self._said :])
+        self._said += len(places)
+        if self._ended and places and places[-1] == len(self.tokens) - 1:
+            del places[-1]
+        return [self.tokens[place] for place in places], places
 
     def add_audio(self, codes: np.ndarray, samples: np.ndarray) -> None:
         """Adds sound: codes [Q, y] and samples [w]."""

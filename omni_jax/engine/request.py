@@ -1,7 +1,7 @@
 """A request checked before anything is read: its prompts, and its options over those of the checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from omni_jax.errors import cut, shown
 from omni_jax.processing.batch import PROCESSED, Batch
 from omni_jax.processing.conversation import check, speaks
 from omni_jax.processing.options import NAMES, MediaOptions
+from omni_jax.processing.spoken import BLOCKS
 from omni_jax.processing.transcript import Transcript
+from omni_jax.speech.stream import SpeechRequest
 from omni_jax.speech.synthesizer import Synthesizer
 
 # The user's turn for a text that is only to be spoken.
@@ -146,7 +148,9 @@ def speak_request(
     return [conversation], RequestOptions.from_mapping({**options, "return_audio": True}), tokens
 
 
-def transcript_of(batch: Batch, stops: Sequence[str], tokenizer: Any, im_start: int, row: int) -> Transcript:
+def transcript_of(
+    batch: Batch, stops: Sequence[str], tokenizer: Any, im_start: int, row: int, *, all_spoken: bool = False
+) -> Transcript:
     """A reader of one row's reply; some templates open the thinking block already in the prompt.
 
     Args:
@@ -155,13 +159,28 @@ def transcript_of(batch: Batch, stops: Sequence[str], tokenizer: Any, im_start: 
         tokenizer: of the checkpoint; None for replies of tokens alone.
         im_start: the id that begins a message.
         row: of the batch.
+        all_spoken: whether thinking and tool calls are spoken too.
     """
     if tokenizer is None:
         return Transcript(None, stop_strings=stops)
     prompt = batch.tokens[row][batch.mask[row]].tolist()
     turn = prompt[max((at for at, token in enumerate(prompt) if token == im_start), default=0) :]
-    opened, closed = (turn.count(tokenizer.get_added_vocab().get(tag, -1)) for tag in ("<think>", "</think>"))
-    return Transcript(tokenizer, stop_strings=stops, thinking=opened > closed)
+    added = tokenizer.get_added_vocab()
+    thinking, calling = (turn.count(added.get(tag, -1)) > turn.count(added.get(end, -1)) for tag, end in BLOCKS.items())
+    return Transcript(tokenizer, stop_strings=stops, thinking=thinking, calling=calling, all_spoken=all_spoken)
+
+
+def without_blocks(speech: SpeechRequest, tokenizer: Any) -> SpeechRequest:
+    """A request for speech without the thinking and tool calls in answers that the prompts have begun."""
+
+    def spoken(tokens: Sequence[int]) -> tuple[int, ...]:
+        begun = Transcript(tokenizer)
+        begun.push(tokens)
+        begun.finish()
+        return tuple(tokens[place] for place in begun.spoken)
+
+    text_tokens = tuple(map(spoken, speech.prompt.text_tokens))
+    return replace(speech, prompt=replace(speech.prompt, text_tokens=text_tokens))
 
 
 def rows_of(conversations: Any) -> int:

@@ -7,15 +7,12 @@ tokenizer are bytes. They are decoded one by one, so the pieces cannot depend on
 
 import codecs
 import json
-import sys
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omni_jax.processing.spoken import TAGS, SpokenTokens, overlap
 from omni_jax.processing.transformers_classes import PreTrainedTokenizerFast
-
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,8 @@ class Transcript:
         *,
         stop_strings: Sequence[str] | str = (),
         thinking: bool = False,
+        calling: bool = False,
+        all_spoken: bool = False,
     ) -> None:
         """Starts an empty transcript.
 
@@ -57,6 +56,9 @@ class Transcript:
             stop_strings: the answer is cut before the first of these that is complete; thinking and tool calls are
                 not searched.
             thinking: the prompt has already opened the thinking.
+            calling: the prompt has already opened a tool call, whose rest is not spoken.
+            all_spoken: all tokens but those of a stop string are spoken, as in Transformers; so they are without a
+                tokenizer.
 
         Raises:
             ValueError: a stop string is empty, or `thinking` with a tokenizer that has no thinking tags.
@@ -82,7 +84,9 @@ class Transcript:
         self._thoughts = _Thoughts()
         self._taken = 0, 0  # numbers of parts of both already returned in pieces
         self._finished = False
-        self._ends: list[int] = []  # the answer's length after each token
+        self._spoken = SpokenTokens(everything=all_spoken or tokenizer is None, muted=calling)
+        if thinking:
+            self._spoken.add_block()
         self.tool_calls: list[dict[str, Any]] = []
         self.tokens_used = 0
 
@@ -101,9 +105,9 @@ class Transcript:
         return self._answer.stopped
 
     @property
-    def settled(self) -> int:
-        """How many of the tokens read are final: those whose text is not, and cannot become, part of a stop string."""
-        return bisect_right(self._ends, self._answer.settled)
+    def spoken(self) -> Sequence[int]:
+        """Places among the tokens read of those that are spoken, ascending; pushed tokens only ever add to them."""
+        return self._spoken.places
 
     def push(self, tokens: Sequence[int]) -> Piece:
         """Reads more tokens and returns the text that they made certain."""
@@ -113,9 +117,13 @@ class Transcript:
             if self.stopped:
                 break
             self.tokens_used += 1
-            self._read(int(token))
+            start = self._answer.length
+            written = self._read(int(token))
             half = self._mode == "answer" and bool(self._utf8.getstate()[0])  # a character lacks its last bytes
-            self._ends.append(sys.maxsize if self.stopped else self._answer.length + half)
+            if not self.stopped:
+                end = self._answer.length + half
+                self._spoken.add_token(start if written else end, end, self.tokens_used - 1)
+            self._spoken.settle(self._answer.settled)
         return self._take()
 
     def finish(self) -> Piece:
@@ -126,14 +134,16 @@ class Transcript:
             if self._mode == "call":
                 self._return_call()
             self._answer.finish()
+            self._spoken.finish(self._answer.settled)
         return self._take()
 
-    def _read(self, token: int) -> None:
+    def _read(self, token: int) -> bool:
+        """Reads a token; returns whether it has text."""
         tag = self._tags.get(token)
         if tag is not None and self._switch(tag):
-            return
+            return False
         if self._tokenizer is None or token in self._skipped:
-            return
+            return False
         # Rows of the embedding beyond the vocabulary have no token; the tokenizer's decode skips them too.
         word = str(self._tokenizer.convert_ids_to_tokens(token) or "")
         try:
@@ -141,6 +151,7 @@ class Transcript:
         except KeyError:  # an added token is spelt as it is
             raw = word.encode()
         self._write(self._utf8.decode(raw))
+        return bool(raw)
 
     def _switch(self, tag: str) -> bool:
         """Enters or leaves a block; False where the tag has no meaning and is ordinary text."""
@@ -149,6 +160,7 @@ class Transcript:
                 self._flush()
                 self._mode, self._lone = "thinking", False
                 self._thoughts.open()
+                self._spoken.add_block()
             case "thinking", "</think>":
                 self._flush()
                 self._mode = "answer"
@@ -160,6 +172,7 @@ class Transcript:
             case "answer", "<tool_call>":
                 self._flush()
                 self._mode, self._lone = "call", False
+                self._spoken.add_block()
             case "call", "<tool_call>":  # the block before was never closed
                 self._flush()
                 self._return_call()
@@ -188,18 +201,21 @@ class Transcript:
         self._taken = 0, taken
         self._answer = _Answer(self._stops, self._answer.length)
         self._answer.skip_newlines = True
+        self._spoken.forget(self._answer.length)
 
     def _return_call(self, end: str = "") -> None:
         """Adds a block that is no tool call to the answer, as it was written."""
         self._mode = "answer"
-        self._write("".join(["<tool_call>", *self._call, end]))
+        self._spoken.add_block(self._answer.write("".join(["<tool_call>", *self._call, end])))
         self._call.clear()
 
     def _write(self, text: str) -> None:
         if self._mode == "call":
             self._call.append(text)
-        elif text:
-            (self._answer if self._mode == "answer" else self._thoughts).write(text)
+        elif self._mode == "thinking":
+            self._thoughts.write(text)
+        else:
+            self._spoken.add_text(self._answer.write(text))
 
     def _flush(self) -> None:
         """Ends bytes that still wait for the rest of a character."""
@@ -229,13 +245,15 @@ class _Answer:
         """Characters of the answer that no stop string can take away."""
         return self.length - len(self._tail)
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> str:
+        """Adds text and returns what of it is the answer's, up to a stop string or beyond it."""
         if self.skip_newlines:
             text = text.lstrip("\n")
             self.skip_newlines = not text
         if self.stopped or not text:
-            return
+            return ""
         self.length += len(text)
+        added = text
         text = self._tail + text
         # The stop string that is complete first, so that the cut depends on the text and not on how tokens split it.
         found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
@@ -245,10 +263,11 @@ class _Answer:
             self.length -= len(text) - cut
             self._tail = text[:cut]
             self.finish()
-            return
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+            return added
+        held = max((overlap(text, stop) for stop in self._stops), default=0)
         self._tail = text[len(text) - held :]
         self._give(text[: len(text) - held])
+        return added
 
     def mark_call(self) -> None:
         """Records that a tool call stands here."""
@@ -301,12 +320,6 @@ def byte_alphabet() -> dict[int, str]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is an incomplete beginning of a stop string."""
-    longest = min(len(stop) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _parse_call(text: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Qwen2.5-Omni's speech: the talker reads the reply's tokens with the thinker's states at them and generates one code
 at a time, 50 a second; a flow turns codes into mel frames, and a vocoder turns these into samples."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from numbers import Integral
@@ -17,7 +18,6 @@ from omni_jax.config.speech import Speaker
 from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import SpeechState, prefill
 from omni_jax.decoding.text import StepOutput
-from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
 from omni_jax.models.qwen2_5_omni import Qwen25OmniParts
 from omni_jax.parallel.multihost import to_host
@@ -28,7 +28,7 @@ from omni_jax.processing.talker_prompt import qwen2_5_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech import token2wav
 from omni_jax.speech.stream import AudioChunk, SpeechRequest, SpeechStream, part_seed
-from omni_jax.speech.synthesizer import Synthesizer, checked
+from omni_jax.speech.synthesizer import Synthesizer, check_compat, checked
 from omni_jax.weights.speakers import read_speakers
 
 # Codes a call: two blocks of the flow, 480 ms.
@@ -107,12 +107,15 @@ class Qwen25SpeechStream(SpeechStream[Qwen25OmniParts]):
 
     def _known(self, row: int) -> int:
         # The last token of a reply that was cut by its length was never fed, so it has no state: as in the reference.
-        return min(len(self.text_tokens[row]), int(self.fed[row]))
+        return bisect_left(self.places[row], int(self.fed[row]))
 
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
-        known = np.array([self._known(row) if row >= 0 else 0 for row in self.rows])[:, None]
+        index = np.full(numbers.shape, -1, np.int32)
+        for number, row in enumerate(self.rows):
+            places = np.asarray(self.places[row][: self._known(row)] if row >= 0 else [], np.int32)
+            known = numbers[number] < len(places)
+            index[number, known] = places[numbers[number, known]]
         rows = jnp.asarray(np.maximum(self.rows, 0))
-        index = np.where(numbers < known, numbers, -1).astype(np.int32)
         return _embed_reply(self.talker, self.parts.thinker.embedding, tokens, self.read[rows], index)
 
     def _decode_audio(
@@ -176,11 +179,10 @@ class Qwen25Synthesizer(Synthesizer[Qwen25OmniConfig, Qwen25OmniParts]):
         text_tokens: Sequence[int] | None = None,
         compat: str | None = None,
     ) -> SpeechRequest:
-        if compat is not None and not (isinstance(compat, str) and compat == qwen2_5_omni.COMPAT):
-            raise ValueError(f"compat: expected None or {qwen2_5_omni.COMPAT!r}, got {shown(compat)}")
+        check_compat(compat)
         marks = [each.bos_token for each in speakers] + [0] * (len(batch.tokens) - len(speakers))
         prompt = qwen2_5_omni.prepare(
-            batch, marks, self.config, text_tokens=text_tokens or (), compat=compat == qwen2_5_omni.COMPAT
+            batch, marks, self.config, text_tokens=text_tokens or (), compat=compat is not None
         )
         flow = loaded(self.config.token2wav).dit
         longest = flow.context // flow.repeats

@@ -14,7 +14,6 @@ from omni_jax.config import Qwen3OmniConfig
 from omni_jax.decoding.defaults import GenerationConfig
 from omni_jax.decoding.frames import FRAMES_PER_CALL, SpeechState, prefill, take_rows
 from omni_jax.decoding.text import StepOutput
-from omni_jax.errors import shown
 from omni_jax.models.parts import loaded
 from omni_jax.models.qwen3_omni import Qwen3OmniParts
 from omni_jax.models.qwen3_omni.code2wav import BATCH_FRAMES, Code2WavState, axes
@@ -24,7 +23,7 @@ from omni_jax.processing.batch import Batch
 from omni_jax.processing.talker_prompt import qwen3_omni
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 from omni_jax.speech.stream import AudioChunk, SpeechRequest, SpeechStream
-from omni_jax.speech.synthesizer import Synthesizer, checked
+from omni_jax.speech.synthesizer import Synthesizer, check_compat, checked
 
 # New frames of a call. A stream begins with one frame, for an early first sound, and grows to stay ahead of playback.
 # Each size is a program of the vocoder.
@@ -131,8 +130,7 @@ class Qwen3Synthesizer(Synthesizer[Qwen3OmniConfig, Qwen3OmniParts]):
         text_tokens: Sequence[int] | None = None,
         compat: str | None = None,
     ) -> SpeechRequest:
-        if compat is not None:
-            raise ValueError(f"compat: this family has nothing that {shown(compat)} would change; leave it out")
+        check_compat(compat)
         prompt = qwen3_omni.prepare(batch, speakers, self.config)
         if text_tokens is not None:
             prompt = replace(prompt, text_tokens=(tuple(text_tokens),))

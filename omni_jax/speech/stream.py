@@ -90,6 +90,8 @@ class SpeechStream(ABC, Generic[Parts]):
         batch = len(prompt.lengths)
         self.seeds = [*speech.seeds, *[0] * (batch - len(speech.seeds))]
         self.text_tokens, self.ended = [list(text_tokens) for text_tokens in prompt.text_tokens], [False] * batch
+        # Where each of a row's text tokens stands among all tokens of its reply.
+        self.places = [list(range(len(text_tokens))) for text_tokens in prompt.text_tokens]
         # The row of the request in each row of the batch; -1 for none.
         self.rows = np.where(prompt.lengths > 0, np.arange(batch), -1)
         self.lengths, self.counts = prompt.lengths, np.zeros(batch, int)
@@ -114,9 +116,17 @@ class SpeechStream(ABC, Generic[Parts]):
         self.cut: set[int] = set() if most else set(range(len(speech.seeds)))
         self.stale = False
 
-    def add_text(self, row: int, text_tokens: Sequence[int], *, ended: bool) -> None:
-        """Adds tokens of a row's reply; ``ended`` if they are the last."""
+    def add_text(self, row: int, text_tokens: Sequence[int], places: Sequence[int], *, ended: bool) -> None:
+        """Adds the tokens of a row's reply that are spoken.
+
+        Args:
+            row: of the request.
+            text_tokens: the tokens.
+            places: their places among all tokens of the reply, ascending.
+            ended: whether they are the last.
+        """
         self.text_tokens[row] += text_tokens
+        self.places[row] += places
         self.ended[row] = ended
         if ended and not self._known(row):  # an empty reply is silent
             self.live &= self.rows != row
@@ -172,7 +182,7 @@ class SpeechStream(ABC, Generic[Parts]):
 
     @abstractmethod
     def _read(self, tokens: Int[np.ndarray, "B n"], numbers: Int[np.ndarray, "B n"]) -> Float[Array, "B n D"]:
-        """The talker's input for tokens of the replies; ``numbers`` are the tokens' places in their row's reply."""
+        """The talker's input for tokens of the replies; ``numbers`` are theirs among their row's text tokens."""
 
     @abstractmethod
     def _decode_audio(

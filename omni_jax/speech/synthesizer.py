@@ -18,6 +18,9 @@ from omni_jax.processing.arrays import to_numpy
 from omni_jax.processing.batch import Batch
 from omni_jax.speech.stream import SpeechRequest
 
+# The release of Transformers whose speech ``compat`` repeats.
+COMPAT = "transformers-5.23"
+
 Whole = TypeVar("Whole", bound=OmniConfig)
 Parts = TypeVar("Parts", bound=OmniParts)
 
@@ -116,6 +119,12 @@ class Synthesizer(ABC, Generic[Whole, Parts]):
     @abstractmethod
     def decode(self, codes: np.ndarray, lengths: Any, **options: Any) -> Float32[np.ndarray, "B W"]:
         """Codes [B, Q, Y] to waveforms; see ``Omni.decode_codes``."""
+
+
+def check_compat(compat: object) -> None:
+    """Raises a ValueError of one line unless ``compat`` is None or the release whose speech can be repeated."""
+    if compat is not None and not (isinstance(compat, str) and compat == COMPAT):
+        raise ValueError(f"compat: expected None or {COMPAT!r}, got {shown(compat)}")
 
 
 def checked(

@@ -169,8 +169,8 @@ def test_stop_strings_are_not_spoken(omni, monkeypatch):
     """Neither the string nor a possible beginning of it is spoken; the rest is spoken as if it were the whole text."""
     said = []
     real = stream.SpeechStream.add_text
-    monkeypatch.setattr(stream.SpeechStream, "add_text", lambda self, row, words, ended: said.extend(words) or real(
-        self, row, words, ended=ended))  # fmt: skip
+    monkeypatch.setattr(stream.SpeechStream, "add_text", lambda self, row, words, places, ended: said.extend(words) or real(
+        self, row, words, places, ended=ended))  # fmt: skip
     whole = omni.generate(user(), return_audio=False, **WRITTEN)
     middle = omni.tokenizer.decode(whole.tokens[4:6])
     list(omni.stream(user(), steps=1, **GREEDY, thinker_stop_strings=middle))

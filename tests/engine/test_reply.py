@@ -11,8 +11,10 @@ EOS = 501
 
 @pytest.fixture
 def draft(writer):
-    def start(*stops):
-        return Draft(Transcript(writer.tokenizer, stop_strings=stops), Sampling(eos_token_id=EOS))
+    def start(*stops, all_spoken=False):
+        return Draft(
+            Transcript(writer.tokenizer, stop_strings=stops, all_spoken=all_spoken), Sampling(eos_token_id=EOS)
+        )
 
     return start
 
@@ -23,7 +25,9 @@ def spoken(draft, tokens, *, steps=1, most=99):
     for at in range(0, len(tokens), steps):
         new = tokens[at : at + steps]
         draft.add_tokens(new, [0.0] * len(new), most)
-        calls.append(draft.new_text_tokens())
+        words, places = draft.new_text_tokens()
+        assert words == [draft.tokens[place] for place in places]
+        calls.append(words)
     return calls, [word for call in calls for word in call]
 
 
@@ -49,10 +53,18 @@ def test_a_reply_cut_by_its_length_is_spoken_whole(writer, draft):
     assert (one.done, one.reason) == (True, "length")
 
 
-def test_thinking_and_tool_calls_are_spoken_as_they_are_written(writer, draft):
+THOUGHT = '<think>Hm.</think>\n\nYes.<tool_call>{"name": "a", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_thinking_and_tool_calls_are_not_spoken(writer, draft, steps):
+    assert spoken(draft(), [*ids(writer, THOUGHT), EOS], steps=steps)[1] == ids(writer, "Yes.")
+
+
+def test_thinking_and_tool_calls_are_spoken_as_in_the_reference_if_asked(writer, draft):
     """As in the reference, whose talker reads every token of the turn."""
-    tokens = ids(writer, '<think>Hm.</think>\n\nYes.<tool_call>{"name": "a", "arguments": {}}</tool_call>')
-    assert spoken(draft("never"), [*tokens, EOS])[1] == tokens
+    tokens = ids(writer, THOUGHT)
+    assert spoken(draft("never", all_spoken=True), [*tokens, EOS])[1] == tokens
 
 
 @pytest.mark.parametrize("steps", [1, 4, 50])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from omni_jax.processing.talker_prompt import qwen2_5_omni
-from omni_jax.processing.talker_prompt.qwen2_5_omni import COMPAT
 from omni_jax.speech.qwen2_5_omni import noise_seed
+from omni_jax.speech.synthesizer import COMPAT
 from tests.parity.parity_close import assert_close
 from tests.parity.parity_qwen2_5 import generate, stops
 from tests.parity.parity_scenes import batch, conversation, theirs

@@ -10,9 +10,6 @@ from omni_jax.processing.batch import Batch
 from omni_jax.processing.positions import next_position
 from omni_jax.processing.talker_prompt.qwen3_omni import SpeechPrompt
 
-# Positions and the codec's marks as in Transformers 5.23 where no row is padded.
-COMPAT = "transformers-5.23"
-
 
 def prepare(
     batch: Batch, marks: Sequence[int], config: OmniConfig, *, text_tokens: Sequence[int] = (), compat: bool = False
