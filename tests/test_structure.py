@@ -51,7 +51,7 @@ ENTRIES = {
     "request spoken talker_prompt tmrope_clock transcript transformers_classes vision_packing",
     "processing/media": "audio audio_file container image local_file patches reader source video video_track",
     "processing/talker_prompt": "qwen2_5_omni qwen3_omni",
-    "decoding": "defaults frames sampling slots text",
+    "decoding": "defaults frames grammar sampling slots text",
     "weights": "layerwise published safetensors_reader safetensors_writer shards speakers table tables to_devices torch_pickle",
     "weights/tables": "common qwen2_5_omni qwen3_omni",
     "speech": "qwen2_5_omni qwen3_omni stream synthesizer token2wav",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
 from omni_jax.errors import cut, shown
 
@@ -169,6 +169,7 @@ def sample(
     rows: SamplingRows,
     *,
     candidates: int,
+    allowed: Int32[Array, "B V2"] | None = None,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The next token of each row and its log-probability under the model (before penalty, temperature and cuts).
 
@@ -178,6 +179,8 @@ def sample(
         count: tokens that the row has generated; its randomness depends only on this and the row's seed.
         rows: options of each row.
         candidates: 0 for the likeliest token; else the most tokens that a draw chooses from.
+        allowed: tokens that may be chosen, a bit each (``grammar.GrammarCompiler.masks``); None for all. A reply that may
+            only end here ends, also before its shortest length.
     """
     batch, vocabulary = logits.shape
     logits = logits.astype(jnp.float32)
@@ -187,7 +190,13 @@ def sample(
         scores = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     ends = jnp.where(rows.eos >= 0, rows.eos, vocabulary)
     early = (count < rows.least)[:, None]
+    every = scores
     scores = scores.at[jnp.arange(batch)[:, None], ends].add(jnp.where(early, -jnp.inf, 0.0), mode="drop")
+    if allowed is not None:
+        bits = (allowed[:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None]) & 1
+        may = bits.reshape(batch, -1)[:, :vocabulary] == 1
+        kept = jnp.where(may, scores, -jnp.inf)
+        scores = jnp.where(jnp.any(kept > -jnp.inf, axis=-1, keepdims=True), kept, jnp.where(may, every, -jnp.inf))
     tokens = _draw(scores, count, rows, candidates) if candidates else jnp.argmax(scores, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,7 +1,7 @@
 """Autoregressive generation over any module with ``prefill``, ``step`` and ``empty_cache``: a prefill, then calls of n
 steps."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Int32, Num
 
 from omni_jax.buckets import first_slots, more_slots
 from omni_jax.decoding.sampling import SamplingRows, sample
@@ -106,6 +106,7 @@ def prefill(
     candidates: int,
     fresh: bool = True,
     hidden_layer: int | None = None,
+    allowed: Int32[Array, "B V2"] | None = None,
 ) -> tuple[DecodeState, Float[Array, "B"], Float[Array, "B T D"] | None]:
     """Prefills the prompts and chooses the first token of each row.
 
@@ -120,6 +121,7 @@ def prefill(
         candidates: as ``sample`` takes them.
         fresh: whether the cache is empty.
         hidden_layer: number of the model's layers after which the prompt's states are kept; None for none.
+        allowed: as ``sample`` takes it, for the first token.
 
     Returns:
         The state, the log-probability of each row's first token, and the states that were kept.
@@ -131,7 +133,7 @@ def prefill(
     seen = jnp.zeros((batch, vocabulary), bool)
     seen = seen.at[jnp.arange(batch)[:, None], jnp.where(real, prompt, vocabulary)].set(True, mode="drop")
     count = jnp.zeros(batch, jnp.int32)
-    tokens, logprobs = sample(logits, seen, count, rows, candidates=candidates)
+    tokens, logprobs = sample(logits, seen, count, rows, candidates=candidates, allowed=allowed)
     # After a prompt all three coordinates continue from the largest one of its last token.
     last = jnp.take_along_axis(positions, jnp.maximum(lengths - 1, 0)[None, :, None], axis=2)[:, :, 0]
     following = jnp.broadcast_to(jnp.max(last, axis=0) + 1, last.shape)
@@ -148,8 +150,11 @@ def decode_steps(
     *,
     candidates: int,
     return_hidden_states: bool = False,
+    allowed: Int32[Array, "B V2"] | None = None,
 ) -> tuple[DecodeState, Int[Array, "B n"], Float[Array, "B n"], Float[Array, "B n D"] | None]:
     """Generates up to ``steps`` (at most CALL_STEPS) tokens a row without the host; stops early when all have finished.
+
+    ``allowed`` is as ``sample`` takes it. It holds for one token, so ``steps`` must then be 1.
 
     Returns:
         The state, the tokens, their log-probabilities and, with ``return_hidden_states``, the model's states at the tokens fed.
@@ -165,7 +170,7 @@ def decode_steps(
         live = (~state.finished).astype(jnp.int32)
         logits, last, cache = model.step(state.tokens, state.positions, live, state.cache)
         state = replace(state, cache=cache, positions=state.positions + live[None])
-        tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates)
+        tokens, logprob = sample(logits, state.seen, state.count, rows, candidates=candidates, allowed=allowed)
         made, logprobs = made.at[:, step].set(tokens), logprobs.at[:, step].set(logprob)
         return (
             step + 1,
@@ -201,6 +206,7 @@ def generate(
     steps: int = CALL_STEPS,
     hidden_layer: int | None = None,
     return_hidden_states: bool = False,
+    masks: Callable[[], Int32[np.ndarray, "B V2"]] | None = None,
 ) -> Generator[StepOutput, np.ndarray | None, None]:
     """Generates replies to prompts, yielding the tokens of each call; send row flags to finish rows from outside.
 
@@ -219,14 +225,17 @@ def generate(
         steps: tokens a call.
         hidden_layer: number of the model's layers after which the prompt's states are kept, for the first call's ``StepOutput``.
         return_hidden_states: whether the states at the reply's tokens are returned too.
+        masks: called before each token for ``allowed``, when the tokens before it were yielded; a call then makes one
+            token. None allows all tokens.
     """
     most = np.asarray(rows.most)
     longest, most_new = int(np.max(lengths)), int(np.max(most, where=lengths > 0, initial=0))
     cache = model.empty_cache(prompt.shape[0], first_slots(prompt.shape[1], longest, most_new))
     first = (jnp.asarray(prompt), jnp.asarray(positions), jnp.asarray(lengths))
     state, logprobs, hidden = prefill(
-        model, embedded, *first, cache, rows, candidates=candidates, hidden_layer=hidden_layer
-    )
+        model, embedded, *first, cache, rows, candidates=candidates, hidden_layer=hidden_layer,
+        allowed=masks and jnp.array(masks()),  # a copy, for the host writes the next ones
+    )  # fmt: skip
     del embedded  # not needed again, and large for prompts with many images
     counts, made, logprobs, hidden_states = np.zeros(len(lengths), int), state.tokens[:, None], logprobs[:, None], None
     while True:
@@ -242,11 +251,12 @@ def generate(
             state = replace(state, finished=jax.device_put(finished))
         if finished.all():
             return
-        now = min(steps, CALL_STEPS)
+        now = min(steps, CALL_STEPS) if masks is None else 1
         needed = int(np.max(lengths + np.minimum(counts + now, most), where=~finished, initial=0))
         if needed > state.cache.slots:
             slots = more_slots(state.cache.slots, longest, most_new)
             state = replace(state, cache=grow(state.cache, slots=slots))
         state, made, logprobs, hidden_states = decode_steps(
-            model, state, rows, np.int32(now), candidates=candidates, return_hidden_states=return_hidden_states
-        )
+            model, state, rows, np.int32(now), candidates=candidates, return_hidden_states=return_hidden_states,
+            allowed=masks and jnp.array(masks()),  # a copy, for the host writes the next ones
+        )  # fmt: skip
