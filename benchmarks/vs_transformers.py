@@ -167,7 +167,7 @@ def compare(folder: Path, repeat: int) -> dict:
     )  # fmt: skip
     # Theirs supports no videos without torchvision: half as many pictures, each doubled in time, make as many patches.
     halves = [Image.fromarray(frame) for frame in frames[::2]]
-    seen = {"image": patches.prepare(picture, numbers), "video": patches.patches(frames, numbers)}
+    seen = {"image": patches.prepare(picture, numbers), "video": patches.to_patches(frames, numbers)}
 
     def see_ours(kind):
         patches, grid = seen[kind]
@@ -199,7 +199,7 @@ def compare(folder: Path, repeat: int) -> dict:
             lambda: processor(images=[picture], return_tensors="np"),
         ),
         "patches of video": (
-            lambda: patches.patches(frames, numbers),
+            lambda: patches.to_patches(frames, numbers),
             lambda: processor(images=halves, return_tensors="np"),
         ),
     }

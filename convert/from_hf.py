@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dtype", choices=("float32", "bfloat16"), help="of the converted weights (default: as stored)"
     )
     given = parser.parse_args(arguments)
-    checkpoint.room_for(given.target, beside=given.source)  # before anything is downloaded
+    checkpoint.room_for(given.target, source=given.source)  # before anything is downloaded
     with bar("converting") as progress:
         checkpoint.convert(locate(given.source), given.target, dtype=given.dtype, progress=progress)
     note.print(f"wrote {given.target}", markup=False)

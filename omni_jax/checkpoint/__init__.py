@@ -92,17 +92,17 @@ def convert(
     """
     if jax.process_count() > 1:
         raise ValueError("convert: expected one process, and this job has several; convert before it starts")
-    target = room_for(target, beside=source)
+    target = room_for(target, source=source)
     source = _folder(source)
     if is_converted(source):
         raise ValueError(f"{source}: expected a Hugging Face folder, got a converted one; it needs no conversion")
     config = weights.config_of(source)
     reader, abstract = weights.published(source, config, dtype=dtype)
-    voices = weights.voices(source, config)
+    known_speakers = weights.voices(source, config)
     origin: dict[str, Any] = {
         path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in reader.tensors.files
     }
-    for name in ["config.json", *([speakers.FILE] if voices else [])]:
+    for name in ["config.json", *([speakers.FILE] if known_speakers else [])]:
         origin[name] = hashlib.sha256((source / name).read_bytes()).hexdigest()
     _write(
         reader,
@@ -111,7 +111,7 @@ def convert(
         reader.dtype,
         origin=origin,
         files_from=source,
-        voices=voices,
+        known_speakers=known_speakers,
         silent=config.talker is None and from_hf(source).talker is not None,
         progress=progress,
     )
@@ -145,7 +145,7 @@ def save(
     folder, source, speech = room_for(folder), weights.InMemory(parts), "talker" in parts
     config, dtype = weights.config_of(files_from), weights.float_dtype(source.dtype)
     found = layerwise.leaves(model_parts.abstract(config, dtype, speech=speech))
-    layerwise.agree(found, layerwise.leaves(jax.eval_shape(to_canonical, parts)), "the parts")
+    layerwise.check_leaves(found, layerwise.leaves(jax.eval_shape(to_canonical, parts)), "the parts")
     _write(
         source,
         found,
@@ -153,7 +153,7 @@ def save(
         dtype,
         origin=None,
         files_from=files_from,
-        voices=weights.voices(files_from, config, speech=speech),
+        known_speakers=weights.voices(files_from, config, speech=speech),
         silent=not speech and from_hf(files_from).talker is not None,
         progress=progress,
     )
@@ -201,7 +201,7 @@ def export(
     Raises:
         ValueError: as in ``load`` and ``weights.save``, or the target is inside the source or is a URL.
     """
-    target = room_for(target, beside=source)
+    target = room_for(target, source=source)
     folder = _folder(source)
     config_json = read_json(folder / "config.json")
     reader, abstract = converted(folder, from_hf(config_json), dtype=dtype)
@@ -232,7 +232,7 @@ def converted(
     wanted, held = layerwise.leaves(abstract), manifests.leaves(manifest)
     if not speech:
         held = {path: leaf for path, leaf in held.items() if not model_parts.is_spoken(path.split(".")[0])}
-    layerwise.agree(wanted, held, str(folder))
+    layerwise.check_leaves(wanted, held, str(folder))
     names = [group.name for group in layerwise.groups(wanted)]
     if ELSEWHERE in manifest:
         return Converted(folder=manifest[ELSEWHERE], dtype=dtype, leaves=wanted), abstract
@@ -246,14 +246,14 @@ def converted(
 
 
 def _write(
-    source: layerwise.Source,
+    source: layerwise.WeightSource,
     found: Mapping[str, layerwise.Leaf],
     target: Path,
     dtype: np.dtype,
     *,
     origin: Mapping[str, Any] | None,
     files_from: str | Path,
-    voices: Mapping[str, weights.Speaker],
+    known_speakers: Mapping[str, weights.Speaker],
     silent: bool = False,
     progress: layerwise.Progress | None,
 ) -> None:
@@ -276,7 +276,7 @@ def _write(
             whole.update(kept)
             weights.write_json(target / UNFINISHED, {**plan, "bytes": whole})
             weights.ensure_room(target, sum(size for name, size in sizes.items() if name not in whole))
-        weights.copy_files(files_from, target, voices, again=kept is not None)
+        weights.copy_files(files_from, target, known_speakers, again=kept is not None)
         if silent:
             described = {**read_json(target / "config.json"), "enable_audio_output": False}
             weights.write_json(target / "config.json", described)
@@ -367,14 +367,14 @@ def _prepare(target: Path, plan: Mapping[str, Any], names: Sequence[str]) -> dic
     return kept
 
 
-def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:
+def room_for(target: str | Path, *, source: str | Path | None = None) -> Path:
     """Checks a folder to write a checkpoint to, as far as is possible before the source is read.
 
     Args:
-        beside: the source of ``target``, which must not contain the target.
+        source: the source of ``target``, which must not contain the target.
 
     Raises:
-        ValueError: the target is a URL or a file, or is inside ``beside``.
+        ValueError: the target is a URL or a file, or is inside ``source``.
     """
     check_path("folder", target)
     if is_url(target):
@@ -385,8 +385,8 @@ def room_for(target: str | Path, *, beside: str | Path | None = None) -> Path:
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: expected a folder to write, got a file; choose another name")
-    if beside is not None and not is_url(beside) and Path(beside).resolve() in target.resolve().parents:
-        raise ValueError(f"{target}: lies in {beside}, which it is made from; choose a folder outside of it")
+    if source is not None and not is_url(source) and Path(source).resolve() in target.resolve().parents:
+        raise ValueError(f"{target}: lies in {source}, which it is made from; choose a folder outside of it")
     return target
 
 

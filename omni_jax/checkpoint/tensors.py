@@ -55,11 +55,11 @@ def download_small_files(folder: str, target: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """Source: the pieces of a converted checkpoint.
+    """WeightSource: the pieces of a converted checkpoint.
 
     Attributes:
         folder: the folder that holds the pieces, or its URL.
-        dtype: as in ``layerwise.Source``.
+        dtype: as in ``layerwise.WeightSource``.
         leaves: shapes and dtypes of the leaves, by path; pieces of other float dtypes are cast.
     """
 

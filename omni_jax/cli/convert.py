@@ -32,7 +32,7 @@ def convert(
     from omni_jax.checkpoint.hub import locate
 
     action, kind = checkpoint.export if to_hf else checkpoint.convert, named_dtype(dtype)
-    checkpoint.room_for(target, beside=source)  # before anything is downloaded
+    checkpoint.room_for(target, source=source)  # before anything is downloaded
     with bar("converting") as progress:
         action(locate(source), target, dtype=kind, progress=progress)
     note.print(f"wrote {target}", markup=False)

@@ -52,7 +52,7 @@ class CausalState:
     A network over time makes one of these a call and passes it to its layers, which use it in the same order each time.
 
     Attributes:
-        tails: the last steps of each convolution's input, which the next call needs; one array [B, reach, C] each.
+        tails: the last steps of each convolution's input, which the next call needs; one array [B, history, C] each.
         lag: how many steps the signal is behind its newest input, at the present rate. A transposed convolution that
             looks one step ahead increases it; a row's first steps then lie before its beginning.
     """
@@ -75,15 +75,15 @@ class CausalState:
         """The index of each step in its row; negative before the row's beginning."""
         return self._seen[:, None] * (steps // self._frames) - self.lag + jnp.arange(steps)[None]
 
-    def join(self, x: Float[Array, "B T C"], reach: int) -> Float[Array, "B {reach}+T C"]:
-        """The ``reach`` steps before x, then x; zeros before the row's beginning."""
+    def join(self, x: Float[Array, "B T C"], history: int) -> Float[Array, "B {history}+T C"]:
+        """The ``history`` steps before x, then x; zeros before the row's beginning."""
         batch, steps, channels = x.shape
         if self.lag:
             x = jnp.where(self.positions(steps)[..., None] >= 0, x, 0)
-        old = jnp.zeros((batch, reach, channels), x.dtype) if self._old is None else next(self._old)
+        old = jnp.zeros((batch, history, channels), x.dtype) if self._old is None else next(self._old)
         x = jnp.concatenate([old, x], axis=1)
         real = self._new * (steps // self._frames)
-        self.tails.append(jax.vmap(lambda row, end: jax.lax.dynamic_slice_in_dim(row, end, reach))(x, real))
+        self.tails.append(jax.vmap(lambda row, end: jax.lax.dynamic_slice_in_dim(row, end, history))(x, real))
         return x
 
 
@@ -96,10 +96,10 @@ class Conv1d(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T C"], past: CausalState, *, dilation: int = 1) -> Float[Array, "B T C2"]:
         kernel = self.kernel[...]
-        steps, reach = x.shape[1], (len(kernel) - 1) * dilation
-        if not reach:
+        steps, history = x.shape[1], (len(kernel) - 1) * dilation
+        if not history:
             return x @ kernel[0] + expand_to(self.bias[...], x)
-        x = past.join(x, reach)
+        x = past.join(x, history)
         if kernel.shape[1] == 1 and x.shape[2] > 1:
             # Each tap's product and sum fuse; a grouped convolution would use one lane of a matrix unit a channel.
             y = sum(x[:, tap * dilation :][:, :steps] * kernel[tap][None] for tap in range(len(kernel)))

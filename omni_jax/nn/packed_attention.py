@@ -86,8 +86,8 @@ def _by_platform(form, forms, *arrays):
 
 
 def _segments_in_blocks(q: Heads, k: Heads, v: Heads, segments: Tokens, *, max_segment: int) -> Heads:
-    """All keys of a block of ``reach`` queries are in its own block and the two beside it. So there are dense batches
-    of [reach, 3 * reach] scores, never [T, T]."""
+    """All keys of a block of ``max_segment`` queries are in its own block and the two beside it. So there are dense batches
+    of [max_segment, 3 * max_segment] scores, never [T, T]."""
     length, heads, width = q.shape
     blocks = -(-length // max_segment)
     padding = blocks * max_segment - length

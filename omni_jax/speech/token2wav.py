@@ -267,10 +267,10 @@ def _waveform(
     dit: DiT, bigvgan: BigVGAN, mel: Float32[np.ndarray, "B A Z"], lengths: Int[np.ndarray, "B"]
 ) -> Float32[np.ndarray, "B A*{bigvgan.frame_samples}"]:
     """BigVGAN over mel frames: in one window if it fits, else in several that overlap by its receptive field."""
-    frames, reach, each = mel.shape[1], bigvgan.reach, bigvgan.frame_samples
+    frames, receptive_field, each = mel.shape[1], bigvgan.receptive_field, bigvgan.frame_samples
     sizes = [size * dit.config.block_frames for size in (*_sizes(dit, bigvgan)[2], LONG)]
     size = next((size for size in sizes if size >= frames), sizes[-1])
-    side = reach if size < frames else 0
+    side = receptive_field if size < frames else 0
     mel, sound = np.pad(mel, [(0, 0), (side, 0), (0, 0)]), []
     for start in range(0, frames, size - 2 * side):
         window = _widened(mel[:, start : start + size], size)
@@ -281,7 +281,7 @@ def _waveform(
 
 def _sizes(dit: DiT, bigvgan: BigVGAN) -> tuple[int, int, list[int]]:
     """Blocks of context, blocks of look-ahead, and blocks of each of a stream's windows; the first has no context."""
-    sides = -(-bigvgan.reach // dit.config.block_frames)
+    sides = -(-bigvgan.receptive_field // dit.config.block_frames)
     back, ahead, done = max(BACK, sides), max(AHEAD, sides), np.cumsum((0, *NEW[:-1])).tolist()
     return back, ahead, [min(back, before) + new + ahead for before, new in zip(done, NEW, strict=True)]
 

@@ -9,7 +9,7 @@ assemble(source, abstract, ...)           loads a source onto the devices; each 
 """
 
 from omni_jax.config.speech import Speaker
-from omni_jax.weights.layerwise import InMemory, Progress, Published, Source, compare
+from omni_jax.weights.layerwise import InMemory, Progress, Published, WeightSource, compare
 from omni_jax.weights.published import bindings, config_of, copy_files, float_dtype, load, published, save
 from omni_jax.weights.safetensors_writer import ensure_room, write_json
 from omni_jax.weights.speakers import voices
@@ -20,8 +20,8 @@ __all__ = [
     "Progress",
     "Published",
     "Shardings",
-    "Source",
     "Speaker",
+    "WeightSource",
     "assemble",
     "bindings",
     "compare",

@@ -1,7 +1,7 @@
 """Weights in pieces, so that a checkpoint larger than the memory can be read, written and compared.
 
 A piece is one layer of a stacked leaf, or the whole of a leaf that is not stacked. Pieces are read and written in
-groups: for each part first the leaves that are not stacked, then all stacked ones layer by layer. A Source holds
+groups: for each part first the leaves that are not stacked, then all stacked ones layer by layer. A WeightSource holds
 weights: a Hugging Face folder, a converted one, or arrays in memory. Its groups are read in their order.
 """
 
@@ -73,7 +73,7 @@ class Group:
         return self.part if self.layer is None else f"{self.part}.{self.layer:03d}"
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Anything that holds weights.
 
     Attributes:
@@ -88,7 +88,7 @@ class Source(Protocol):
         ...
 
 
-class Folder(Source, Protocol):
+class BlockSource(WeightSource, Protocol):
     """A source on a disk, which can read single blocks."""
 
     def blocks(self, group: Group, wanted: Wanted) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -121,7 +121,7 @@ def groups(found: Mapping[str, Leaf]) -> list[Group]:
     return [group for group in result if group.paths]
 
 
-def agree(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> None:
+def check_leaves(wanted: Mapping[str, Leaf], held: Mapping[str, Leaf], what: str) -> None:
     """Compares leaves with the wanted ones, except for their dtypes.
 
     Raises:
@@ -147,14 +147,14 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Source: tensors in the published layout, joined into leaves by the table.
+    """WeightSource: tensors in the published layout, joined into leaves by the table.
 
     Attributes:
         tensors: the folder's tensors.
         bindings: the tensors of each leaf, by path.
         names: the folder's name of each published name.
         leaves: shapes and dtypes of the leaves, by path; tensors of other float dtypes are cast.
-        dtype: as in ``Source``.
+        dtype: as in ``WeightSource``.
     """
 
     tensors: Safetensors
@@ -188,7 +188,7 @@ class Published:
 
 @dataclass(frozen=True)
 class InMemory:
-    """Source: parts as JAX or NumPy arrays.
+    """WeightSource: parts as JAX or NumPy arrays.
 
     The pieces of an array on devices of several processes are JAX arrays, because no process holds them whole. A
     decoder's layers may be arrays of their own (``memory_layout.to_platform_layout``), which then are the pieces.
@@ -219,7 +219,7 @@ class InMemory:
 
 
 def drain(
-    found: Mapping[str, Leaf], source: Source, progress: Progress | None
+    found: Mapping[str, Leaf], source: WeightSource, progress: Progress | None
 ) -> Iterator[tuple[Group, str, np.ndarray]]:
     """Every piece of a source, in order and in its leaf's dtype.
 
@@ -253,7 +253,7 @@ class Difference:
     largest: float
 
 
-def compare(left: Published, right: Source, *, progress: Progress | None = None) -> Iterator[Difference]:
+def compare(left: Published, right: WeightSource, *, progress: Progress | None = None) -> Iterator[Difference]:
     """Compares two sources of the same leaves, piece by piece and bit by bit."""
     pairs = drain(left.leaves, left, progress)
     for group in groups(left.leaves):

@@ -17,7 +17,7 @@ from omni_jax.locks import only_writer
 from omni_jax.models import parts as model_parts
 from omni_jax.models.parts import OmniParts
 from omni_jax.weights import layerwise, safetensors_writer, speakers
-from omni_jax.weights.layerwise import InMemory, Progress, Published, Source
+from omni_jax.weights.layerwise import InMemory, Progress, Published, WeightSource
 from omni_jax.weights.safetensors_reader import Safetensors, held_names
 from omni_jax.weights.table import Binding, bind, report
 from omni_jax.weights.tables import common
@@ -137,7 +137,7 @@ def published(
 
 
 def save(
-    weights: Mapping[str, nnx.Module] | Source,
+    weights: Mapping[str, nnx.Module] | WeightSource,
     folder: str | Path,
     config_json: Mapping[str, Any],
     *,
@@ -178,15 +178,15 @@ def save(
     speech = speech and config.talker is not None
     abstract = model_parts.abstract(config, dtype, speech=speech)
     if isinstance(weights, Mapping):
-        layerwise.agree(layerwise.leaves(abstract), layerwise.leaves(weights), "the parts")
-    voices = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
+        layerwise.check_leaves(layerwise.leaves(abstract), layerwise.leaves(weights), "the parts")
+    known_speakers = {} if files_from is None else speakers.voices(files_from, config, speech=speech)
     described = _stored_as(config_json, dtype.name, _table(config).FLOAT32)
     if not speech and "thinker_config" in described:  # the config.json of a thinker alone has no such field
         described = {**described, "enable_audio_output": False}
 
     def beside() -> None:
         if files_from is not None:
-            copy_files(files_from, folder, voices)
+            copy_files(files_from, folder, known_speakers)
         safetensors_writer.write_json(folder / "config.json", described)
 
     with only_writer(folder):
@@ -214,7 +214,7 @@ def bindings(config: OmniConfig, abstract: Mapping[str, nnx.Module]) -> dict[str
 
 
 def copy_files(
-    source: str | Path, target: str | Path, voices: Mapping[str, speech.Speaker], *, again: bool = True
+    source: str | Path, target: str | Path, known_speakers: Mapping[str, speech.Speaker], *, again: bool = True
 ) -> None:
     """Copies the small files of a checkpoint's folder: all but weights, hidden files and files over 64 MiB.
 
@@ -223,7 +223,7 @@ def copy_files(
     Args:
         source: the checkpoint's folder.
         target: the folder to copy to.
-        voices: the speakers to write.
+        known_speakers: the speakers to write.
         again: whether files that exist already are written again.
 
     Raises:
@@ -240,9 +240,9 @@ def copy_files(
             with safetensors_writer.whole(target / path.name) as temporary:
                 temporary.write_bytes(content)
                 temporary.replace(target / path.name)
-    if voices and (again or not (target / speakers.FILE).exists()):
+    if known_speakers and (again or not (target / speakers.FILE).exists()):
         with safetensors_writer.whole(target / speakers.FILE):
-            speakers.write_speakers(target, voices)
+            speakers.write_speakers(target, known_speakers)
 
 
 def float_dtype(dtype: Any) -> np.dtype:

@@ -22,7 +22,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 def write(
-    source: layerwise.Source,
+    source: layerwise.WeightSource,
     found: Mapping[str, layerwise.Leaf],
     bindings: Mapping[str, Binding],
     folder: Path,
@@ -168,7 +168,7 @@ def _plan(
 
 
 def _tensors(
-    source: layerwise.Source,
+    source: layerwise.WeightSource,
     found: Mapping[str, layerwise.Leaf],
     bindings: Mapping[str, Binding],
     progress: layerwise.Progress | None,

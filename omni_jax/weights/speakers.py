@@ -83,36 +83,36 @@ def write_speakers(path: str | Path, speakers: Mapping[str, Speaker]) -> Path:
 def _speakers(found: Any) -> dict[str, Speaker]:
     if type(found) is not dict or not found:
         raise ValueError(f"it holds {shown(found)}: expected a dictionary of speakers by their names")
-    voices = {name: _checked(f"speaker {shown(name)}", voice) for name, voice in found.items()}
+    checked = {name: _checked(f"speaker {shown(name)}", fields) for name, fields in found.items()}
     # Tensors may share a storage, so a small file might need much memory.
-    if 4 * sum(voice[part].size for voice in voices.values() for part in ("cond", "ref_mel")) > MAX_BYTES:
+    if 4 * sum(fields[part].size for fields in checked.values() for part in ("cond", "ref_mel")) > MAX_BYTES:
         raise ValueError(f"its speakers take more than {MAX_BYTES:,} bytes together")
     speakers = {}
-    for name, voice in voices.items():
-        cond, mel = (voice[part].astype(np.float32) for part in ("cond", "ref_mel"))
+    for name, fields in checked.items():
+        cond, mel = (fields[part].astype(np.float32) for part in ("cond", "ref_mel"))
         if not (np.isfinite(cond).all() and np.isfinite(mel).all()):
             raise ValueError(f"speaker {shown(name)} has numbers that are not finite")
-        speakers[name] = Speaker(bos_token=int(voice["bos_token"]), cond=cond, ref_mel=mel)
+        speakers[name] = Speaker(bos_token=int(fields["bos_token"]), cond=cond, ref_mel=mel)
     return speakers
 
 
-def _checked(name: str, voice: Any) -> dict[str, Any]:
+def _checked(name: str, fields: Any) -> dict[str, Any]:
     """A speaker's dictionary, with its fields, types and ranks checked."""
-    if type(voice) is not dict:
-        raise ValueError(f"{name} is {shown(voice)}: expected a dictionary of bos_token, cond and ref_mel")
-    if voice.keys() != {"bos_token", "cond", "ref_mel"}:
-        has = ", ".join(shown(key) for key in list(voice)[:5]) or "nothing"
+    if type(fields) is not dict:
+        raise ValueError(f"{name} is {shown(fields)}: expected a dictionary of bos_token, cond and ref_mel")
+    if fields.keys() != {"bos_token", "cond", "ref_mel"}:
+        has = ", ".join(shown(key) for key in list(fields)[:5]) or "nothing"
         raise ValueError(f"{name} has {has}: expected bos_token, cond and ref_mel")
-    token = voice["bos_token"]
+    token = fields["bos_token"]
     scalar = isinstance(token, np.ndarray) and token.size == 1 and token.dtype.kind == "i"
     if not (scalar or type(token) is int) or int(token) < 0:
         raise ValueError(f"{name}: bos_token is {shown(token)}: expected an id")
     for part, axes in (("cond", "[1, width]"), ("ref_mel", "[1, frames, mel bins]")):
-        tensor = voice[part]
+        tensor = fields[part]
         floats = isinstance(tensor, np.ndarray) and tensor.dtype.kind != "i"
         if not floats or tensor.ndim != axes.count(",") + 1 or tensor.shape[0] != 1:
             raise ValueError(f"{name}: {part} is {shown(tensor)}: expected floats {axes}")
-    return voice
+    return fields
 
 
 def _faults(speakers: Mapping[str, Speaker], config: Qwen25OmniConfig) -> list[str]:

@@ -19,7 +19,7 @@ Parts = TypeVar("Parts", bound=Mapping[str, nnx.Module])
 
 
 def assemble(
-    source: layerwise.Folder,
+    source: layerwise.BlockSource,
     abstract: Parts,
     *,
     shardings: Shardings | None = None,

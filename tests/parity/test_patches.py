@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 
-from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media.patches import PatchConfig, prepare, resize, smart_resize, to_patches
 from omni_jax.processing.media.source import DEFAULTS
 from omni_jax.processing.options import MediaOptions
 
-QWEN3 = vision.PatchConfig()
-QWEN2_5 = vision.PatchConfig(
-    patch=14, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-)
+QWEN3 = PatchConfig()
+QWEN2_5 = PatchConfig(patch=14, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 TOLERANCE = 2e-6
 SIZES = (  # height, width
     (1, 1),
@@ -52,7 +50,7 @@ def picture(height, width, mode="RGB"):
 
 def assert_equal(pictures, config, options=DEFAULTS, theirs=None):
     batch = (theirs or processor(config))(images=pictures, return_tensors="np")
-    found = [vision.prepare(one, config, options) for one in pictures]
+    found = [prepare(one, config, options) for one in pictures]
     assert [list(grid) for _, grid in found] == batch["image_grid_thw"].tolist()
     patches = np.concatenate([patches for patches, _ in found])
     assert patches.dtype == batch["pixel_values"].dtype
@@ -70,7 +68,7 @@ def test_sizes_equal_the_reference(size, config):
 @pytest.mark.parametrize("size", [(40, 44), (333, 517), (199, 1)])
 def test_pixel_bounds_of_a_request_equal_the_reference(size, bounds):
     options = MediaOptions(min_pixels=bounds[0], max_pixels=bounds[1])
-    theirs = processor(vision.PatchConfig(min_pixels=bounds[0], max_pixels=bounds[1]))
+    theirs = processor(PatchConfig(min_pixels=bounds[0], max_pixels=bounds[1]))
     assert_equal([picture(*size)], QWEN3, options, theirs)
 
 
@@ -90,10 +88,10 @@ def test_arrays_and_tensors_equal_the_reference():
     pixels = np.asarray(picture(70, 100))
     assert_equal([pixels], QWEN3)
     assert_equal([torch.from_numpy(pixels.transpose(2, 0, 1).copy())], QWEN3)
-    expected, grid = vision.prepare(pixels, QWEN3)
+    expected, grid = prepare(pixels, QWEN3)
     for dtype in (torch.float32, torch.float64):
         fractions = torch.from_numpy(pixels.transpose(2, 0, 1) / 255).to(dtype).requires_grad_()
-        found, found_grid = vision.prepare(fractions, QWEN3)
+        found, found_grid = prepare(fractions, QWEN3)
         assert found_grid == grid
         np.testing.assert_array_equal(found, expected)
 
@@ -101,15 +99,15 @@ def test_arrays_and_tensors_equal_the_reference():
 def test_all_greys_equal_the_reference_bit_for_bit():
     own = Image.fromarray(np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8))
     for config in (QWEN3, QWEN2_5):
-        resized = vision.resize(own, (2 * config.factor, 2 * config.factor))
+        resized = resize(own, (2 * config.factor, 2 * config.factor))
         expected = processor(config)(images=[Image.fromarray(resized)], return_tensors="np")["pixel_values"]
-        np.testing.assert_array_equal(vision.patches(resized[None], config)[0], expected)
+        np.testing.assert_array_equal(to_patches(resized[None], config)[0], expected)
 
 
 def test_a_frame_of_a_video_is_laid_out_as_a_picture_is():
     """The reference repeats a picture in time; the frame's half of each patch is compared."""
     frames = np.stack([np.asarray(picture(96, 64).rotate(angle)) for angle in (0, 90, 180, 270, 45)])
-    patches, grid = vision.patches(frames, QWEN3)
+    patches, grid = to_patches(frames, QWEN3)
     batch = processor(QWEN3)(images=list(map(Image.fromarray, frames)), return_tensors="np")
     of_pictures = batch["pixel_values"].reshape(5, 6 * 4, 3, 2, -1)[:, :, :, 0]
     of_video = patches.reshape(3, 6 * 4, 3, 2, -1)
@@ -131,11 +129,11 @@ def test_smart_resize_equals_the_reference(height, width, factor, bounds):
         expected = reference.smart_resize(height, width, **call)
     except ValueError:
         with pytest.raises(ValueError, match="more than 200 times"):
-            vision.smart_resize(height, width, **call)
+            smart_resize(height, width, **call)
     else:
-        assert vision.smart_resize(height, width, **call) == expected
+        assert smart_resize(height, width, **call) == expected
 
 
 @pytest.mark.parametrize("config", [QWEN3, QWEN2_5], ids=["qwen3", "qwen2.5"])
 def test_the_processors_own_config_is_read(config):
-    assert vision.PatchConfig.from_hf(processor(config).to_dict()) == config
+    assert PatchConfig.from_hf(processor(config).to_dict()) == config

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from omni_jax.buckets import CALL_PATCHES, patch_slots
 from omni_jax.processing import vision_packing
-from omni_jax.processing.media.patches import PatchConfig, patches
+from omni_jax.processing.media.patches import PatchConfig, to_patches
 from omni_jax.processing.vision_packing import pack, places, split_patches
 
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 20).map(lambda n: 2 * n), st.integers(1, 20).map(lambda n: 2 * n))
@@ -56,7 +56,7 @@ def test_places_match_the_pixels_of_their_patches():
     """A picture in which the grey value of each patch encodes its row and column."""
     rows, columns = np.mgrid[:6, :8]
     grey = np.kron(rows * 8 + columns, np.ones((16, 16))).astype(np.uint8)
-    made, _ = patches(np.repeat(grey[None, ..., None], 3, axis=3), PatchConfig())
+    made, _ = to_patches(np.repeat(grey[None, ..., None], 3, axis=3), PatchConfig())
     found = np.rint((made[:, 0] * 0.5 + 0.5) * 255).astype(int)
     np.testing.assert_array_equal(found, places(6, 8, 2) @ [8, 1])
 

@@ -15,7 +15,7 @@ from omni_jax.speech import token2wav
 from omni_jax.speech.synthesizer import checked
 from omni_jax.speech.token2wav import FlowStream, decode
 
-# Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN's reach is 11 frames on both sides.
+# Blocks of 12 frames are 6 codes, of 24 samples each; BigVGAN's receptive field is 11 frames on both sides.
 FLOW = DiTConfig(
     layers=4, width=32, heads=2, head_width=16, ffn_width=64, rope_theta=1e4, context=2400, codes=50, code_width=16,
     repeats=2, mel_bins=8, speaker_width=5, block_frames=12, look_ahead=(1,), look_back=(0, 2),
@@ -160,7 +160,7 @@ def test_the_vocoder_decodes_a_long_row_in_windows(parts):
     expected = np.asarray(jax.jit(lambda model, *given: model.decode(*given))(vocoder, mel, lengths))
     for frames in (400, 300):
         found = token2wav._waveform(dit, vocoder, mel[:, :frames], np.minimum(lengths, frames))
-        inside = (frames - (0 if frames == 400 else vocoder.reach)) * VOCODER.frame_samples
+        inside = (frames - (0 if frames == 400 else vocoder.receptive_field)) * VOCODER.frame_samples
         assert_same(found[:, :inside], expected[:, :inside])
 
 

@@ -126,7 +126,7 @@ class BigVGAN(nnx.Module):
     Attributes:
         residuals: the residual blocks, all of the first stage before those of the second.
         frame_samples: samples a mel frame.
-        reach: receptive field of a frame's samples to each side, in mel frames.
+        receptive_field: mel frames to each side that a frame's samples depend on.
     """
 
     def __init__(self, init: Init, config: BigVGANConfig):
@@ -142,7 +142,7 @@ class BigVGAN(nnx.Module):
         self.snake = SnakeBeta(init, channels)
         self.conv_out = Conv1d(init, channels, 1, 7, bias=False)
         self.config = config
-        self.frame_samples, self.reach = config.frame_samples, _reach(config)
+        self.frame_samples, self.receptive_field = config.frame_samples, _receptive_field(config)
 
     def decode(
         self, mel: Float[Array, "B A Z"], lengths: Int[Array, "B"]
@@ -165,7 +165,7 @@ class BigVGAN(nnx.Module):
     ) -> Float32[Array, "B A*{self.frame_samples}"]:
         """The waveforms of a window of longer rows. Decoding a row in windows takes no more memory than one window.
 
-        Where a row goes on beyond a side of the window, the ``reach`` frames at that side are not exact.
+        Where a row goes on beyond a side of the window, the ``receptive_field`` frames at that side are not exact.
 
         Args:
             mel: the window's mel frames.
@@ -196,13 +196,13 @@ def _entry(stacked, number):
     return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
-def _reach(config: BigVGANConfig) -> int:
+def _receptive_field(config: BigVGANConfig) -> int:
     """The receptive field to each side in mel frames, computed from the samples back to the mel frames."""
     block = max(
         sum(2 * REACH + (dilation + 1) * (width // 2) for dilation in dilations)
         for width, dilations in zip(config.block_kernels, config.dilations, strict=True)
     )
-    reach = REACH + 3
+    receptive_field = REACH + 3
     for rate, kernel in zip(reversed(config.rates), reversed(config.kernels), strict=True):
-        reach = (reach + block + kernel - 1) // rate + 1
-    return reach + 3
+        receptive_field = (receptive_field + block + kernel - 1) // rate + 1
+    return receptive_field + 3

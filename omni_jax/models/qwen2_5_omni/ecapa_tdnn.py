@@ -16,8 +16,8 @@ class Conv1d(conv.Conv1d):
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, "B"], *, dilation: int) -> Float[Array, "B T C2"]:
         kernel, steps = self.kernel[...], x.shape[1]
-        reach = (len(kernel) - 1) * dilation
-        at = jnp.abs(jnp.arange(steps + reach) - reach // 2)[None]
+        padding = (len(kernel) - 1) * dilation
+        at = jnp.abs(jnp.arange(steps + padding) - padding // 2)[None]
         # Reflection does not repeat the end steps. Values more than a row's length beyond its end do not matter.
         at = jnp.minimum(at, jnp.abs(2 * (lengths[:, None] - 1) - at)).clip(max=steps - 1)
         y = jax.lax.conv_general_dilated(

@@ -37,7 +37,7 @@ class Code2WavState:
     """
 
     cache: KVCache
-    tails: tuple[Float[Array, "B _reach _C"], ...]
+    tails: tuple[Float[Array, "B _history _C"], ...]
     frames: Int[Array, "B"]
 
 
@@ -181,11 +181,11 @@ class Code2Wav(nnx.Module):
     def _run(
         self,
         cache: KVCache,
-        tails: tuple[Float[Array, "B _reach _C"], ...] | None,
+        tails: tuple[Float[Array, "B _history _C"], ...] | None,
         seen: Int[Array, "B"],
         codes: Int[Array, "B Q y"],
         lengths: Int[Array, "B"],
-    ) -> tuple[KVCache, tuple[Float[Array, "B _reach _C"], ...], Float32[Array, "B y*{self.frame_samples}"]]:
+    ) -> tuple[KVCache, tuple[Float[Array, "B _history _C"], ...], Float32[Array, "B y*{self.frame_samples}"]]:
         batch, books, frames = codes.shape
         if books != self.config.codebooks:
             raise ValueError(f"codes: expected [batch, {self.config.codebooks}, frames], got {list(codes.shape)}")

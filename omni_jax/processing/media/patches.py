@@ -176,7 +176,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image)
 
 
-def patches(frames: np.ndarray, config: PatchConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
+def to_patches(frames: np.ndarray, config: PatchConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Normalises frames and lays them out as patches, as Transformers' Qwen2-VL processors do.
 
     Patches are in the order of their merged blocks, row by row, and step by step in time; a patch's values in the
@@ -236,4 +236,4 @@ def prepare(
     image = load(source, name=name, options=options)
     with about(name):
         size = image_size(image.height, image.width, config, options)
-    return patches(resize(image, size)[None], config)
+    return to_patches(resize(image, size)[None], config)

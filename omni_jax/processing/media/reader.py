@@ -14,7 +14,7 @@ from omni_jax.config import ThinkerConfig
 from omni_jax.errors import about
 from omni_jax.processing.conversation import Media
 from omni_jax.processing.media import audio, image, source, video
-from omni_jax.processing.media import patches as vision
+from omni_jax.processing.media.patches import PatchConfig, image_size, resize, to_patches
 from omni_jax.processing.media.video_track import Progress
 from omni_jax.processing.options import MediaOptions
 from omni_jax.processing.positions import interleave
@@ -26,7 +26,7 @@ class Visual:
     """An image or a video as input of the vision encoder.
 
     Attributes:
-        patches: frame after frame, as ``patches.patches`` makes them.
+        patches: frame after frame, as ``patches.to_patches`` makes them.
         grid: frames (pairs of pictures), rows and columns, in patches.
         seconds: time from one frame of the grid to the next; 0 for an image.
     """
@@ -48,9 +48,9 @@ class Reader:
     """
 
     sound: audio.FeatureConfig
-    patches: vision.PatchConfig
+    patches: PatchConfig
     thinker: ThinkerConfig
-    frames: vision.PatchConfig | None = None
+    frames: PatchConfig | None = None
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping[str, Any], thinker: ThinkerConfig) -> Self:
@@ -74,11 +74,11 @@ class FolderReader:
         return _sound_of(read_processor(self.folder, "sound"), self.thinker)
 
     @cached_property
-    def patches(self) -> vision.PatchConfig:
+    def patches(self) -> PatchConfig:
         return _pictures_of(read_processor(self.folder, "image"))
 
     @cached_property
-    def frames(self) -> vision.PatchConfig:
+    def frames(self) -> PatchConfig:
         return _pictures_of(read_processor(self.folder, "video"))
 
 
@@ -91,8 +91,8 @@ def _sound_of(numbers: Numbers, thinker: ThinkerConfig) -> audio.FeatureConfig:
     return audio.FeatureConfig.from_hf(numbers.values, padded=padded, file=numbers.file)
 
 
-def _pictures_of(numbers: Numbers) -> vision.PatchConfig:
-    return vision.PatchConfig.from_hf(numbers.values, file=numbers.file)
+def _pictures_of(numbers: Numbers) -> PatchConfig:
+    return PatchConfig.from_hf(numbers.values, file=numbers.file)
 
 
 @dataclass
@@ -169,12 +169,12 @@ def _image(given: Any, reader: AnyReader, options: MediaOptions, room: int) -> V
     name = source.describe(given, "image")
     picture = image.load(given, name=name, options=options)
     with about(name):
-        height, width = vision.image_size(picture.height, picture.width, reader.patches, options)
+        height, width = image_size(picture.height, picture.width, reader.patches, options)
     if (tokens := height * width // reader.patches.factor**2) > room:
         raise ValueError(
             f"{name}: {height} x {width} pixels make {tokens} tokens, but the context has room for {room}; lower max_pixels"
         )
-    return Visual(*vision.patches(vision.resize(picture, (height, width))[None], reader.patches))
+    return Visual(*to_patches(resize(picture, (height, width))[None], reader.patches))
 
 
 def _video(
@@ -192,7 +192,7 @@ def _video(
 
     def see(given: Any) -> tuple[Visual, float]:
         clip = video.load(given, patches, options, context=config.context, videos=videos, name=name, progress=progress)
-        made.videos.append(Visual(*vision.patches(clip.frames, patches), patches.temporal_patch * clip.interval))
+        made.videos.append(Visual(*to_patches(clip.frames, patches), patches.temporal_patch * clip.interval))
         return made.videos[-1], clip.origin
 
     if hasattr(item.source, "__array__") or isinstance(item.source, list | tuple):

@@ -61,7 +61,7 @@ def test_the_parameter_count_is_the_published_one():
         assert sum(leaf.size for leaf in leaves) == 115_443_504
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
     model = abstract(PUBLISHED)
-    assert (model.frame_samples, model.reach) == (240, 36)
+    assert (model.frame_samples, model.receptive_field) == (240, 36)
 
 
 def test_padded_equals_alone(vocoder, mel, whole):
@@ -73,26 +73,26 @@ def test_padded_equals_alone(vocoder, mel, whole):
     np.testing.assert_array_equal(decode(vocoder, np.where(behind, 3, mel), LENGTHS), whole)
 
 
-def test_a_window_equals_the_whole_up_to_its_reach(vocoder, mel, whole):
+def test_a_window_equals_the_whole_up_to_its_receptive_field(vocoder, mel, whole):
     """Windows of a stream: from within, from before the beginning, and beyond the end."""
-    reach = vocoder.reach
+    receptive_field = vocoder.receptive_field
     for first in (40, 5, -3):
-        frames = np.pad(mel, [(0, 0), (4, 80), (0, 0)])[:, first + 4 :][:, : 2 * reach + 10]
+        frames = np.pad(mel, [(0, 0), (4, 80), (0, 0)])[:, first + 4 :][:, : 2 * receptive_field + 10]
         found = decode_window(vocoder, frames, np.full(3, -first), LENGTHS - first)
-        begin = first + reach if first > 0 else 0
-        expected = np.pad(whole, [(0, 0), (0, 600)])[:, begin * 6 : (first + reach + 10) * 6]
-        assert_same(found[:, (begin - first) * 6 : (reach + 10) * 6], expected)
+        begin = first + receptive_field if first > 0 else 0
+        expected = np.pad(whole, [(0, 0), (0, 600)])[:, begin * 6 : (first + receptive_field + 10) * 6]
+        assert_same(found[:, (begin - first) * 6 : (receptive_field + 10) * 6], expected)
 
 
-def test_a_frame_changes_only_samples_within_reach(vocoder, mel, whole):
+def test_a_frame_changes_only_samples_within_receptive_field(vocoder, mel, whole):
     """And nearly as far: at the very ends the change is below float32's precision."""
     changed = mel.copy()
     changed[0, 35] += 5
     samples = np.nonzero(np.asarray(decode(vocoder, changed, LENGTHS)) - whole)
     assert set(samples[0]) == {0}
     frames = samples[1] // 6
-    assert 35 - vocoder.reach <= frames.min() <= 35 - vocoder.reach // 2
-    assert 35 + vocoder.reach // 2 <= frames.max() <= 35 + vocoder.reach
+    assert 35 - vocoder.receptive_field <= frames.min() <= 35 - vocoder.receptive_field // 2
+    assert 35 + vocoder.receptive_field // 2 <= frames.max() <= 35 + vocoder.receptive_field
 
 
 def test_the_waveform_is_clipped_at_one(vocoder, mel, whole):
@@ -155,7 +155,7 @@ def test_a_row_may_begin_anywhere_in_its_array():
     assert_same(found, smoothed(x[:, 9:28], jnp.square))
 
 
-def test_a_step_changes_only_samples_within_reach():
+def test_a_step_changes_only_samples_within_receptive_field():
     x = np.random.default_rng(0).standard_normal((1, 40, 1), np.float32)
     changed = x.copy()
     changed[0, 20] += 1

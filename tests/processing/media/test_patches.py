@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from omni_jax.processing.media import patches as vision
 from omni_jax.processing.media.image import MAX_PIXELS
+from omni_jax.processing.media.patches import PatchConfig, image_size, prepare, resize, smart_resize, to_patches
 from omni_jax.processing.options import MediaOptions
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "patches.npz"
-CONFIG = vision.PatchConfig()
+CONFIG = PatchConfig()
 PUBLISHED = {
     "patch_size": 16,
     "temporal_patch_size": 2,
@@ -33,7 +33,7 @@ def noise(*shape):
 
 def test_patches_of_the_golden_picture_are_unchanged():
     golden = np.load(GOLDEN)
-    patches, grid = vision.prepare(golden["picture"], CONFIG)
+    patches, grid = prepare(golden["picture"], CONFIG)
     assert grid == tuple(golden["grid"])
     assert patches.dtype == np.float32
     assert patches.shape == (np.prod(grid), 3 * 2 * 16 * 16)
@@ -41,18 +41,18 @@ def test_patches_of_the_golden_picture_are_unchanged():
 
 
 def test_the_published_file_gives_the_defaults():
-    assert vision.PatchConfig.from_hf(json.loads(json.dumps(PUBLISHED))) == CONFIG
+    assert PatchConfig.from_hf(json.loads(json.dumps(PUBLISHED))) == CONFIG
     assert CONFIG.factor == 32
-    assert hash(CONFIG) == hash(vision.PatchConfig.from_hf(PUBLISHED))
+    assert hash(CONFIG) == hash(PatchConfig.from_hf(PUBLISHED))
 
 
 def test_pixel_bounds_are_read_by_their_newer_names():
     size = {"shortest_edge": 1000, "longest_edge": 2000}
     newer = {**PUBLISHED, "min_pixels": None, "size": size, "do_resize": True, "resample": 3, "rescale_factor": 1 / 255}
     del newer["max_pixels"]
-    config = vision.PatchConfig.from_hf(newer)
+    config = PatchConfig.from_hf(newer)
     assert (config.min_pixels, config.max_pixels) == (1000, 2000)
-    both = vision.PatchConfig.from_hf({**PUBLISHED, "size": size})
+    both = PatchConfig.from_hf({**PUBLISHED, "size": size})
     assert (both.min_pixels, both.max_pixels) == (3136, 12845056)
 
 
@@ -81,12 +81,12 @@ def test_pixel_bounds_are_read_by_their_newer_names():
 )
 def test_an_impossible_value_is_named(key, value, words):
     with pytest.raises(ValueError, match=rf"^preprocessor_config\.json: {words}"):
-        vision.PatchConfig.from_hf({**PUBLISHED, key: value})
+        PatchConfig.from_hf({**PUBLISHED, key: value})
 
 
 def test_all_faults_are_reported_in_one_line():
     with pytest.raises(ValueError, match="missing") as caught:
-        vision.PatchConfig.from_hf({"image_std": [0, 0, 0], "do_rescale": False})
+        PatchConfig.from_hf({"image_std": [0, 0, 0], "do_rescale": False})
     words = str(caught.value)
     assert "\n" not in words
     for key in PUBLISHED:
@@ -94,7 +94,7 @@ def test_all_faults_are_reported_in_one_line():
     assert "image_std is [0, 0, 0]" in words
     assert "do_rescale is False" in words
     with pytest.raises(ValueError, match=r"^PatchConfig: patch_size is 0 .*; max_pixels is 0"):
-        vision.PatchConfig(patch=0, max_pixels=0, min_pixels=0)
+        PatchConfig(patch=0, max_pixels=0, min_pixels=0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_all_faults_are_reported_in_one_line():
     ],
 )
 def test_sizes_are_multiples_of_a_block_within_bounds(size, expected):
-    assert vision.image_size(*size, CONFIG, MediaOptions()) == expected
+    assert image_size(*size, CONFIG, MediaOptions()) == expected
 
 
 @given(
@@ -124,9 +124,9 @@ def test_smart_resize_gives_whole_blocks_within_bounds(height, width, factor, bo
     call = {"factor": factor, "min_pixels": least, "max_pixels": most}
     if ratio > 200:
         with pytest.raises(ValueError, match=rf"^{height} x {width} pixels \(height x width\), one side more than 200"):
-            vision.smart_resize(height, width, **call)
+            smart_resize(height, width, **call)
         return
-    rows, columns = vision.smart_resize(height, width, **call)
+    rows, columns = smart_resize(height, width, **call)
     assert rows % factor == columns % factor == 0
     assert min(rows, columns) >= factor
     nearest = round(height / factor) * factor, round(width / factor) * factor
@@ -136,12 +136,12 @@ def test_smart_resize_gives_whole_blocks_within_bounds(height, width, factor, bo
         assert rows * columns >= least
     elif min(nearest):
         assert (rows, columns) == nearest
-    assert vision.smart_resize(width, height, **call) == (columns, rows)
+    assert smart_resize(width, height, **call) == (columns, rows)
 
 
 def test_the_smallest_size_is_one_block():
-    assert vision.smart_resize(500, 500, factor=32, min_pixels=0, max_pixels=1) == (32, 32)
-    assert vision.smart_resize(2, 3, factor=32, min_pixels=0, max_pixels=10**6) == (32, 32)
+    assert smart_resize(500, 500, factor=32, min_pixels=0, max_pixels=1) == (32, 32)
+    assert smart_resize(2, 3, factor=32, min_pixels=0, max_pixels=10**6) == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -158,18 +158,18 @@ def test_the_smallest_size_is_one_block():
     ],
 )
 def test_options_change_the_size(options, expected):
-    assert vision.image_size(720, 1280, CONFIG, MediaOptions(**options)) == expected
+    assert image_size(720, 1280, CONFIG, MediaOptions(**options)) == expected
 
 
 def test_an_excessive_size_is_refused():
     with pytest.raises(ValueError, match=f"pixels .* expected at most {MAX_PIXELS} in all"):
-        vision.image_size(720, 1280, CONFIG, MediaOptions(min_pixels=10**12))
+        image_size(720, 1280, CONFIG, MediaOptions(min_pixels=10**12))
 
 
 def test_resizing_is_bicubic_and_skipped_where_it_changes_nothing():
     picture = Image.fromarray(noise(40, 56))
-    np.testing.assert_array_equal(vision.resize(picture, (40, 56)), np.asarray(picture))
-    resized = vision.resize(picture, (64, 32))
+    np.testing.assert_array_equal(resize(picture, (40, 56)), np.asarray(picture))
+    resized = resize(picture, (64, 32))
     assert resized.shape == (64, 32, 3)
     np.testing.assert_array_equal(resized, np.asarray(picture.resize((32, 64), Image.Resampling.BICUBIC)))
 
@@ -195,15 +195,15 @@ def lay_out(frames, config):
 @pytest.mark.parametrize(
     "config",
     [
-        vision.PatchConfig(patch=4),
-        vision.PatchConfig(patch=3, **CLIP),
-        vision.PatchConfig(patch=2, merge=1, temporal_patch=1),
-        vision.PatchConfig(patch=2, merge=3, temporal_patch=3),
+        PatchConfig(patch=4),
+        PatchConfig(patch=3, **CLIP),
+        PatchConfig(patch=2, merge=1, temporal_patch=1),
+        PatchConfig(patch=2, merge=3, temporal_patch=3),
     ],
 )
 def test_patches_are_laid_out_as_described(config, count):
     frames = noise(count, 2 * config.factor, 3 * config.factor)
-    patches, grid = vision.patches(frames, config)
+    patches, grid = to_patches(frames, config)
     expected, expected_grid = lay_out(frames, config)
     assert grid == expected_grid
     assert patches.dtype == np.float32
@@ -213,10 +213,10 @@ def test_patches_are_laid_out_as_described(config, count):
 
 def test_frames_may_have_any_memory_order_and_are_not_changed():
     frames = noise(4, 32, 64)
-    expected, grid = vision.patches(frames, CONFIG)
+    expected, grid = to_patches(frames, CONFIG)
     frames.flags.writeable = False
     for other in (np.asfortranarray(frames), frames[:, :, ::-1][:, :, ::-1], frames.repeat(2, 0)[::2]):
-        found, found_grid = vision.patches(other, CONFIG)
+        found, found_grid = to_patches(other, CONFIG)
         assert found_grid == grid
         np.testing.assert_array_equal(found, expected)
 
@@ -233,18 +233,18 @@ def test_frames_may_have_any_memory_order_and_are_not_changed():
 )
 def test_wrong_frames_are_refused(frames, words):
     with pytest.raises(ValueError, match=f"^patches: .*{words}"):
-        vision.patches(frames, CONFIG)
+        to_patches(frames, CONFIG)
 
 
 def test_a_picture_is_read_and_cut_into_patches(tmp_path):
     path = tmp_path / "picture.png"
     own = Image.fromarray(noise(50, 90))
     own.save(path)
-    expected, grid = vision.patches(vision.resize(own, (64, 96))[None], CONFIG)
-    found, found_grid = vision.prepare(path, CONFIG)
+    expected, grid = to_patches(resize(own, (64, 96))[None], CONFIG)
+    found, found_grid = prepare(path, CONFIG)
     assert found_grid == grid == (1, 4, 6)
     np.testing.assert_array_equal(found, expected)
-    _, small = vision.prepare(path, CONFIG, MediaOptions(max_pixels=1024))
+    _, small = prepare(path, CONFIG, MediaOptions(max_pixels=1024))
     assert small == (1, 2, 2)
 
 
@@ -259,5 +259,5 @@ def test_a_picture_is_read_and_cut_into_patches(tmp_path):
 def test_an_impossible_picture_size_is_reported_with_its_source(picture, words):
     for name in (None, "message 1, image 2"):
         with pytest.raises(ValueError, match=rf"^{name or r'image .ndarray.'}: {words}") as caught:
-            vision.prepare(picture, CONFIG, name=name)
+            prepare(picture, CONFIG, name=name)
         assert "\n" not in str(caught.value)

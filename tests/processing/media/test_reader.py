@@ -9,8 +9,8 @@ import pytest
 from omni_jax.config import from_hf
 from omni_jax.processing.conversation import media as list_media
 from omni_jax.processing.media import audio, video
-from omni_jax.processing.media import patches as vision
 from omni_jax.processing.media import reader as media
+from omni_jax.processing.media.patches import PatchConfig, prepare, to_patches
 from omni_jax.processing.media.reader import Reader
 from omni_jax.processing.options import NAMES, OF_A_PART, SYNONYMS, MediaOptions, per_conversation
 from omni_jax.processing.positions import interleave
@@ -20,7 +20,7 @@ SILENT, HEARD = MediaOptions(), MediaOptions(load_audio_from_video=True)
 
 @pytest.fixture(scope="module")
 def reader(tiny):
-    return Reader(audio.FeatureConfig(), vision.PatchConfig(), from_hf(tiny).thinker)
+    return Reader(audio.FeatureConfig(), PatchConfig(), from_hf(tiny).thinker)
 
 
 def user(*parts):
@@ -43,11 +43,11 @@ def test_each_kind_of_media_is_read_in_its_order(reader, films):
         reader, SILENT,
     )  # fmt: skip
     assert [item.grid for item in made.images] == [(1, 4, 6), (1, 2, 20)]
-    np.testing.assert_array_equal(made.images[1].patches, vision.prepare(picture(32, 320, 1), reader.patches)[0])
+    np.testing.assert_array_equal(made.images[1].patches, prepare(picture(32, 320, 1), reader.patches)[0])
     assert [clip.shape[1] for clip in made.mel] == [100, 200]
     (seen,) = made.videos
     clip = video.load(film, reader.patches, context=config.context)
-    patches, grid = vision.patches(clip.frames, reader.patches)
+    patches, grid = to_patches(clip.frames, reader.patches)
     np.testing.assert_array_equal(seen.patches, patches)
     assert (seen.grid, seen.seconds) == (grid, 2 * clip.interval)
     assert made.runs == {
@@ -146,7 +146,7 @@ def test_media_beyond_the_context_are_refused_before_decoding(reader, films, mon
             media.read(user(*parts), small, options)
         return str(error.value)
 
-    monkeypatch.setattr(vision, "resize", None)  # this would take the memory
+    monkeypatch.setattr(media, "resize", None)  # this would take the memory
     large = {"image": picture(640, 960), "max_pixels": 10**8}
     assert said(large).endswith("640 x 960 pixels make 600 tokens, but the context has room for 130; lower max_pixels")
     assert "at least 11.0 s of sound, but the model's context has room for 10.0 s" in said({"audio": sound(11)})
