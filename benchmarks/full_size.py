@@ -267,7 +267,7 @@ def speech(omni: Omni, asked: Sequence[Question], load: Load, seed: int) -> Figu
 
     (stream, _), listening = timed(listen)
     for row in range(len(asked)):
-        stream.add_text(row, [0] * load.tokens, ended=True)
+        stream.add_text(row, [0] * load.tokens, list(range(load.tokens)), ended=True)
     _, first = timed(stream.advance)
     (state, rows), count = stream.states, min(FRAMES_PER_CALL, load.frames - 1)
     words = jnp.zeros((len(stream.rows), FRAMES_PER_CALL, state.frame.shape[-1]), state.frame.dtype)
