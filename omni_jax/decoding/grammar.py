@@ -1,4 +1,4 @@
-"""Grammars that a reply keeps to: which tokens may come next in each row, as a packed mask from llguidance.
+"""Grammars for replies: the tokens that may come next in each row, as a packed mask from llguidance.
 
 A ``Grammar`` is what was asked for, a ``GrammarCompiler`` belongs to a tokenizer, and a ``Matcher`` follows one row. A
 row's next mask needs its last token on the host, so a call of decoding with masks makes one token.
@@ -151,7 +151,7 @@ class Matcher:
         return [] if self.ended else list(self._matcher.compute_ff_tokens())
 
     def fork(self) -> "Matcher":
-        """A matcher in the same state that goes its own way."""
+        """An independent matcher in the same state."""
         other = Matcher(self._matcher.deep_copy(), self.ends)
         other.ended = self.ended
         return other

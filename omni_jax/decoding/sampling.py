@@ -179,8 +179,8 @@ def sample(
         count: tokens that the row has generated; its randomness depends only on this and the row's seed.
         rows: options of each row.
         candidates: 0 for the likeliest token; else the most tokens that a draw chooses from.
-        allowed: tokens that may be chosen, a bit each (``grammar.GrammarCompiler.masks``); None for all. A reply that may
-            only end here ends, also before its shortest length.
+        allowed: tokens that may be chosen, a bit each (``grammar.GrammarCompiler.masks``); None for all. Where only an
+            end is allowed, the reply ends, even before its shortest length.
     """
     batch, vocabulary = logits.shape
     logits = logits.astype(jnp.float32)
@@ -190,13 +190,13 @@ def sample(
         scores = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     ends = jnp.where(rows.eos >= 0, rows.eos, vocabulary)
     early = (count < rows.least)[:, None]
-    every = scores
+    unlimited = scores  # before ends are excluded
     scores = scores.at[jnp.arange(batch)[:, None], ends].add(jnp.where(early, -jnp.inf, 0.0), mode="drop")
     if allowed is not None:
         bits = (allowed[:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None]) & 1
         may = bits.reshape(batch, -1)[:, :vocabulary] == 1
         kept = jnp.where(may, scores, -jnp.inf)
-        scores = jnp.where(jnp.any(kept > -jnp.inf, axis=-1, keepdims=True), kept, jnp.where(may, every, -jnp.inf))
+        scores = jnp.where(jnp.any(kept > -jnp.inf, axis=-1, keepdims=True), kept, jnp.where(may, unlimited, -jnp.inf))
     tokens = _draw(scores, count, rows, candidates) if candidates else jnp.argmax(scores, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -18,8 +18,8 @@ _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, struct.er
 _DAMAGE_ELSEWHERE = ("LZMAError", "ZstdError", "IsalError")
 # What is raised for a zip file that is whole, but has nothing that can be read.
 _UNREADABLE_ZIP = (
-    NotImplementedError,  # by zipfile, for a compression method that it does not have
-    IndexError,  # by fsspec, for an archive without files
+    NotImplementedError,  # zipfile raises it for a compression method that it lacks; nothing in this file is unfinished
+    IndexError,  # fsspec raises it for an archive without files
 )
 
 

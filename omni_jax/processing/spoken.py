@@ -11,11 +11,11 @@ TAGS = tuple(tag for pair in BLOCKS.items() for tag in pair)
 class SpokenTokens:
     """Chooses the tokens that are spoken, as the transcript reads them one by one.
 
-    A token is spoken if all of its characters are the answer's. These are not: thinking, tool calls, malformed or
+    A token is spoken if all of its characters belong to the answer. Not spoken are thinking, tool calls, malformed or
     unfinished calls that are part of the text, special tokens, stop strings, and tags that several tokens spell, with
-    what stands between them. Text that may yet become a tag waits, and is not spoken if the reply or the text ends in
-    it. Blank tokens wait for a word behind them: those between a block and the beginning or the end of what is said are
-    not spoken, nor is a reply of blanks alone.
+    what stands between them. Text that may yet become a tag waits. If the reply ends in such text, it is not spoken.
+    Blank tokens wait for the next word. Blanks between a block and the beginning or the end of what is said are not
+    spoken, and a reply of blanks alone is silent.
 
     The choice depends on the tokens alone, not on how they were grouped, and no chosen token is taken back.
 
